@@ -1,0 +1,36 @@
+//! Values that every floor shares: errors, ids, labels, filters, mounts, digests, records.
+//!
+//! Invariant: values and pure functions only. No I/O, no async, no wire types. Everything that comes
+//! from outside is parsed once into one of these types and trusted from there on.
+
+mod any;
+mod bundle;
+mod descriptor;
+mod digest;
+mod error;
+mod event;
+mod fields;
+mod filter;
+mod id;
+mod info;
+mod labels;
+mod mount;
+mod platform;
+mod record;
+mod scope;
+
+pub use any::Any;
+pub use bundle::{BUNDLES_DIR, Exit, bundle_file};
+pub use descriptor::{Descriptor, media_type};
+pub use digest::{Algorithm, Digest};
+pub use error::{Code, Context, Error, Errors, Result};
+pub use event::{Event, Topic};
+pub use fields::Fields;
+pub use filter::{Filter, Filterable};
+pub use id::{ContainerId, ExecId, Identifier, IngestRef, LeaseId, Namespace, SnapshotKey};
+pub use info::{BlobInfo, IngestStatus, SnapshotInfo, SnapshotKind, Usage};
+pub use labels::{Labels, gc_label, label};
+pub use mount::Mount;
+pub use platform::Platform;
+pub use record::{Container, Image, Lease, NamespaceInfo, Resource, Runtime};
+pub use scope::Scope;

@@ -1,0 +1,212 @@
+//! Records of the metadata store: what clients assemble containers from.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crate::{
+    Any, ContainerId, Descriptor, Digest, Error, Filterable, IngestRef, Labels, LeaseId, Namespace,
+    Result, SnapshotKey,
+};
+
+/// A namespace and its labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceInfo {
+    /// Name.
+    pub name: Namespace,
+    /// Labels.
+    pub labels: Labels,
+}
+
+/// An image: a name for a descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Name, a free non-empty string.
+    pub name: String,
+    /// Labels.
+    pub labels: Labels,
+    /// What it names.
+    pub target: Descriptor,
+    /// When it was made.
+    pub created_at: SystemTime,
+    /// When it last changed.
+    pub updated_at: SystemTime,
+}
+
+impl Filterable for Image {
+    fn field(&self, path: &[&str]) -> Option<String> {
+        match path {
+            ["name"] => Some(self.name.clone()),
+            ["target", "digest"] => Some(self.target.digest.to_string()),
+            ["target", "mediatype"] => Some(self.target.media_type.clone()),
+            ["labels", key @ ..] => self.labels.field(key),
+            ["annotations", key @ ..] => self.target.annotations.field(key),
+            _ => None,
+        }
+    }
+}
+
+/// Which runtime runs a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runtime {
+    /// Name or path of the shim.
+    pub name: String,
+    /// Options for it.
+    pub options: Option<Any>,
+}
+
+/// A container: all that is needed to start a task, nothing that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Id.
+    pub id: ContainerId,
+    /// Labels.
+    pub labels: Labels,
+    /// Image name, may be empty.
+    pub image: String,
+    /// Runtime.
+    pub runtime: Runtime,
+    /// OCI spec; opaque here.
+    pub spec: Option<Any>,
+    /// Snapshotter of the root file system, may be empty.
+    pub snapshotter: String,
+    /// Key of the root file system's snapshot, may be empty.
+    pub snapshot_key: String,
+    /// Client data.
+    pub extensions: BTreeMap<String, Any>,
+    /// Sandbox that it belongs to, may be empty.
+    pub sandbox: String,
+    /// When it was made.
+    pub created_at: SystemTime,
+    /// When it last changed.
+    pub updated_at: SystemTime,
+}
+
+impl Filterable for Container {
+    fn field(&self, path: &[&str]) -> Option<String> {
+        match path {
+            ["id"] => Some(self.id.to_string()),
+            ["runtime", "name"] => Some(self.runtime.name.clone()),
+            ["image"] => Some(self.image.clone()),
+            ["labels", key @ ..] => self.labels.field(key),
+            _ => None,
+        }
+    }
+}
+
+/// A lease: what it lists is not collected while it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Id.
+    pub id: LeaseId,
+    /// Labels, among them the expiry.
+    pub labels: Labels,
+    /// When it was made.
+    pub created_at: SystemTime,
+}
+
+impl Filterable for Lease {
+    fn field(&self, path: &[&str]) -> Option<String> {
+        match path {
+            ["id"] => Some(self.id.to_string()),
+            ["labels", key @ ..] => self.labels.field(key),
+            _ => None,
+        }
+    }
+}
+
+/// Something that a lease can hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Resource {
+    /// A blob.
+    Content(Digest),
+    /// An unfinished ingest.
+    Ingest(IngestRef),
+    /// An image, by name.
+    Image(String),
+    /// A snapshot.
+    Snapshot {
+        /// Its snapshotter.
+        snapshotter: String,
+        /// Its key or name.
+        key: SnapshotKey,
+    },
+}
+
+impl Resource {
+    /// A resource from the wire's words.
+    ///
+    /// # Errors
+    /// `NotImplemented` for an unknown type, `InvalidArgument` for a bad digest or an empty id.
+    pub fn parse(kind: &str, id: &str) -> Result<Self> {
+        match kind.split_once('/') {
+            None if kind == "content" => Ok(Self::Content(id.parse()?)),
+            None if kind == "ingests" => Ok(Self::Ingest(id.parse()?)),
+            None if kind == "images" && !id.is_empty() => Ok(Self::Image(id.to_owned())),
+            Some(("snapshots", snapshotter)) if !snapshotter.is_empty() => Ok(Self::Snapshot {
+                snapshotter: snapshotter.to_owned(),
+                key: id.parse()?,
+            }),
+            None if kind == "images" => {
+                Err(Error::invalid_argument("image name must not be empty"))
+            }
+            None if kind == "snapshots" => Err(Error::invalid_argument(format_args!(
+                "invalid resource type {kind:?}: snapshotter missing"
+            ))),
+            _ => Err(Error::not_implemented(format_args!(
+                "resource type {kind:?}"
+            ))),
+        }
+    }
+
+    /// The wire's word for its type.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Content(_) => "content".into(),
+            Self::Ingest(_) => "ingests".into(),
+            Self::Image(_) => "images".into(),
+            Self::Snapshot { snapshotter, .. } => format!("snapshots/{snapshotter}"),
+        }
+    }
+
+    /// Its id on the wire.
+    #[must_use]
+    pub fn id(&self) -> String {
+        match self {
+            Self::Content(digest) => digest.to_string(),
+            Self::Ingest(reference) => reference.to_string(),
+            Self::Image(name) => name.clone(),
+            Self::Snapshot { key, .. } => key.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_round_trip_through_the_wire_words() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (kind, id) in [
+            ("content", digest.as_str()),
+            ("ingests", "layer-1"),
+            ("images", "docker.io/x:1"),
+            ("snapshots/overlayfs", "a b/c"),
+        ] {
+            let resource = Resource::parse(kind, id).unwrap();
+            assert_eq!(
+                (resource.kind().as_str(), resource.id().as_str()),
+                (kind, id)
+            );
+        }
+        for (kind, id) in [
+            ("content", "x"),
+            ("volumes", "x"),
+            ("snapshots/", "x"),
+            ("images", ""),
+        ] {
+            assert!(Resource::parse(kind, id).is_err(), "{kind} {id}");
+        }
+    }
+}
