@@ -1,1 +1,140 @@
-//! Placeholder, replaced in this session.
+//! Content store: blobs by digest, and the ingests that become blobs.
+//!
+//! Invariant: a blob that can be opened is complete, verified and durable. Called by `metadata`
+//! (which scopes it to a namespace), `diff`, `images`, `transfer`, and over the wire by `client`.
+
+use std::fmt;
+use std::fs::File;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use types::{BlobInfo, Digest, Fields, Filter, IngestRef, IngestStatus, Labels, Result};
+
+/// What a writer wants to write.
+#[derive(Clone, Debug)]
+pub struct IngestSpec {
+    /// Name of the ingest; one live writer each.
+    pub reference: IngestRef,
+    /// Expected length in bytes, when known.
+    pub total: Option<u64>,
+    /// Expected digest, when known.
+    pub expected: Option<Digest>,
+}
+
+/// Blobs and ingests.
+///
+/// Durability: when [`Ingest::commit`] has answered, the blob survives a power cut. Every method may be
+/// called concurrently. Dropping a future cancels the call and leaves nothing half-made.
+#[async_trait]
+pub trait ContentStore: Send + Sync + fmt::Debug {
+    /// Facts of one blob.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn info(&self, digest: &Digest) -> Result<BlobInfo>;
+
+    /// Replaces the labels that `fields` names (`labels`, `labels.<key>`; empty: all).
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidArgument` for another field; `NotImplemented` in a store without labels.
+    async fn update(&self, digest: &Digest, labels: Labels, fields: &Fields) -> Result<BlobInfo>;
+
+    /// All blobs that pass the filter, ordered by digest.
+    ///
+    /// # Errors
+    /// I/O.
+    async fn list(&self, filter: &Filter) -> Result<Vec<BlobInfo>>;
+
+    /// Removes a blob.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn delete(&self, digest: &Digest) -> Result<()>;
+
+    /// Opens a blob for reading. The handle stays valid when the blob is deleted.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn open(&self, digest: &Digest) -> Result<Arc<dyn Blob>>;
+
+    /// Begins or resumes the ingest `spec.reference`; the writer is at the end of what is there.
+    ///
+    /// # Errors
+    /// `Unavailable` while another writer has it; `AlreadyExists` when `spec.expected` is there already.
+    async fn ingest(&self, spec: IngestSpec) -> Result<Box<dyn Ingest>>;
+
+    /// Where one ingest stands.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn status(&self, reference: &IngestRef) -> Result<IngestStatus>;
+
+    /// All ingests that pass the filter.
+    ///
+    /// # Errors
+    /// I/O.
+    async fn statuses(&self, filter: &Filter) -> Result<Vec<IngestStatus>>;
+
+    /// Removes an ingest and its data.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn abort(&self, reference: &IngestRef) -> Result<()>;
+}
+
+/// An open blob.
+#[async_trait]
+pub trait Blob: Send + Sync + fmt::Debug {
+    /// Length in bytes.
+    fn size(&self) -> u64;
+
+    /// Up to `len` bytes from `offset`; shorter only at the end, empty past it.
+    ///
+    /// # Errors
+    /// I/O; `DataLoss` when the file ends before its length.
+    async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes>;
+
+    /// The file, when the blob is local: for splice, sendfile and blocking readers.
+    fn file(&self) -> Option<&File> {
+        None
+    }
+}
+
+/// A writer on an ingest. Dropping it keeps the data for a later resume and frees the name.
+#[async_trait]
+pub trait Ingest: Send + fmt::Debug {
+    /// Where it stands.
+    fn status(&self) -> IngestStatus;
+
+    /// Digest of what was written so far (sha256 unless the expected digest is of another kind).
+    ///
+    /// # Errors
+    /// I/O.
+    fn digest(&self) -> Result<Digest>;
+
+    /// Appends.
+    ///
+    /// # Errors
+    /// I/O, `ResourceExhausted` on a full disk.
+    async fn write(&mut self, data: Bytes) -> Result<()>;
+
+    /// Cuts back to `size` bytes (0: start anew).
+    ///
+    /// # Errors
+    /// `OutOfRange` beyond the current offset; `NotImplemented` for sizes that a store cannot do.
+    async fn truncate(&mut self, size: u64) -> Result<()>;
+
+    /// Verifies, makes durable and visible, and returns the digest. The ingest is gone afterwards,
+    /// also on `AlreadyExists`.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when size or digest are not as expected (the ingest stays);
+    /// `AlreadyExists` when the blob is there.
+    async fn commit(
+        self: Box<Self>,
+        size: Option<u64>,
+        expected: Option<Digest>,
+        labels: Labels,
+    ) -> Result<Digest>;
+}

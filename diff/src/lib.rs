@@ -1,1 +1,69 @@
-//! Placeholder, replaced in this session.
+//! Differ: archives onto file systems and back.
+//!
+//! Invariant: nothing outside the mounted tree is ever read or written, whatever the archive says.
+//! Mounts come from any snapshotter; content goes through any [`content::ContentStore`].
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use content::ContentStore;
+use types::{Any, Descriptor, IngestRef, Labels, Mount, Result};
+
+/// How to apply.
+#[derive(Clone, Debug, Default)]
+pub struct ApplyOpts {
+    /// Payloads of stream processors, by processor id.
+    pub payloads: Vec<(String, Any)>,
+    /// Flush the file system before answering.
+    pub sync: bool,
+}
+
+/// How to compare.
+#[derive(Clone, Debug, Default)]
+pub struct CompareOpts {
+    /// Media type of the result; empty: gzip.
+    pub media_type: String,
+    /// Name of the ingest; chosen when absent.
+    pub reference: Option<IngestRef>,
+    /// Labels of the resulting blob.
+    pub labels: Labels,
+    /// Clamp of all times in the archive.
+    pub source_date_epoch: Option<SystemTime>,
+}
+
+/// Unpacks layer archives.
+#[async_trait]
+pub trait Applier: Send + Sync + fmt::Debug {
+    /// Applies the blob `layer` of `store` to `mounts` and returns the descriptor of the
+    /// *uncompressed* stream.
+    ///
+    /// # Errors
+    /// `NotImplemented` for a media type that is not handled here; `NotFound` for the blob;
+    /// `InvalidArgument` for a damaged or hostile archive; `FailedPrecondition` when the blob does not
+    /// have the descriptor's digest.
+    async fn apply(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        opts: ApplyOpts,
+    ) -> Result<Descriptor>;
+}
+
+/// Makes layer archives.
+#[async_trait]
+pub trait Comparer: Send + Sync + fmt::Debug {
+    /// Writes what changed from `lower` to `upper` as a blob of `store`.
+    ///
+    /// # Errors
+    /// `NotImplemented` for a media type that is not handled here.
+    async fn compare(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        lower: &[Mount],
+        upper: &[Mount],
+        opts: CompareOpts,
+    ) -> Result<Descriptor>;
+}

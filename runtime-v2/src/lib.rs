@@ -1,1 +1,215 @@
-//! Placeholder, replaced in this session.
+//! Runtime: tasks, kept by shims.
+//!
+//! Invariant: a task whose init process may be alive is never deleted because its shim is silent; only
+//! a kernel fact (connection refused, process gone) says that a shim is gone.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use types::{Any, ContainerId, ExecId, Exit, Mount, Namespace, Result, Scope};
+
+/// Standard streams of a process: paths or URIs, empty for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stdio {
+    /// Where standard input comes from.
+    pub stdin: String,
+    /// Where standard output goes.
+    pub stdout: String,
+    /// Where standard error goes (not with a terminal).
+    pub stderr: String,
+    /// A terminal is wanted.
+    pub terminal: bool,
+}
+
+/// How to create a task.
+#[derive(Clone, Debug)]
+pub struct CreateOpts {
+    /// OCI spec bytes, written to the bundle as they are.
+    pub spec: Vec<u8>,
+    /// Root file system.
+    pub rootfs: Vec<Mount>,
+    /// Streams of the init process.
+    pub stdio: Stdio,
+    /// Name or path of the shim (`io.containerd.runc.v2`).
+    pub runtime: String,
+    /// Options for the runtime.
+    pub options: Option<Any>,
+    /// Directory of a checkpoint to restore from, when there is one.
+    pub checkpoint: Option<String>,
+    /// Sandbox id, empty for none.
+    pub sandbox: String,
+}
+
+/// An additional process.
+#[derive(Clone, Debug)]
+pub struct ExecOpts {
+    /// OCI process, JSON in an `Any`.
+    pub spec: Any,
+    /// Its streams.
+    pub stdio: Stdio,
+}
+
+/// State of a process. Numbers are those of the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Not known.
+    Unknown = 0,
+    /// Waits for start.
+    Created = 1,
+    /// Runs.
+    Running = 2,
+    /// Ended.
+    Stopped = 3,
+    /// Frozen.
+    Paused = 4,
+    /// Being frozen.
+    Pausing = 5,
+}
+
+/// What is known of a process.
+#[derive(Clone, Debug)]
+pub struct ProcessState {
+    /// Container id, or exec id.
+    pub id: String,
+    /// Pid in the host's namespace.
+    pub pid: u32,
+    /// State.
+    pub status: Status,
+    /// Streams.
+    pub stdio: Stdio,
+    /// Exit status and time, once it ended.
+    pub exit: Option<(u32, SystemTime)>,
+    /// The answer is from memory: the shim does not respond at the moment.
+    pub stale: bool,
+}
+
+/// A process in a task: its pid and, when it is an exec, an opaque `Any` with its id.
+#[derive(Clone, Debug)]
+pub struct ProcessInfo {
+    /// Pid in the host's namespace.
+    pub pid: u32,
+    /// Details as the shim gave them.
+    pub details: Option<Any>,
+}
+
+/// Keeps all tasks of the daemon.
+#[async_trait]
+pub trait TaskManager: Send + Sync + fmt::Debug {
+    /// Creates the task of a container: bundle, shim, runtime `create`. On failure nothing is left.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; `NotFound` for a missing runtime binary; what the shim answers.
+    async fn create(
+        &self,
+        scope: &Scope,
+        id: &ContainerId,
+        opts: CreateOpts,
+    ) -> Result<Arc<dyn Task>>;
+
+    /// One task.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn get(&self, namespace: &Namespace, id: &ContainerId) -> Result<Arc<dyn Task>>;
+
+    /// All tasks of a namespace (`None`: of all), from local state.
+    ///
+    /// # Errors
+    /// None today; the signature leaves room for remote managers.
+    async fn list(&self, namespace: Option<&Namespace>) -> Result<Vec<Arc<dyn Task>>>;
+
+    /// Deletes a stopped task, its shim and bundle.
+    ///
+    /// # Errors
+    /// `NotFound`; Unknown "cannot delete a running process"-like errors of the shim.
+    async fn delete(&self, namespace: &Namespace, id: &ContainerId) -> Result<Exit>;
+
+    /// What the runtime binary tells of itself (`-info`), as an encoded `containerd.types.RuntimeInfo`.
+    ///
+    /// # Errors
+    /// `NotFound` for a missing binary.
+    async fn runtime_info(&self, runtime: &str, options: Option<Any>) -> Result<Any>;
+}
+
+/// One task. `exec: None` is the init process.
+#[async_trait]
+pub trait Task: Send + Sync + fmt::Debug {
+    /// Container id.
+    fn id(&self) -> &ContainerId;
+    /// Namespace.
+    fn namespace(&self) -> &Namespace;
+    /// Pid of the init process.
+    fn pid(&self) -> u32;
+    /// Starts a created process and returns its pid.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` in another state.
+    async fn start(&self, exec: Option<&ExecId>) -> Result<u32>;
+    /// State of a process.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn state(&self, exec: Option<&ExecId>) -> Result<ProcessState>;
+    /// Adds a process.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; `FailedPrecondition` after the end of init.
+    async fn exec(&self, id: &ExecId, opts: ExecOpts) -> Result<()>;
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// `NotFound` when the process has ended.
+    async fn kill(&self, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()>;
+    /// Waits for the end; answers at once when it is over already.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown exec.
+    async fn wait(&self, exec: Option<&ExecId>) -> Result<Exit>;
+    /// Deletes an exec.
+    ///
+    /// # Errors
+    /// `NotFound`; an error of class Unknown while it runs.
+    async fn delete_exec(&self, id: &ExecId) -> Result<Exit>;
+    /// Freezes all processes.
+    ///
+    /// # Errors
+    /// What the runtime answers.
+    async fn pause(&self) -> Result<()>;
+    /// Thaws them.
+    ///
+    /// # Errors
+    /// What the runtime answers.
+    async fn resume(&self) -> Result<()>;
+    /// Sets the size of a terminal.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn resize(&self, exec: Option<&ExecId>, width: u32, height: u32) -> Result<()>;
+    /// Closes standard input.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn close_io(&self, exec: Option<&ExecId>) -> Result<()>;
+    /// All processes.
+    ///
+    /// # Errors
+    /// `NotFound` before create.
+    async fn pids(&self) -> Result<Vec<ProcessInfo>>;
+    /// Changes resources (JSON `LinuxResources` in an `Any`).
+    ///
+    /// # Errors
+    /// What the runtime answers.
+    async fn update(&self, resources: Any, annotations: Vec<(String, String)>) -> Result<()>;
+    /// Writes a checkpoint to `path`.
+    ///
+    /// # Errors
+    /// What the runtime answers.
+    async fn checkpoint(&self, path: &str, options: Option<Any>) -> Result<()>;
+    /// Statistics as a typed `Any` (cgroup v1 or v2 metrics).
+    ///
+    /// # Errors
+    /// What the shim answers.
+    async fn stats(&self) -> Result<Any>;
+}

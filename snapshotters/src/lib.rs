@@ -1,1 +1,91 @@
-//! Placeholder, replaced in this session.
+//! Snapshotters: layered root file systems.
+//!
+//! Invariant: mounts are returned, never performed. What joins this crate to the differ and the
+//! runtime is `types::Mount` and nothing else. Called by `metadata`, which scopes keys to a namespace.
+
+use std::fmt;
+
+use async_trait::async_trait;
+use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
+
+/// A store of layered file systems.
+///
+/// Keys name active snapshots and views, names name committed ones; both live in one key space.
+/// A committed snapshot never changes. When a call has answered, its effect survives a power cut
+/// (the caller flushes file contents before [`Snapshotter::commit`]). Methods may be called
+/// concurrently; a cancelled call leaves nothing half-made that a later call could trip over.
+#[async_trait]
+pub trait Snapshotter: Send + Sync + fmt::Debug {
+    /// Facts of one snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo>;
+
+    /// Replaces the labels that `fields` names (`labels`, `labels.<key>`; empty: all) with `info`'s.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidArgument` for a field that cannot change.
+    async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo>;
+
+    /// What the snapshot takes, parents not counted: stored for a committed one, measured for others.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn usage(&self, key: &SnapshotKey) -> Result<Usage>;
+
+    /// The mounts of an active snapshot or a view.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` for a committed snapshot.
+    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>>;
+
+    /// Makes an active (writable) snapshot on top of committed `parent`.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for the key; `NotFound` for the parent; `InvalidArgument` for a parent that is
+    /// not committed.
+    async fn prepare(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>>;
+
+    /// Makes a read-only view of committed `parent`.
+    ///
+    /// # Errors
+    /// As [`Snapshotter::prepare`].
+    async fn view(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>>;
+
+    /// Turns active `key` into committed `name`, with `labels` (not the key's) and its usage.
+    ///
+    /// # Errors
+    /// `NotFound` for the key; `FailedPrecondition` when it is not active; `AlreadyExists` for the name.
+    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()>;
+
+    /// Removes a snapshot. Disk space may be freed later.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` while it has children.
+    async fn remove(&self, key: &SnapshotKey) -> Result<()>;
+
+    /// All snapshots that pass the filter, ordered by key.
+    ///
+    /// # Errors
+    /// I/O.
+    async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>>;
+
+    /// Frees what no record names (directories of removed or half-made snapshots).
+    ///
+    /// # Errors
+    /// `NotImplemented` where there is nothing to do.
+    async fn cleanup(&self) -> Result<()> {
+        Err(Error::not_implemented("cleanup"))
+    }
+}

@@ -288,7 +288,7 @@ mod tests {
             ("labels.\"a.b/c\"==\"x,y\"", true),
             ("name==alpine,labels.k==w", false),
             ("name==alpine,labels.k==v", true),
-            ("name~=|a\\|p|", false),
+            ("name~=|a\\|p|", true),
         ] {
             assert_eq!(run(filter), want, "{filter}");
         }
