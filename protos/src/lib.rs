@@ -6,6 +6,7 @@
 //! [`status`] and nowhere else.
 
 pub mod any;
+pub mod status;
 
 #[doc(hidden)]
 #[allow(

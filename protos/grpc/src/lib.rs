@@ -1,1 +1,34 @@
-//! Placeholder, replaced in this session.
+//! gRPC over the messages of `protos`: codec, stubs, and what every call has in common.
+//!
+//! One module per service (`containers`, `content`, …), each with the trait to implement, the
+//! server that carries it and the client. A service method is three lines around [`serve`], which
+//! reads the scope, keeps the deadline, and turns errors into statuses. Used by the daemon (server)
+//! and by `client`; nothing here knows a domain.
+
+mod codec;
+pub mod fallback;
+mod scope;
+mod serve;
+pub mod status;
+mod stream;
+
+pub use codec::{Codec, MessageDecoder, MessageEncoder};
+pub use scope::{LEASE, NAMESPACE, request, scope, unscoped};
+pub use serve::{
+    Method, serve, serve_cancellable, serve_duplex, serve_stream, serve_unscoped,
+    serve_unscoped_stream,
+};
+pub use stream::{PAGE, ResponseStream, Sender, items, pages};
+
+/// Largest message in either direction, the default of containerd's server and clients. The
+/// `max_*_message_size` methods of a server or client set another.
+pub const MAX_MESSAGE: usize = 16 << 20;
+
+include!(concat!(env!("OUT_DIR"), "/services.rs"));
+
+/// A client with containerd's limits.
+fn limited<T>(client: tonic::client::Grpc<T>) -> tonic::client::Grpc<T> {
+    client
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}

@@ -1,0 +1,390 @@
+//! What every call has in common: scope, span, deadline, a task of its own, error to status.
+//!
+//! A body of [`serve`] runs to its end even when the client hangs up or its deadline passes: a
+//! mutation is never left half-done. What may be dropped at any await (waiting, listing) uses
+//! [`serve_cancellable`] or a stream.
+
+use std::future::Future;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use tokio::task::JoinError;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument, Span};
+use types::{Error, Result, Scope};
+
+use crate::stream::{ResponseStream, Sender, channel};
+use crate::{scope, status};
+
+/// Messages that a streaming body may be ahead of its client.
+const AHEAD: usize = 4;
+
+/// Path of the method called; put into a request's extensions by [`crate::fallback::routes`].
+#[derive(Clone, Debug)]
+pub struct Method(pub PathAndQuery);
+
+/// Serves one call of a namespaced service.
+///
+/// # Errors
+/// Those of [`scope`] and of the body; `DeadlineExceeded` when the client's time is over (the body
+/// goes on); `Internal` when the body panics.
+pub async fn serve<Q, R, F, Fut>(request: Request<Q>, body: F) -> Result<Response<R>, Status>
+where
+    Q: Send + 'static,
+    R: Send + 'static,
+    F: FnOnce(Scope, Q) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<R>> + Send + 'static,
+{
+    let call = Call::of(&request);
+    let done = match scope(request.metadata()) {
+        Ok(scope) => {
+            call.note(&scope);
+            let message = request.into_inner();
+            call.detached(async move { body(scope, message).await })
+                .await
+        }
+        Err(error) => Err(error),
+    };
+    call.answer(done)
+}
+
+/// Serves one call of a service that knows no namespaces.
+///
+/// # Errors
+/// As [`serve`], without those of the scope.
+pub async fn serve_unscoped<Q, R, F, Fut>(
+    request: Request<Q>,
+    body: F,
+) -> Result<Response<R>, Status>
+where
+    Q: Send + 'static,
+    R: Send + 'static,
+    F: FnOnce(Q) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<R>> + Send + 'static,
+{
+    let call = Call::of(&request);
+    let message = request.into_inner();
+    let done = call.detached(async move { body(message).await }).await;
+    call.answer(done)
+}
+
+/// Serves one call whose body changes nothing: it is dropped when the client hangs up or its
+/// deadline passes. For calls that wait.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_cancellable<Q, R, F, Fut>(
+    request: Request<Q>,
+    body: F,
+) -> Result<Response<R>, Status>
+where
+    F: FnOnce(Scope, Q) -> Fut,
+    Fut: Future<Output = Result<R>>,
+{
+    let call = Call::of(&request);
+    let done = match scope(request.metadata()) {
+        Ok(scope) => {
+            call.note(&scope);
+            let work = body(scope, request.into_inner()).instrument(call.span.clone());
+            call.within(work).await
+        }
+        Err(error) => Err(error),
+    };
+    call.answer(done)
+}
+
+/// Serves a call that answers with a stream; the body is dropped when the client hangs up.
+///
+/// # Errors
+/// Those of [`scope`]. An error of the body ends the stream.
+pub fn serve_stream<Q, R, F, Fut>(
+    request: Request<Q>,
+    body: F,
+) -> Result<Response<ResponseStream<R>>, Status>
+where
+    R: Send + 'static,
+    F: FnOnce(Scope, Q, Sender<R>) -> Fut,
+    Fut: Future<Output = Result<()>> + Send + 'static,
+{
+    let call = Call::of(&request);
+    match scope(request.metadata()) {
+        Ok(scope) => {
+            call.note(&scope);
+            let (sender, stream) = channel(AHEAD);
+            let work = body(scope, request.into_inner(), Sender(sender.0.clone()));
+            call.feed(work, sender, true);
+            Ok(Response::new(stream))
+        }
+        Err(error) => call.answer(Err(error)),
+    }
+}
+
+/// As [`serve_stream`], for services that know no namespaces.
+///
+/// # Errors
+/// None at once. An error of the body ends the stream.
+pub fn serve_unscoped_stream<Q, R, F, Fut>(
+    request: Request<Q>,
+    body: F,
+) -> Result<Response<ResponseStream<R>>, Status>
+where
+    R: Send + 'static,
+    F: FnOnce(Q, Sender<R>) -> Fut,
+    Fut: Future<Output = Result<()>> + Send + 'static,
+{
+    let call = Call::of(&request);
+    let (sender, stream) = channel(AHEAD);
+    let work = body(request.into_inner(), Sender(sender.0.clone()));
+    call.feed(work, sender, true);
+    Ok(Response::new(stream))
+}
+
+/// Serves a call with streams both ways. The body is not dropped when the client hangs up: its
+/// incoming stream ends or fails and its sends fail, so that it can leave things in order.
+///
+/// # Errors
+/// Those of [`scope`]. An error of the body ends the stream.
+pub fn serve_duplex<Q, R, F, Fut>(
+    request: Request<Streaming<Q>>,
+    body: F,
+) -> Result<Response<ResponseStream<R>>, Status>
+where
+    R: Send + 'static,
+    F: FnOnce(Scope, Streaming<Q>, Sender<R>) -> Fut,
+    Fut: Future<Output = Result<()>> + Send + 'static,
+{
+    let call = Call::of(&request);
+    match scope(request.metadata()) {
+        Ok(scope) => {
+            call.note(&scope);
+            let (sender, stream) = channel(AHEAD);
+            let work = body(scope, request.into_inner(), Sender(sender.0.clone()));
+            call.feed(work, sender, false);
+            Ok(Response::new(stream))
+        }
+        Err(error) => call.answer(Err(error)),
+    }
+}
+
+/// One call: its span and its deadline.
+struct Call {
+    span: Span,
+    timeout: Option<Duration>,
+}
+
+impl Call {
+    fn of<Q>(request: &Request<Q>) -> Self {
+        let method = request
+            .extensions()
+            .get::<Method>()
+            .map_or("", |m| m.0.path());
+        let span = tracing::info_span!("grpc", method, namespace = tracing::field::Empty);
+        Self {
+            span,
+            timeout: timeout(request.metadata()),
+        }
+    }
+
+    fn note(&self, scope: &Scope) {
+        self.span.record("namespace", scope.namespace.as_str());
+    }
+
+    /// Runs `work` on a task of its own, which outlives the caller.
+    async fn detached<R: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<R>> + Send + 'static,
+    ) -> Result<R> {
+        let task = tokio::spawn(work.instrument(self.span.clone()));
+        self.within(async { task.await.unwrap_or_else(|e| Err(broken(e))) })
+            .await
+    }
+
+    /// Runs `work` until the deadline.
+    async fn within<R>(&self, work: impl Future<Output = Result<R>>) -> Result<R> {
+        match self.timeout {
+            Some(timeout) => tokio::time::timeout(timeout, work)
+                .await
+                .unwrap_or_else(|_| Err(Error::deadline_exceeded(""))),
+            None => work.await,
+        }
+    }
+
+    /// Runs `work` on a task of its own and sends its error, if any, as the end of the stream.
+    fn feed<R: Send + 'static>(
+        self,
+        work: impl Future<Output = Result<()>> + Send + 'static,
+        sender: Sender<R>,
+        droppable: bool,
+    ) {
+        tokio::spawn(async move {
+            let mut task = tokio::spawn(work.instrument(self.span.clone()));
+            let done = tokio::select! {
+                done = &mut task => done,
+                () = sender.closed(), if droppable => {
+                    task.abort();
+                    return;
+                }
+            };
+            let done = done.unwrap_or_else(|e| Err(broken(e)));
+            if let Err(failed) = self.answer(done) {
+                // The client may be gone; then nobody is left to tell.
+                let _gone = sender.0.send(Err(failed)).await;
+            }
+        });
+    }
+
+    fn answer<R>(&self, done: Result<R>) -> Result<Response<R>, Status> {
+        done.map(Response::new).map_err(|error| {
+            let _in = self.span.enter();
+            tracing::debug!(?error, "call failed");
+            status::from_error(&error)
+        })
+    }
+}
+
+/// The error of a body that did not come to its end.
+fn broken(error: JoinError) -> Error {
+    if error.is_cancelled() {
+        return Error::cancelled("");
+    }
+    let made = Error::internal("panic while serving the call");
+    tracing::error!(%error, "call panicked");
+    made.with_source(error)
+}
+
+/// The client's timeout (gRPC over HTTP/2: at most eight digits and a unit).
+fn timeout(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+    use tokio_stream::StreamExt;
+
+    fn called(pairs: &[(&'static str, &str)]) -> Request<()> {
+        let mut request = Request::new(());
+        for (key, value) in pairs {
+            request.metadata_mut().insert(*key, value.parse().unwrap());
+        }
+        request
+    }
+
+    #[test]
+    fn timeouts_follow_the_grpc_grammar() {
+        for (text, want) in [
+            ("1S", Some(Duration::from_secs(1))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("2H", Some(Duration::from_secs(7200))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("123456789S", None),
+            ("S", None),
+            ("-1S", None),
+            ("1x", None),
+        ] {
+            let made = timeout(called(&[("grpc-timeout", text)]).metadata());
+            assert_eq!(made, want, "{text}");
+        }
+        assert_eq!(timeout(&MetadataMap::new()), None);
+    }
+
+    #[tokio::test]
+    async fn the_body_gets_the_scope_and_its_error_becomes_a_status() {
+        let request = called(&[(crate::NAMESPACE, "a")]);
+        let answer = serve(request, |scope, ()| async move {
+            Ok(scope.namespace.to_string())
+        });
+        assert_eq!(answer.await.unwrap().into_inner(), "a");
+
+        let request = called(&[(crate::NAMESPACE, "a")]);
+        let answer = serve::<_, (), _, _>(request, |_, ()| async { Err(Error::not_found("x")) });
+        let status = answer.await.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (tonic::Code::NotFound, "x: not found")
+        );
+
+        let answer = serve(called(&[]), |_, ()| async { Ok(()) });
+        assert_eq!(
+            answer.await.unwrap_err().code(),
+            tonic::Code::FailedPrecondition
+        );
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error_of_that_call() {
+        let body = |()| async { if true { panic!("bug") } else { Ok(()) } };
+        let status = serve_unscoped(called(&[]), body).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Internal);
+    }
+
+    #[tokio::test]
+    async fn a_body_runs_on_when_its_client_hangs_up() {
+        let (go, wait) = oneshot::channel::<()>();
+        let (tell, told) = oneshot::channel::<()>();
+        let call = serve_unscoped(called(&[("grpc-timeout", "1m")]), |()| async {
+            wait.await.unwrap();
+            tell.send(()).unwrap();
+            Ok(())
+        });
+        let status = call.await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
+        assert_eq!(status.message(), "context deadline exceeded");
+        go.send(()).unwrap();
+        told.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_cancellable_body_ends_with_its_deadline() {
+        let (held, gone) = oneshot::channel::<()>();
+        let request = called(&[(crate::NAMESPACE, "a"), ("grpc-timeout", "1m")]);
+        let call = serve_cancellable::<_, (), _, _>(request, |_, ()| async move {
+            let _held = held;
+            std::future::pending().await
+        });
+        assert_eq!(
+            call.await.unwrap_err().code(),
+            tonic::Code::DeadlineExceeded
+        );
+        assert!(gone.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_error_of_a_stream_is_its_last_item() {
+        let request = called(&[(crate::NAMESPACE, "a")]);
+        let answer = serve_stream(request, |_, (), sender: Sender<u8>| async move {
+            sender.send(1).await?;
+            Err(Error::aborted("cut"))
+        });
+        let items: Vec<_> = answer.unwrap().into_inner().collect().await;
+        assert_eq!(items.len(), 2);
+        assert_eq!(items[1].as_ref().unwrap_err().message(), "cut: aborted");
+    }
+
+    #[tokio::test]
+    async fn a_stream_body_ends_when_nobody_listens() {
+        let (held, gone) = oneshot::channel::<()>();
+        let answer = serve_unscoped_stream(called(&[]), |(), _sender: Sender<u8>| async move {
+            let _held = held;
+            std::future::pending().await
+        });
+        drop(answer);
+        assert!(gone.await.is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! The gRPC error table: [`types::Code`] to [`tonic::Code`] and back, total both ways.
+//!
+//! The message is exactly `Display` of the error, because Go clients match on its class suffix.
+
+use tonic::Status;
+use types::{Code, Error};
+
+/// Status of an error.
+#[must_use]
+pub fn from_error(error: &Error) -> Status {
+    Status::new(code_to_wire(error.code()), error.to_string())
+}
+
+/// Error of a status that came over the wire.
+#[must_use]
+pub fn to_error(status: &Status) -> Error {
+    let code = protos::status::refine(code_from_wire(status.code()), status.message());
+    Error::from_wire(code, status.message())
+}
+
+/// Wire code of a class.
+#[must_use]
+pub const fn code_to_wire(code: Code) -> tonic::Code {
+    match code {
+        Code::Cancelled => tonic::Code::Cancelled,
+        Code::Unknown => tonic::Code::Unknown,
+        Code::InvalidArgument => tonic::Code::InvalidArgument,
+        Code::DeadlineExceeded => tonic::Code::DeadlineExceeded,
+        Code::NotFound => tonic::Code::NotFound,
+        Code::AlreadyExists => tonic::Code::AlreadyExists,
+        Code::PermissionDenied => tonic::Code::PermissionDenied,
+        Code::ResourceExhausted => tonic::Code::ResourceExhausted,
+        Code::FailedPrecondition | Code::Conflict | Code::NotModified => {
+            tonic::Code::FailedPrecondition
+        }
+        Code::Aborted => tonic::Code::Aborted,
+        Code::OutOfRange => tonic::Code::OutOfRange,
+        Code::NotImplemented => tonic::Code::Unimplemented,
+        Code::Internal => tonic::Code::Internal,
+        Code::Unavailable => tonic::Code::Unavailable,
+        Code::DataLoss => tonic::Code::DataLoss,
+        Code::Unauthenticated => tonic::Code::Unauthenticated,
+    }
+}
+
+/// Class of a wire code; a failure with code OK is of no known class.
+#[must_use]
+pub const fn code_from_wire(code: tonic::Code) -> Code {
+    match code {
+        tonic::Code::Ok | tonic::Code::Unknown => Code::Unknown,
+        tonic::Code::Cancelled => Code::Cancelled,
+        tonic::Code::InvalidArgument => Code::InvalidArgument,
+        tonic::Code::DeadlineExceeded => Code::DeadlineExceeded,
+        tonic::Code::NotFound => Code::NotFound,
+        tonic::Code::AlreadyExists => Code::AlreadyExists,
+        tonic::Code::PermissionDenied => Code::PermissionDenied,
+        tonic::Code::ResourceExhausted => Code::ResourceExhausted,
+        tonic::Code::FailedPrecondition => Code::FailedPrecondition,
+        tonic::Code::Aborted => Code::Aborted,
+        tonic::Code::OutOfRange => Code::OutOfRange,
+        tonic::Code::Unimplemented => Code::NotImplemented,
+        tonic::Code::Internal => Code::Internal,
+        tonic::Code::Unavailable => Code::Unavailable,
+        tonic::Code::DataLoss => Code::DataLoss,
+        tonic::Code::Unauthenticated => Code::Unauthenticated,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_survives_both_transports_with_its_text() {
+        for code in Code::ALL {
+            for what in ["", "container \"x\""] {
+                let error = Error::new(code, what);
+                let status = from_error(&error);
+                assert_eq!(status.message(), error.to_string());
+                let back = to_error(&status);
+                assert_eq!((back.code(), back.to_string()), (code, error.to_string()));
+
+                let wire = protos::status::from_error(&error);
+                let back = protos::status::to_error(&wire);
+                assert_eq!((back.code(), back.to_string()), (code, error.to_string()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_wire_code_has_a_class_that_leads_back_to_it() {
+        for number in 1..=16 {
+            let wire = tonic::Code::from_i32(number);
+            assert_eq!(code_to_wire(code_from_wire(wire)), wire);
+        }
+    }
+
+    #[test]
+    fn a_foreign_text_gets_its_class_as_suffix_once() {
+        let error = to_error(&Status::not_found("no such thing"));
+        assert_eq!(error.to_string(), "no such thing: not found");
+        let error = to_error(&Status::not_found("image \"x\": not found"));
+        assert_eq!(error.to_string(), "image \"x\": not found");
+    }
+}

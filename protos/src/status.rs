@@ -1,0 +1,118 @@
+//! The ttrpc error table: [`types::Code`] to ttrpc's codes and back, total both ways.
+//!
+//! The message is exactly `Display` of the error, because Go clients match on its class suffix.
+
+use ::types::{Code, Error};
+use ttrpc::{Code as Wire, Status};
+
+/// Status of an error.
+#[must_use]
+pub fn from_error(error: &Error) -> Status {
+    ttrpc::get_status(code_to_wire(error.code()), error)
+}
+
+/// The error that a ttrpc handler returns.
+#[must_use]
+pub fn to_ttrpc(error: &Error) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(from_error(error))
+}
+
+/// Error of a status that came over the wire.
+#[must_use]
+pub fn to_error(status: &Status) -> Error {
+    let code = refine(code_from_wire(status.code()), status.message());
+    Error::from_wire(code, status.message())
+}
+
+/// Error of a failed ttrpc call: the peer's own, or `Unavailable` when the connection is gone.
+#[must_use]
+pub fn from_ttrpc(error: &ttrpc::Error) -> Error {
+    match error {
+        ttrpc::Error::RpcStatus(status) => to_error(status),
+        ttrpc::Error::Socket(_)
+        | ttrpc::Error::Nix(_)
+        | ttrpc::Error::LocalClosed
+        | ttrpc::Error::RemoteClosed
+        | ttrpc::Error::Eof => Error::unavailable("ttrpc: closed"),
+        ttrpc::Error::Others(text) => Error::unknown(format_args!("ttrpc: {text}")),
+    }
+}
+
+/// True when the peer says that it does not have the service or method.
+///
+/// Go answers Unimplemented. Servers of the ttrpc crate answer `InvalidArgument` for an unknown
+/// service or method path and `NotFound` for a method that is not overridden; both name the path.
+#[must_use]
+pub fn is_unimplemented(error: &ttrpc::Error) -> bool {
+    let ttrpc::Error::RpcStatus(status) = error else {
+        return false;
+    };
+    let text = status.message();
+    match status.code() {
+        Wire::UNIMPLEMENTED => true,
+        Wire::INVALID_ARGUMENT => text.ends_with("does not exist"),
+        Wire::NOT_FOUND => text.starts_with('/') && text.ends_with(" is not supported"),
+        _ => false,
+    }
+}
+
+/// The finer class of two that share a wire code, told by the message's suffix as Go does.
+#[must_use]
+pub fn refine(code: Code, message: &str) -> Code {
+    let ends = |class: Code| {
+        message
+            .strip_suffix(class.text())
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with(": "))
+    };
+    match code {
+        Code::FailedPrecondition if ends(Code::Conflict) => Code::Conflict,
+        Code::FailedPrecondition if ends(Code::NotModified) => Code::NotModified,
+        other => other,
+    }
+}
+
+/// Wire code of a class.
+#[must_use]
+pub const fn code_to_wire(code: Code) -> Wire {
+    match code {
+        Code::Cancelled => Wire::CANCELLED,
+        Code::Unknown => Wire::UNKNOWN,
+        Code::InvalidArgument => Wire::INVALID_ARGUMENT,
+        Code::DeadlineExceeded => Wire::DEADLINE_EXCEEDED,
+        Code::NotFound => Wire::NOT_FOUND,
+        Code::AlreadyExists => Wire::ALREADY_EXISTS,
+        Code::PermissionDenied => Wire::PERMISSION_DENIED,
+        Code::ResourceExhausted => Wire::RESOURCE_EXHAUSTED,
+        Code::FailedPrecondition | Code::Conflict | Code::NotModified => Wire::FAILED_PRECONDITION,
+        Code::Aborted => Wire::ABORTED,
+        Code::OutOfRange => Wire::OUT_OF_RANGE,
+        Code::NotImplemented => Wire::UNIMPLEMENTED,
+        Code::Internal => Wire::INTERNAL,
+        Code::Unavailable => Wire::UNAVAILABLE,
+        Code::DataLoss => Wire::DATA_LOSS,
+        Code::Unauthenticated => Wire::UNAUTHENTICATED,
+    }
+}
+
+/// Class of a wire code; a failure with code OK is of no known class.
+#[must_use]
+pub const fn code_from_wire(code: Wire) -> Code {
+    match code {
+        Wire::OK | Wire::UNKNOWN => Code::Unknown,
+        Wire::CANCELLED => Code::Cancelled,
+        Wire::INVALID_ARGUMENT => Code::InvalidArgument,
+        Wire::DEADLINE_EXCEEDED => Code::DeadlineExceeded,
+        Wire::NOT_FOUND => Code::NotFound,
+        Wire::ALREADY_EXISTS => Code::AlreadyExists,
+        Wire::PERMISSION_DENIED => Code::PermissionDenied,
+        Wire::RESOURCE_EXHAUSTED => Code::ResourceExhausted,
+        Wire::FAILED_PRECONDITION => Code::FailedPrecondition,
+        Wire::ABORTED => Code::Aborted,
+        Wire::OUT_OF_RANGE => Code::OutOfRange,
+        Wire::UNIMPLEMENTED => Code::NotImplemented,
+        Wire::INTERNAL => Code::Internal,
+        Wire::UNAVAILABLE => Code::Unavailable,
+        Wire::DATA_LOSS => Code::DataLoss,
+        Wire::UNAUTHENTICATED => Code::Unauthenticated,
+    }
+}
