@@ -1,0 +1,81 @@
+//! Limits and scores of processes.
+
+use std::path::Path;
+
+use rustix::process::{Resource, Rlimit};
+use types::{Error, Result};
+
+use crate::error::{at, op};
+
+/// The most and least preferred victims of the out-of-memory killer.
+const SCORE_RANGE: std::ops::RangeInclusive<i32> = -1000..=1000;
+
+/// The `oom_score_adj` of a process.
+///
+/// # Errors
+/// The errno of reading, `Internal` when it is no number.
+pub fn oom_score(pid: u32) -> Result<i32> {
+    let file = format!("/proc/{pid}/oom_score_adj");
+    let text = std::fs::read_to_string(&file).map_err(|e| at("read", Path::new(&file), e))?;
+    text.trim()
+        .parse()
+        .map_err(|_| Error::internal(format_args!("{file}: {text:?}")))
+}
+
+/// Sets the `oom_score_adj` of a process, kept within the kernel's range. A refusal for lack of
+/// privilege is no error: the score is a preference.
+///
+/// # Errors
+/// The errno of writing, other than `EACCES` and `EPERM`.
+pub fn set_oom_score(pid: u32, score: i32) -> Result<()> {
+    let file = format!("/proc/{pid}/oom_score_adj");
+    let score = score.clamp(*SCORE_RANGE.start(), *SCORE_RANGE.end());
+    match std::fs::write(&file, score.to_string()) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        other => other.map_err(|e| at("write", Path::new(&file), e)),
+    }
+}
+
+/// Raises the soft limit of open files to the hard one; returns the limit.
+///
+/// # Errors
+/// The errno of `setrlimit`.
+pub fn raise_open_files() -> Result<u64> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    rustix::process::setrlimit(Resource::Nofile, raised).map_err(|e| op("setrlimit", e))?;
+    Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// Gives freed memory back to the kernel. For long-lived processes, after a burst.
+pub fn trim_heap() {
+    // SAFETY: takes no pointer; the allocator locks itself.
+    unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Spawn;
+
+    #[test]
+    fn the_score_of_a_process_is_set_and_kept_in_range() {
+        let child = Spawn::new("sleep").arg("60").spawn().unwrap();
+        set_oom_score(child.pid(), 5000).unwrap();
+        assert_eq!(oom_score(child.pid()).unwrap(), 1000);
+        child.kill(libc::SIGKILL).unwrap();
+        child.wait().unwrap();
+        oom_score(child.pid()).unwrap_err();
+    }
+
+    #[test]
+    fn open_files_reach_the_hard_limit() {
+        let limit = raise_open_files().unwrap();
+        let now = rustix::process::getrlimit(Resource::Nofile);
+        assert_eq!(now.current, now.maximum);
+        assert!(limit > 0);
+    }
+}

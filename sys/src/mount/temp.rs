@@ -1,0 +1,156 @@
+//! Temporary mounts: a directory of their own, gone when the guard is dropped.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use types::{Mount, Result};
+
+use super::{detach_all, mount_all};
+use crate::error::at;
+
+/// A list of mounts at a directory of its own. Dropping it detaches them and removes the directory.
+#[derive(Debug)]
+pub struct TempMount {
+    path: PathBuf,
+}
+
+impl TempMount {
+    /// Mounts at a new directory below `parent`, which must exist.
+    ///
+    /// # Errors
+    /// As [`mount_all`], or the errno of making the directory; nothing is left then.
+    pub fn new(mounts: &[Mount], parent: &Path) -> Result<Self> {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let path = loop {
+            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+            let path = parent.join(format!("containerd-mount{}-{serial}", std::process::id()));
+            match std::fs::create_dir(&path) {
+                Ok(()) => break path,
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(at("mkdir", &path, e)),
+            }
+        };
+        // The guard exists from here on: it removes the directory also when a mount fails.
+        let made = Self { path };
+        mount_all(mounts, &made.path)?;
+        Ok(made)
+    }
+
+    /// Where the mounts are.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Unmounts now, waiting for the file system to let go (its data is on the way to the disk then).
+    ///
+    /// # Errors
+    /// The errno of unmounting; the mounts are detached in any case.
+    pub fn unmount(self) -> Result<()> {
+        super::unmount_all(&self.path)
+    }
+}
+
+impl Drop for TempMount {
+    fn drop(&mut self) {
+        if let Err(error) = detach_all(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "temporary mount left behind");
+            return;
+        }
+        // remove_dir, never remove_dir_all: should something still be mounted, it must survive.
+        if let Err(error) = std::fs::remove_dir(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "temporary mount point left behind");
+        }
+    }
+}
+
+/// Runs `work` with the mounts at a temporary directory (below the system's).
+///
+/// # Errors
+/// The error of mounting or of `work`.
+pub fn with_temp_mount<T>(mounts: &[Mount], work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let mounted = TempMount::new(mounts, &std::env::temp_dir())?;
+    work(mounted.path())
+}
+
+/// The same mounts for reading only: an overlay loses its upper layer, everything else becomes `ro`.
+#[must_use]
+pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
+    mounts
+        .iter()
+        .map(|mount| {
+            let mut mount = mount.clone();
+            if mount.kind == "overlay" {
+                mount.options.retain(|option| {
+                    !option.starts_with("upperdir=")
+                        && !option.starts_with("workdir=")
+                        && option != "volatile"
+                });
+            } else {
+                mount.options.retain(|option| option != "rw");
+                mount.options.push("ro".into());
+            }
+            mount
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::Error;
+
+    fn tmpfs() -> Mount {
+        Mount {
+            kind: "tmpfs".into(),
+            source: "tmpfs".into(),
+            ..Mount::default()
+        }
+    }
+
+    #[test]
+    fn the_mount_is_there_during_the_work_and_gone_after() {
+        let (seen, mounted) = with_temp_mount(&[tmpfs()], |path| {
+            std::fs::write(path.join("x"), "").map_err(|e| at("write", path, e))?;
+            Ok((path.to_owned(), super::super::is_mount_point(path)?))
+        })
+        .unwrap();
+        assert!(mounted);
+        assert!(!seen.exists());
+    }
+
+    #[test]
+    fn a_failed_mount_or_failed_work_leaves_no_directory() {
+        let parent = tempfile::tempdir().unwrap();
+        let bad = Mount {
+            kind: "nosuchfs".into(),
+            source: "x".into(),
+            ..Mount::default()
+        };
+        TempMount::new(&[tmpfs(), bad], parent.path()).unwrap_err();
+        let mounted = TempMount::new(&[tmpfs()], parent.path()).unwrap();
+        mounted.unmount().unwrap();
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+        let failed: Result<()> = with_temp_mount(&[tmpfs()], |_| Err(Error::internal("no")));
+        failed.unwrap_err();
+    }
+
+    #[test]
+    fn read_only_drops_the_upper_layer() {
+        let overlay = Mount {
+            kind: "overlay".into(),
+            options: ["lowerdir=/l", "upperdir=/u", "workdir=/w", "volatile"]
+                .map(Into::into)
+                .into(),
+            ..Mount::default()
+        };
+        let bind = Mount {
+            kind: "bind".into(),
+            options: ["rbind", "rw"].map(Into::into).into(),
+            ..Mount::default()
+        };
+        let got = read_only(&[overlay, bind]);
+        assert_eq!(got[0].options, ["lowerdir=/l"]);
+        assert_eq!(got[1].options, ["rbind", "ro"]);
+    }
+}

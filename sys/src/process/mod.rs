@@ -1,0 +1,414 @@
+//! Starting processes: the one way from which children come in this project.
+//!
+//! Invariant: a child gets exactly the descriptors that it was given, default signal dispositions and
+//! an empty signal mask; a failure before its `exec` is reported to the caller with errno and leaves
+//! no process. A child is known by its pidfd, made by the same call that makes the child, so its pid
+//! can never mean another process. Children are made as vfork does, the cost does not grow with the
+//! caller's memory.
+//!
+//! ```text
+//! Spawn --spawn()--> Child --wait()/try_wait()--> Status
+//!       --output()--> Output                     (feed, collect, deadline)
+//! ```
+
+mod exec;
+mod output;
+
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use types::{Error, Result};
+
+use crate::error::{at, last, op};
+use crate::pidfd;
+
+pub use output::Output;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// By itself, with this code.
+    Exited(u8),
+    /// By this signal.
+    Signaled(u8),
+}
+
+impl Status {
+    /// Exit code as containerd tells it: 128 + n for signal n.
+    #[must_use]
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Exited(code) => u32::from(code),
+            Self::Signaled(signal) => 128 + u32::from(signal),
+        }
+    }
+
+    /// True for exit code 0.
+    #[must_use]
+    pub fn is_success(self) -> bool {
+        self == Self::Exited(0)
+    }
+}
+
+/// A process about to be started. Standard descriptors that are not given are `/dev/null`.
+#[derive(Debug)]
+pub struct Spawn {
+    program: OsString,
+    args: Vec<OsString>,
+    clear_env: bool,
+    env: Vec<(OsString, Option<OsString>)>,
+    cwd: Option<PathBuf>,
+    fds: Vec<(OwnedFd, RawFd)>,
+    session: Session,
+    death_signal: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Session {
+    Callers,
+    OwnGroup,
+    Own,
+}
+
+impl Spawn {
+    /// `program` is searched in this process's `PATH` unless it has a slash.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self {
+            program: program.into(),
+            args: Vec::new(),
+            clear_env: false,
+            env: Vec::new(),
+            cwd: None,
+            fds: Vec::new(),
+            session: Session::Callers,
+            death_signal: 0,
+        }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Starts from an empty environment instead of the caller's.
+    #[must_use]
+    pub fn env_clear(mut self) -> Self {
+        self.clear_env = true;
+        self
+    }
+
+    /// Sets a variable.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), Some(value.into())));
+        self
+    }
+
+    /// Leaves a variable of the caller out.
+    #[must_use]
+    pub fn env_remove(mut self, name: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), None));
+        self
+    }
+
+    /// Working directory; a relative program path is taken from the caller's.
+    #[must_use]
+    pub fn cwd(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.cwd = Some(dir.into());
+        self
+    }
+
+    /// Gives the child descriptor `fd` under the number `target`; the last one for a number wins.
+    #[must_use]
+    pub fn fd(mut self, fd: OwnedFd, target: RawFd) -> Self {
+        self.fds.retain(|(_, taken)| *taken != target);
+        self.fds.push((fd, target));
+        self
+    }
+
+    /// Standard input.
+    #[must_use]
+    pub fn stdin(self, fd: OwnedFd) -> Self {
+        self.fd(fd, 0)
+    }
+
+    /// Standard output.
+    #[must_use]
+    pub fn stdout(self, fd: OwnedFd) -> Self {
+        self.fd(fd, 1)
+    }
+
+    /// Standard error.
+    #[must_use]
+    pub fn stderr(self, fd: OwnedFd) -> Self {
+        self.fd(fd, 2)
+    }
+
+    /// A process group of its own.
+    #[must_use]
+    pub fn new_group(mut self) -> Self {
+        self.session = Session::OwnGroup;
+        self
+    }
+
+    /// A session of its own, without a terminal.
+    #[must_use]
+    pub fn new_session(mut self) -> Self {
+        self.session = Session::Own;
+        self
+    }
+
+    /// Signal that the child gets when the *thread* that spawns it ends: only for callers whose
+    /// spawning thread lives as long as the process.
+    #[must_use]
+    pub fn death_signal(mut self, signal: i32) -> Self {
+        self.death_signal = signal;
+        self
+    }
+
+    /// Starts the process.
+    ///
+    /// # Errors
+    /// `NotFound` when the program does not exist or is not in `PATH`, `InvalidArgument` for a NUL
+    /// byte, else the errno of the step that failed.
+    pub fn spawn(mut self) -> Result<Child> {
+        let program = find(&self.program)?;
+        let mut argv = vec![c_string(&self.program)?];
+        for arg in &self.args {
+            argv.push(c_string(arg)?);
+        }
+        let envp = self.environment()?;
+        let cwd = self
+            .cwd
+            .as_ref()
+            .map(|dir| c_string(dir.as_os_str()))
+            .transpose()?;
+        for standard in 0..3 {
+            if !self.fds.iter().any(|(_, target)| *target == standard) {
+                self.fds.push((null()?, standard));
+            }
+        }
+        let mut fds: Vec<(RawFd, RawFd)> = self
+            .fds
+            .iter()
+            .map(|(fd, target)| (fd.as_raw_fd(), *target))
+            .collect();
+        let mut image = exec::Image {
+            program: &c_string(program.as_os_str())?,
+            argv: &exec::pointers(&argv),
+            envp: &exec::pointers(&envp),
+            cwd: cwd.as_deref(),
+            fds: &mut fds,
+            new_group: self.session == Session::OwnGroup,
+            new_session: self.session == Session::Own,
+            death_signal: self.death_signal,
+        };
+        let (pid, pidfd) = exec::start(&mut image).map_err(|failed| match failed.step {
+            exec::Step::Chdir => at(
+                "chdir",
+                self.cwd.as_deref().unwrap_or(Path::new("")),
+                failed.error,
+            ),
+            exec::Step::Exec => at("exec", &program, failed.error),
+            exec::Step::Other(what) => at(what, &program, failed.error),
+        })?;
+        Ok(Child { pid, pidfd })
+    }
+
+    fn environment(&self) -> Result<Vec<CString>> {
+        let mut all: Vec<(OsString, OsString)> = Vec::new();
+        if !self.clear_env {
+            all.extend(std::env::vars_os());
+        }
+        for (name, value) in &self.env {
+            all.retain(|(present, _)| present != name);
+            if let Some(value) = value {
+                all.push((name.clone(), value.clone()));
+            }
+        }
+        all.into_iter()
+            .map(|(mut pair, value)| {
+                pair.push("=");
+                pair.push(value);
+                CString::new(pair.into_vec())
+                    .map_err(|_| Error::invalid_argument("environment contains a NUL byte"))
+            })
+            .collect()
+    }
+}
+
+fn c_string(text: &OsStr) -> Result<CString> {
+    CString::new(text.as_bytes())
+        .map_err(|_| Error::invalid_argument(format_args!("{text:?} contains a NUL byte")))
+}
+
+/// The file that `program` means: itself with a slash in it, else the first executable in `PATH`.
+///
+/// # Errors
+/// `NotFound`.
+pub fn find(program: &OsStr) -> Result<PathBuf> {
+    if program.as_bytes().contains(&b'/') {
+        return Ok(PathBuf::from(program));
+    }
+    let path = std::env::var_os("PATH")
+        .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| is_executable(file))
+        .ok_or_else(|| {
+            Error::not_found(format_args!(
+                "executable file {} in $PATH",
+                program.display()
+            ))
+        })
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// `/dev/null`, for reading and writing.
+///
+/// # Errors
+/// The errno of `open`.
+pub fn null() -> Result<OwnedFd> {
+    let path = Path::new("/dev/null");
+    let file = std::fs::File::options().read(true).write(true).open(path);
+    Ok(file.map_err(|e| at("open", path, e))?.into())
+}
+
+/// A started process. Dropping it neither ends nor reaps the process.
+#[derive(Debug)]
+pub struct Child {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl Child {
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Readable when the process has ended; for a poll loop or an asynchronous runtime.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Keeps only the pidfd.
+    #[must_use]
+    pub fn into_pidfd(self) -> OwnedFd {
+        self.pidfd
+    }
+
+    /// Waits for the end and reaps. Blocks.
+    ///
+    /// # Errors
+    /// The errno of `waitid`.
+    pub fn wait(&self) -> Result<Status> {
+        pidfd::wait(&self.pidfd)
+    }
+
+    /// Reaps when the process has ended.
+    ///
+    /// # Errors
+    /// The errno of `waitid`.
+    pub fn try_wait(&self) -> Result<Option<Status>> {
+        pidfd::try_wait(&self.pidfd)
+    }
+
+    /// Sends a signal. A process that has ended already is no error.
+    ///
+    /// # Errors
+    /// The errno of `pidfd_send_signal`.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        match pidfd::send_signal(&self.pidfd, signal) {
+            Err(e) if e.errno() == Some(libc::ESRCH) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Which side of [`fork`] this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fork {
+    /// The caller; the new process has this pid.
+    Parent(u32),
+    /// The new process.
+    Child,
+}
+
+/// Splits a process that has one thread in two, without `exec`.
+///
+/// # Errors
+/// `FailedPrecondition` when there is more than one thread (the child could inherit a held lock),
+/// else the errno of `fork`.
+pub fn fork() -> Result<Fork> {
+    let tasks = Path::new("/proc/self/task");
+    let threads = std::fs::read_dir(tasks)
+        .map_err(|e| at("read", tasks, e))?
+        .count();
+    if threads != 1 {
+        return Err(Error::failed_precondition(format_args!(
+            "fork with {threads} threads"
+        )));
+    }
+    // SAFETY: this is the only thread (counted above, and only it could start another), so no lock of
+    // the allocator or of the standard library is held by a thread that the child would lack.
+    match unsafe { libc::fork() } {
+        0 => Ok(Fork::Child),
+        pid if pid > 0 => Ok(Fork::Parent(pid.cast_unsigned())),
+        _ => Err(last("fork")),
+    }
+}
+
+/// Leaves the caller's session and terminal.
+///
+/// # Errors
+/// The errno of `setsid`.
+pub fn new_session() -> Result<()> {
+    rustix::process::setsid().map_err(|e| op("setsid", e))?;
+    Ok(())
+}
+
+/// Puts `fd` under the number `target` in this process, as shells redirect.
+///
+/// # Errors
+/// The errno of `dup2`.
+pub fn redirect(fd: impl AsFd, target: RawFd) -> Result<()> {
+    // SAFETY: dup2 acts on descriptor numbers only; the caller says that `target` is no descriptor
+    // that another owner closes (a standard one, by contract of this function's uses).
+    if unsafe { libc::dup2(fd.as_fd().as_raw_fd(), target) } < 0 {
+        return Err(last("dup2"));
+    }
+    Ok(())
+}
+
+/// Closes every descriptor from `first` on. For the start of a program, before anything is opened.
+///
+/// # Errors
+/// The errno of `close_range`.
+pub fn close_from(first: u32) -> Result<()> {
+    // SAFETY: called before any object owns a descriptor at or above `first` (contract above), so no
+    // owner is left with a number that means something else.
+    if unsafe { libc::close_range(first, libc::c_uint::MAX, 0) } != 0 {
+        return Err(last("close_range"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! Tests of spawning: descriptors, environment, failures, deadlines.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::time::Duration;
+
+use super::*;
+use crate::pipe;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn shell(script: &str) -> Spawn {
+    Spawn::new("sh").arg("-c").arg(script)
+}
+
+fn text(spawn: Spawn) -> String {
+    let output = spawn.output(b"", 1 << 16, SOON).unwrap();
+    assert!(output.status.is_success(), "{output:?}");
+    String::from_utf8(output.text).unwrap()
+}
+
+#[test]
+fn exit_codes_and_signals_are_told_apart() {
+    assert_eq!(
+        shell("exit 42").spawn().unwrap().wait().unwrap(),
+        Status::Exited(42)
+    );
+    let killed = shell("kill -9 $$").spawn().unwrap().wait().unwrap();
+    assert_eq!((killed, killed.code()), (Status::Signaled(9), 137));
+}
+
+#[test]
+fn only_the_given_descriptors_arrive_also_when_numbers_cross() {
+    let (read, write) = pipe::new().unwrap();
+    // A descriptor that is not close-on-exec must not get through either.
+    let leak = File::open("/dev/zero").unwrap();
+    rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+    let other = File::create("/dev/null").unwrap();
+    let child = Spawn::new("/bin/sh")
+        .args(["-c", "ls /proc/self/fd >&7"])
+        .fd(write, 7)
+        .fd(other.into(), 5)
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    File::from(read).read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().is_success());
+    // 3 is the directory that ls itself reads.
+    assert_eq!(
+        said.split_whitespace().collect::<Vec<_>>(),
+        ["0", "1", "2", "3", "5", "7"]
+    );
+}
+
+#[test]
+fn environment_and_directory_are_as_asked() {
+    let said = text(
+        Spawn::new("/bin/sh")
+            .args(["-c", "echo $A-$B-${C-unset}; pwd"])
+            .env_clear()
+            .env("A", "1")
+            .env("A", "2")
+            .env("B", "x y")
+            .env("C", "gone")
+            .env_remove("C")
+            .cwd("/usr"),
+    );
+    assert_eq!(said, "2-x y-unset\n/usr\n");
+}
+
+#[test]
+fn signal_state_of_the_child_is_clean() {
+    let said = text(Spawn::new("cat").arg("/proc/self/status"));
+    for field in ["SigBlk", "SigIgn"] {
+        let line = said.lines().find(|l| l.starts_with(field)).unwrap();
+        let bits = u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap();
+        // The C library keeps 32 and 33 for itself and refuses to touch them.
+        assert_eq!(bits & !(0b11 << 31), 0, "{line}");
+    }
+}
+
+#[test]
+fn a_session_of_its_own_has_its_pid() {
+    let child = Spawn::new("sleep").arg("60").new_session().spawn().unwrap();
+    let pid = rustix::process::Pid::from_raw(child.pid().cast_signed());
+    assert_eq!(rustix::process::getsid(pid).ok(), pid);
+    child.kill(libc::SIGKILL).unwrap();
+    assert_eq!(child.wait().unwrap(), Status::Signaled(9));
+    child.kill(libc::SIGKILL).unwrap();
+}
+
+#[test]
+fn failures_before_exec_are_told_and_leave_no_child() {
+    let missing = Spawn::new("no-such-program-here").spawn().unwrap_err();
+    assert!(missing.is_not_found(), "{missing}");
+    let missing = Spawn::new("/no/such/program").spawn().unwrap_err();
+    assert_eq!(
+        missing.to_string(),
+        "exec /no/such/program: no such file or directory"
+    );
+    let directory = Spawn::new("/bin/true").cwd("/no/such").spawn().unwrap_err();
+    assert_eq!(
+        directory.to_string(),
+        "chdir /no/such: no such file or directory"
+    );
+}
+
+#[test]
+fn input_is_fed_and_both_streams_are_collected() {
+    let big = vec![b'x'; 300_000];
+    let output = shell("wc -c; echo problem >&2")
+        .output(&big, 1 << 16, SOON)
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.text), "300000\nproblem\n");
+}
+
+#[test]
+fn a_grandchild_that_keeps_the_pipe_does_not_delay_the_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = dir.path().join("gate");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &gate,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let script = format!("(read line < {0}) & echo done", gate.display());
+    assert_eq!(text(shell(&script)), "done\n");
+    // Lets the grandchild go.
+    std::fs::write(&gate, "x\n").unwrap();
+}
+
+#[test]
+fn deadline_and_limit_end_the_helper() {
+    let late = shell("sleep 60")
+        .output(b"", 10, Duration::from_millis(50))
+        .unwrap_err();
+    assert!(late.is(types::Code::DeadlineExceeded), "{late}");
+    let chatty = shell("while :; do echo x; done")
+        .output(b"", 100, SOON)
+        .unwrap_err();
+    assert!(chatty.is(types::Code::ResourceExhausted), "{chatty}");
+}

@@ -1,0 +1,162 @@
+//! Unix sockets: listening with a mode, who is at the other end, descriptors as messages.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use types::{Error, Result};
+
+use crate::error::{at, op};
+
+/// Longest path of a socket.
+pub const PATH_MAX: usize = 106;
+
+/// The process at the other end of a connection, as it was when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Process id.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// Who is at the other end.
+///
+/// # Errors
+/// The errno of `getsockopt`.
+pub fn peer(socket: impl AsFd) -> Result<Peer> {
+    let peer = rustix::net::sockopt::socket_peercred(socket)
+        .map_err(|e| op("getsockopt SO_PEERCRED", e))?;
+    let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
+    Ok(Peer {
+        pid,
+        uid: peer.uid.as_raw(),
+        gid: peer.gid.as_raw(),
+    })
+}
+
+/// Listens at `path`. A socket file that nobody listens at any more is replaced.
+///
+/// # Errors
+/// `AlreadyExists` when somebody listens there, `InvalidArgument` for too long a path, else the errno.
+pub fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
+    if path.as_os_str().len() > PATH_MAX {
+        return Err(Error::invalid_argument(format_args!(
+            "socket path {} is longer than {PATH_MAX} bytes",
+            path.display()
+        )));
+    }
+    let listener = match UnixListener::bind(path) {
+        Ok(listener) => listener,
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                return Err(at("listen", path, e).reclass(types::Code::AlreadyExists));
+            }
+            std::fs::remove_file(path).map_err(|e| at("remove", path, e))?;
+            UnixListener::bind(path).map_err(|e| at("listen", path, e))?
+        }
+        Err(e) => return Err(at("listen", path, e)),
+    };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .map_err(|e| at("chmod", path, e))?;
+    Ok(listener)
+}
+
+/// Receives one descriptor. Blocks unless the socket does not.
+///
+/// # Errors
+/// The errno of `recvmsg`; `InvalidArgument` when the message carries none.
+pub fn receive_fd(socket: impl AsFd) -> Result<OwnedFd> {
+    let mut data = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut data)],
+        &mut ancillary,
+        flags,
+    )
+    .map_err(|e| op("recvmsg", e))?;
+    let mut found = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            // Further ones are dropped, that is closed.
+            for fd in fds {
+                found.get_or_insert(fd);
+            }
+        }
+    }
+    found.ok_or_else(|| Error::invalid_argument("message without a descriptor"))
+}
+
+/// Sends descriptors with a message.
+///
+/// # Errors
+/// The errno of `sendmsg`; `InvalidArgument` for more than 4.
+pub fn send_fds(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Error::invalid_argument(
+            "too many descriptors for one message",
+        ));
+    }
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(data)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .map_err(|e| op("sendmsg", e))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+
+    #[test]
+    fn a_dead_socket_file_is_replaced_and_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let live = listen(&path, 0o600).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(listen(&path, 0o600).unwrap_err().is_already_exists());
+        drop(live);
+        listen(&path, 0o600).unwrap();
+        let long = dir.path().join("x".repeat(120));
+        assert!(
+            listen(&long, 0o600)
+                .unwrap_err()
+                .is(types::Code::InvalidArgument)
+        );
+    }
+
+    #[test]
+    fn descriptors_travel_and_the_peer_is_known() {
+        let (a, b) = UnixStream::pair().unwrap();
+        assert_eq!(peer(&a).unwrap().pid, std::process::id());
+        let (read, write) = crate::pipe::new().unwrap();
+        send_fds(&a, b"name", &[write.as_fd()]).unwrap();
+        drop(write);
+        let mut got = std::fs::File::from(receive_fd(&b).unwrap());
+        got.write_all(b"through").unwrap();
+        drop(got);
+        let mut text = String::new();
+        std::fs::File::from(read).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+        (&a).write_all(b"bare").unwrap();
+        assert!(receive_fd(&b).unwrap_err().is(types::Code::InvalidArgument));
+    }
+}
