@@ -1,1 +1,22 @@
-//! Placeholder, replaced in this session.
+//! Harness of the integration tests: a private daemon per test, and proof that nothing is left.
+//!
+//! Invariant: every [`Host`] has its own root, state, socket and namespace, so that tests run beside
+//! each other and beside other daemons; at its end it compares what the machine holds for it (mounts,
+//! processes, cgroups, bundles, sockets, snapshots, descriptors) with nothing, and fails if there is
+//! something. Needs root, and the binaries that `make` built (directory in `BIN_DIR`).
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a harness fails its test by panicking, and is not under the shim's reaper"
+)]
+
+mod host;
+mod inventory;
+mod program;
+mod registry;
+
+pub use host::{Host, IMAGE, Oci, archive};
+pub use program::{Output, Program, bin_dir, need, until};
+pub use registry::Registry;

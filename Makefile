@@ -1,0 +1,110 @@
+# make demo    see a container survive the daemon's death, in one command
+# make check   what to run while working: format, lints, docs, unit, property and architecture tests
+# make test    everything that CI runs
+# make bench   figures beside Debian's containerd, in one interleaved run
+# make install real use: binaries, systemd unit
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.PHONY: demo check fmt clippy doc unit architecture fuzz-check test integration bench install \
+	uninstall deps-build deps-demo deps-test binaries-dev binaries-release clean
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+TARGET_DIR := $(shell $(CARGO) metadata --format-version 1 --no-deps 2>/dev/null \
+	| sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+DEV := $(CURDIR)/out/dev
+RELEASE := $(CURDIR)/out/release
+IMAGE := $(CURDIR)/out/image.tar
+IMAGE_NAME := example.test/demo/busybox:1
+
+# One shim per container: a static, non-relocatable binary shares its pages and needs no loader.
+# With --target, these flags reach the shim's crates and not the build scripts.
+SHIM_FLAGS = --target $(HOST) --config \
+	'target.$(HOST).rustflags=["-Ctarget-feature=+crt-static","-Crelocation-model=static"]'
+
+# --- what Debian provides ------------------------------------------------------------------------
+deps-build:
+	@scripts/deps gcc libc6-dev make
+
+deps-demo: deps-build
+	@scripts/deps runc busybox-static umoci
+
+deps-test: deps-demo
+	@scripts/deps crun skopeo docker-registry containerd bsdutils util-linux
+
+# --- binaries ------------------------------------------------------------------------------------
+# The shim is built by itself: features unify over a workspace build and would make it fat.
+binaries-dev:
+	$(CARGO) build --locked -p daemon -p ctr
+	$(CARGO) build --locked --profile shim -p shim $(SHIM_FLAGS)
+	@mkdir -p $(DEV)
+	@for b in containerd ctr; do ln -f $(TARGET_DIR)/debug/$$b $(DEV)/$$b 2>/dev/null \
+		|| cp -f $(TARGET_DIR)/debug/$$b $(DEV)/$$b; done
+	@cp -f $(TARGET_DIR)/$(HOST)/shim/containerd-shim-runc-v2 $(DEV)/
+
+binaries-release:
+	$(CARGO) build --locked --release -p daemon -p ctr
+	$(CARGO) build --locked --profile shim -p shim $(SHIM_FLAGS)
+	@mkdir -p $(RELEASE)
+	@cp -f $(TARGET_DIR)/release/containerd $(TARGET_DIR)/release/ctr $(RELEASE)/
+	@cp -f $(TARGET_DIR)/$(HOST)/shim/containerd-shim-runc-v2 $(RELEASE)/
+
+$(IMAGE): integration/scripts/mkimage.sh
+	@mkdir -p out
+	integration/scripts/mkimage.sh $@ $(IMAGE_NAME)
+
+# --- people --------------------------------------------------------------------------------------
+demo: deps-demo binaries-release $(IMAGE)
+	@scripts/demo $(RELEASE) $(IMAGE) $(IMAGE_NAME)
+
+install: deps-build binaries-release
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 0755 $(RELEASE)/containerd $(RELEASE)/ctr $(RELEASE)/containerd-shim-runc-v2 \
+		$(DESTDIR)$(PREFIX)/bin/
+	sed 's|@PREFIX@|$(PREFIX)|' scripts/containerd.service \
+		>$(DESTDIR)$(PREFIX)/lib/systemd/system/containerd.service
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/containerd $(DESTDIR)$(PREFIX)/bin/ctr \
+		$(DESTDIR)$(PREFIX)/bin/containerd-shim-runc-v2 \
+		$(DESTDIR)$(PREFIX)/lib/systemd/system/containerd.service
+
+# --- checks --------------------------------------------------------------------------------------
+check: fmt clippy doc unit architecture fuzz-check
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps -q
+
+unit:
+	$(CARGO) test --locked --workspace --exclude integration
+
+architecture:
+	$(CARGO) test --locked -p integration --test architecture
+
+fuzz-check:
+	@for manifest in */fuzz/Cargo.toml; do \
+		[ -e "$$manifest" ] || continue; \
+		echo "check $$manifest"; \
+		$(CARGO) check -q --manifest-path "$$manifest" --target-dir $(TARGET_DIR)/fuzz || exit 1; \
+	done
+
+integration: deps-test binaries-dev $(IMAGE)
+	BIN_DIR=$(DEV) $(CARGO) test --locked -p integration --test stories
+
+test: deps-test check integration
+
+bench: deps-test binaries-release $(IMAGE)
+	BIN_DIR=$(RELEASE) $(CARGO) bench --locked -p integration
+
+clean:
+	rm -rf out
+	$(CARGO) clean

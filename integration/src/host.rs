@@ -1,0 +1,417 @@
+//! One private daemon and the clients that talk to it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::inventory::{Places, traces};
+use crate::{Output, Program, bin_dir, need, until};
+
+/// Name of the image that [`Host::image`] imports.
+pub const IMAGE: &str = "example.test/demo/busybox:1";
+
+/// OCI runtime that the host's containers use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Oci {
+    /// Debian's runc.
+    Runc,
+    /// Debian's crun. It refuses a hybrid cgroup mount, so the daemon and its shims get a private
+    /// mount namespace without the v2 part.
+    Crun,
+}
+
+/// A daemon with a root, a state, a socket and a namespace of its own.
+#[derive(Debug)]
+pub struct Host {
+    dir: tempfile::TempDir,
+    namespace: String,
+    oci: Oci,
+    daemon: Option<Child>,
+    finished: bool,
+}
+
+impl Host {
+    /// Starts a daemon for the test `name` (an identifier, used as namespace) with runc.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self::with(name, Oci::Runc)
+    }
+
+    /// Starts a daemon whose containers run with `oci`.
+    ///
+    /// # Panics
+    /// When the daemon does not serve within the limit.
+    #[must_use]
+    pub fn with(name: &str, oci: Oci) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "integration tests need root"
+        );
+        let dir = tempfile::Builder::new()
+            .prefix("ctd-")
+            .tempdir()
+            .expect("make a directory");
+        let namespace = format!("{name}-{}", std::process::id());
+        let mut host = Self {
+            dir,
+            namespace,
+            oci,
+            daemon: None,
+            finished: false,
+        };
+        host.start();
+        host
+    }
+
+    /// The private directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The daemon's state directory.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir().join("state")
+    }
+
+    /// The daemon's root directory.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.dir().join("root")
+    }
+
+    /// The daemon's socket.
+    #[must_use]
+    pub fn address(&self) -> PathBuf {
+        self.dir().join("c.sock")
+    }
+
+    /// The namespace that the clients use.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Pid of the daemon.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("the daemon runs").id()
+    }
+
+    /// What the daemon has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir().join("daemon.log")).unwrap_or_default()
+    }
+
+    /// The daemon's command line.
+    fn command(&self) -> Command {
+        let binary = bin_dir().join("containerd");
+        let mut command = match self.oci {
+            Oci::Runc => Command::new(&binary),
+            Oci::Crun => {
+                let hide = "if mountpoint -q /sys/fs/cgroup/unified; then \
+                            umount /sys/fs/cgroup/unified; fi; exec \"$@\"";
+                let mut command = Command::new("unshare");
+                command.args(["-m", "sh", "-c", hide, "sh"]).arg(&binary);
+                command
+            }
+        };
+        let path = std::env::var("PATH").unwrap_or_default();
+        command
+            .arg("--root")
+            .arg(self.root())
+            .arg("--state")
+            .arg(self.state())
+            .arg("--address")
+            .arg(self.address())
+            .args(["--log-level", "debug"])
+            .env(
+                "PATH",
+                format!("{}:{path}:/usr/sbin:/sbin", bin_dir().display()),
+            );
+        command
+    }
+
+    /// Starts the daemon and waits until it answers.
+    ///
+    /// # Panics
+    /// When it ends or does not answer in time.
+    pub fn start(&mut self) {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir().join("daemon.log"))
+            .expect("open the log");
+        let mut child = self
+            .command()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("dup"))
+            .stderr(log)
+            .spawn()
+            .expect("start the daemon");
+        until("the daemon answers", || {
+            if let Some(status) = child.try_wait().expect("wait") {
+                panic!("the daemon ended with {status}:\n{}", self.log());
+            }
+            self.ctr(["version"]).code == 0
+        });
+        self.daemon = Some(child);
+    }
+
+    /// Kills the daemon with SIGKILL.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill(&mut self) {
+        let mut child = self.daemon.take().expect("the daemon runs");
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+    }
+
+    /// Stops the daemon with SIGTERM; it must end by itself with 0.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn stop(&mut self) {
+        let mut child = self.daemon.take().expect("the daemon runs");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
+        let mut code = None;
+        until("the daemon stops", || {
+            code = child.try_wait().expect("wait");
+            code.is_some()
+        });
+        let code = code.expect("ended");
+        assert!(
+            code.success(),
+            "the daemon ended with {code}:\n{}",
+            self.log()
+        );
+    }
+
+    fn client(&self, program: impl AsRef<std::ffi::OsStr>) -> Program {
+        Program::new(program)
+            .args(["--address"])
+            .args([self.address().as_os_str()])
+            .args(["-n", &self.namespace])
+    }
+
+    /// Runs our `ctr`.
+    #[must_use]
+    pub fn ctr<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        self.ctr_program().args(args).run()
+    }
+
+    /// Our `ctr`, to be given arguments.
+    #[must_use]
+    pub fn ctr_program(&self) -> Program {
+        self.client(bin_dir().join("ctr"))
+    }
+
+    /// Runs Debian's `ctr`.
+    #[must_use]
+    pub fn go_ctr<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        self.go_ctr_program().args(args).run()
+    }
+
+    /// Debian's `ctr`, to be given arguments.
+    #[must_use]
+    pub fn go_ctr_program(&self) -> Program {
+        self.client(need("ctr"))
+    }
+
+    /// Flags of `ctr run` that select this host's OCI runtime.
+    #[must_use]
+    pub fn runtime_flags(&self) -> Vec<String> {
+        match self.oci {
+            Oci::Runc => Vec::new(),
+            Oci::Crun => {
+                vec![
+                    "--runc-binary".into(),
+                    need("crun").to_string_lossy().into_owned(),
+                ]
+            }
+        }
+    }
+
+    /// Runs `ctr run FLAGS IMAGE ID COMMAND` with this host's runtime.
+    #[must_use]
+    pub fn run(&self, flags: &[&str], id: &str, command: &[&str]) -> Output {
+        self.ctr_program()
+            .args(["run"])
+            .args(self.runtime_flags())
+            .args(flags)
+            .args([IMAGE, id])
+            .args(command)
+            .run()
+    }
+
+    /// Starts a detached container that sleeps.
+    pub fn sleeper(&self, id: &str) {
+        drop(self.run(&["-d", "--null-io"], id, &["sleep", "1000"]).ok());
+    }
+
+    /// Pid of a task, from `ctr tasks ls`; `None` when it is not listed with `status`.
+    #[must_use]
+    pub fn task(&self, id: &str, status: &str) -> Option<u32> {
+        let table = self.ctr(["tasks", "ls"]).ok();
+        let row = table
+            .lines()
+            .find(|l| l.split_whitespace().next() == Some(id))?;
+        let words: Vec<&str> = row.split_whitespace().collect();
+        (words.get(2) == Some(&status))
+            .then(|| words.get(1)?.parse().ok())
+            .flatten()
+    }
+
+    /// Kills the task, waits for its end, and removes task and container.
+    pub fn remove(&self, id: &str) {
+        drop(self.ctr(["tasks", "kill", "-s", "KILL", id]));
+        until("the task stops", || self.task(id, "STOPPED").is_some());
+        drop(self.ctr(["tasks", "rm", id]).ok());
+        drop(self.ctr(["containers", "rm", id]).ok());
+    }
+
+    /// Imports the test image.
+    pub fn image(&self) {
+        drop(
+            self.ctr(["images", "import", &archive().to_string_lossy()])
+                .ok(),
+        );
+    }
+
+    /// Adds a directory for a file of the test.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// Open descriptors of the daemon.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        let dir = format!("/proc/{}/fd", self.daemon_pid());
+        fs::read_dir(dir).map_or(0, Iterator::count)
+    }
+
+    /// Ends the test: no container record may be left, the daemon stops, and nothing remains.
+    ///
+    /// # Panics
+    /// When something is left; the message lists it.
+    pub fn finish(mut self) {
+        let left = self.ctr(["containers", "ls", "-q"]).ok();
+        assert!(left.trim().is_empty(), "containers are left: {left}");
+        let tasks = self.ctr(["tasks", "ls", "-q"]).ok();
+        assert!(tasks.trim().is_empty(), "tasks are left: {tasks}");
+        let leases = self.ctr(["leases", "ls", "-q"]).ok();
+        assert!(leases.trim().is_empty(), "leases are left: {leases}");
+        let pid = self.daemon_pid();
+        let table = format!("/proc/{pid}/mountinfo");
+        let mut places = Places {
+            dir: self.dir.path(),
+            namespaces: vec![self.namespace.clone()],
+            mounts: fs::read_to_string(&table).expect("mount table"),
+            allowed: vec![pid],
+        };
+        let mut found = Vec::new();
+        // The last shim may still be on its way out, and collection is asynchronous.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            places.mounts = fs::read_to_string(&table).expect("mount table");
+            found.clone_from(&traces(&places));
+            if found.is_empty() || std::time::Instant::now() > deadline {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let log = self.log();
+        assert!(
+            found.is_empty(),
+            "left behind:\n{}\n\nlog:\n{log}",
+            found.join("\n")
+        );
+        self.stop();
+        assert!(!self.address().exists(), "the socket outlived the daemon");
+        self.finished = true;
+    }
+}
+
+impl Drop for Host {
+    /// A failed test must not leave its processes and mounts to the next one.
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let log = self.log();
+        let tail: Vec<&str> = log.lines().rev().take(60).collect();
+        for line in tail.iter().rev() {
+            drop(writeln_stderr(line));
+        }
+        if let Some(mut child) = self.daemon.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        kill_traces(self.dir.path(), &self.namespace);
+    }
+}
+
+fn writeln_stderr(line: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    writeln!(std::io::stderr(), "{line}")
+}
+
+/// Kills by pid what the failed test started, and unmounts what it mounted.
+fn kill_traces(dir: &Path, namespace: &str) {
+    for _ in 0..50 {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let places = Places {
+            dir,
+            namespaces: vec![namespace.to_owned()],
+            mounts,
+            allowed: Vec::new(),
+        };
+        let found = traces(&places);
+        let mut busy = false;
+        for line in &found {
+            if let Some(pid) = line
+                .strip_prefix("process ")
+                .and_then(|rest| rest.split(':').next())
+                .and_then(|pid| pid.parse::<i32>().ok())
+                .and_then(rustix::process::Pid::from_raw)
+            {
+                busy = true;
+                // It may have ended in between.
+                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            } else if let Some(point) = line.strip_prefix("mount: ") {
+                busy = true;
+                if let Some(point) = point.split(' ').nth(4) {
+                    drop(Command::new("umount").args(["-l", point]).output());
+                }
+            }
+        }
+        if !busy {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The test image's archive, which `make` made beside the binaries.
+///
+/// # Panics
+/// When it is not there.
+#[must_use]
+pub fn archive() -> PathBuf {
+    let path = bin_dir().join("../image.tar");
+    assert!(
+        path.exists(),
+        "no {}: run this through make",
+        path.display()
+    );
+    path
+}

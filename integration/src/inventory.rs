@@ -1,0 +1,151 @@
+//! What the machine holds on behalf of one host: taken at the end, it must be empty.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+/// Where to look for traces.
+pub(crate) struct Places<'a> {
+    /// Private directory: root, state, sockets.
+    pub(crate) dir: &'a Path,
+    /// Every namespace that the test used.
+    pub(crate) namespaces: Vec<String>,
+    /// Mount table to read: that of the daemon, which may have a mount namespace of its own.
+    pub(crate) mounts: String,
+    /// Processes that may exist: the daemon.
+    pub(crate) allowed: Vec<u32>,
+}
+
+/// Traces, one line each.
+pub(crate) fn traces(places: &Places<'_>) -> Vec<String> {
+    let mut found = Vec::new();
+    found.extend(mounts(places));
+    found.extend(processes(places));
+    found.extend(cgroups(places));
+    found.extend(files(places));
+    found
+}
+
+fn mounts(places: &Places<'_>) -> Vec<String> {
+    let dir = places.dir.to_string_lossy();
+    let of = |line: &&str| line.contains(&*dir);
+    places
+        .mounts
+        .lines()
+        .filter(of)
+        .map(|line| format!("mount: {line}"))
+        .collect()
+}
+
+/// Processes whose command line or environment names the private directory, or whose cgroup is named
+/// after the namespace.
+fn processes(places: &Places<'_>) -> Vec<String> {
+    let dir = places.dir.to_string_lossy();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("read /proc").flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        if pid == std::process::id() || places.allowed.contains(&pid) {
+            continue;
+        }
+        // A process may end while it is looked at: then it is no trace.
+        let text = |name: &str| {
+            let raw = fs::read(entry.path().join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&raw).replace('\0', " ")
+        };
+        let (line, cgroup) = (text("cmdline"), text("cgroup"));
+        let ours = line.contains(&*dir)
+            || places
+                .namespaces
+                .iter()
+                .any(|ns| cgroup.contains(&format!("/{ns}/")));
+        // A zombie has no command line and is its parent's business; count those of our cgroups.
+        if ours {
+            found.push(format!("process {pid}: {line}"));
+        }
+    }
+    found
+}
+
+/// Cgroups below the namespace's. The namespace's own directory stays, as with the original
+/// (`namespaces remove --cgroup` takes it away), and is removed here.
+fn cgroups(places: &Places<'_>) -> Vec<String> {
+    let mut found = Vec::new();
+    let hierarchies = fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut roots: Vec<PathBuf> = hierarchies
+        .map(|e| e.path())
+        .filter(|p| p.is_dir())
+        .collect();
+    roots.push("/sys/fs/cgroup".into());
+    for (root, namespace) in roots
+        .iter()
+        .flat_map(|r| places.namespaces.iter().map(move |n| (r, n)))
+    {
+        let parent = root.join(namespace);
+        for child in fs::read_dir(&parent).into_iter().flatten().flatten() {
+            if child.path().is_dir() {
+                found.push(format!("cgroup: {}", child.path().display()));
+            }
+        }
+        drop(fs::remove_dir(&parent));
+    }
+    found
+}
+
+/// Bundles, work directories, runtime state, shim sockets, ingests and half-made snapshots.
+fn files(places: &Places<'_>) -> Vec<String> {
+    let (root, state) = (places.dir.join("root"), places.dir.join("state"));
+    let mut found = Vec::new();
+    for base in [&root, &state] {
+        found.extend(grandchildren(
+            &base.join("io.containerd.runtime.v2.task"),
+            "bundle",
+        ));
+    }
+    found.extend(grandchildren(&state.join("runc"), "runtime state"));
+    found.extend(children(
+        &root.join("io.containerd.content.v1.content/ingest"),
+        "ingest",
+    ));
+    for name in ["overlayfs", "native"] {
+        let snapshots = root.join(format!("io.containerd.snapshotter.v1.{name}"));
+        let half = children(&snapshots.join("snapshots"), "snapshot");
+        found.extend(half.into_iter().filter(|line| line.contains("/new-")));
+        let half = children(&snapshots, "snapshot");
+        found.extend(half.into_iter().filter(|line| line.contains("/new-")));
+    }
+    let mut stack = vec![state];
+    while let Some(dir) = stack.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
+            if kind.is_dir() {
+                stack.push(entry.path());
+            } else if kind.is_socket() {
+                found.push(format!("socket: {}", entry.path().display()));
+            }
+        }
+    }
+    found
+}
+
+fn children(dir: &Path, what: &str) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(|e| format!("{what}: {}", e.path().display()))
+        .collect()
+}
+
+fn grandchildren(dir: &Path, what: &str) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.flat_map(|e| children(&e.path(), what)).collect()
+}

@@ -1,0 +1,200 @@
+//! Running programs, and waiting for conditions.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What a program printed and how it ended.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Exit code; 128 + signal when it was killed.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// The command line, for messages.
+    pub line: String,
+}
+
+impl Output {
+    /// Standard output of a program that must have succeeded.
+    ///
+    /// # Panics
+    /// When it did not exit with 0.
+    #[must_use]
+    pub fn ok(self) -> String {
+        assert_eq!(
+            self.code, 0,
+            "{}\nstdout: {}\nstderr: {}",
+            self.line, self.stdout, self.stderr
+        );
+        self.stdout
+    }
+
+    /// Standard error of a program that must have failed.
+    ///
+    /// # Panics
+    /// When it exited with 0.
+    #[must_use]
+    pub fn err(self) -> String {
+        assert_ne!(
+            self.code, 0,
+            "{} should have failed\nstdout: {}",
+            self.line, self.stdout
+        );
+        self.stderr
+    }
+}
+
+/// A command under construction, with a deadline.
+#[derive(Debug)]
+pub struct Program {
+    command: Command,
+    input: Vec<u8>,
+    limit: Duration,
+}
+
+impl Program {
+    /// A command by name or path; it may take 60 seconds.
+    #[must_use]
+    pub fn new(name: impl AsRef<OsStr>) -> Self {
+        Self {
+            command: Command::new(name),
+            input: Vec::new(),
+            limit: Duration::from_secs(60),
+        }
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Gives it standard input.
+    #[must_use]
+    pub fn input(mut self, input: &[u8]) -> Self {
+        self.input = input.to_vec();
+        self
+    }
+
+    /// Changes its deadline.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// When it cannot be started or does not end in time.
+    #[must_use]
+    pub fn run(mut self) -> Output {
+        use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+        let line = format!("{:?}", self.command);
+        let mut child = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap_or_else(|e| panic!("start {line}: {e}"));
+        let mut stdin = child.stdin.take().expect("piped");
+        let input = std::mem::take(&mut self.input);
+        let feed = std::thread::spawn(move || {
+            // A program that ends without reading its input is no failure of the feeder.
+            drop(stdin.write_all(&input));
+        });
+        let read = |mut from: Box<dyn std::io::Read + Send>| {
+            std::thread::spawn(move || {
+                let mut text = Vec::new();
+                from.read_to_end(&mut text).expect("read a pipe");
+                String::from_utf8_lossy(&text).into_owned()
+            })
+        };
+        let stdout = read(Box::new(child.stdout.take().expect("piped")));
+        let stderr = read(Box::new(child.stderr.take().expect("piped")));
+        let deadline = Instant::now() + self.limit;
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("wait") {
+                break status;
+            }
+            if Instant::now() > deadline {
+                let group = rustix::process::Pid::from_child(&child);
+                let _gone =
+                    rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+                drop(child.wait());
+                let (out, err) = (stdout.join(), stderr.join());
+                panic!("{line} took longer than {:?}\n{out:?}\n{err:?}", self.limit);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        feed.join().expect("feeder");
+        Output {
+            code: status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            stdout: stdout.join().expect("reader"),
+            stderr: stderr.join().expect("reader"),
+            line,
+        }
+    }
+}
+
+/// Waits until `condition` holds; polls, because what it looks at is in another process.
+///
+/// # Panics
+/// When it does not hold after 20 seconds; `what` says what was awaited.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited 20 s in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Directory of the binaries under test: `BIN_DIR`, which `make` sets.
+///
+/// # Panics
+/// When there are none.
+#[must_use]
+pub fn bin_dir() -> PathBuf {
+    let dir = std::env::var_os("BIN_DIR").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../out/dev"),
+        PathBuf::from,
+    );
+    let dir = dir.canonicalize().unwrap_or(dir);
+    assert!(
+        dir.join("containerd").exists(),
+        "no binaries in {dir:?}: run this through make"
+    );
+    dir
+}
+
+/// Path of a program that Debian packages provide.
+///
+/// # Panics
+/// When it is not installed: `make deps` installs it.
+#[must_use]
+pub fn need(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(usual)
+        .map(|dir| dir.join(name))
+        .find(|p| p.is_file())
+        .unwrap_or_else(|| panic!("{name} is not installed: run make deps"))
+}

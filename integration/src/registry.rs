@@ -1,0 +1,90 @@
+//! Debian's docker-registry on a loopback port, with a data directory of its own.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+
+use crate::host::archive;
+use crate::{Program, need, until};
+
+/// A running registry that holds the test image as `demo/busybox:1`.
+#[derive(Debug)]
+pub struct Registry {
+    _dir: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Registry {
+    /// Starts it and pushes the test image with skopeo.
+    ///
+    /// # Panics
+    /// When the registry does not serve or skopeo fails.
+    #[must_use]
+    pub fn start() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("ctd-registry-")
+            .tempdir()
+            .expect("directory");
+        let (port, child) = (0..5)
+            .find_map(|_| Self::try_start(dir.path()))
+            .expect("a free port for the registry");
+        let made = Self {
+            _dir: dir,
+            port,
+            child,
+        };
+        let archive = archive();
+        let from = format!("oci-archive:{}", archive.display());
+        let to = format!("docker://{}", made.reference());
+        let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", "-q"];
+        drop(
+            Program::new(need("skopeo"))
+                .args(flags)
+                .args([from, to])
+                .run()
+                .ok(),
+        );
+        made
+    }
+
+    /// Another process may take the port between the probe and the start: the caller tries again.
+    fn try_start(dir: &std::path::Path) -> Option<(u16, Child)> {
+        let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
+        let port = probe.local_addr().expect("address").port();
+        drop(probe);
+        let config = dir.join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+             http: {{addr: \"127.0.0.1:{port}\"}}\n",
+            dir.join("data").display()
+        );
+        std::fs::write(&config, text).expect("write the registry's config");
+        let mut child = Command::new(need("docker-registry"))
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start docker-registry");
+        let mut ended = false;
+        until("the registry serves", || {
+            ended = child.try_wait().expect("wait").is_some();
+            ended || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+        });
+        (!ended).then_some((port, child))
+    }
+
+    /// Reference of the test image in this registry.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        format!("127.0.0.1:{}/demo/busybox:1", self.port)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

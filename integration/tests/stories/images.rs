@@ -1,0 +1,96 @@
+//! Images in and out: import, pull, list, remove, and what stays on disk.
+
+use integration::{Host, IMAGE, Registry, until};
+
+#[test]
+fn an_imported_image_is_listed_and_its_removal_frees_everything() {
+    let host = Host::new("image-import");
+    host.image();
+    let table = host.ctr(["images", "ls"]).ok();
+    assert!(table.starts_with("REF"), "{table}");
+    let row = table
+        .lines()
+        .find(|l| l.starts_with(IMAGE))
+        .expect("the image's row");
+    assert!(
+        row.contains("application/vnd.oci.image.manifest.v1+json"),
+        "{row}"
+    );
+    assert!(row.contains("linux/"), "{row}");
+    assert_eq!(host.ctr(["snapshots", "ls"]).ok().lines().count(), 2);
+    let blobs = host.ctr(["content", "ls", "-q"]).ok();
+    assert_eq!(blobs.lines().count(), 3, "{blobs}");
+    let manifest = host
+        .ctr([
+            "content",
+            "get",
+            row.split_whitespace().nth(2).expect("digest"),
+        ])
+        .ok();
+    assert!(manifest.contains("\"layers\""), "{manifest}");
+    drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+    assert_eq!(host.ctr(["content", "ls", "-q"]).ok(), "");
+    assert_eq!(host.ctr(["snapshots", "ls"]).ok().lines().count(), 1);
+    let blobs = host
+        .root()
+        .join("io.containerd.content.v1.content/blobs/sha256");
+    let count = || std::fs::read_dir(&blobs).map_or(0, Iterator::count);
+    until("the files are gone", || count() == 0);
+    let layers = host
+        .root()
+        .join("io.containerd.snapshotter.v1.overlayfs/snapshots");
+    until("the layers are gone", || {
+        std::fs::read_dir(&layers).map_or(0, Iterator::count) == 0
+    });
+    host.finish();
+}
+
+#[test]
+fn a_pulled_image_runs() {
+    let host = Host::new("image-pull");
+    let registry = Registry::start();
+    let reference = registry.reference();
+    drop(
+        host.ctr(["images", "pull", "--plain-http", &reference])
+            .ok(),
+    );
+    let row = host.ctr(["images", "ls", "-q"]).ok();
+    assert_eq!(row.trim(), reference);
+    assert_eq!(
+        host.ctr(["run", "--rm", &reference, "p", "echo", "pulled"])
+            .ok(),
+        "pulled\n"
+    );
+    // Again: nothing to fetch, no error.
+    drop(
+        host.ctr(["images", "pull", "--plain-http", &reference])
+            .ok(),
+    );
+    let missing = reference.replace(":1", ":2");
+    let missing = missing.replacen("127.0.0.2", "127.0.0.1", 1);
+    let error = host.ctr(["images", "pull", "--plain-http", &missing]).err();
+    assert!(error.contains("not found"), "{error}");
+    host.finish();
+}
+
+#[test]
+fn the_native_snapshotter_runs_containers_too() {
+    let host = Host::new("image-native");
+    let archive = integration::archive();
+    let import = ["images", "import", "--snapshotter", "native"];
+    drop(host.ctr_program().args(import).args([archive]).run().ok());
+    let run = [
+        "run",
+        "--rm",
+        "--snapshotter",
+        "native",
+        IMAGE,
+        "n",
+        "sh",
+        "-c",
+    ];
+    let script = "echo > /made && ls /made && busybox | head -1 | cut -c1-7";
+    let out = host.ctr_program().args(run).args([script]).run().ok();
+    assert_eq!(out, "/made\nBusyBox\n");
+    host.finish();
+}
