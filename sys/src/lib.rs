@@ -10,6 +10,7 @@
     reason = "sys is the crate that may; every block says why it is sound"
 )]
 
+pub mod cgroup;
 mod error;
 pub mod fifo;
 pub mod fs;

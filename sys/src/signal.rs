@@ -41,9 +41,8 @@ impl SignalFd {
             return Err(last("signalfd"));
         }
         // SAFETY: the kernel just opened it for us.
-        Ok(Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd })
     }
 
     /// The next signal that arrived, `None` when there is none. Never blocks.
