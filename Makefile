@@ -103,7 +103,9 @@ integration: deps-test binaries-dev $(IMAGE)
 test: deps-test check integration
 
 bench: deps-test binaries-release $(IMAGE)
-	BIN_DIR=$(RELEASE) $(CARGO) bench --locked -p integration
+	$(CARGO) bench --locked -p integration --no-run
+	BIN_DIR=$(RELEASE) unshare -m sh -c 'if mountpoint -q /sys/fs/cgroup/unified; then \
+		umount /sys/fs/cgroup/unified; fi; exec $(CARGO) bench --locked -p integration'
 
 clean:
 	rm -rf out
