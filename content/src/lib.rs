@@ -3,10 +3,17 @@
 //! Invariant: a blob that can be opened is complete, verified and durable. Called by `metadata`
 //! (which scopes it to a namespace), `diff`, `images`, `transfer`, and over the wire by `client`.
 
+mod hasher;
+mod local;
+#[cfg(any(test, feature = "testsuite"))]
+pub mod testsuite;
+
 use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use self::hasher::Hasher;
+pub use self::local::Local;
 use async_trait::async_trait;
 use bytes::Bytes;
 use types::{BlobInfo, Digest, Fields, Filter, IngestRef, IngestStatus, Labels, Result};

@@ -6,7 +6,11 @@
 //! [`status`] and nowhere else.
 
 pub mod any;
+pub mod call;
+pub mod event;
+mod record;
 pub mod status;
+pub mod wire;
 
 #[doc(hidden)]
 #[allow(

@@ -17,7 +17,10 @@ pub trait Filterable {
 
 /// A list of filters: matches when it is empty or any of them matches.
 #[derive(Clone, Debug, Default)]
-pub struct Filter(Vec<Vec<Selector>>);
+pub struct Filter {
+    any: Vec<Vec<Selector>>,
+    texts: Vec<String>,
+}
 
 #[derive(Clone, Debug)]
 struct Selector {
@@ -44,24 +47,30 @@ impl Filter {
     /// # Errors
     /// `InvalidArgument` naming the filter and the position.
     pub fn parse<S: AsRef<str>>(filters: &[S]) -> Result<Self> {
-        filters
-            .iter()
-            .map(|f| Parser::new(f.as_ref())?.selectors())
-            .collect::<Result<_>>()
-            .map(Self)
+        let parse = |f: &S| Parser::new(f.as_ref())?.selectors();
+        Ok(Self {
+            any: filters.iter().map(parse).collect::<Result<_>>()?,
+            texts: filters.iter().map(|f| f.as_ref().to_owned()).collect(),
+        })
+    }
+
+    /// The filter strings that it was parsed from: what a remote store is asked with.
+    #[must_use]
+    pub fn texts(&self) -> &[String] {
+        &self.texts
     }
 
     /// True when there is no filter at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.any.is_empty()
     }
 
     /// True when `object` passes.
     pub fn matches(&self, object: &(impl Filterable + ?Sized)) -> bool {
-        self.0.is_empty()
+        self.any.is_empty()
             || self
-                .0
+                .any
                 .iter()
                 .any(|all| all.iter().all(|selector| selector.matches(object)))
     }

@@ -90,7 +90,7 @@ fn report(binary: &Path, [ours, debian, raw]: &[Vec<Times>; 3]) {
     println!(
         "  stage              ours  debian     raw   ours/debian   overhead ours  debian  ratio"
     );
-    let stages: [(&str, fn(&Times) -> Duration); 2] = [
+    let stages: [Stage; 2] = [
         ("prepare..running", |t| t.running),
         ("prepare..deleted", |t| t.whole),
     ];
