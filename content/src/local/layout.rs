@@ -1,0 +1,181 @@
+//! Paths of the local store and the plain operations on them. All of it blocks.
+
+use std::fs::{self, DirBuilder, File, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use types::{
+    Algorithm, BlobInfo, Context as _, Digest, Error, Filter, IngestRef, IngestStatus, Labels,
+    Result,
+};
+
+use super::ingest::Ticket;
+use crate::Hasher;
+
+/// Where things are.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) root: PathBuf,
+}
+
+impl Layout {
+    pub(super) fn open(root: PathBuf) -> Result<Self> {
+        make_dir(&root, 0o700)?;
+        let layout = Self { root };
+        make_dir(&layout.root.join("ingest"), 0o755)?;
+        for algorithm in Algorithm::ALL {
+            make_dir(&layout.blobs(algorithm), 0o755)?;
+        }
+        sync_dir(&layout.root.join("blobs"))?;
+        sync_dir(&layout.root)?;
+        Ok(layout)
+    }
+
+    pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
+        self.root.join("blobs").join(algorithm.name())
+    }
+
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blobs(digest.algorithm()).join(digest.hex())
+    }
+
+    /// Directory of an ingest: the name is hashed, so that it may hold anything.
+    pub(super) fn ingest(&self, reference: &IngestRef) -> Result<PathBuf> {
+        let name = Hasher::digest(reference.as_str().as_bytes())?;
+        Ok(self.root.join("ingest").join(name.hex()))
+    }
+
+    pub(super) fn info(&self, digest: &Digest) -> Result<BlobInfo> {
+        let path = self.blob(digest);
+        match fs::metadata(&path) {
+            Ok(found) => Ok(blob_info(digest.clone(), &found)),
+            Err(e) => Err(absent(e, "stat", &path, || missing(digest))),
+        }
+    }
+
+    pub(super) fn list(&self, filter: &Filter) -> Result<Vec<BlobInfo>> {
+        let mut all = Vec::new();
+        for algorithm in Algorithm::ALL {
+            for entry in read_dir(&self.blobs(algorithm))? {
+                let name = entry.file_name();
+                let text = format!("{}:{}", algorithm.name(), name.to_string_lossy());
+                let Ok(digest) = text.parse::<Digest>() else {
+                    tracing::warn!(path = %entry.path().display(), "not a blob: ignored");
+                    continue;
+                };
+                // Gone since it was listed: not there.
+                let Ok(found) = entry.metadata() else {
+                    continue;
+                };
+                let info = blob_info(digest, &found);
+                if filter.matches(&info) {
+                    all.push(info);
+                }
+            }
+        }
+        all.sort_by(|a, b| a.digest.as_str().cmp(b.digest.as_str()));
+        Ok(all)
+    }
+
+    pub(super) fn delete(&self, digest: &Digest) -> Result<()> {
+        let path = self.blob(digest);
+        fs::remove_file(&path).map_err(|e| absent(e, "remove", &path, || missing(digest)))
+    }
+
+    pub(super) fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {
+        let status = Ticket::new(self.ingest(reference)?).status();
+        status.map_err(|e| {
+            if e.is_not_found() {
+                no_ingest(reference)
+            } else {
+                e
+            }
+        })
+    }
+
+    pub(super) fn statuses(&self, filter: &Filter) -> Result<Vec<IngestStatus>> {
+        let mut all = Vec::new();
+        for entry in read_dir(&self.root.join("ingest"))? {
+            // Half-made or just gone: not an ingest that anybody could resume.
+            let Some(status) = Ticket::new(entry.path()).status().absent_ok()? else {
+                continue;
+            };
+            if filter.matches(&status) {
+                all.push(status);
+            }
+        }
+        all.sort_by(|a, b| a.reference.cmp(&b.reference));
+        Ok(all)
+    }
+
+    pub(super) fn abort(&self, reference: &IngestRef) -> Result<()> {
+        let path = self.ingest(reference)?;
+        fs::remove_dir_all(&path).map_err(|e| absent(e, "remove", &path, || no_ingest(reference)))
+    }
+}
+
+fn missing(digest: &Digest) -> Error {
+    Error::not_found(format_args!("content {digest}"))
+}
+
+fn no_ingest(reference: &IngestRef) -> Error {
+    Error::not_found(format_args!("ingest ref {:?}", reference.as_str()))
+}
+
+fn blob_info(digest: Digest, found: &Metadata) -> BlobInfo {
+    BlobInfo {
+        digest,
+        size: found.len(),
+        created_at: found.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+        updated_at: found.accessed().unwrap_or(SystemTime::UNIX_EPOCH),
+        labels: Labels::new(),
+    }
+}
+
+fn read_dir(path: &Path) -> Result<Vec<fs::DirEntry>> {
+    fs::read_dir(path)
+        .and_then(Iterator::collect)
+        .map_err(|e| os("read directory", path, e))
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|e| os("make directory", path, e))
+}
+
+/// Makes the entries of a directory durable.
+pub(super) fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| os("sync directory", path, e))
+}
+
+/// The error of a system call on a path.
+pub(super) fn os(operation: &str, path: &Path, error: std::io::Error) -> Error {
+    let full = error.kind() == ErrorKind::StorageFull || error.kind() == ErrorKind::QuotaExceeded;
+    let error = Error::os(format_args!("{operation} {}", path.display()), error);
+    if full {
+        error.reclass(types::Code::ResourceExhausted)
+    } else {
+        error
+    }
+}
+
+/// As [`os`], with another error where the path does not exist.
+pub(super) fn absent(
+    error: std::io::Error,
+    operation: &str,
+    path: &Path,
+    missing: impl FnOnce() -> Error,
+) -> Error {
+    if error.kind() == ErrorKind::NotFound {
+        missing()
+    } else {
+        os(operation, path, error)
+    }
+}

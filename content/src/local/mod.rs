@@ -1,0 +1,194 @@
+//! The local store: blobs and ingests in one directory, in Go containerd's layout.
+//!
+//! Invariant: a file under `blobs/` is complete, verified, read-only and durable: data is synced, then
+//! renamed into place, then the directory is synced. Everything else lives under `ingest/` and may be
+//! half-made. Keeps no labels: those belong to a namespace and live in `metadata`.
+//!
+//! ```text
+//! blobs/<algorithm>/<hex>                                    0444
+//! ingest/<sha256 hex of ref>/{ref,startedat,updatedat,total,data}
+//! ```
+
+mod blob;
+mod ingest;
+mod layout;
+mod writer;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use types::{
+    BlobInfo, Context as _, Digest, Error, Fields, Filter, IngestRef, IngestStatus, Labels, Result,
+};
+
+use self::blob::LocalBlob;
+use self::layout::Layout;
+use self::writer::LocalIngest;
+use crate::{Blob, ContentStore, Ingest, IngestSpec};
+
+/// A content store in a directory.
+#[derive(Clone)]
+pub struct Local(Arc<Store>);
+
+/// What the store's handles and writers share.
+struct Store {
+    layout: Layout,
+    writers: Mutex<HashMap<IngestRef, Arc<AtomicU64>>>,
+}
+
+impl Local {
+    /// Opens the store at `root` and makes its directories.
+    ///
+    /// # Errors
+    /// I/O, with the path.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        let layout = Layout::open(root.into())?;
+        Ok(Self(Arc::new(Store {
+            layout,
+            writers: Mutex::default(),
+        })))
+    }
+
+    /// Runs file work off the async threads.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Layout) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let store = Arc::clone(&self.0);
+        blocking(move || work(&store.layout)).await
+    }
+}
+
+impl fmt::Debug for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Local").field(&self.0.layout.root).finish()
+    }
+}
+
+impl Store {
+    fn writers(&self) -> std::sync::MutexGuard<'_, HashMap<IngestRef, Arc<AtomicU64>>> {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The offset of a live writer, which may be ahead of the file.
+    fn live(&self, mut status: IngestStatus) -> IngestStatus {
+        if let Some(offset) = self.writers().get(&status.reference) {
+            status.offset = status.offset.max(offset.load(Ordering::Relaxed));
+        }
+        status
+    }
+}
+
+/// The right to write one ingest; one holder at a time.
+pub(crate) struct Claim {
+    store: Arc<Store>,
+    reference: IngestRef,
+    /// Bytes accepted so far.
+    offset: Arc<AtomicU64>,
+}
+
+impl Claim {
+    fn take(store: &Arc<Store>, reference: &IngestRef) -> Result<Self> {
+        let mut writers = store.writers();
+        if writers.contains_key(reference) {
+            return Err(Error::unavailable(format_args!(
+                "ref {reference} locked by another writer"
+            )));
+        }
+        let offset = Arc::<AtomicU64>::default();
+        writers.insert(reference.clone(), Arc::clone(&offset));
+        drop(writers);
+        Ok(Self {
+            store: Arc::clone(store),
+            reference: reference.clone(),
+            offset,
+        })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.store.writers().remove(&self.reference);
+    }
+}
+
+#[async_trait]
+impl ContentStore for Local {
+    async fn info(&self, digest: &Digest) -> Result<BlobInfo> {
+        let digest = digest.clone();
+        self.run(move |layout| layout.info(&digest)).await
+    }
+
+    async fn update(&self, _: &Digest, _: Labels, _: &Fields) -> Result<BlobInfo> {
+        Err(Error::not_implemented(
+            "update not supported on immutable content store",
+        ))
+    }
+
+    async fn list(&self, filter: &Filter) -> Result<Vec<BlobInfo>> {
+        let filter = filter.clone();
+        self.run(move |layout| layout.list(&filter)).await
+    }
+
+    async fn delete(&self, digest: &Digest) -> Result<()> {
+        let digest = digest.clone();
+        self.run(move |layout| layout.delete(&digest)).await
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Arc<dyn Blob>> {
+        let digest = digest.clone();
+        let blob = self
+            .run(move |layout| LocalBlob::open(layout, &digest))
+            .await?;
+        Ok(Arc::new(blob))
+    }
+
+    async fn ingest(&self, spec: IngestSpec) -> Result<Box<dyn Ingest>> {
+        let store = Arc::clone(&self.0);
+        let ingest = blocking(move || {
+            if let Some(expected) = &spec.expected
+                && store.layout.info(expected).absent_ok()?.is_some()
+            {
+                return Err(Error::already_exists(format_args!("content {expected}")));
+            }
+            let claim = Claim::take(&store, &spec.reference)?;
+            LocalIngest::open(claim, &spec)
+        })
+        .await?;
+        Ok(Box::new(ingest))
+    }
+
+    async fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {
+        let reference = reference.clone();
+        let status = self.run(move |layout| layout.status(&reference)).await?;
+        Ok(self.0.live(status))
+    }
+
+    async fn statuses(&self, filter: &Filter) -> Result<Vec<IngestStatus>> {
+        let filter = filter.clone();
+        let all = self.run(move |layout| layout.statuses(&filter)).await?;
+        Ok(all.into_iter().map(|s| self.0.live(s)).collect())
+    }
+
+    async fn abort(&self, reference: &IngestRef) -> Result<()> {
+        let reference = reference.clone();
+        self.run(move |layout| layout.abort(&reference)).await
+    }
+}
+
+/// Runs `work` on a thread that may block. A call that was given up still ends there.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::internal("content store task failed").with_source(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,321 @@
+//! The writer of an ingest.
+//!
+//! Invariant: data is hashed and written in the order in which it was accepted, on one blocking thread
+//! at a time, while the caller already fetches the next piece. Small pieces are gathered, so that a
+//! hop to that thread pays for itself; at most two gatherings are in memory.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::{self, File, FileTimes, Permissions};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use types::{Algorithm, Code, Digest, Error, IngestStatus, Labels, Result};
+
+use super::ingest::{Ticket, rehash};
+use super::layout::{os, sync_dir};
+use super::{Claim, blocking};
+use crate::{Hasher, Ingest, IngestSpec};
+
+/// Gathered bytes that are worth a hop to a blocking thread (some 20 µs).
+const GATHER: usize = 256 * 1024;
+
+/// A writer on one ingest of the local store.
+pub(super) struct LocalIngest {
+    shared: Arc<Shared>,
+    claim: Claim,
+    ticket: Ticket,
+    status: IngestStatus,
+    gathered: usize,
+    running: Option<JoinHandle<()>>,
+    committed: bool,
+}
+
+/// What the writer and its blocking thread share. Lock order: sink before queue.
+struct Shared {
+    sink: Mutex<Sink>,
+    queue: Mutex<VecDeque<Bytes>>,
+}
+
+struct Sink {
+    file: File,
+    hasher: Hasher,
+    failed: Option<(Code, String)>,
+}
+
+impl Shared {
+    fn sink(&self) -> MutexGuard<'_, Sink> {
+        self.sink.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Bytes>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes all that is queued; a failure is kept and stops everything after it.
+    fn drain(&self) -> MutexGuard<'_, Sink> {
+        let mut sink = self.sink();
+        let queued = std::mem::take(&mut *self.queue());
+        for data in queued {
+            sink.write(&data);
+        }
+        sink
+    }
+}
+
+impl Sink {
+    fn write(&mut self, data: &[u8]) {
+        if self.failed.is_some() {
+            return;
+        }
+        match self.file.write_all(data) {
+            Ok(()) => self.hasher.update(data),
+            Err(e) => {
+                let error = os("write", "ingest data".as_ref(), e);
+                self.failed = Some((error.code(), error.to_string()));
+            }
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match &self.failed {
+            Some((code, text)) => Err(Error::from_wire(*code, text)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl LocalIngest {
+    pub(super) fn open(claim: Claim, spec: &IngestSpec) -> Result<Self> {
+        let algorithm = spec
+            .expected
+            .as_ref()
+            .map_or(Algorithm::Sha256, Digest::algorithm);
+        let mut hasher = Hasher::new(algorithm);
+        let ticket = Ticket::new(claim.store.layout.ingest(&spec.reference)?);
+        let (file, status) = ticket.open(spec, &mut hasher)?;
+        claim.offset.store(status.offset, Ordering::Relaxed);
+        let sink = Sink {
+            file,
+            hasher,
+            failed: None,
+        };
+        Ok(Self {
+            shared: Arc::new(Shared {
+                sink: Mutex::new(sink),
+                queue: Mutex::default(),
+            }),
+            claim,
+            ticket,
+            status,
+            gathered: 0,
+            running: None,
+            committed: false,
+        })
+    }
+
+    /// Waits for the blocking thread and reports what went wrong there.
+    async fn settle(&mut self) -> Result<()> {
+        if let Some(running) = &mut self.running {
+            let ended = running.await;
+            self.running = None;
+            ended.map_err(|e| Error::internal("content writer failed").with_source(e))?;
+            self.shared.sink().check()?;
+        }
+        Ok(())
+    }
+
+    /// Hands what is gathered to a blocking thread; none may be running.
+    fn spawn(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        self.gathered = 0;
+        self.running = Some(tokio::task::spawn_blocking(move || drop(shared.drain())));
+    }
+
+    fn set_offset(&mut self, offset: u64) {
+        self.status.offset = offset;
+        self.status.updated_at = SystemTime::now();
+        self.claim.offset.store(offset, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl Ingest for LocalIngest {
+    fn status(&self) -> IngestStatus {
+        self.status.clone()
+    }
+
+    fn digest(&self) -> Result<Digest> {
+        let sink = self.shared.drain();
+        sink.check()?;
+        sink.hasher.current()
+    }
+
+    async fn write(&mut self, data: Bytes) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        // Room first: a call that is given up while it waits has accepted nothing.
+        if self.gathered >= GATHER || self.running.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.settle().await?;
+        }
+        if self.gathered >= GATHER {
+            self.spawn();
+        }
+        self.gathered += data.len();
+        self.set_offset(self.status.offset + data.len() as u64);
+        self.shared.queue().push_back(data);
+        if self.gathered >= GATHER && self.running.is_none() {
+            self.spawn();
+        }
+        Ok(())
+    }
+
+    async fn truncate(&mut self, size: u64) -> Result<()> {
+        self.settle().await?;
+        let offset = self.status.offset;
+        if size > offset {
+            return Err(Error::out_of_range(format_args!(
+                "truncate to {size} beyond offset {offset}"
+            )));
+        }
+        let shared = Arc::clone(&self.shared);
+        blocking(move || {
+            let mut sink = shared.drain();
+            sink.check()?;
+            sink.cut(size)
+                .map_err(|e| os("truncate", "ingest data".as_ref(), e))
+        })
+        .await?;
+        self.gathered = 0;
+        self.set_offset(size);
+        Ok(())
+    }
+
+    async fn commit(
+        mut self: Box<Self>,
+        size: Option<u64>,
+        expected: Option<Digest>,
+        _labels: Labels,
+    ) -> Result<Digest> {
+        self.settle().await?;
+        blocking(move || self.finish(size, expected.as_ref())).await
+    }
+}
+
+impl Sink {
+    fn cut(&mut self, size: u64) -> std::io::Result<()> {
+        if size == self.file.stream_position()? {
+            return Ok(());
+        }
+        self.file.set_len(size)?;
+        let Self { file, hasher, .. } = self;
+        rehash(file, size, hasher)?;
+        file.seek(SeekFrom::Start(size))?;
+        Ok(())
+    }
+}
+
+impl LocalIngest {
+    /// Verify, sync, rename, sync the directory, clean up. On a mismatch the ingest stays.
+    fn finish(&mut self, size: Option<u64>, expected: Option<&Digest>) -> Result<Digest> {
+        let (digest, found) = {
+            let mut sink = self.shared.drain();
+            sink.check()?;
+            let path = self.ticket.data();
+            let found = sink
+                .file
+                .metadata()
+                .map_err(|e| os("stat", &path, e))?
+                .len();
+            if size.is_some_and(|size| size > 0 && size != found) {
+                return Err(Error::failed_precondition(format_args!(
+                    "unexpected commit size {found}, expected {}",
+                    size.unwrap_or(0)
+                )));
+            }
+            if let Some(expected) = expected
+                && expected.algorithm() != sink.hasher.algorithm()
+            {
+                sink.hasher = Hasher::new(expected.algorithm());
+                let Sink { file, hasher, .. } = &mut *sink;
+                rehash(file, u64::MAX, hasher).map_err(|e| os("read", &path, e))?;
+            }
+            let digest = sink.hasher.current()?;
+            if let Some(expected) = expected
+                && *expected != digest
+            {
+                return Err(Error::failed_precondition(format_args!(
+                    "unexpected commit digest {digest}, expected {expected}"
+                )));
+            }
+            (digest, found)
+        };
+        self.publish(&digest, found)?;
+        Ok(digest)
+    }
+
+    fn publish(&mut self, digest: &Digest, size: u64) -> Result<()> {
+        let layout = &self.claim.store.layout;
+        let target = layout.blob(digest);
+        // A file of another length cannot be the blob: it is replaced by what was just verified.
+        if fs::metadata(&target).is_ok_and(|there| there.len() == size) {
+            self.committed = true;
+            self.remove();
+            return Err(Error::already_exists(format_args!("content {digest}")));
+        }
+        let data = self.ticket.data();
+        {
+            let sink = self.shared.sink();
+            let now = SystemTime::now();
+            let times = FileTimes::new().set_modified(now).set_accessed(now);
+            sink.file
+                .set_permissions(Permissions::from_mode(0o444))
+                .and_then(|()| sink.file.set_times(times))
+                .and_then(|()| sink.file.sync_all())
+                .map_err(|e| os("sync", &data, e))?;
+        }
+        fs::rename(&data, &target).map_err(|e| os("rename", &data, e))?;
+        self.committed = true;
+        sync_dir(&layout.blobs(digest.algorithm()))?;
+        self.remove();
+        Ok(())
+    }
+
+    /// What is left of the ingest is of no more use; a leftover is begun anew or collected.
+    fn remove(&self) {
+        let path = self.ticket.path();
+        if let Err(error) = fs::remove_dir_all(path) {
+            tracing::warn!(path = %path.display(), %error, "ingest directory stays");
+        }
+    }
+}
+
+impl Drop for LocalIngest {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        // At most two gatherings into the page cache; then the name is free for the next writer.
+        drop(self.shared.drain());
+        if self.ticket.path().exists()
+            && let Err(error) = self.ticket.touch(self.status.updated_at)
+        {
+            tracing::debug!(%error, "ingest time not noted");
+        }
+    }
+}
+
+impl fmt::Debug for LocalIngest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalIngest")
+            .field("status", &self.status)
+            .finish_non_exhaustive()
+    }
+}
