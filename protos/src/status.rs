@@ -116,3 +116,57 @@ pub const fn code_from_wire(code: Wire) -> Code {
         Wire::UNAUTHENTICATED => Code::Unauthenticated,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_suffix_tells_classes_of_one_code_apart() {
+        for (message, want) in [
+            ("x: conflict", Code::Conflict),
+            ("conflict", Code::Conflict),
+            ("in conflict", Code::FailedPrecondition),
+            ("x: not modified", Code::NotModified),
+            ("x: failed precondition", Code::FailedPrecondition),
+        ] {
+            let status = ttrpc::get_status(Wire::FAILED_PRECONDITION, message);
+            assert_eq!(to_error(&status).code(), want, "{message}");
+        }
+        assert_eq!(refine(Code::NotFound, "x: conflict"), Code::NotFound);
+    }
+
+    #[test]
+    fn an_unimplemented_call_is_known_from_go_and_from_rust_servers() {
+        for (code, text, want) in [
+            (Wire::UNIMPLEMENTED, "/containerd.task.v3.Task/State", true),
+            (
+                Wire::INVALID_ARGUMENT,
+                "containerd.task.v3.Task service does not exist",
+                true,
+            ),
+            (
+                Wire::NOT_FOUND,
+                "/containerd.task.v3.Task/State is not supported",
+                true,
+            ),
+            (Wire::NOT_FOUND, "container c: not found", false),
+            (Wire::INVALID_ARGUMENT, "id: invalid argument", false),
+        ] {
+            let error = ttrpc::Error::RpcStatus(ttrpc::get_status(code, text));
+            assert_eq!(is_unimplemented(&error), want, "{text}");
+        }
+        assert!(!is_unimplemented(&ttrpc::Error::Eof));
+    }
+
+    #[test]
+    fn a_lost_connection_is_unavailable_and_a_peer_s_error_keeps_its_class() {
+        assert!(from_ttrpc(&ttrpc::Error::Eof).is(Code::Unavailable));
+        let error = Error::not_found("task \"x\"");
+        let back = from_ttrpc(&to_ttrpc(&error));
+        assert_eq!(
+            (back.code(), back.to_string()),
+            (Code::NotFound, error.to_string())
+        );
+    }
+}

@@ -32,3 +32,6 @@ fn limited<T>(client: tonic::client::Grpc<T>) -> tonic::client::Grpc<T> {
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)
 }
+
+#[cfg(test)]
+mod tests;

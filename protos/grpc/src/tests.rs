@@ -1,0 +1,177 @@
+//! The whole path over a real unix socket: stubs, codec, limits, scope, fallbacks.
+
+use std::path::Path;
+
+use hyper_util::rt::TokioIo;
+use protos::services::streaming::StreamInit;
+use protos::services::version::VersionResponse;
+use protos::well_known::{Any, Empty};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
+use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::{Request, Response, Status, Streaming};
+use types::{Error, Scope};
+
+use crate::streaming::{StreamingClient, StreamingServer};
+use crate::version::{Version, VersionClient, VersionServer};
+use crate::{Codec, MAX_MESSAGE, ResponseStream, serve_duplex, serve_unscoped, status};
+
+struct Daemon;
+
+#[tonic::async_trait]
+impl Version for Daemon {
+    async fn version(&self, request: Request<Empty>) -> Result<Response<VersionResponse>, Status> {
+        serve_unscoped(request, |_| async {
+            Ok(VersionResponse {
+                version: "v2".into(),
+                ..Default::default()
+            })
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl crate::streaming::Streaming for Daemon {
+    type StreamStream = ResponseStream<Any>;
+
+    /// Sends everything back; the namespace comes last.
+    async fn stream(
+        &self,
+        request: Request<Streaming<Any>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        serve_duplex(request, |scope, mut incoming, sender| async move {
+            while let Some(item) = incoming.next().await {
+                sender.send(item.map_err(|e| status::to_error(&e))?).await?;
+            }
+            Err(Error::aborted(scope.namespace))
+        })
+    }
+}
+
+/// A server on a socket of its own; ends with the guard.
+struct Serving {
+    dir: tempfile::TempDir,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn serve() -> Serving {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("sock")).unwrap();
+    let routes = Routes::new(VersionServer::new(Daemon)).add_service(StreamingServer::new(Daemon));
+    let server = Server::builder().add_routes(crate::fallback::routes(routes));
+    let task = tokio::spawn(async {
+        server
+            .serve_with_incoming(UnixListenerStream::new(listener))
+            .await
+            .unwrap();
+    });
+    Serving { dir, task }
+}
+
+async fn connect(dir: &Path) -> Channel {
+    let path = dir.join("sock");
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_unary_call_crosses_the_socket() {
+    let serving = serve();
+    let mut client = VersionClient::new(connect(serving.dir.path()).await);
+    let answer = client.version(Empty::new()).await.unwrap().into_inner();
+    assert_eq!(answer.version, "v2");
+}
+
+#[tokio::test]
+async fn a_duplex_stream_carries_large_messages_both_ways_and_ends_with_its_error() {
+    let serving = serve();
+    let mut client = StreamingClient::new(connect(serving.dir.path()).await);
+    // Above tonic's own limit of 4 MiB, below containerd's.
+    let large = Any {
+        value: vec![7; 6 << 20],
+        ..Any::default()
+    };
+    let small = protos::any::pack(&StreamInit {
+        id: "s".into(),
+        ..Default::default()
+    })
+    .unwrap();
+    let small = Any {
+        type_url: small.type_url,
+        value: small.value,
+        ..Any::default()
+    };
+    let sent = vec![small, large];
+    let scope = Scope::new("ns".parse().unwrap());
+    let request = crate::request(&scope, tokio_stream::iter(sent.clone())).unwrap();
+    let mut incoming = client.stream(request).await.unwrap().into_inner();
+    for want in sent {
+        assert!(incoming.message().await.unwrap().unwrap() == want);
+    }
+    let error = status::to_error(&incoming.message().await.unwrap_err());
+    assert_eq!(error.to_string(), "ns: aborted");
+}
+
+#[tokio::test]
+async fn a_message_above_the_limit_is_refused_by_the_server() {
+    let serving = serve();
+    let client = StreamingClient::new(connect(serving.dir.path()).await);
+    let mut client = client.max_encoding_message_size(2 * MAX_MESSAGE);
+    let item = Any {
+        value: vec![7; MAX_MESSAGE + 1],
+        ..Any::default()
+    };
+    let scope = Scope::new("ns".parse().unwrap());
+    let request = crate::request(&scope, tokio_stream::once(item)).unwrap();
+    let mut incoming = client.stream(request).await.unwrap().into_inner();
+    let failed = incoming.message().await.unwrap_err();
+    assert_eq!(failed.code(), tonic::Code::OutOfRange, "{failed}");
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_named_in_go_s_words() {
+    let serving = serve();
+    let channel = connect(serving.dir.path()).await;
+    for (path, text) in [
+        (
+            "/no.such.v1.Service/Get",
+            "unknown service no.such.v1.Service",
+        ),
+        (
+            "/containerd.services.version.v1.Version/Nope",
+            "unknown method Nope for service containerd.services.version.v1.Version",
+        ),
+        ("/nothing", "malformed method name: \"/nothing\""),
+    ] {
+        let mut client = tonic::client::Grpc::new(channel.clone());
+        client.ready().await.unwrap();
+        let answer: Result<Response<Empty>, Status> = client
+            .unary(
+                Request::new(Empty::new()),
+                path.parse().unwrap(),
+                Codec::<Empty, Empty>::default(),
+            )
+            .await;
+        let status = answer.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (tonic::Code::Unimplemented, text)
+        );
+    }
+}
