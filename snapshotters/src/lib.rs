@@ -3,16 +3,30 @@
 //! Invariant: mounts are returned, never performed. What joins this crate to the differ and the
 //! runtime is `types::Mount` and nothing else. Called by `metadata`, which scopes keys to a namespace.
 
+mod copy;
+mod native;
+mod overlay;
+mod storage;
+mod store;
+#[cfg(any(test, feature = "testsuite"))]
+pub mod testsuite;
+mod tree;
+
 use std::fmt;
 
 use async_trait::async_trait;
 use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
 
+pub use native::Native;
+pub use overlay::{Overlay, OverlayConfig};
+
 /// A store of layered file systems.
 ///
 /// Keys name active snapshots and views, names name committed ones; both live in one key space.
-/// A committed snapshot never changes. When a call has answered, its effect survives a power cut
-/// (the caller flushes file contents before [`Snapshotter::commit`]). Methods may be called
+/// A committed snapshot never changes. When a call has answered, its effect survives a killed process;
+/// a commit, a label update and the removal of a committed snapshot survive a power cut as well (the
+/// caller flushes file contents before [`Snapshotter::commit`]). What a power cut takes is whole: an
+/// active snapshot or a view with its directory, or none of it. Methods may be called
 /// concurrently; a cancelled call leaves nothing half-made that a later call could trip over.
 #[async_trait]
 pub trait Snapshotter: Send + Sync + fmt::Debug {

@@ -1,0 +1,138 @@
+//! Whether and how overlayfs works in a directory: tried, not guessed.
+//!
+//! Invariant: whatever the answer, nothing is left behind.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{Dir, FileType, Mode, OFlags};
+use sys::mount::TempMount;
+use types::{Error, Mount, Result};
+
+use crate::tree;
+
+/// A directory that is removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(root: &Path) -> Result<Self> {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let path = root.join(format!(".probe-{}-{serial}", std::process::id()));
+        tree::remove(&path)?;
+        let made = Self(path);
+        made.dir("")?;
+        Ok(made)
+    }
+
+    fn dir(&self, name: &str) -> Result<PathBuf> {
+        let path = if name.is_empty() {
+            self.0.clone()
+        } else {
+            self.0.join(name)
+        };
+        std::fs::create_dir(&path)
+            .map_err(|e| Error::os(format_args!("mkdir {}", path.display()), e))?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = tree::remove(&self.0) {
+            tracing::warn!(%error, "probe directory left behind");
+        }
+    }
+}
+
+/// Checks that directory entries carry their type: overlayfs finds whiteouts by it.
+///
+/// # Errors
+/// `NotImplemented` with the remedy; I/O.
+pub(super) fn d_type(root: &Path) -> Result<()> {
+    let scratch = Scratch::new(root)?;
+    scratch.dir("entry")?;
+    let fail = |e| tree::at("read", root, e);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(&scratch.0, flags, Mode::empty()).map_err(fail)?;
+    for entry in Dir::read_from(&dir).map_err(fail)? {
+        if entry.map_err(fail)?.file_type() == FileType::Unknown {
+            return Err(Error::not_implemented(format_args!(
+                "{} does not support d_type. If the backing filesystem is xfs, please reformat \
+                 with ftype=1 to enable d_type support",
+                root.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Tries an overlay mount in `root`; true when it works with the option `userxattr` only.
+///
+/// # Errors
+/// `NotImplemented` with the kernel's answer; I/O.
+pub(super) fn works(root: &Path) -> Result<bool> {
+    let scratch = Scratch::new(root)?;
+    let [lower, upper, work] = [
+        scratch.dir("lower")?,
+        scratch.dir("upper")?,
+        scratch.dir("work")?,
+    ];
+    let mut options = vec![
+        format!("lowerdir={}", lower.display()),
+        format!("upperdir={}", upper.display()),
+        format!("workdir={}", work.display()),
+    ];
+    let user_namespace = in_user_namespace();
+    if user_namespace {
+        options.push("userxattr".into());
+    }
+    let mount = Mount {
+        kind: "overlay".into(),
+        source: "overlay".into(),
+        target: String::new(),
+        options,
+    };
+    let mounted = TempMount::new(&[mount], &scratch.0).map_err(|e| {
+        e.ctx(format!("overlayfs does not work in {}", root.display()))
+            .reclass(types::Code::NotImplemented)
+    })?;
+    drop(mounted);
+    Ok(user_namespace)
+}
+
+/// True when the kernel module knows the option `index`.
+pub(super) fn has_index() -> bool {
+    Path::new("/sys/module/overlay/parameters/index").exists()
+}
+
+/// True when uids here are not the machine's: `trusted.` attributes are out of reach then.
+fn in_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !whole_range(&map))
+}
+
+fn whole_range(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_range_is_the_initial_namespace() {
+        assert!(whole_range("         0          0 4294967295\n"));
+        assert!(!whole_range("         0     100000      65536\n"));
+        assert!(!whole_range(""));
+    }
+
+    #[test]
+    fn probing_leaves_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        d_type(temp.path()).unwrap();
+        let root = temp.path().join("x");
+        std::fs::create_dir(&root).unwrap();
+        drop(works(&root));
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,281 @@
+//! Overlay: the suite, the mount forms, what a crash leaves.
+
+use super::*;
+use std::collections::BTreeSet;
+
+fn key(name: &str) -> SnapshotKey {
+    name.parse().unwrap()
+}
+
+fn open(root: &Path) -> Overlay {
+    Overlay::open(root, OverlayConfig::default()).unwrap()
+}
+
+fn directories(root: &Path) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(root.join("snapshots")).unwrap();
+    entries
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+async fn layer(sn: &Overlay, name: &str, parent: Option<&str>, file: &str) {
+    let active = key("building");
+    sn.prepare(&active, parent.map(key).as_ref(), Labels::new())
+        .await
+        .unwrap();
+    let id = sn.0.store.row(&active).unwrap().id;
+    std::fs::write(sn.0.upper(id).join(file), name).unwrap();
+    sn.commit(&key(name), &active, Labels::new()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn conforms() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn: Arc<dyn Snapshotter> = Arc::new(open(temp.path()));
+    crate::testsuite::all(&sn).await;
+    sn.cleanup().await.unwrap();
+    assert!(directories(temp.path()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn conforms_with_synchronous_removal_and_the_label() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = OverlayConfig {
+        upperdir_label: true,
+        sync_remove: true,
+        ..Default::default()
+    };
+    let sn: Arc<dyn Snapshotter> = Arc::new(Overlay::open(temp.path(), config).unwrap());
+    crate::testsuite::all(&sn).await;
+    assert!(directories(temp.path()).is_empty());
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    let label = sn
+        .stat(&key("a"))
+        .await
+        .unwrap()
+        .labels
+        .get(UPPERDIR)
+        .cloned()
+        .unwrap();
+    assert!(Path::new(&label).is_dir());
+}
+
+#[tokio::test]
+async fn mount_forms_are_those_that_clients_parse() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = OverlayConfig {
+        mount_options: vec!["volatile".into()],
+        ..Default::default()
+    };
+    let sn = Overlay::open(temp.path(), config).unwrap();
+    let fs = |id: u64| {
+        temp.path()
+            .join(format!("snapshots/{id}/fs"))
+            .display()
+            .to_string()
+    };
+    let bind = sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    assert_eq!((bind[0].kind.as_str(), &bind[0].source), ("bind", &fs(1)));
+    assert_eq!(bind[0].options, ["rw", "rbind"]);
+    sn.commit(&key("A"), &key("a"), Labels::new())
+        .await
+        .unwrap();
+    let view = sn
+        .view(&key("v"), Some(&key("A")), Labels::new())
+        .await
+        .unwrap();
+    assert_eq!((view[0].kind.as_str(), &view[0].source), ("bind", &fs(1)));
+    assert_eq!(view[0].options, ["ro", "rbind"]);
+
+    let overlay = sn
+        .prepare(&key("b"), Some(&key("A")), Labels::new())
+        .await
+        .unwrap();
+    let work = temp.path().join("snapshots/3/work").display().to_string();
+    let mut want = Vec::new();
+    if probe::has_index() {
+        want.push("index=off".to_owned());
+    }
+    want.extend([
+        format!("workdir={work}"),
+        format!("upperdir={}", fs(3)),
+        format!("lowerdir={}", fs(1)),
+        "volatile".to_owned(),
+    ]);
+    assert_eq!(
+        (overlay[0].kind.as_str(), overlay[0].source.as_str()),
+        ("overlay", "overlay")
+    );
+    assert_eq!(overlay[0].options, want);
+    sn.commit(&key("B"), &key("b"), Labels::new())
+        .await
+        .unwrap();
+    let view = sn
+        .view(&key("w"), Some(&key("B")), Labels::new())
+        .await
+        .unwrap();
+    assert_eq!(
+        view[0].option("lowerdir"),
+        Some(format!("{}:{}", fs(3), fs(1)).as_str())
+    );
+    assert_eq!(view[0].option("upperdir"), None);
+}
+
+#[tokio::test]
+async fn layers_stack_and_the_root_belongs_to_whom_the_parents_does() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    let upper = sn.0.upper(1);
+    std::os::unix::fs::chown(&upper, Some(7), Some(8)).unwrap();
+    std::fs::write(upper.join("one"), "1").unwrap();
+    sn.commit(&key("A"), &key("a"), Labels::new())
+        .await
+        .unwrap();
+    layer(&sn, "B", Some("A"), "two").await;
+    let mounts = sn
+        .prepare(&key("c"), Some(&key("B")), Labels::new())
+        .await
+        .unwrap();
+    let point = temp.path().join("point");
+    std::fs::create_dir(&point).unwrap();
+    let mounted = sys::mount::TempMount::new(&mounts, &point).unwrap();
+    assert_eq!(std::fs::read(mounted.path().join("one")).unwrap(), b"1");
+    assert_eq!(std::fs::read(mounted.path().join("two")).unwrap(), b"B");
+    let facts = std::fs::metadata(mounted.path()).unwrap();
+    assert_eq!(
+        (facts.uid(), facts.gid(), facts.mode() & 0o7777),
+        (7, 8, 0o755)
+    );
+    assert!(sn.usage(&key("B")).await.unwrap().size >= 512);
+}
+
+#[tokio::test]
+async fn a_killed_process_loses_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    layer(&sn, "A", None, "f").await;
+    sn.prepare(&key("kept"), Some(&key("A")), Labels::new().with("k", "v"))
+        .await
+        .unwrap();
+    sn.prepare(&key("gone"), Some(&key("A")), Labels::new())
+        .await
+        .unwrap();
+    sn.remove(&key("gone")).await.unwrap();
+    let mounts = sn.mounts(&key("kept")).await.unwrap();
+    // What is on disk now is what a killed process leaves: nothing was closed or flushed.
+    crate::copy::tree(Some(temp.path()), &copy.path().join("root")).unwrap();
+    let root = copy.path().join("root");
+    let again = open(&root);
+    let info = again.stat(&key("kept")).await.unwrap();
+    assert_eq!(info.labels.get("k").map(String::as_str), Some("v"));
+    assert_eq!(
+        again.mounts(&key("kept")).await.unwrap().len(),
+        mounts.len()
+    );
+    assert!(again.stat(&key("gone")).await.unwrap_err().is_not_found());
+    assert_eq!(directories(&root).len(), 3);
+    again.cleanup().await.unwrap();
+    assert_eq!(directories(&root).len(), 2);
+    // Ids go on after the highest on disk.
+    again
+        .prepare(&key("new"), None, Labels::new())
+        .await
+        .unwrap();
+    assert_eq!(again.0.store.row(&key("new")).unwrap().id, 4);
+}
+
+#[tokio::test]
+async fn a_power_cut_takes_active_snapshots_whole() {
+    let temp = tempfile::tempdir().unwrap();
+    {
+        let sn = open(temp.path());
+        layer(&sn, "A", None, "f").await;
+        layer(&sn, "B", Some("A"), "g").await;
+        sn.prepare(&key("half"), Some(&key("B")), Labels::new())
+            .await
+            .unwrap();
+        std::fs::create_dir(temp.path().join("snapshots/new-77")).unwrap();
+    }
+    // The directory of `half` was never written to the disk.
+    std::fs::remove_dir_all(temp.path().join("snapshots/3")).unwrap();
+    let sn = open(temp.path());
+    assert!(sn.stat(&key("half")).await.unwrap_err().is_not_found());
+    sn.stat(&key("B")).await.unwrap();
+    sn.cleanup().await.unwrap();
+    assert_eq!(
+        directories(temp.path()),
+        ["1".to_owned(), "2".to_owned()].into()
+    );
+    // A lost layer that others stand on is not forgotten.
+    drop(sn);
+    std::fs::remove_dir_all(temp.path().join("snapshots/1")).unwrap();
+    open(temp.path()).stat(&key("A")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_torn_or_foreign_log_tail_is_cut() {
+    for tail in [
+        &b"{\"seq\":99,\"next\""[..],
+        &[0; 512][..],
+        b"garbage\n{\"seq\":3}\n",
+    ] {
+        let temp = tempfile::tempdir().unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        let sn = open(temp.path());
+        sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+        let root = copy.path().join("root");
+        crate::copy::tree(Some(temp.path()), &root).unwrap();
+        let log = root.join("metadata.log");
+        let mut text = std::fs::read(&log).unwrap();
+        assert!(!text.is_empty());
+        text.extend_from_slice(tail);
+        std::fs::write(&log, text).unwrap();
+        let again = open(&root);
+        again.stat(&key("a")).await.unwrap();
+        again.prepare(&key("b"), None, Labels::new()).await.unwrap();
+        drop(again);
+        assert_eq!(open(&root).list(&Filter::default()).await.unwrap().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn everything_is_there_after_a_reopen_and_a_second_process_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let before = {
+        let sn = open(temp.path());
+        layer(&sn, "A", None, "f").await;
+        sn.view(&key("v"), Some(&key("A")), Labels::new())
+            .await
+            .unwrap();
+        let second = Overlay::open(temp.path(), OverlayConfig::default()).unwrap_err();
+        assert_eq!(second.code(), types::Code::Unavailable, "{second}");
+        sn.list(&Filter::default()).await.unwrap()
+    };
+    let sn = open(temp.path());
+    assert_eq!(sn.list(&Filter::default()).await.unwrap(), before);
+    assert_eq!(
+        std::fs::metadata(temp.path().join("metadata.log"))
+            .unwrap()
+            .len(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn id_mappings_are_refused_and_not_ignored() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let labels = Labels::new().with("containerd.io/snapshot/uidmapping", "0:100000:65536");
+    let error = sn.prepare(&key("a"), None, labels).await.unwrap_err();
+    assert_eq!(error.code(), types::Code::NotImplemented);
+    assert!(directories(temp.path()).is_empty());
+}
+
+#[test]
+fn roots_that_mount_options_cannot_carry_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let error = Overlay::open(&temp.path().join("a:b"), OverlayConfig::default()).unwrap_err();
+    assert_eq!(error.code(), types::Code::InvalidArgument);
+}

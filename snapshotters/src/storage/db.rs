@@ -1,0 +1,272 @@
+//! The index on disk: a redb file for what is durable and, beside it, an append-only log of the groups
+//! that are not in it yet.
+//!
+//! Invariant: redb holds every group up to the sequence number it stores; the log may hold older ones
+//! (skipped on replay) and holds every newer one that was answered. The log is written without a
+//! flush: it survives a killed process, and after a power cut it is shorter or gone, never wrong.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use types::{Error, Result, SnapshotKey};
+
+use super::row::{Change, Group, Row};
+
+const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
+const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+/// Counter: the last group in the file.
+const SEQUENCE: &str = "sequence";
+/// Counter: the first free id.
+const NEXT_ID: &str = "next-id";
+/// The index is small and kept in memory by us: the engine needs next to no cache.
+const CACHE: usize = 512 * 1024;
+/// A longer log is no log of ours.
+const MAX_LOG: u64 = 64 << 20;
+
+/// What the disk knew at start.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    pub(super) rows: Vec<(SnapshotKey, Row)>,
+    pub(super) sequence: u64,
+    pub(super) next_id: u64,
+}
+
+/// The durable file.
+#[derive(Debug)]
+pub(super) struct Db {
+    path: PathBuf,
+    /// `None` after a failed write, until it can be opened again.
+    file: Option<Database>,
+}
+
+fn engine(what: &'static str, error: impl Into<redb::Error>) -> Error {
+    let error = error.into();
+    let made = match &error {
+        redb::Error::DatabaseAlreadyOpen => {
+            Error::unavailable("the snapshot index is in use by another process")
+        }
+        redb::Error::Corrupted(why) => {
+            Error::data_loss(format_args!("snapshot index is damaged: {why}"))
+        }
+        redb::Error::Io(io) => match io.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Error::resource_exhausted(io)
+            }
+            _ => Error::unknown(io),
+        },
+        other => Error::unknown(other),
+    };
+    made.with_source(error).ctx(what)
+}
+
+impl Db {
+    /// Opens or makes the file at `path`.
+    ///
+    /// # Errors
+    /// `Unavailable` while another process has it, `DataLoss` when it is damaged, I/O.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let mut db = Self {
+            path: path.to_owned(),
+            file: None,
+        };
+        db.database()?;
+        Ok(db)
+    }
+
+    fn database(&mut self) -> Result<&Database> {
+        if self.file.is_none() {
+            let file = redb::Builder::new()
+                .set_cache_size(CACHE)
+                .create(&self.path)
+                .map_err(|e| engine("open snapshot index", e))?;
+            self.file = Some(file);
+        }
+        self.file
+            .as_ref()
+            .ok_or_else(|| Error::internal("snapshot index is closed"))
+    }
+
+    /// Everything in the file.
+    ///
+    /// # Errors
+    /// `DataLoss` for a row that does not decode; I/O.
+    pub(super) fn load(&mut self) -> Result<Loaded> {
+        let tx = self
+            .database()?
+            .begin_read()
+            .map_err(|e| engine("read snapshot index", e))?;
+        let mut loaded = Loaded::default();
+        let counters = match tx.open_table(COUNTERS) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(loaded),
+            Err(e) => return Err(engine("read snapshot index", e)),
+        };
+        let counter = |name| -> Result<u64> {
+            let value = counters
+                .get(name)
+                .map_err(|e| engine("read snapshot index", e))?;
+            Ok(value.map_or(0, |v| v.value()))
+        };
+        loaded.sequence = counter(SEQUENCE)?;
+        loaded.next_id = counter(NEXT_ID)?;
+        let table = tx
+            .open_table(SNAPSHOTS)
+            .map_err(|e| engine("read snapshot index", e))?;
+        for entry in table.iter().map_err(|e| engine("read snapshot index", e))? {
+            let (key, value) = entry.map_err(|e| engine("read snapshot index", e))?;
+            let key = SnapshotKey::try_from(key.value().to_owned())?;
+            let row = Row::decode(value.value())
+                .map_err(|e| e.ctx(format!("snapshot {:?}", key.as_str())))?;
+            loaded.rows.push((key, row));
+        }
+        Ok(loaded)
+    }
+
+    /// Writes changes in order, durably, as everything up to `sequence`.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` on a full disk, I/O. The file then holds what it held before.
+    pub(super) fn write(&mut self, changes: &[Change], sequence: u64, next_id: u64) -> Result<()> {
+        let done = self.try_write(changes, sequence, next_id);
+        if done.is_err() {
+            // The engine refuses all work after an I/O error; the next write opens it anew.
+            self.file = None;
+        }
+        done
+    }
+
+    fn try_write(&mut self, changes: &[Change], sequence: u64, next_id: u64) -> Result<()> {
+        const WHAT: &str = "write snapshot index";
+        let tx = self
+            .database()?
+            .begin_write()
+            .map_err(|e| engine(WHAT, e))?;
+        {
+            let mut table = tx.open_table(SNAPSHOTS).map_err(|e| engine(WHAT, e))?;
+            for change in changes {
+                match &change.row {
+                    Some(row) => {
+                        let text = row.encode()?;
+                        drop(
+                            table
+                                .insert(change.key.as_str(), text.as_slice())
+                                .map_err(|e| engine(WHAT, e))?,
+                        );
+                    }
+                    None => {
+                        drop(
+                            table
+                                .remove(change.key.as_str())
+                                .map_err(|e| engine(WHAT, e))?,
+                        );
+                    }
+                }
+            }
+            let mut counters = tx.open_table(COUNTERS).map_err(|e| engine(WHAT, e))?;
+            for (name, value) in [(SEQUENCE, sequence), (NEXT_ID, next_id)] {
+                drop(counters.insert(name, value).map_err(|e| engine(WHAT, e))?);
+            }
+        }
+        tx.commit().map_err(|e| engine(WHAT, e))
+    }
+}
+
+/// The log of groups that are not in the file yet.
+#[derive(Debug)]
+pub(super) struct Log {
+    file: File,
+    len: u64,
+}
+
+impl Log {
+    /// Opens the log and reads the groups after `sequence`. A torn last line is cut off.
+    ///
+    /// # Errors
+    /// I/O; `DataLoss` when the log is impossibly long.
+    pub(super) fn open(path: &Path, sequence: u64) -> Result<(Self, Vec<Group>)> {
+        let os = |e| Error::os(format_args!("open {}", path.display()), e);
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(os)?;
+        let mut text = Vec::new();
+        (&file)
+            .take(MAX_LOG + 1)
+            .read_to_end(&mut text)
+            .map_err(os)?;
+        if text.len() as u64 > MAX_LOG {
+            return Err(Error::data_loss(format_args!(
+                "{} is too long",
+                path.display()
+            )));
+        }
+        let mut groups = Vec::new();
+        let mut len = 0_u64;
+        for line in text.split_inclusive(|b| *b == b'\n') {
+            // A power cut may leave zeroes or half a line: what was appended after is gone as well.
+            let Ok(group) = Group::decode(line) else {
+                break;
+            };
+            if !line.ends_with(b"\n") {
+                break;
+            }
+            len += line.len() as u64;
+            if group.seq > sequence {
+                groups.push(group);
+            }
+        }
+        if len < text.len() as u64 {
+            tracing::warn!(path = %path.display(), "cutting an incomplete tail off the snapshot log");
+            file.set_len(len).map_err(os)?;
+        }
+        Ok((Self { file, len }, groups))
+    }
+
+    /// Appends one group.
+    ///
+    /// # Errors
+    /// I/O; nothing of the group is in the log then.
+    pub(super) fn append(&mut self, seq: u64, next: u64, changes: &[Change]) -> Result<()> {
+        let line = Group::encode(seq, next, changes)?;
+        if let Err(error) = self.file.write_all(&line) {
+            // Half a line would hide the good ones after it.
+            self.file
+                .set_len(self.len)
+                .map_err(|e| Error::os("truncate snapshot log", e))?;
+            let full = error.kind() == std::io::ErrorKind::StorageFull;
+            let made = Error::os("write snapshot log", error);
+            return Err(if full {
+                made.reclass(types::Code::ResourceExhausted)
+            } else {
+                made
+            });
+        }
+        self.len += line.len() as u64;
+        Ok(())
+    }
+
+    /// Length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Empties the log: all of it is in the file.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        if self.len > 0 {
+            self.file
+                .set_len(0)
+                .map_err(|e| Error::os("truncate snapshot log", e))?;
+            self.len = 0;
+        }
+        Ok(())
+    }
+}

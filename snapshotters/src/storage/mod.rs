@@ -1,0 +1,552 @@
+//! The index of snapshots: names, kinds, parents, labels; no files but its own.
+//!
+//! ```text
+//!   call -> check and change the rows in memory + one line in the log   (killed process: kept)
+//!        -> flush: one redb transaction for all callers that wait        (power cut: kept)
+//! ```
+//! Invariant: rows in memory = redb + log. A parent is committed and has no less children than rows
+//! and reservations name; an id is never given twice while anything on disk bears it.
+
+mod db;
+mod row;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use types::{
+    Error, Fields, Filter, Labels, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage,
+};
+
+use db::{Db, Log};
+pub(crate) use row::Row;
+use row::{Change, Group};
+
+/// Beyond this length the log is folded into the file at the next change.
+const LOG_FOLD: u64 = 256 * 1024;
+
+/// An active snapshot or view and the ids of its ancestors, nearest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) id: u64,
+    pub(crate) kind: SnapshotKind,
+    pub(crate) labels: Labels,
+    pub(crate) parents: Vec<u64>,
+}
+
+/// The index.
+#[derive(Debug)]
+pub(crate) struct Index {
+    state: Mutex<State>,
+    /// Taken for each durable write; whoever has it writes for all who wait.
+    db: Mutex<Db>,
+}
+
+#[derive(Debug)]
+struct State {
+    rows: BTreeMap<SnapshotKey, Row>,
+    children: HashMap<SnapshotKey, usize>,
+    /// Keys whose directories are being made.
+    reserved: HashMap<SnapshotKey, Reserved>,
+    next_id: u64,
+    sequence: u64,
+    flushed: u64,
+    /// Changes that are not in the file, in order.
+    dirty: Vec<Change>,
+    log: Log,
+}
+
+#[derive(Clone, Debug)]
+struct Reserved {
+    id: u64,
+    parent: Option<SnapshotKey>,
+}
+
+/// A key and an id that are taken while their directory is being made; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    index: Arc<Index>,
+    key: SnapshotKey,
+    row: Row,
+    parents: Vec<u64>,
+}
+
+fn missing(key: &SnapshotKey) -> Error {
+    Error::not_found(format_args!("snapshot {key}"))
+}
+
+impl State {
+    fn row(&self, key: &SnapshotKey) -> Result<&Row> {
+        self.rows.get(key).ok_or_else(|| missing(key))
+    }
+
+    fn taken(&self, key: &SnapshotKey) -> Result<()> {
+        if self.rows.contains_key(key) || self.reserved.contains_key(key) {
+            return Err(Error::already_exists(format_args!("snapshot {key}")));
+        }
+        Ok(())
+    }
+
+    /// Ids of `first` and its ancestors.
+    fn ancestors(&self, first: Option<&SnapshotKey>) -> Result<Vec<u64>> {
+        let mut ids = Vec::new();
+        let mut at = first;
+        while let Some(key) = at {
+            let row = self.rows.get(key).ok_or_else(|| {
+                Error::not_found(format_args!("parent snapshot {key} does not exist"))
+            })?;
+            // A damaged index could hold a circle.
+            if ids.len() > self.rows.len() {
+                return Err(Error::data_loss(format_args!(
+                    "snapshot {key} is its own ancestor"
+                )));
+            }
+            ids.push(row.id);
+            at = row.parent.as_ref();
+        }
+        Ok(ids)
+    }
+
+    fn committed(&self, parent: &SnapshotKey) -> Result<()> {
+        let row = self.rows.get(parent).ok_or_else(|| {
+            Error::not_found(format_args!("missing parent {:?} bucket", parent.as_str()))
+        })?;
+        if row.kind == SnapshotKind::Committed {
+            return Ok(());
+        }
+        Err(Error::invalid_argument(format_args!(
+            "parent {:?} is not committed snapshot",
+            parent.as_str()
+        )))
+    }
+
+    fn count(&mut self, parent: Option<&SnapshotKey>, more: bool) {
+        let Some(parent) = parent else { return };
+        let count = self.children.entry(parent.clone()).or_default();
+        *count = if more {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
+        if *count == 0 {
+            self.children.remove(parent);
+        }
+    }
+
+    /// Applies changes to the rows alone.
+    fn apply(&mut self, changes: &[Change]) {
+        for change in changes {
+            let old = match &change.row {
+                Some(row) => {
+                    self.count(row.parent.as_ref(), true);
+                    self.rows.insert(change.key.clone(), row.clone())
+                }
+                None => self.rows.remove(&change.key),
+            };
+            if let Some(old) = old {
+                self.count(old.parent.as_ref(), false);
+            }
+        }
+    }
+
+    /// Logs and applies a group; what [`Index::flush`] has to wait for.
+    fn change(&mut self, changes: Vec<Change>) -> Result<u64> {
+        self.log.append(self.sequence + 1, self.next_id, &changes)?;
+        self.sequence += 1;
+        self.apply(&changes);
+        self.dirty.extend(changes);
+        Ok(self.sequence)
+    }
+}
+
+impl Index {
+    /// Opens or makes the index in `root`. `has_directory` tells which ids have one: a row without is
+    /// dropped when nothing hangs on it (its making or removal was cut off by a power failure).
+    ///
+    /// # Errors
+    /// `Unavailable` while another process has it; `DataLoss`; I/O.
+    pub(crate) fn open(root: &Path, directories: &[u64]) -> Result<Self> {
+        let mut db = Db::open(&root.join("metadata.redb"))?;
+        let loaded = db.load()?;
+        let (log, groups) = Log::open(&root.join("metadata.log"), loaded.sequence)?;
+        let mut state = State {
+            rows: BTreeMap::new(),
+            children: HashMap::new(),
+            reserved: HashMap::new(),
+            next_id: loaded.next_id.max(1),
+            sequence: loaded.sequence,
+            flushed: loaded.sequence,
+            dirty: Vec::new(),
+            log,
+        };
+        let rows = loaded.rows.into_iter().map(|(key, row)| Change {
+            key,
+            row: Some(row),
+        });
+        state.apply(&rows.collect::<Vec<_>>());
+        for Group { seq, next, changes } in groups {
+            state.apply(&changes);
+            state.dirty.extend(changes);
+            state.sequence = state.sequence.max(seq);
+            state.next_id = state.next_id.max(next);
+        }
+        let used = state
+            .rows
+            .values()
+            .map(|row| row.id)
+            .chain(directories.iter().copied());
+        state.next_id = used
+            .max()
+            .map_or(state.next_id, |id| state.next_id.max(id + 1));
+        drop_orphans(&mut state, directories)?;
+        Ok(Self {
+            state: Mutex::new(state),
+            db: Mutex::new(db),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Changes of the rows cannot fail half-way: a panicking holder left them whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes every change up to `sequence` durable.
+    ///
+    /// # Errors
+    /// `ResourceExhausted`, I/O: the change stands, is in the log, and is written with the next flush.
+    pub(crate) fn flush(&self, sequence: u64) -> Result<()> {
+        let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let (batch, upto, next_id) = {
+            let mut state = self.state();
+            if state.flushed >= sequence {
+                return Ok(());
+            }
+            (
+                std::mem::take(&mut state.dirty),
+                state.sequence,
+                state.next_id,
+            )
+        };
+        let done = db.write(&batch, upto, next_id);
+        let mut state = self.state();
+        match done {
+            Ok(()) => {
+                state.flushed = upto;
+                if state.dirty.is_empty() {
+                    state.log.clear()?;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let newer = std::mem::replace(&mut state.dirty, batch);
+                state.dirty.extend(newer);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes everything durable.
+    ///
+    /// # Errors
+    /// As [`Index::flush`].
+    pub(crate) fn flush_all(&self) -> Result<()> {
+        let sequence = self.state().sequence;
+        self.flush(sequence)
+    }
+
+    /// Facts of one snapshot, with its id.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) fn get(&self, key: &SnapshotKey) -> Result<Row> {
+        self.state().row(key).cloned()
+    }
+
+    /// All snapshots that pass, with their ids.
+    pub(crate) fn list(&self, filter: &Filter) -> Vec<(u64, SnapshotInfo)> {
+        let state = self.state();
+        let all = state.rows.iter().map(|(key, row)| (row.id, row.info(key)));
+        all.filter(|(_, info)| filter.matches(info)).collect()
+    }
+
+    /// The chain of an active snapshot or a view.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` for a committed one.
+    pub(crate) fn chain(&self, key: &SnapshotKey) -> Result<Chain> {
+        let state = self.state();
+        let row = state.row(key)?;
+        if row.kind == SnapshotKind::Committed {
+            return Err(Error::failed_precondition(format_args!(
+                "requested snapshot {key} not active or view"
+            )));
+        }
+        Ok(Chain {
+            id: row.id,
+            kind: row.kind,
+            labels: row.labels.clone(),
+            parents: state.ancestors(row.parent.as_ref())?,
+        })
+    }
+
+    /// Takes `key` and an id for a new snapshot, and holds the parent.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, `NotFound` and `InvalidArgument` as in the contract of `prepare`.
+    pub(crate) fn reserve(
+        self: &Arc<Self>,
+        kind: SnapshotKind,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Reservation> {
+        let mut state = self.state();
+        if let Some(parent) = parent {
+            state.committed(parent)?;
+        }
+        state.taken(key)?;
+        let parents = state.ancestors(parent)?;
+        let id = state.next_id;
+        state.next_id += 1;
+        let held = Reserved {
+            id,
+            parent: parent.cloned(),
+        };
+        state.count(parent, true);
+        state.reserved.insert(key.clone(), held);
+        let now = SystemTime::now();
+        let row = Row {
+            id,
+            kind,
+            parent: parent.cloned(),
+            labels,
+            created_at: now,
+            updated_at: now,
+            usage: Usage::default(),
+        };
+        Ok(Reservation {
+            index: Arc::clone(self),
+            key: key.clone(),
+            row,
+            parents,
+        })
+    }
+
+    /// Turns active `key` into committed `name`, durably.
+    ///
+    /// # Errors
+    /// `NotFound`, `FailedPrecondition`, `AlreadyExists` as in the contract; I/O.
+    pub(crate) fn commit(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        labels: Labels,
+        usage: Usage,
+    ) -> Result<()> {
+        let sequence = {
+            let mut state = self.state();
+            state.taken(name).map_err(|e| e.ctx("committed snapshot"))?;
+            let old = state
+                .row(key)
+                .map_err(|e| e.ctx("failed to get active snapshot"))?;
+            not_active(key, old)?;
+            let now = SystemTime::now();
+            let row = Row {
+                kind: SnapshotKind::Committed,
+                labels,
+                created_at: now,
+                updated_at: now,
+                usage,
+                ..old.clone()
+            };
+            state.change(vec![
+                Change {
+                    key: key.clone(),
+                    row: None,
+                },
+                Change {
+                    key: name.clone(),
+                    row: Some(row),
+                },
+            ])?
+        };
+        self.flush(sequence)
+    }
+
+    /// Takes a snapshot out of the index: durably for a committed one.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` while it has children; I/O.
+    pub(crate) fn remove(&self, key: &SnapshotKey) -> Result<Row> {
+        let (row, sequence) = {
+            let mut state = self.state();
+            let row = state.row(key)?.clone();
+            if state.children.contains_key(key) {
+                return Err(Error::failed_precondition(
+                    "cannot remove snapshot with child",
+                ));
+            }
+            let sequence = state.change(vec![Change {
+                key: key.clone(),
+                row: None,
+            }])?;
+            (row, sequence)
+        };
+        if row.kind == SnapshotKind::Committed {
+            self.flush(sequence)?;
+        } else {
+            self.fold()?;
+        }
+        Ok(row)
+    }
+
+    /// Replaces labels, durably.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidArgument` for a field that cannot change; I/O.
+    pub(crate) fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<Row> {
+        let (row, sequence) = {
+            let mut state = self.state();
+            let mut row = state.row(&info.name)?.clone();
+            if fields.is_all() {
+                row.labels = info.labels.without_empty();
+            } else {
+                for (path, (field, label)) in fields.iter().zip(fields.split()) {
+                    match (field, label) {
+                        ("labels", None) => row.labels = info.labels.clone().without_empty(),
+                        ("labels", Some(name)) => {
+                            let value = info.labels.get(name).map_or("", String::as_str);
+                            row.labels.set(name, value);
+                        }
+                        _ => return Fields::refuse(path, &format!("snapshot {:?}", info.name)),
+                    }
+                }
+            }
+            row.labels.validate()?;
+            row.updated_at = SystemTime::now();
+            let change = Change {
+                key: info.name,
+                row: Some(row.clone()),
+            };
+            (row, state.change(vec![change])?)
+        };
+        self.flush(sequence)?;
+        Ok(row)
+    }
+
+    /// All ids of rows and reservations.
+    pub(crate) fn ids(&self) -> std::collections::HashSet<u64> {
+        let state = self.state();
+        let rows = state.rows.values().map(|row| row.id);
+        rows.chain(state.reserved.values().map(|held| held.id))
+            .collect()
+    }
+
+    /// Folds a long log into the file.
+    fn fold(&self) -> Result<()> {
+        let (long, sequence) = {
+            let state = self.state();
+            (state.log.len() > LOG_FOLD, state.sequence)
+        };
+        if long { self.flush(sequence) } else { Ok(()) }
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        if let Err(error) = self.flush_all() {
+            tracing::warn!(%error, "snapshot index not flushed; the log has the rest");
+        }
+    }
+}
+
+fn not_active(key: &SnapshotKey, row: &Row) -> Result<()> {
+    if row.kind == SnapshotKind::Active {
+        return Ok(());
+    }
+    Err(Error::failed_precondition(format_args!(
+        "snapshot {:?} is not active",
+        key.as_str()
+    )))
+}
+
+/// Takes away rows without a directory, leaves first; those with children stay and are named.
+fn drop_orphans(state: &mut State, directories: &[u64]) -> Result<()> {
+    let present: std::collections::HashSet<u64> = directories.iter().copied().collect();
+    loop {
+        let gone: Vec<Change> = state
+            .rows
+            .iter()
+            .filter(|(key, row)| !present.contains(&row.id) && !state.children.contains_key(*key))
+            .map(|(key, _)| Change {
+                key: key.clone(),
+                row: None,
+            })
+            .collect();
+        if gone.is_empty() {
+            break;
+        }
+        for change in &gone {
+            tracing::warn!(key = %change.key, "snapshot has no directory: dropped");
+        }
+        state.change(gone)?;
+    }
+    for (key, row) in state
+        .rows
+        .iter()
+        .filter(|(_, row)| !present.contains(&row.id))
+    {
+        tracing::error!(%key, id = row.id, "snapshot has lost its directory but has children");
+    }
+    Ok(())
+}
+
+impl Reservation {
+    /// The id.
+    pub(crate) fn id(&self) -> u64 {
+        self.row.id
+    }
+
+    /// Ids of the ancestors, nearest first.
+    pub(crate) fn parents(&self) -> &[u64] {
+        &self.parents
+    }
+
+    /// Makes the row: the directory is in place. Survives a killed process at once and a power cut
+    /// from the next durable change on.
+    ///
+    /// # Errors
+    /// I/O; there is no row then.
+    pub(crate) fn keep(self) -> Result<Chain> {
+        let chain = Chain {
+            id: self.row.id,
+            kind: self.row.kind,
+            labels: self.row.labels.clone(),
+            parents: self.parents.clone(),
+        };
+        let change = Change {
+            key: self.key.clone(),
+            row: Some(self.row.clone()),
+        };
+        self.index.state().change(vec![change])?;
+        let index = Arc::clone(&self.index);
+        drop(self);
+        if let Err(error) = index.fold() {
+            tracing::warn!(%error, "snapshot log not folded");
+        }
+        Ok(chain)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut state = self.index.state();
+        if let Some(held) = state.reserved.remove(&self.key) {
+            state.count(held.parent.as_ref(), false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! One snapshot's row: the value, its text on disk, and the changes that rows go through.
+//!
+//! Invariant: [`Change::encode`] and [`Change::decode`] are inverse, and what does not decode is
+//! refused as `DataLoss`, never half understood.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use types::{Error, Labels, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage};
+
+/// What the index knows about one snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    /// Name of its directory.
+    pub(crate) id: u64,
+    /// Kind.
+    pub(crate) kind: SnapshotKind,
+    /// Name of the committed parent.
+    pub(crate) parent: Option<SnapshotKey>,
+    /// Labels.
+    pub(crate) labels: Labels,
+    /// When it was made or committed.
+    pub(crate) created_at: SystemTime,
+    /// When it last changed.
+    pub(crate) updated_at: SystemTime,
+    /// What a committed one takes.
+    pub(crate) usage: Usage,
+}
+
+impl Row {
+    /// The public facts of the snapshot at `key`.
+    pub(crate) fn info(&self, key: &SnapshotKey) -> SnapshotInfo {
+        SnapshotInfo {
+            kind: self.kind,
+            name: key.clone(),
+            parent: self.parent.clone(),
+            labels: self.labels.clone(),
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+        }
+    }
+}
+
+/// One step of the index: a row set or, with `None`, taken away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Key of the row.
+    pub(crate) key: SnapshotKey,
+    /// Its new value.
+    pub(crate) row: Option<Row>,
+}
+
+/// The text form of a row. Field names are the disk format.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    id: u64,
+    kind: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+    created: SystemTime,
+    updated: SystemTime,
+    #[serde(default)]
+    inodes: u64,
+    #[serde(default)]
+    size: u64,
+}
+
+/// A change as it stands in the log.
+#[derive(Serialize, Deserialize)]
+struct StoredChange {
+    key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    row: Option<Stored>,
+}
+
+/// A group of changes that take effect together, with its place in the order of all groups.
+#[derive(Serialize, Deserialize)]
+struct StoredGroup {
+    seq: u64,
+    next: u64,
+    changes: Vec<StoredChange>,
+}
+
+/// A group read back from the log.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// Place in the order of all groups.
+    pub(crate) seq: u64,
+    /// First id that was free after it.
+    pub(crate) next: u64,
+    /// Its changes.
+    pub(crate) changes: Vec<Change>,
+}
+
+impl From<&Row> for Stored {
+    fn from(row: &Row) -> Self {
+        Self {
+            id: row.id,
+            kind: row.kind as u8,
+            parent: row.parent.as_ref().map(ToString::to_string),
+            labels: row
+                .labels
+                .iter()
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+            created: row.created_at,
+            updated: row.updated_at,
+            inodes: row.usage.inodes,
+            size: row.usage.size,
+        }
+    }
+}
+
+impl TryFrom<Stored> for Row {
+    type Error = Error;
+
+    fn try_from(stored: Stored) -> Result<Self> {
+        let kind = match stored.kind {
+            1 => SnapshotKind::View,
+            2 => SnapshotKind::Active,
+            3 => SnapshotKind::Committed,
+            other => return Err(Error::data_loss(format_args!("snapshot kind {other}"))),
+        };
+        Ok(Self {
+            id: stored.id,
+            kind,
+            parent: stored.parent.map(SnapshotKey::try_from).transpose()?,
+            labels: stored.labels.into_iter().collect(),
+            created_at: stored.created,
+            updated_at: stored.updated,
+            usage: Usage {
+                inodes: stored.inodes,
+                size: stored.size,
+            },
+        })
+    }
+}
+
+fn damaged(error: serde_json::Error) -> Error {
+    Error::data_loss("snapshot record is damaged").with_source(error)
+}
+
+impl Row {
+    /// The row's text.
+    ///
+    /// # Errors
+    /// `Internal`, when a time does not fit.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(&Stored::from(self))
+            .map_err(|e| Error::internal("encode snapshot record").with_source(e))
+    }
+
+    /// The row of a text.
+    ///
+    /// # Errors
+    /// `DataLoss`.
+    pub(crate) fn decode(text: &[u8]) -> Result<Self> {
+        serde_json::from_slice::<Stored>(text)
+            .map_err(damaged)?
+            .try_into()
+    }
+}
+
+impl Group {
+    /// One line for the log.
+    ///
+    /// # Errors
+    /// `Internal`, when a time does not fit.
+    pub(crate) fn encode(seq: u64, next: u64, changes: &[Change]) -> Result<Vec<u8>> {
+        let changes = changes
+            .iter()
+            .map(|change| StoredChange {
+                key: change.key.to_string(),
+                row: change.row.as_ref().map(Stored::from),
+            })
+            .collect();
+        let mut line = serde_json::to_vec(&StoredGroup { seq, next, changes })
+            .map_err(|e| Error::internal("encode snapshot record").with_source(e))?;
+        line.push(b'\n');
+        Ok(line)
+    }
+
+    /// The group of a line.
+    ///
+    /// # Errors
+    /// `DataLoss`.
+    pub(crate) fn decode(line: &[u8]) -> Result<Self> {
+        let stored: StoredGroup = serde_json::from_slice(line).map_err(damaged)?;
+        let changes = stored
+            .changes
+            .into_iter()
+            .map(|change| {
+                Ok(Change {
+                    key: change.key.try_into()?,
+                    row: change.row.map(Row::try_from).transpose()?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            seq: stored.seq,
+            next: stored.next,
+            changes,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        Row {
+            id: 7,
+            kind: SnapshotKind::Committed,
+            parent: Some("a b/c\n".parse().unwrap()),
+            labels: Labels::new().with("k", "v"),
+            created_at: SystemTime::UNIX_EPOCH + std::time::Duration::new(5, 9),
+            updated_at: SystemTime::now(),
+            usage: Usage { inodes: 3, size: 4 },
+        }
+    }
+
+    #[test]
+    fn rows_and_groups_survive_their_text_form() {
+        let row = row();
+        assert_eq!(Row::decode(&row.encode().unwrap()).unwrap(), row);
+        let changes = vec![
+            Change {
+                key: "gone".parse().unwrap(),
+                row: None,
+            },
+            Change {
+                key: "here".parse().unwrap(),
+                row: Some(row),
+            },
+        ];
+        let line = Group::encode(4, 8, &changes).unwrap();
+        assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
+        assert_eq!(
+            Group::decode(&line).unwrap(),
+            Group {
+                seq: 4,
+                next: 8,
+                changes
+            }
+        );
+    }
+
+    #[test]
+    fn damaged_text_is_data_loss() {
+        for text in [
+            "",
+            "{",
+            "{\"id\":1}",
+            "{\"id\":1,\"kind\":9,\"created\":{\"secs_since_epoch\":0,\"nanos_since_epoch\":0},\"updated\":{\"secs_since_epoch\":0,\"nanos_since_epoch\":0}}",
+        ] {
+            let error = Row::decode(text.as_bytes()).unwrap_err();
+            assert!(error.is(types::Code::DataLoss), "{text}: {error}");
+        }
+        Group::decode(b"{\"seq\":1,\"next\":2,\"changes\":[{\"key\":\"\"}]}").unwrap_err();
+    }
+}

@@ -1,0 +1,200 @@
+//! The index against a naive model, under random calls with reopening in between.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Clone, Debug)]
+enum Call {
+    Make {
+        key: u8,
+        parent: Option<u8>,
+        active: bool,
+    },
+    Abandon {
+        key: u8,
+    },
+    Commit {
+        key: u8,
+        name: u8,
+    },
+    Remove {
+        key: u8,
+    },
+    Label {
+        key: u8,
+    },
+    Flush,
+    Reopen,
+}
+
+fn calls() -> impl Strategy<Value = Vec<Call>> {
+    let key = 0..6_u8;
+    let call = prop_oneof![
+        4 => (key.clone(), proptest::option::of(key.clone()), any::<bool>())
+            .prop_map(|(key, parent, active)| Call::Make { key, parent, active }),
+        1 => key.clone().prop_map(|key| Call::Abandon { key }),
+        3 => (key.clone(), key.clone()).prop_map(|(key, name)| Call::Commit { key, name }),
+        2 => key.clone().prop_map(|key| Call::Remove { key }),
+        1 => key.prop_map(|key| Call::Label { key }),
+        1 => Just(Call::Flush),
+        1 => Just(Call::Reopen),
+    ];
+    proptest::collection::vec(call, 1..40)
+}
+
+fn key(n: u8) -> SnapshotKey {
+    format!("k{n}").parse().unwrap()
+}
+
+/// Kind, parent, id, label.
+type Model = BTreeMap<u8, (SnapshotKind, Option<u8>, u64, bool)>;
+
+fn check(index: &Index, model: &Model) {
+    let listed = index.list(&Filter::default());
+    let seen: Vec<_> = listed
+        .iter()
+        .map(|(id, info)| {
+            let labelled = !info.labels.is_empty();
+            (
+                info.name.clone(),
+                info.kind,
+                info.parent.clone(),
+                *id,
+                labelled,
+            )
+        })
+        .collect();
+    let want: Vec<_> = model
+        .iter()
+        .map(|(k, (kind, parent, id, label))| (key(*k), *kind, parent.map(key), *id, *label))
+        .collect();
+    assert_eq!(seen, want);
+    for (k, (kind, parent, ..)) in model {
+        let chain = index.chain(&key(*k));
+        if *kind == SnapshotKind::Committed {
+            assert_eq!(chain.unwrap_err().code(), types::Code::FailedPrecondition);
+            continue;
+        }
+        let mut ids = Vec::new();
+        let mut at = *parent;
+        while let Some(p) = at {
+            ids.push(model[&p].2);
+            at = model[&p].1;
+        }
+        assert_eq!(chain.unwrap().parents, ids);
+    }
+}
+
+fn ids(model: &Model) -> Vec<u64> {
+    model.values().map(|(_, _, id, _)| *id).collect()
+}
+
+fn run(calls: Vec<Call>) {
+    let temp = tempfile::tempdir().unwrap();
+    let mut index = Arc::new(Index::open(temp.path(), &[]).unwrap());
+    let mut model = Model::new();
+    let mut highest = 0;
+    for call in calls {
+        match call {
+            Call::Make {
+                key: k,
+                parent,
+                active,
+            } => {
+                let kind = if active {
+                    SnapshotKind::Active
+                } else {
+                    SnapshotKind::View
+                };
+                let parent_ok = parent.is_none_or(|p| {
+                    model
+                        .get(&p)
+                        .is_some_and(|m| m.0 == SnapshotKind::Committed)
+                });
+                let made = index.reserve(kind, &key(k), parent.map(key).as_ref(), Labels::new());
+                assert_eq!(made.is_ok(), parent_ok && !model.contains_key(&k));
+                if let Ok(reservation) = made {
+                    assert!(reservation.id() > highest, "an id was given twice");
+                    highest = reservation.id();
+                    // The parent is held while the directory is being made.
+                    if let Some(p) = parent {
+                        index.remove(&key(p)).unwrap_err();
+                    }
+                    let chain = reservation.keep().unwrap();
+                    model.insert(k, (kind, parent, chain.id, false));
+                }
+            }
+            Call::Abandon { key: k } => {
+                let made = index.reserve(SnapshotKind::Active, &key(k), None, Labels::new());
+                // An id that was never on disk may come again.
+                if let Ok(_reservation) = made {
+                    let again = index.reserve(SnapshotKind::Active, &key(k), None, Labels::new());
+                    assert!(again.unwrap_err().is_already_exists());
+                }
+            }
+            Call::Commit { key: k, name } => {
+                let ok = !model.contains_key(&name)
+                    && model.get(&k).is_some_and(|m| m.0 == SnapshotKind::Active);
+                let done = index.commit(&key(name), &key(k), Labels::new(), Usage::default());
+                assert_eq!(done.is_ok(), ok);
+                if let Some((_, parent, id, _)) = ok.then(|| model.remove(&k)).flatten() {
+                    model.insert(name, (SnapshotKind::Committed, parent, id, false));
+                }
+            }
+            Call::Remove { key: k } => {
+                let ok = model.contains_key(&k) && !model.values().any(|m| m.1 == Some(k));
+                assert_eq!(index.remove(&key(k)).is_ok(), ok);
+                if ok {
+                    model.remove(&k);
+                }
+            }
+            Call::Label { key: k } => {
+                if let Ok(row) = index.get(&key(k)) {
+                    let mut info = row.info(&key(k));
+                    info.labels = Labels::new().with("a", "b");
+                    index.update(info, &Fields::default()).unwrap();
+                    model.entry(k).and_modify(|m| m.3 = true);
+                }
+            }
+            Call::Flush => index.flush_all().unwrap(),
+            Call::Reopen => {
+                drop(index);
+                index = Arc::new(Index::open(temp.path(), &ids(&model)).unwrap());
+            }
+        }
+        check(&index, &model);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_index_is_what_a_naive_model_says(calls in calls()) {
+        run(calls);
+    }
+}
+
+#[test]
+fn waiting_callers_share_one_durable_write() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = Arc::new(Index::open(temp.path(), &[]).unwrap());
+    std::thread::scope(|scope| {
+        for n in 0..8_u8 {
+            let index = &index;
+            scope.spawn(move || {
+                let made = index.reserve(SnapshotKind::Active, &key(n), None, Labels::new());
+                made.unwrap().keep().unwrap();
+                index
+                    .commit(&key(n + 100), &key(n), Labels::new(), Usage::default())
+                    .unwrap();
+            });
+        }
+    });
+    let state = index.state();
+    assert_eq!((state.flushed, state.dirty.len()), (16, 0));
+    assert_eq!(state.log.len(), 0);
+}

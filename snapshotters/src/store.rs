@@ -1,0 +1,273 @@
+//! Index and directories together: what overlay and native share.
+//!
+//! ```text
+//!   reserve id -> snapshots/new-<id>/… -> rename to snapshots/<id> -> row
+//!   row gone (durably before contents go) -> cleanup removes snapshots/<id>
+//! ```
+//! Invariant: a directory without a row or a reservation is garbage, at any moment and after a crash.
+
+use std::collections::HashSet;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use types::{
+    Context as _, Error, Fields, Filter, Labels, Result, SnapshotInfo, SnapshotKey, SnapshotKind,
+    Usage,
+};
+
+use crate::storage::{Chain, Index, Row};
+use crate::tree;
+
+/// Prefix of a directory that is being made.
+const NEW: &str = "new-";
+/// Labels that ask for id-mapped layers.
+const ID_MAPPINGS: [&str; 2] = [
+    "containerd.io/snapshot/uidmapping",
+    "containerd.io/snapshot/gidmapping",
+];
+
+/// A snapshotter's root: index and snapshot directories.
+#[derive(Debug)]
+pub(crate) struct Store {
+    directories: PathBuf,
+    index: Arc<Index>,
+    sync_remove: bool,
+}
+
+/// Which snapshot to make.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) kind: SnapshotKind,
+    pub(crate) key: SnapshotKey,
+    pub(crate) parent: Option<SnapshotKey>,
+    pub(crate) labels: Labels,
+}
+
+/// Makes a directory and the missing ones above it, each with `mode`.
+pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(|e| Error::os(format_args!("mkdir {}", path.display()), e))
+}
+
+impl Store {
+    /// Opens or makes the store in `root`.
+    ///
+    /// # Errors
+    /// `Unavailable` while another process has it; `DataLoss`; I/O.
+    pub(crate) fn open(root: &Path, sync_remove: bool) -> Result<Self> {
+        let directories = root.join("snapshots");
+        make_dir(&directories, 0o700)?;
+        let ids: Vec<u64> = listing(&directories)?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        let index = Arc::new(Index::open(root, &ids)?);
+        Ok(Self {
+            directories,
+            index,
+            sync_remove,
+        })
+    }
+
+    /// The directory of a snapshot.
+    pub(crate) fn directory(&self, id: u64) -> PathBuf {
+        self.directories.join(id.to_string())
+    }
+
+    /// The row of a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) fn row(&self, key: &SnapshotKey) -> Result<Row> {
+        self.index.get(key)
+    }
+
+    /// The chain of an active snapshot or a view.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` for a committed one.
+    pub(crate) fn chain(&self, key: &SnapshotKey) -> Result<Chain> {
+        self.index.chain(key)
+    }
+
+    /// All snapshots that pass, with their ids.
+    pub(crate) fn list(&self, filter: &Filter) -> Vec<(u64, SnapshotInfo)> {
+        self.index.list(filter)
+    }
+
+    /// Makes a snapshot: `fill` makes its contents in the directory that it is given, which is not
+    /// there yet; the other argument are the ids of the ancestors.
+    ///
+    /// # Errors
+    /// As the contract of `prepare`; `NotImplemented` for id-mapped layers; nothing is left then.
+    pub(crate) fn create(
+        &self,
+        wanted: Wanted,
+        fill: impl FnOnce(&Path, &[u64]) -> Result<()>,
+    ) -> Result<Chain> {
+        let Wanted {
+            kind,
+            key,
+            parent,
+            labels,
+        } = wanted;
+        if let Some(label) = ID_MAPPINGS
+            .iter()
+            .find(|label| labels.contains_key(**label))
+        {
+            return Err(Error::not_implemented(format_args!(
+                "id-mapped snapshot ({label})"
+            )));
+        }
+        labels.validate()?;
+        let labels = labels.without_empty();
+        let reservation = self
+            .index
+            .reserve(kind, &key, parent.as_ref(), labels)
+            .ctx("failed to create snapshot")?;
+        let temporary = self.directories.join(format!("{NEW}{}", reservation.id()));
+        let final_path = self.directory(reservation.id());
+        let made = fill(&temporary, reservation.parents()).and_then(|()| {
+            std::fs::rename(&temporary, &final_path)
+                .map_err(|e| Error::os(format_args!("rename {}", temporary.display()), e))
+        });
+        let kept = made.and_then(|()| reservation.keep());
+        if kept.is_err() {
+            for path in [&temporary, &final_path] {
+                if let Err(error) = tree::remove(path) {
+                    tracing::warn!(%error, "half-made snapshot left for cleanup");
+                }
+            }
+        }
+        kept
+    }
+
+    /// Commits an active snapshot whose contents are at `contents(id)`.
+    ///
+    /// # Errors
+    /// As the contract.
+    pub(crate) fn commit(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        labels: Labels,
+        contents: impl FnOnce(u64) -> PathBuf,
+    ) -> Result<()> {
+        labels.validate()?;
+        let row = self.index.get(key)?;
+        // Measuring can take long: do not when the answer is known already.
+        if row.kind != SnapshotKind::Active {
+            return Err(Error::failed_precondition(format_args!(
+                "failed to commit snapshot {key}: snapshot {:?} is not active",
+                key.as_str()
+            )));
+        }
+        let usage = tree::usage(&contents(row.id))?;
+        self.index
+            .commit(name, key, labels.without_empty(), usage)
+            .ctx_with(|| format!("failed to commit snapshot {key}"))
+    }
+
+    /// Usage: stored for a committed snapshot, measured at `contents(id)` for an active one, none for a
+    /// view.
+    ///
+    /// # Errors
+    /// `NotFound`, I/O.
+    pub(crate) fn usage(
+        &self,
+        key: &SnapshotKey,
+        contents: impl FnOnce(u64) -> PathBuf,
+    ) -> Result<Usage> {
+        let row = self.index.get(key)?;
+        match row.kind {
+            SnapshotKind::Active => tree::usage(&contents(row.id)),
+            SnapshotKind::Committed | SnapshotKind::View => Ok(row.usage),
+        }
+    }
+
+    /// Replaces labels.
+    ///
+    /// # Errors
+    /// As the contract.
+    pub(crate) fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<Row> {
+        self.index.update(info, fields)
+    }
+
+    /// Removes a snapshot; its directory too when the store was opened so.
+    ///
+    /// # Errors
+    /// As the contract.
+    pub(crate) fn remove(&self, key: &SnapshotKey) -> Result<()> {
+        let row = self
+            .index
+            .remove(key)
+            .ctx_with(|| format!("failed to remove snapshot {key}"))?;
+        if self.sync_remove {
+            self.index.flush_all()?;
+            self.delete(&self.directory(row.id));
+        }
+        Ok(())
+    }
+
+    /// Removes every directory that no row and no reservation names.
+    ///
+    /// # Errors
+    /// I/O of the index or of listing; a directory that cannot be removed is logged and left.
+    pub(crate) fn cleanup(&self) -> Result<()> {
+        // Listed before the ids are taken: what is made in between is not in the list.
+        let found = listing(&self.directories)?;
+        let ids: HashSet<u64> = self.index.ids();
+        let garbage: Vec<_> = found
+            .into_iter()
+            .filter(|name| {
+                let id = name.strip_prefix(NEW).unwrap_or(name).parse();
+                !id.is_ok_and(|id| ids.contains(&id))
+            })
+            .collect();
+        if garbage.is_empty() {
+            return Ok(());
+        }
+        // A power cut must not bring a row back whose contents are half gone.
+        self.index.flush_all()?;
+        for name in garbage {
+            self.delete(&self.directories.join(name));
+        }
+        Ok(())
+    }
+
+    fn delete(&self, path: &Path) {
+        if let Err(error) = tree::remove(path) {
+            tracing::warn!(%error, path = %path.display(), "failed to remove directory");
+        }
+    }
+}
+
+fn listing(directory: &Path) -> Result<Vec<String>> {
+    let os = |e| Error::os(format_args!("read {}", directory.display()), e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(os)? {
+        let name = entry.map_err(os)?.file_name();
+        match name.into_string() {
+            Ok(name) => names.push(name),
+            Err(name) => tracing::warn!(?name, "foreign entry among the snapshots"),
+        }
+    }
+    Ok(names)
+}
+
+/// Runs blocking work off the reactor. The work ends also when the caller goes away.
+///
+/// # Errors
+/// Those of the work; `Internal` when it panicked.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(Error::internal("snapshotter task failed").with_source(error)),
+    }
+}
