@@ -103,7 +103,6 @@ fn modules(files: &BTreeMap<String, PathBuf>) -> String {
     let ttrpc = TTRPC.map(|file| Path::new("proto").join(file));
     let mut text = String::new();
     for (stem, path) in files {
-        // Files without messages have nothing but their stubs.
         let _ = writeln!(text, "pub mod {stem};");
         if ttrpc.contains(path) {
             let _ = writeln!(text, "pub mod {stem}_ttrpc;");

@@ -7,6 +7,8 @@
 
 pub mod any;
 pub mod call;
+#[cfg(test)]
+mod contract;
 pub mod event;
 mod record;
 pub mod status;
