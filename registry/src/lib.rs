@@ -1,1 +1,29 @@
-//! Placeholder, replaced in this session.
+//! Registries: references, and pulling over the OCI distribution protocol.
+//!
+//! Invariant: this is the only crate that speaks HTTP or TLS to the outside. Every answer has a size
+//! limit and every wait a deadline; credentials never leave the origin that they are for, except to
+//! the token server that this very origin names. Called by `transfer`.
+//!
+//! ```text
+//! Repository: resolve, open -> Call (retries, redirects, challenges) -> Http (one request)
+//! BlobReader: chunks, resumed by Range when the connection breaks
+//! ```
+
+mod auth;
+mod call;
+mod challenge;
+mod http;
+mod opts;
+mod reader;
+mod reference;
+mod repository;
+mod tls;
+mod url;
+
+pub use opts::{Credentials, Limits, RegistryOpts};
+pub use reader::BlobReader;
+pub use reference::Reference;
+pub use repository::Repository;
+
+/// Largest manifest.
+pub const MAX_MANIFEST: u64 = 4 << 20;

@@ -1,0 +1,262 @@
+//! One HTTP request and the reading of its answer, with deadlines and limits.
+//!
+//! Failures that may pass by themselves have class `Unavailable`; nothing else has.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::timeout;
+use types::{Code, Error, Result};
+
+use crate::opts::Limits;
+use crate::{tls, url};
+
+/// Largest error document that is read.
+const MAX_ERROR: usize = 64 * 1024;
+/// Longest text of a server that is shown.
+const MAX_TEXT: usize = 300;
+/// Connections kept for a while after their last use.
+const IDLE: Duration = Duration::from_secs(30);
+
+type Body = Full<Bytes>;
+
+/// The HTTP client: plain and, when first needed, TLS.
+#[derive(Debug)]
+pub(crate) struct Http {
+    limits: Limits,
+    skip_verify: bool,
+    plain: Client<HttpConnector, Body>,
+    tls: OnceLock<Client<HttpsConnector<HttpConnector>, Body>>,
+}
+
+impl Http {
+    pub(crate) fn new(limits: Limits, skip_verify: bool) -> Self {
+        let plain = builder().build(connector(&limits));
+        Self {
+            limits,
+            skip_verify,
+            plain,
+            tls: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Sends one request and waits for the head of the answer.
+    pub(crate) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>> {
+        let shown = format!("{} {}", request.method(), url::shown(request.uri()));
+        let patience = self.limits.connect + self.limits.answer;
+        let sent = async {
+            if request.uri().scheme_str() == Some("https") {
+                self.tls()?
+                    .request(request)
+                    .await
+                    .map_err(|error| failure(&error))
+            } else {
+                self.plain
+                    .request(request)
+                    .await
+                    .map_err(|error| failure(&error))
+            }
+        };
+        match timeout(patience.min(self.limits.patience), sent).await {
+            Ok(answer) => answer.map_err(|error| error.ctx(shown)),
+            Err(_) => Err(Error::unavailable("no answer from the registry in time").ctx(shown)),
+        }
+    }
+
+    fn tls(&self) -> Result<&Client<HttpsConnector<HttpConnector>, Body>> {
+        if self.tls.get().is_none() {
+            let mut connector = connector(&self.limits);
+            connector.enforce_http(false);
+            let connector = HttpsConnectorBuilder::new()
+                .with_tls_config(tls::config(self.skip_verify)?)
+                .https_only()
+                .enable_http1()
+                .wrap_connector(connector);
+            // Another request may have been first: then its client is kept.
+            let _kept = self.tls.set(builder().build(connector));
+        }
+        self.tls
+            .get()
+            .ok_or_else(|| Error::internal("no TLS client"))
+    }
+}
+
+fn builder() -> hyper_util::client::legacy::Builder {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(4);
+    builder
+}
+
+fn connector(limits: &Limits) -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(limits.connect));
+    connector.set_nodelay(true);
+    connector
+}
+
+/// A failed request. A refused certificate stays refused; all else may pass.
+fn failure(error: &(dyn std::error::Error + 'static)) -> Error {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    let mut passing = true;
+    while let Some(source) = at {
+        // Layers repeat what is below them.
+        let below = source.to_string();
+        if !text.contains(&below) {
+            text = format!("{text}: {below}");
+        }
+        let io = source
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        let tls = source.is::<rustls::Error>() || io.is_some_and(|e| e.is::<rustls::Error>());
+        passing &= !tls;
+        at = source.source();
+    }
+    if passing {
+        Error::unavailable(text)
+    } else {
+        Error::unknown(text)
+    }
+}
+
+/// The next piece of a body; `None` at its end.
+pub(crate) async fn next(body: &mut Incoming, deadline: Duration) -> Result<Option<Bytes>> {
+    loop {
+        match timeout(deadline, body.frame()).await {
+            Err(_) => return Err(Error::unavailable("no data from the registry in time")),
+            Ok(None) => return Ok(None),
+            Ok(Some(Err(error))) => return Err(failure(&error)),
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data()
+                    && !data.is_empty()
+                {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
+}
+
+/// A whole body of at most `limit` bytes.
+pub(crate) async fn whole(mut body: Incoming, limit: usize, deadline: Duration) -> Result<Bytes> {
+    let mut all = BytesMut::new();
+    let read = async {
+        while let Some(data) = next(&mut body, deadline).await? {
+            if all.len() + data.len() > limit {
+                return Err(Error::resource_exhausted(format_args!(
+                    "answer of the registry is larger than {limit} bytes"
+                )));
+            }
+            all.extend_from_slice(&data);
+        }
+        Ok(())
+    };
+    match timeout(deadline, read).await {
+        Ok(done) => done.map(|()| all.freeze()),
+        Err(_) => Err(Error::unavailable(
+            "no complete answer from the registry in time",
+        )),
+    }
+}
+
+/// The error that a status is, with what the server says about it.
+pub(crate) async fn status_error(answer: Response<Incoming>, deadline: Duration) -> Error {
+    let status = answer.status();
+    let said = match whole(answer.into_body(), MAX_ERROR, deadline).await {
+        Ok(body) => message(&body),
+        Err(_) => String::new(),
+    };
+    let separator = if said.is_empty() { "" } else { ": " };
+    Error::new(
+        class(status),
+        format_args!("unexpected status {status}{separator}{said}"),
+    )
+}
+
+/// The class of a status.
+pub(crate) fn class(status: StatusCode) -> Code {
+    match status.as_u16() {
+        400 => Code::InvalidArgument,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 | 410 => Code::NotFound,
+        408 | 425 | 429 | 500..=599 => Code::Unavailable,
+        416 => Code::OutOfRange,
+        _ => Code::Unknown,
+    }
+}
+
+/// What an error document says, fit for one line.
+fn message(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Document {
+        errors: Vec<Item>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Item {
+        code: Option<String>,
+        message: Option<String>,
+    }
+    let text = match serde_json::from_slice::<Document>(body) {
+        Ok(document) => {
+            let items = document.errors.into_iter().take(3).map(|item| {
+                let parts = [item.code, item.message].into_iter().flatten();
+                parts
+                    .filter(|part| !part.is_empty())
+                    .collect::<Vec<_>>()
+                    .join(": ")
+            });
+            items.collect::<Vec<_>>().join(", ")
+        }
+        Err(_) => String::from_utf8_lossy(&body[..body.len().min(MAX_TEXT)])
+            .trim()
+            .to_owned(),
+    };
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_TEXT)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_one_short_line() {
+        let json = br#"{"errors":[{"code":"DENIED","message":"no\nway"},{"message":"x"}]}"#;
+        assert_eq!(message(json), "DENIED: no way, x");
+        assert_eq!(message(b"<html>\x1b[2J</html>\n"), "<html> [2J</html>");
+        assert_eq!(message(&[b'x'; 100_000]).len(), MAX_TEXT);
+        assert_eq!(message(b""), "");
+    }
+
+    #[test]
+    fn only_what_may_pass_is_unavailable() {
+        for (status, code) in [
+            (404, Code::NotFound),
+            (401, Code::Unauthenticated),
+            (403, Code::PermissionDenied),
+            (429, Code::Unavailable),
+            (503, Code::Unavailable),
+            (418, Code::Unknown),
+        ] {
+            assert_eq!(class(StatusCode::from_u16(status).unwrap()), code);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! URLs and origins, as far as registries and their redirects need them.
+
+use std::fmt;
+
+use http::Uri;
+use types::{Error, Result};
+
+/// Scheme, host and port: what credentials are bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) https: bool,
+    host: String,
+    port: u16,
+}
+
+impl Origin {
+    /// The origin of an absolute URL.
+    pub(crate) fn of(url: &Uri) -> Result<Self> {
+        let https = match url.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(bad(url, "is no http or https URL")),
+        };
+        let authority = url.authority().ok_or_else(|| bad(url, "has no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(bad(url, "has user information"));
+        }
+        Ok(Self {
+            https,
+            host: authority.host().to_ascii_lowercase(),
+            port: authority.port_u16().unwrap_or(if https { 443 } else { 80 }),
+        })
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
+        write!(f, "{scheme}://{}:{}", self.host, self.port)
+    }
+}
+
+/// Parses an absolute URL.
+pub(crate) fn parse(text: &str) -> Result<Uri> {
+    let url: Uri = text
+        .parse()
+        .map_err(|error| Error::invalid_argument(format_args!("URL {text:?}: {error}")))?;
+    Origin::of(&url)?;
+    Ok(url)
+}
+
+/// Where `location` leads from `base` (RFC 3986, as far as servers use it).
+pub(crate) fn join(base: &Uri, location: &str) -> Result<Uri> {
+    let (scheme, authority) = (
+        base.scheme_str().unwrap_or("https"),
+        base.authority().map_or("", |a| a.as_str()),
+    );
+    let location = location.split('#').next().unwrap_or_default();
+    if location.is_empty() {
+        return Err(Error::unknown("redirect without a location"));
+    }
+    let colon = location
+        .find(':')
+        .is_some_and(|at| !location[..at].contains(['/', '?']));
+    let text = if colon {
+        location.to_owned()
+    } else if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{authority}{location}")
+    } else if location.starts_with('?') {
+        format!("{scheme}://{authority}{}{location}", base.path())
+    } else {
+        let dir = base.path().rsplit_once('/').map_or("", |(dir, _)| dir);
+        format!("{scheme}://{authority}{dir}/{location}")
+    };
+    parse(&text)
+}
+
+/// A URL without its query, which may hold a signature: for texts.
+pub(crate) fn shown(url: &Uri) -> String {
+    let (scheme, authority) = (
+        url.scheme_str().unwrap_or_default(),
+        url.authority().map_or("", |a| a.as_str()),
+    );
+    format!("{scheme}://{authority}{}", url.path())
+}
+
+/// One `key=value` of a query, escaped.
+pub(crate) fn pair(key: &str, value: &str) -> String {
+    use fmt::Write as _;
+    let mut text = format!("{key}=");
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _always = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+fn bad(url: &Uri, why: &str) -> Error {
+    Error::invalid_argument(format_args!("{} {why}", shown(url)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_are_joined() {
+        let base = parse("https://r.io:5000/v2/a/blobs/x?y=z").unwrap();
+        for (location, want) in [
+            ("http://other/p?q=1", "http://other/p?q=1"),
+            ("//cdn.io/p", "https://cdn.io/p"),
+            ("/p?q", "https://r.io:5000/p?q"),
+            ("p", "https://r.io:5000/v2/a/blobs/p"),
+            ("?n=1", "https://r.io:5000/v2/a/blobs/x?n=1"),
+            ("/p#f", "https://r.io:5000/p"),
+        ] {
+            assert_eq!(join(&base, location).unwrap().to_string(), want);
+        }
+        for bad in [
+            "",
+            "#",
+            "ftp://x/",
+            "file:///etc/passwd",
+            "https://u:p@x/",
+            "http://",
+        ] {
+            assert!(join(&base, bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn origins_know_default_ports_and_ignore_case() {
+        let of = |text: &str| Origin::of(&text.parse().unwrap()).unwrap();
+        assert_eq!(of("https://R.io/x"), of("https://r.io:443/y"));
+        assert_ne!(of("https://r.io/x"), of("http://r.io/x"));
+        assert_ne!(of("http://r.io/x"), of("http://r.io:81/x"));
+        assert_ne!(of("http://r.io/x"), of("http://r.io.evil/x"));
+    }
+
+    #[test]
+    fn queries_are_escaped() {
+        assert_eq!(
+            pair("scope", "repository:a/b:pull c&d"),
+            "scope=repository%3Aa%2Fb%3Apull%20c%26d"
+        );
+    }
+}
