@@ -3,12 +3,28 @@
 //! Invariant: a task whose init process may be alive is never deleted because its shim is silent; only
 //! a kernel fact (connection refused, process gone) says that a shim is gone.
 
+mod bootstrap;
+mod bundle;
+mod client;
+mod create;
+mod entry;
+mod exec;
+mod log;
+mod recover;
+mod seen;
+mod shims;
+mod task;
+mod tasks;
+mod undo;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use types::{Any, ContainerId, ExecId, Exit, Mount, Namespace, Result, Scope};
+
+pub use tasks::{Config, Publisher, RuntimeOf, Tasks};
 
 /// Standard streams of a process: paths or URIs, empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -142,6 +158,11 @@ pub trait Task: Send + Sync + fmt::Debug {
     fn namespace(&self) -> &Namespace;
     /// Pid of the init process.
     fn pid(&self) -> u32;
+    /// The last known state of a process, from memory: never waits, for lists.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown exec.
+    fn known(&self, exec: Option<&ExecId>) -> Result<ProcessState>;
     /// Starts a created process and returns its pid.
     ///
     /// # Errors

@@ -1,0 +1,389 @@
+//! Bundles: one directory per task under the state directory and its twin under the root directory.
+//!
+//! Invariant: a directory under its plain name is a whole bundle or one that is being made by this
+//! process; removal renames it to `.id` first. Nothing is ever removed through a mounted root file
+//! system: the mount point is unmounted and must be empty before its bundle goes.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+use types::{BUNDLES_DIR, ContainerId, Error, Errors, Exit, Namespace, Result, bundle_file};
+
+use crate::bootstrap::Address;
+
+/// File with the id of the sandbox that the task belongs to.
+const SANDBOX: &str = "sandbox";
+/// Small files of a bundle are not read beyond this.
+const SMALL: u64 = 64 * 1024;
+
+/// Where all bundles of a daemon live.
+#[derive(Clone, Debug)]
+pub(crate) struct Bundles {
+    state: PathBuf,
+    root: PathBuf,
+}
+
+/// One bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bundle {
+    path: PathBuf,
+    work: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+struct ExitRecord {
+    pid: u32,
+    status: u32,
+    /// Nanoseconds since the epoch.
+    exited_at: u64,
+}
+
+/// The part of the OCI spec that decides who may enter the bundle.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SpecHead {
+    linux: Option<LinuxHead>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct LinuxHead {
+    gid_mappings: Vec<GidMapping>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct GidMapping {
+    #[serde(rename = "containerID")]
+    container: u32,
+    #[serde(rename = "hostID")]
+    host: u32,
+    size: u32,
+}
+
+impl Bundles {
+    /// Bundles under `state`, with work directories under `root`.
+    pub(crate) fn new(state: &Path, root: &Path) -> Self {
+        Self {
+            state: state.join(BUNDLES_DIR),
+            root: root.join(BUNDLES_DIR),
+        }
+    }
+
+    /// The bundle of a task, whether it exists or not.
+    pub(crate) fn of(&self, namespace: &Namespace, id: &ContainerId) -> Bundle {
+        let relative = Path::new(namespace.as_str()).join(id.as_str());
+        Bundle {
+            path: self.state.join(&relative),
+            work: self.root.join(&relative),
+        }
+    }
+
+    /// Makes the bundle of a task. On failure nothing of it is left.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, else the errno of the step that failed.
+    pub(crate) fn create(
+        &self,
+        namespace: &Namespace,
+        id: &ContainerId,
+        spec: &[u8],
+        sandbox: &str,
+    ) -> Result<Bundle> {
+        let bundle = self.of(namespace, id);
+        make_parents(&bundle.path)?;
+        make_parents(&bundle.work)?;
+        match DirBuilder::new().mode(0o700).create(&bundle.path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::already_exists(format_args!(
+                    "bundle {}",
+                    bundle.path.display()
+                )));
+            }
+            made => made.map_err(|e| at("mkdir", &bundle.path, e))?,
+        }
+        bundle.fill(spec, sandbox).inspect_err(|_| {
+            // The first failure is the one to tell.
+            drop(bundle.remove());
+        })?;
+        Ok(bundle)
+    }
+
+    /// All tasks that have a bundle directory. Names that are no identifiers are not ours.
+    pub(crate) fn list(&self) -> Result<Vec<(Namespace, ContainerId)>> {
+        let mut all = Vec::new();
+        for namespace in names(&self.state)? {
+            let Ok(parsed) = namespace.parse::<Namespace>() else {
+                continue;
+            };
+            for id in names(&self.state.join(&namespace))? {
+                if let Ok(id) = id.parse() {
+                    all.push((parsed.clone(), id));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes what interrupted removals left (`.id`) and work directories without a bundle.
+    ///
+    /// # Errors
+    /// All failures, after everything was tried.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        let mut errors = Errors::default();
+        for top in [&self.state, &self.root] {
+            for namespace in errors.note(names(top)).unwrap_or_default() {
+                let dir = top.join(&namespace);
+                for name in errors.note(names(&dir)).unwrap_or_default() {
+                    let orphan =
+                        top == &self.root && !self.state.join(&namespace).join(&name).exists();
+                    if name.starts_with('.') || orphan {
+                        errors.note(remove_tree(&dir.join(&name)));
+                    }
+                }
+            }
+        }
+        errors.into_result()
+    }
+}
+
+impl Bundle {
+    /// The bundle's directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file of the bundle.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn fill(&self, spec: &[u8], sandbox: &str) -> Result<()> {
+        if let Some(gid) = remapped_group(spec) {
+            std::os::unix::fs::chown(&self.path, None, Some(gid))
+                .map_err(|e| at("chown", &self.path, e))?;
+            fs::set_permissions(&self.path, fs::Permissions::from_mode(0o710))
+                .map_err(|e| at("chmod", &self.path, e))?;
+        }
+        let rootfs = self.file(bundle_file::ROOTFS);
+        make_dir(&rootfs)?;
+        match make_dir(&self.work) {
+            Err(e) if e.errno() == Some(EEXIST) => {
+                // Left by a task that died with its daemon.
+                remove_tree(&self.work)?;
+                make_dir(&self.work)?;
+            }
+            made => made?,
+        }
+        let link = self.file(bundle_file::WORK);
+        symlink(&self.work, &link).map_err(|e| at("symlink", &link, e))?;
+        self.put(bundle_file::CONFIG, spec, 0o644)?;
+        if !sandbox.is_empty() {
+            self.put(SANDBOX, sandbox.as_bytes(), 0o600)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a file of the bundle that does not exist yet.
+    fn put(&self, name: &str, data: &[u8], mode: u32) -> Result<()> {
+        let path = self.file(name);
+        let file = fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&path);
+        file.and_then(|mut file| file.write_all(data))
+            .map_err(|e| at("write", &path, e))
+    }
+
+    /// Replaces a file of the bundle: readers see the old or the new content.
+    fn replace(&self, name: &str, data: &[u8], mode: u32) -> Result<()> {
+        sys::fs::write_atomic_with(&self.file(name), data, mode, sys::fs::Flush::Volatile)
+    }
+
+    /// Remembers the shim's binary for a later start of the daemon.
+    pub(crate) fn write_binary(&self, binary: &Path) -> Result<()> {
+        let text = binary.as_os_str().as_encoded_bytes();
+        self.put(bundle_file::SHIM_BINARY, text, 0o600)
+    }
+
+    /// The shim's binary, as remembered.
+    pub(crate) fn binary(&self) -> Option<PathBuf> {
+        let text = self.text(bundle_file::SHIM_BINARY)?;
+        (!text.is_empty()).then(|| PathBuf::from(text))
+    }
+
+    /// Remembers how to reach the shim.
+    pub(crate) fn write_address(&self, address: &Address) -> Result<()> {
+        self.replace(bundle_file::BOOTSTRAP, &address.to_json()?, 0o644)
+    }
+
+    /// How to reach the shim: `bootstrap.json`, else the `address` file of older generations.
+    pub(crate) fn address(&self) -> Option<Address> {
+        let read = |name| Address::parse(self.text(name)?.as_bytes()).ok();
+        read(bundle_file::BOOTSTRAP).or_else(|| read(bundle_file::ADDRESS))
+    }
+
+    /// True when the directory has no entry at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        names(&self.path).is_ok_and(|all| all.is_empty())
+    }
+
+    /// Pid of the init process as the runtime wrote it.
+    pub(crate) fn init_pid(&self) -> Option<u32> {
+        self.text(bundle_file::INIT_PID)?.trim().parse().ok()
+    }
+
+    /// How init ended, when the shim has recorded it.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        parse_exit(&self.text(bundle_file::EXIT)?)
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        let path = self.file(name);
+        let meta = fs::symlink_metadata(&path).ok()?;
+        if !meta.is_file() || meta.len() > SMALL {
+            return None;
+        }
+        fs::read_to_string(path).ok()
+    }
+
+    /// Removes bundle and work directory; a bundle that is gone already is no error.
+    ///
+    /// # Errors
+    /// What failed; the bundle stays under its name when its root file system cannot be unmounted.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let rootfs = self.file(bundle_file::ROOTFS);
+        if rootfs.exists() {
+            sys::mount::unmount_recursive(&rootfs)?;
+        }
+        match fs::remove_dir(&rootfs) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(at("remove", &rootfs, e));
+            }
+            _ => {}
+        }
+        let mut errors = Errors::default();
+        errors.note(remove_renamed(&self.path));
+        errors.note(remove_renamed(&self.work));
+        errors.into_result()
+    }
+}
+
+const EEXIST: i32 = 17;
+
+fn at(operation: &str, path: &Path, error: io::Error) -> Error {
+    Error::os(format_args!("{operation} {}", path.display()), error)
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .mode(0o711)
+        .create(path)
+        .map_err(|e| at("mkdir", path, e))
+}
+
+fn make_parents(path: &Path) -> Result<()> {
+    let Some(parent) = path.parent() else {
+        return Ok(());
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(parent)
+        .map_err(|e| at("mkdir", parent, e))
+}
+
+/// Names in a directory; none when it does not exist.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(Vec::new());
+        }
+        entries => entries.map_err(|e| at("read", dir, e))?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| at("read", dir, e))?;
+        all.extend(entry.file_name().into_string().ok());
+    }
+    Ok(all)
+}
+
+/// Renames to the hidden name, so that a half-removed directory is never taken for a bundle.
+fn remove_renamed(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = path.with_file_name(format!(".{name}"));
+    // An earlier removal may have been cut off.
+    remove_tree(&hidden)?;
+    match fs::rename(path, &hidden) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        renamed => {
+            renamed.map_err(|e| at("rename", path, e))?;
+            remove_tree(&hidden)
+        }
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    let rootfs = path.join(bundle_file::ROOTFS);
+    if rootfs.exists() {
+        sys::mount::unmount_recursive(&rootfs)?;
+        fs::remove_dir(&rootfs).map_err(|e| at("remove", &rootfs, e))?;
+    }
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            fs::remove_file(path).map_err(|e| at("remove", path, e))
+        }
+        done => done.map_err(|e| at("remove", path, e)),
+    }
+}
+
+/// Group of the container's root user on the host, when users are mapped.
+fn remapped_group(spec: &[u8]) -> Option<u32> {
+    let head: SpecHead = serde_json::from_slice(spec).ok()?;
+    let mappings = head.linux?.gid_mappings;
+    mappings
+        .iter()
+        .find(|mapping| mapping.container == 0 && mapping.size > 0)
+        .map(|mapping| mapping.host)
+}
+
+fn parse_exit(text: &str) -> Option<Exit> {
+    let record: ExitRecord = serde_json::from_str(text).ok()?;
+    Some(Exit {
+        pid: record.pid,
+        status: record.status,
+        at: UNIX_EPOCH + Duration::from_nanos(record.exited_at),
+    })
+}
+
+/// True when a process with this pid exists (a zombie counts as none).
+pub(crate) fn is_alive(pid: u32) -> bool {
+    sys::pidfd::open(pid).is_ok_and(|fd| sys::pidfd::is_alive(&fd).unwrap_or(false))
+}
+
+/// Time of an exit that nobody recorded.
+pub(crate) fn lost(pid: u32) -> Exit {
+    /// What Go answers when the shim vanished and could not tell.
+    const UNKNOWN_STATUS: u32 = 255;
+    Exit {
+        pid,
+        status: UNKNOWN_STATUS,
+        at: SystemTime::now(),
+    }
+}
+
+#[cfg(test)]
+#[path = "bundle/tests.rs"]
+mod tests;

@@ -1,0 +1,146 @@
+use super::*;
+use std::os::unix::fs::MetadataExt as _;
+
+fn setup() -> (tempfile::TempDir, Bundles, Namespace, ContainerId) {
+    let dir = tempfile::tempdir().unwrap();
+    let bundles = Bundles::new(&dir.path().join("state"), &dir.path().join("root"));
+    (dir, bundles, "ns".parse().unwrap(), "c1".parse().unwrap())
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+#[test]
+fn a_bundle_has_the_documented_entries_and_modes() {
+    let (_dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{ \"a\": 1}", "pod").unwrap();
+    assert_eq!(mode(bundle.path()), 0o700);
+    assert_eq!(mode(bundle.path().parent().unwrap()), 0o711);
+    assert_eq!(
+        fs::read(bundle.file("config.json")).unwrap(),
+        b"{ \"a\": 1}"
+    );
+    assert!(bundle.file("rootfs").is_dir());
+    assert_eq!(fs::read_link(bundle.file("work")).unwrap(), bundle.work);
+    assert!(bundle.work.is_dir());
+    assert_eq!(fs::read(bundle.file("sandbox")).unwrap(), b"pod");
+    bundle.write_binary(Path::new("/bin/shim")).unwrap();
+    assert_eq!(mode(&bundle.file("shim-binary-path")), 0o600);
+    assert_eq!(bundle.binary().unwrap(), Path::new("/bin/shim"));
+    let address = Address::parse(b"unix:///run/x").unwrap();
+    bundle.write_address(&address).unwrap();
+    assert_eq!(mode(&bundle.file("bootstrap.json")), 0o644);
+    assert_eq!(bundle.address(), Some(address));
+}
+
+#[test]
+fn the_address_file_of_older_shims_is_enough() {
+    let (_dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+    assert_eq!(bundle.address(), None);
+    fs::write(bundle.file("address"), "unix:///run/x").unwrap();
+    let address = bundle.address().unwrap();
+    assert_eq!((address.version, &*address.address), (2, "unix:///run/x"));
+}
+
+#[test]
+fn a_second_bundle_of_a_task_is_refused_and_the_first_stays() {
+    let (_dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+    let again = bundles.create(&ns, &id, b"other", "").unwrap_err();
+    assert!(again.is_already_exists(), "{again}");
+    assert_eq!(fs::read(bundle.file("config.json")).unwrap(), b"{}");
+}
+
+#[test]
+fn mapped_users_may_enter() {
+    let (_dir, bundles, ns, id) = setup();
+    let spec = br#"{"linux":{"gidMappings":[{"containerID":0,"hostID":7000,"size":9}]}}"#;
+    let bundle = bundles.create(&ns, &id, spec, "").unwrap();
+    assert_eq!(mode(bundle.path()), 0o710);
+    assert_eq!(fs::metadata(bundle.path()).unwrap().gid(), 7000);
+}
+
+#[test]
+fn removal_takes_both_directories_and_may_be_repeated() {
+    let (dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+    fs::write(bundle.work.join("criu.log"), "x").unwrap();
+    // What an interrupted removal left must not be in the way.
+    fs::create_dir_all(bundle.path().with_file_name(".c1").join("rest")).unwrap();
+    bundle.remove().unwrap();
+    bundle.remove().unwrap();
+    for top in ["state", "root"] {
+        let ns = dir.path().join(top).join(BUNDLES_DIR).join("ns");
+        assert_eq!(names(&ns).unwrap(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn files_of_a_mounted_root_survive_removal() {
+    let (dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+    let precious = dir.path().join("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("file"), "x").unwrap();
+    let mount = types::Mount {
+        kind: "bind".into(),
+        source: precious.display().to_string(),
+        options: vec!["rbind".into()],
+        ..types::Mount::default()
+    };
+    sys::mount::mount_all(&[mount], &bundle.file("rootfs")).unwrap();
+    assert!(bundle.file("rootfs/file").exists());
+    bundle.remove().unwrap();
+    assert!(!bundle.path().exists());
+    assert!(precious.join("file").exists());
+}
+
+#[test]
+fn a_root_directory_with_files_of_its_own_is_not_removed() {
+    let (_dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+    fs::write(bundle.file("rootfs/file"), "x").unwrap();
+    bundle.remove().unwrap_err();
+    assert!(bundle.file("config.json").exists());
+}
+
+#[test]
+fn sweep_removes_orphans_only() {
+    let (dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+    let (state, root) = (
+        dir.path().join("state").join(BUNDLES_DIR).join("ns"),
+        dir.path().join("root").join(BUNDLES_DIR).join("ns"),
+    );
+    fs::create_dir_all(state.join(".gone/rest")).unwrap();
+    fs::create_dir_all(root.join("orphan/rest")).unwrap();
+    bundles.sweep().unwrap();
+    assert_eq!(names(&state).unwrap(), ["c1"]);
+    assert_eq!(names(&root).unwrap(), ["c1"]);
+    assert!(bundle.file("config.json").exists());
+    assert_eq!(bundles.list().unwrap(), [(ns, id)]);
+}
+
+#[test]
+fn exit_records_are_read_and_junk_is_not() {
+    let exit = parse_exit(r#"{"pid":7,"status":3,"exited_at":1500000000}"#).unwrap();
+    assert_eq!((exit.pid, exit.status), (7, 3));
+    assert_eq!(exit.at, UNIX_EPOCH + Duration::from_millis(1500));
+    for junk in [
+        "",
+        "{}",
+        "{\"pid\":7",
+        r#"{"pid":-1,"status":0,"exited_at":0}"#,
+    ] {
+        assert!(parse_exit(junk).is_none(), "{junk}");
+    }
+}
+
+#[test]
+fn own_process_is_alive_and_no_process_is_not() {
+    assert!(is_alive(std::process::id()));
+    assert!(!is_alive(0));
+    assert!(!is_alive(u32::MAX));
+}

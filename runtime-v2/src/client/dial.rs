@@ -1,0 +1,154 @@
+//! Reaching a shim's socket, and knowing when the connection is over.
+//!
+//! Invariant: what [`Dialed`] says is a fact of the kernel. `Refused` means that no process listens
+//! there any more; `Absent` that there is no such socket file; everything else means nothing about
+//! the shim's life.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use types::{Error, Result};
+
+use crate::bootstrap::Address;
+
+/// What the kernel says when asked for a connection.
+#[derive(Debug)]
+pub(crate) enum Dialed {
+    /// Connected.
+    Up(UnixStream),
+    /// Nobody listens.
+    Refused,
+    /// No socket file.
+    Absent,
+    /// No connection now, for a reason that says nothing about the shim (its backlog is full, we
+    /// are out of descriptors).
+    Failed(io::Error),
+}
+
+/// Connects to a shim.
+///
+/// # Errors
+/// `NotImplemented` for a protocol or transport that is not spoken here.
+pub(crate) async fn dial(address: &Address) -> Result<Dialed> {
+    if address.protocol != "ttrpc" {
+        return Err(Error::not_implemented(format_args!(
+            "shim protocol {:?}",
+            address.protocol
+        )));
+    }
+    let Some(path) = address.unix_path() else {
+        return Err(Error::not_implemented(format_args!(
+            "shim address {:?}",
+            address.address
+        )));
+    };
+    // The kernel never makes a non-blocking connect wait: a full backlog is `WouldBlock`.
+    Ok(match UnixStream::connect(path).await {
+        Ok(stream) => Dialed::Up(stream),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Dialed::Refused,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Dialed::Absent,
+        Err(e) => Dialed::Failed(e),
+    })
+}
+
+/// A stream that tells when it is over: at its end, at an error, or when it is dropped.
+#[derive(Debug)]
+pub(super) struct Watched {
+    stream: UnixStream,
+    over: watch::Sender<bool>,
+}
+
+impl Watched {
+    /// The stream, and the signal of its end.
+    pub(super) fn new(stream: UnixStream) -> (Self, watch::Receiver<bool>) {
+        let (over, told) = watch::channel(false);
+        (Self { stream, over }, told)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.over.send_replace(true);
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let (room, before) = (buffer.remaining(), buffer.filled().len());
+        let done = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        if done.is_err() || (room > 0 && buffer.filled().len() == before) {
+            self.over.send_replace(true);
+        }
+        Poll::Ready(done)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(path: &std::path::Path) -> Address {
+        Address::parse(path.to_str().unwrap().as_bytes()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_kernel_tells_a_dead_socket_from_a_missing_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        assert!(matches!(dial(&at(&path)).await.unwrap(), Dialed::Absent));
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        assert!(matches!(dial(&at(&path)).await.unwrap(), Dialed::Up(_)));
+        drop(listener);
+        assert!(matches!(dial(&at(&path)).await.unwrap(), Dialed::Refused));
+    }
+
+    #[tokio::test]
+    async fn a_full_backlog_says_nothing_about_the_shim() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut held = Vec::new();
+        let full = loop {
+            match dial(&at(&path)).await.unwrap() {
+                Dialed::Up(stream) => held.push(stream),
+                other => break other,
+            }
+            assert!(held.len() < 10_000, "the backlog never fills");
+        };
+        assert!(matches!(full, Dialed::Failed(_)), "{full:?}");
+        drop(listener);
+    }
+
+    #[tokio::test]
+    async fn other_transports_are_not_spoken() {
+        let vsock = Address::parse(b"vsock://3:4").unwrap();
+        let error = dial(&vsock).await.unwrap_err();
+        assert!(error.is(types::Code::NotImplemented), "{error}");
+    }
+}

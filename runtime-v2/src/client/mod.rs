@@ -1,0 +1,491 @@
+//! One connection to a shim: the Task service, version 3 or 2, as domain calls.
+//!
+//! Invariant: this is the only module of the crate that converts wire messages. A failed call says
+//! whether the connection is lost, the shim is silent, or the shim answered with an error: callers
+//! decide by that and by nothing else.
+
+mod dial;
+
+use std::time::{Duration, SystemTime};
+
+use protobuf::Message;
+use protos::shim::task as wire;
+use protos::well_known::{Empty, Timestamp};
+use protos::wire::Wire as _;
+use protos::{call, status};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use ttrpc::asynchronous::Client as Connection;
+use ttrpc::asynchronous::transport::Socket;
+use types::{Any, ContainerId, Error, ExecId, Exit, Mount, Namespace, Result};
+
+use crate::{ExecOpts, ProcessInfo, ProcessState, Status, Stdio};
+
+pub(crate) use dial::{Dialed, dial};
+
+const V3: &str = "containerd.task.v3.Task";
+const V2: &str = "containerd.task.v2.Task";
+
+/// Longest answer to `State` and `Stats`, as in Go.
+pub(crate) const STATE: Duration = Duration::from_secs(2);
+/// Longest answer to `Shutdown`, as in Go.
+pub(crate) const SHUTDOWN: Duration = Duration::from_secs(3);
+
+/// Why a call has no result.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The connection ended before the answer.
+    Lost,
+    /// No answer within the deadline.
+    Silent,
+    /// The shim's answer is an error.
+    Answer(Error),
+}
+
+impl Failure {
+    /// The error for a caller that does not care which it was.
+    pub(crate) fn into_error(self, id: &ContainerId) -> Error {
+        match self {
+            Self::Lost => {
+                Error::unavailable(format_args!("task {id}: connection to its shim ended"))
+            }
+            Self::Silent => {
+                Error::deadline_exceeded(format_args!("task {id}: its shim does not respond"))
+            }
+            Self::Answer(error) => error,
+        }
+    }
+}
+
+/// What `Connect` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// The shim's pid.
+    pub(crate) shim: u32,
+    /// Pid of the task's init process; 0 before create.
+    pub(crate) task: u32,
+}
+
+/// What `Create` wants, beside the ids.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NewTask {
+    pub(crate) bundle: String,
+    pub(crate) rootfs: Vec<Mount>,
+    pub(crate) stdio: Stdio,
+    pub(crate) checkpoint: String,
+    pub(crate) options: Option<Any>,
+}
+
+/// A shim that answers.
+pub(crate) struct Client {
+    connection: Connection,
+    service: &'static str,
+    namespace: Namespace,
+    id: ContainerId,
+    over: watch::Receiver<bool>,
+    peer: Peer,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("service", &self.service)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Makes a client of a connected stream and asks the shim who it is, with Task version 3 unless
+    /// the shim said `version` 2; falls back to 2 when it does not have 3.
+    pub(crate) async fn greet(
+        stream: UnixStream,
+        version: i32,
+        namespace: &Namespace,
+        id: &ContainerId,
+    ) -> Result<Self, Failure> {
+        let (stream, over) = dial::Watched::new(stream);
+        let mut client = Self {
+            connection: Connection::new(Socket::new(stream)),
+            service: if version >= 3 { V3 } else { V2 },
+            namespace: namespace.clone(),
+            id: id.clone(),
+            over,
+            peer: Peer { shim: 0, task: 0 },
+        };
+        let request = wire::ConnectRequest {
+            id: id.to_string(),
+            ..Default::default()
+        };
+        let sent = client.send("Connect", &request, None).await;
+        let answer: wire::ConnectResponse = match sent {
+            Err(error) if client.service == V3 && status::is_unimplemented(&error) => {
+                client.service = V2;
+                client.call("Connect", &request, None).await?
+            }
+            sent => sent.map_err(|e| failure(&e))?,
+        };
+        client.peer = Peer {
+            shim: answer.shim_pid,
+            task: answer.task_pid,
+        };
+        Ok(client)
+    }
+
+    /// Who answered.
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Returns when the connection is over.
+    pub(crate) async fn over(&self) {
+        // An error means that the stream is gone with its signal: over as well.
+        drop(self.over.clone().wait_for(|over| *over).await);
+    }
+
+    async fn send<Q: Message, A: Message>(
+        &self,
+        method: &str,
+        request: &Q,
+        deadline: Option<Duration>,
+    ) -> ttrpc::Result<A> {
+        let context = call::context(&self.namespace, deadline);
+        let encode = |e: protobuf::Error| ttrpc::Error::Others(e.to_string());
+        let request = ttrpc::Request {
+            service: self.service.to_owned(),
+            method: method.to_owned(),
+            timeout_nano: context.timeout_nano,
+            metadata: ttrpc::context::to_pb(context.metadata),
+            payload: request.write_to_bytes().map_err(encode)?,
+            ..Default::default()
+        };
+        let response = self.connection.request(request).await?;
+        A::parse_from_bytes(&response.payload).map_err(encode)
+    }
+
+    async fn call<Q: Message, A: Message>(
+        &self,
+        method: &str,
+        request: &Q,
+        deadline: Option<Duration>,
+    ) -> Result<A, Failure> {
+        let sent = self.send(method, request, deadline);
+        let answer = match deadline {
+            Some(limit) => match tokio::time::timeout(limit, sent).await {
+                // The shim was told our deadline and may notice it first.
+                Ok(Err(ttrpc::Error::RpcStatus(status)))
+                    if status.code() == ttrpc::Code::DEADLINE_EXCEEDED =>
+                {
+                    return Err(Failure::Silent);
+                }
+                Ok(answer) => answer,
+                Err(_) => return Err(Failure::Silent),
+            },
+            None => sent.await,
+        };
+        answer.map_err(|e| failure(&e))
+    }
+
+    fn exec_id(exec: Option<&ExecId>) -> String {
+        exec.map(ExecId::to_string).unwrap_or_default()
+    }
+
+    /// Creates the task and returns the pid of its init process.
+    pub(crate) async fn create(&self, task: &NewTask) -> Result<u32, Failure> {
+        let request = wire::CreateTaskRequest {
+            id: self.id.to_string(),
+            bundle: task.bundle.clone(),
+            rootfs: task.rootfs.to_wire(),
+            terminal: task.stdio.terminal,
+            stdin: task.stdio.stdin.clone(),
+            stdout: task.stdio.stdout.clone(),
+            stderr: task.stdio.stderr.clone(),
+            checkpoint: task.checkpoint.clone(),
+            options: task.options.to_wire(),
+            ..Default::default()
+        };
+        let answer: wire::CreateTaskResponse = self.call("Create", &request, None).await?;
+        Ok(answer.pid)
+    }
+
+    /// Starts a process and returns its pid.
+    pub(crate) async fn start(&self, exec: Option<&ExecId>) -> Result<u32, Failure> {
+        let request = wire::StartRequest {
+            id: self.id.to_string(),
+            exec_id: Self::exec_id(exec),
+            ..Default::default()
+        };
+        let answer: wire::StartResponse = self.call("Start", &request, None).await?;
+        Ok(answer.pid)
+    }
+
+    /// State of a process.
+    pub(crate) async fn state(&self, exec: Option<&ExecId>) -> Result<ProcessState, Failure> {
+        let request = wire::StateRequest {
+            id: self.id.to_string(),
+            exec_id: Self::exec_id(exec),
+            ..Default::default()
+        };
+        let answer: wire::StateResponse = self.call("State", &request, Some(STATE)).await?;
+        let status = status_of(answer.status.value());
+        Ok(ProcessState {
+            id: exec.map_or_else(|| self.id.to_string(), ExecId::to_string),
+            pid: answer.pid,
+            status,
+            exit: (status == Status::Stopped)
+                .then(|| (answer.exit_status, exit_time(answer.exited_at.as_ref()))),
+            stdio: Stdio {
+                stdin: answer.stdin,
+                stdout: answer.stdout,
+                stderr: answer.stderr,
+                terminal: answer.terminal,
+            },
+            stale: false,
+        })
+    }
+
+    /// Adds a process.
+    pub(crate) async fn exec(&self, id: &ExecId, opts: &ExecOpts) -> Result<(), Failure> {
+        let request = wire::ExecProcessRequest {
+            id: self.id.to_string(),
+            exec_id: id.to_string(),
+            terminal: opts.stdio.terminal,
+            stdin: opts.stdio.stdin.clone(),
+            stdout: opts.stdio.stdout.clone(),
+            stderr: opts.stdio.stderr.clone(),
+            spec: Some(opts.spec.clone()).to_wire(),
+            ..Default::default()
+        };
+        self.call::<_, Empty>("Exec", &request, None)
+            .await
+            .map(drop)
+    }
+
+    /// Sends a signal.
+    pub(crate) async fn kill(
+        &self,
+        exec: Option<&ExecId>,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), Failure> {
+        let request = wire::KillRequest {
+            id: self.id.to_string(),
+            exec_id: Self::exec_id(exec),
+            signal,
+            all,
+            ..Default::default()
+        };
+        self.call::<_, Empty>("Kill", &request, None)
+            .await
+            .map(drop)
+    }
+
+    /// Waits for the end of a process: exit status and time.
+    pub(crate) async fn wait(&self, exec: Option<&ExecId>) -> Result<(u32, SystemTime), Failure> {
+        let request = wire::WaitRequest {
+            id: self.id.to_string(),
+            exec_id: Self::exec_id(exec),
+            ..Default::default()
+        };
+        let answer: wire::WaitResponse = self.call("Wait", &request, None).await?;
+        Ok((answer.exit_status, exit_time(answer.exited_at.as_ref())))
+    }
+
+    /// Deletes a process that has ended.
+    pub(crate) async fn delete(&self, exec: Option<&ExecId>) -> Result<Exit, Failure> {
+        let request = wire::DeleteRequest {
+            id: self.id.to_string(),
+            exec_id: Self::exec_id(exec),
+            ..Default::default()
+        };
+        let answer: wire::DeleteResponse = self.call("Delete", &request, None).await?;
+        Ok(Exit {
+            pid: answer.pid,
+            status: answer.exit_status,
+            at: exit_time(answer.exited_at.as_ref()),
+        })
+    }
+
+    /// Freezes all processes.
+    pub(crate) async fn pause(&self) -> Result<(), Failure> {
+        let request = wire::PauseRequest {
+            id: self.id.to_string(),
+            ..Default::default()
+        };
+        self.call::<_, Empty>("Pause", &request, None)
+            .await
+            .map(drop)
+    }
+
+    /// Thaws them.
+    pub(crate) async fn resume(&self) -> Result<(), Failure> {
+        let request = wire::ResumeRequest {
+            id: self.id.to_string(),
+            ..Default::default()
+        };
+        self.call::<_, Empty>("Resume", &request, None)
+            .await
+            .map(drop)
+    }
+
+    /// Sets the size of a terminal.
+    pub(crate) async fn resize(
+        &self,
+        exec: Option<&ExecId>,
+        width: u32,
+        height: u32,
+    ) -> Result<(), Failure> {
+        let request = wire::ResizePtyRequest {
+            id: self.id.to_string(),
+            exec_id: Self::exec_id(exec),
+            width,
+            height,
+            ..Default::default()
+        };
+        self.call::<_, Empty>("ResizePty", &request, None)
+            .await
+            .map(drop)
+    }
+
+    /// Closes standard input.
+    pub(crate) async fn close_io(&self, exec: Option<&ExecId>) -> Result<(), Failure> {
+        let request = wire::CloseIORequest {
+            id: self.id.to_string(),
+            exec_id: Self::exec_id(exec),
+            stdin: true,
+            ..Default::default()
+        };
+        self.call::<_, Empty>("CloseIO", &request, None)
+            .await
+            .map(drop)
+    }
+
+    /// All processes.
+    pub(crate) async fn pids(&self) -> Result<Vec<ProcessInfo>, Failure> {
+        let request = wire::PidsRequest {
+            id: self.id.to_string(),
+            ..Default::default()
+        };
+        let answer: wire::PidsResponse = self.call("Pids", &request, None).await?;
+        let one = |info: protos::task::ProcessInfo| {
+            let details = Option::from_wire(info.info).map_err(Failure::Answer)?;
+            Ok(ProcessInfo {
+                pid: info.pid,
+                details,
+            })
+        };
+        answer.processes.into_iter().map(one).collect()
+    }
+
+    /// Changes resources.
+    pub(crate) async fn update(
+        &self,
+        resources: Any,
+        annotations: Vec<(String, String)>,
+    ) -> Result<(), Failure> {
+        let request = wire::UpdateTaskRequest {
+            id: self.id.to_string(),
+            resources: Some(resources).to_wire(),
+            annotations: annotations.into_iter().collect(),
+            ..Default::default()
+        };
+        self.call::<_, Empty>("Update", &request, None)
+            .await
+            .map(drop)
+    }
+
+    /// Writes a checkpoint.
+    pub(crate) async fn checkpoint(&self, path: &str, options: Option<Any>) -> Result<(), Failure> {
+        let request = wire::CheckpointTaskRequest {
+            id: self.id.to_string(),
+            path: path.to_owned(),
+            options: options.to_wire(),
+            ..Default::default()
+        };
+        self.call::<_, Empty>("Checkpoint", &request, None)
+            .await
+            .map(drop)
+    }
+
+    /// Statistics.
+    pub(crate) async fn stats(&self) -> Result<Any, Failure> {
+        let request = wire::StatsRequest {
+            id: self.id.to_string(),
+            ..Default::default()
+        };
+        let answer: wire::StatsResponse = self.call("Stats", &request, Some(STATE)).await?;
+        Any::from_wire(answer.stats.unwrap_or_default()).map_err(Failure::Answer)
+    }
+
+    /// Ends the shim when it has no container left (`now`: in any case).
+    pub(crate) async fn shutdown(&self, now: bool) -> Result<(), Failure> {
+        let request = wire::ShutdownRequest {
+            id: self.id.to_string(),
+            now,
+            ..Default::default()
+        };
+        self.call::<_, Empty>("Shutdown", &request, Some(SHUTDOWN))
+            .await
+            .map(drop)
+    }
+}
+
+fn failure(error: &ttrpc::Error) -> Failure {
+    match error {
+        ttrpc::Error::RpcStatus(_) => Failure::Answer(status::from_ttrpc(error)),
+        // The ttrpc crate has no variant of its own for its client-side deadline.
+        ttrpc::Error::Others(text) if text.contains("deadline elapsed") => Failure::Silent,
+        _ => Failure::Lost,
+    }
+}
+
+fn status_of(number: i32) -> Status {
+    match number {
+        1 => Status::Created,
+        2 => Status::Running,
+        3 => Status::Stopped,
+        4 => Status::Paused,
+        5 => Status::Pausing,
+        _ => Status::Unknown,
+    }
+}
+
+/// Time of an exit; now when the peer gave none or an impossible one.
+pub(crate) fn exit_time(time: Option<&Timestamp>) -> SystemTime {
+    time.and_then(|time| SystemTime::from_wire(time.clone()).ok())
+        .unwrap_or_else(SystemTime::now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_the_wire_are_the_domains() {
+        for number in 0..=5 {
+            assert_eq!(status_of(number) as i32, number);
+        }
+        assert_eq!(status_of(6), Status::Unknown);
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let answer = |code| ttrpc::Error::RpcStatus(ttrpc::get_status(code, "x"));
+        assert!(matches!(
+            failure(&ttrpc::Error::RemoteClosed),
+            Failure::Lost
+        ));
+        assert!(matches!(
+            failure(&ttrpc::Error::Socket("socket disconnected".into())),
+            Failure::Lost
+        ));
+        assert!(matches!(
+            failure(&ttrpc::Error::Others("Request deadline elapsed".into())),
+            Failure::Silent
+        ));
+        let Failure::Answer(error) = failure(&answer(ttrpc::Code::NOT_FOUND)) else {
+            panic!("an answer is an answer");
+        };
+        assert!(error.is_not_found());
+    }
+}

@@ -1,0 +1,234 @@
+//! Creating a task: bundle, shim, runtime `create`.
+//!
+//! Invariant: a failed or cancelled create leaves nothing: no bundle, no shim, no container, no
+//! socket. The work runs on a task of its own, so that it is undone also when the caller goes away.
+//!
+//! ```text
+//! bundle -> log -> shim start -> bootstrap.json -> connect -> Task.Create -> listed
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use protos::any::{is, pack, unpack};
+use protos::runc::Options;
+use tokio::sync::oneshot;
+use types::{Any, Code, ContainerId, Context as _, Error, Namespace, Result};
+
+use crate::bootstrap::Target;
+use crate::bundle::Bundle;
+use crate::client::{Client, NewTask};
+use crate::entry::Entry;
+use crate::log::Tap;
+use crate::tasks::{Config, Place, Shared, is_default_state};
+use crate::undo::Undo;
+use crate::{CreateOpts, Status, shims};
+
+/// The shims that take runc's options.
+const RUNC_SHIM: &str = "containerd-shim-runc-v2";
+
+/// What is to be created.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) namespace: Namespace,
+    pub(crate) id: ContainerId,
+    pub(crate) binary: PathBuf,
+    pub(crate) opts: CreateOpts,
+}
+
+/// Creates the task; dropping this future cancels and undoes the work.
+///
+/// # Errors
+/// What failed first.
+pub(crate) async fn run(job: Job, place: Place) -> Result<Arc<Entry>> {
+    // Dropped with this future: the signal for the worker.
+    let (_caller, gone) = oneshot::channel();
+    let worker = tokio::spawn(work(job, place, gone));
+    worker
+        .await
+        .map_err(|e| Error::internal("create task").with_source(e))?
+}
+
+async fn work(job: Job, place: Place, gone: oneshot::Receiver<()>) -> Result<Arc<Entry>> {
+    let mut undo = Undo::default();
+    match build(&job, &place, &mut undo, gone).await {
+        Ok((entry, client)) => {
+            undo.keep();
+            place.fill(&entry);
+            let (shared, watched) = (Arc::clone(&job.shared), Arc::clone(&entry));
+            let ready = crate::entry::Link::Ready(Arc::clone(&client));
+            entry.relink(ready);
+            tokio::spawn(shims::supervise(shared, watched, Some(client)));
+            Ok(entry)
+        }
+        Err(error) => {
+            undo.unwind().await;
+            Err(error)
+        }
+    }
+}
+
+async fn build(
+    job: &Job,
+    place: &Place,
+    undo: &mut Undo,
+    gone: oneshot::Receiver<()>,
+) -> Result<(Arc<Entry>, Arc<Client>)> {
+    let opts = &job.opts;
+    let options = with_root(&job.shared.config, &job.binary, opts.options.clone())?;
+    let bundle = make_bundle(job).await?;
+    let unwanted = bundle.clone();
+    undo.after("bundle", move || async move {
+        let removed = tokio::task::spawn_blocking(move || unwanted.remove()).await;
+        removed.map_err(|e| Error::internal("remove bundle").with_source(e))?
+    });
+    let entry = Arc::new(Entry::new(
+        job.namespace.clone(),
+        job.id.clone(),
+        bundle,
+        opts.stdio.clone(),
+    ));
+    place.attach(&entry);
+    let client = start(job, &entry, undo, options.as_ref()).await?;
+
+    let request = NewTask {
+        bundle: entry.bundle.path().display().to_string(),
+        rootfs: opts.rootfs.clone(),
+        stdio: opts.stdio.clone(),
+        checkpoint: opts.checkpoint.clone().unwrap_or_default(),
+        options,
+    };
+    let created = tokio::select! {
+        created = client.create(&request) => created.map_err(|e| entry.failed(e)),
+        _ = gone => Err(Error::new(Code::Cancelled, "")),
+    };
+    let pid = created.ctx("failed to create shim task")?;
+    entry.seen().alive(None, Status::Created, Some(pid));
+    Ok((entry, Arc::new(client)))
+}
+
+/// Starts the shim and greets it.
+async fn start(
+    job: &Job,
+    entry: &Arc<Entry>,
+    undo: &mut Undo,
+    options: Option<&Any>,
+) -> Result<Client> {
+    let bundle = &entry.bundle;
+    bundle.write_binary(&job.binary)?;
+    let _first = entry.binary.set(job.binary.clone());
+    entry.tap(Tap::open(bundle, &job.namespace, &job.id)?);
+    let (shared, unwanted) = (Arc::clone(&job.shared), Arc::clone(entry));
+    undo.after("shim", move || async move {
+        shims::abandon(&shared, &unwanted).await
+    });
+    let target = Target {
+        config: &job.shared.config,
+        namespace: &job.namespace,
+        id: &job.id,
+        bundle: bundle.path(),
+        binary: &job.binary,
+    };
+    let address = job.shared.shims.start(target, options).await;
+    let address = address.ctx("failed to start shim")?;
+    let _first = entry.address.set(address.clone());
+    bundle.write_address(&address)?;
+    let greeted = shims::greet(entry, &address).await;
+    greeted.ctx("failed to connect to shim")
+}
+
+/// Makes the bundle. A directory of that name without a task in the list is a leftover.
+async fn make_bundle(job: &Job) -> Result<Bundle> {
+    let bundles = job.shared.bundles.clone();
+    let (namespace, id) = (job.namespace.clone(), job.id.clone());
+    let (spec, sandbox) = (job.opts.spec.clone(), job.opts.sandbox.clone());
+    let make = move || match bundles.create(&namespace, &id, &spec, &sandbox) {
+        Err(error) if error.is_already_exists() => {
+            tracing::warn!(%namespace, %id, "removing a bundle that was left behind");
+            bundles.of(&namespace, &id).remove()?;
+            bundles.create(&namespace, &id, &spec, &sandbox)
+        }
+        made => made,
+    };
+    let made = tokio::task::spawn_blocking(make).await;
+    made.map_err(|e| Error::internal("make bundle").with_source(e))?
+}
+
+/// runc keeps its containers under `/run/containerd/runc` unless it is told otherwise: two daemons
+/// would meet there. With a state directory of our own the containers go below it.
+fn with_root(config: &Config, binary: &Path, options: Option<Any>) -> Result<Option<Any>> {
+    let options = options.filter(|any| !any.is_empty());
+    let is_runc = binary.file_name().is_some_and(|name| name == RUNC_SHIM);
+    if !is_runc || is_default_state(&config.state) {
+        return Ok(options);
+    }
+    let mut parsed = match &options {
+        None => Options::default(),
+        Some(any) if is::<Options>(any) => unpack(any)?,
+        Some(_) => return Ok(options),
+    };
+    if !parsed.root.is_empty() {
+        return Ok(options);
+    }
+    parsed.root = config.state.join("runc").display().to_string();
+    pack(&parsed).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(state: &str) -> Config {
+        Config {
+            root: "/r".into(),
+            state: state.into(),
+            grpc_address: String::new(),
+            ttrpc_address: String::new(),
+            containerd_binary: PathBuf::new(),
+            default_runtime: String::new(),
+            debug: false,
+            sched_core: false,
+            publisher: Arc::new(|_, _| {}),
+            runtime_of: Arc::new(|_, _| None),
+        }
+    }
+
+    #[test]
+    fn a_private_state_has_a_private_runtime_root() {
+        let runc = Path::new("/usr/bin/containerd-shim-runc-v2");
+        let crun = Options {
+            binary_name: "crun".into(),
+            ..Options::default()
+        };
+        let own = Options {
+            root: "/own".into(),
+            ..Options::default()
+        };
+        let root = |options: Option<&Options>, binary, state| {
+            let given = options.map(|o| pack(o).unwrap());
+            let made = with_root(&config(state), binary, given).unwrap();
+            made.map(|any| unpack::<Options>(&any).unwrap())
+        };
+        let filled = root(Some(&crun), runc, "/tmp/s").unwrap();
+        assert_eq!(
+            (&*filled.binary_name, &*filled.root),
+            ("crun", "/tmp/s/runc")
+        );
+        assert_eq!(root(None, runc, "/tmp/s").unwrap().root, "/tmp/s/runc");
+        assert_eq!(root(Some(&own), runc, "/tmp/s").unwrap().root, "/own");
+        assert_eq!(root(None, runc, "/run/containerd"), None);
+        assert_eq!(root(None, Path::new("/bin/kata"), "/tmp/s"), None);
+    }
+
+    #[test]
+    fn options_of_other_shims_are_left_alone() {
+        let other = Any {
+            type_url: "runtimeoptions.v1.Options".into(),
+            value: vec![1, 2],
+        };
+        let runc = Path::new("/x/containerd-shim-runc-v2");
+        let made = with_root(&config("/tmp/s"), runc, Some(other.clone())).unwrap();
+        assert_eq!(made, Some(other));
+    }
+}

@@ -1,0 +1,195 @@
+//! One task as the daemon keeps it.
+//!
+//! ```text
+//! Connecting --shim answers--> Ready --connection ends--> Connecting
+//!     \--nobody listens any more-----------------------------> Gone(Exit)
+//! ```
+//! Invariant: `Gone` is final. Only a fact of the kernel or a finished delete leads there, never a
+//! deadline.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use types::{Any, ContainerId, Error, ExecId, Exit, Namespace, Result};
+
+use crate::bootstrap::Address;
+use crate::bundle::Bundle;
+use crate::client::{Client, Failure};
+use crate::log::Tap;
+use crate::seen::Seen;
+use crate::{ProcessState, Status, Stdio};
+
+/// How long a call waits for a shim that is being connected to.
+const CONNECTING: Duration = Duration::from_secs(5);
+
+/// The daemon's connection to the task.
+#[derive(Clone, Debug)]
+pub(crate) enum Link {
+    /// Not connected at the moment; the shim may well be alive.
+    Connecting,
+    /// Connected.
+    Ready(Arc<Client>),
+    /// The shim is gone, and so is the task.
+    Gone(Exit),
+}
+
+/// A task.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) namespace: Namespace,
+    pub(crate) id: ContainerId,
+    pub(crate) bundle: Bundle,
+    /// The shim's binary, as soon as it is known.
+    pub(crate) binary: OnceLock<PathBuf>,
+    /// Where the shim listens, as soon as it is known.
+    pub(crate) address: OnceLock<Address>,
+    /// Held by whoever ends the task: a delete, or the burial after a lost shim.
+    pub(crate) ending: tokio::sync::Mutex<()>,
+    /// Pid of the shim that answered last; 0 before.
+    pub(crate) shim: AtomicU32,
+    link: watch::Sender<Link>,
+    seen: Mutex<Seen>,
+    tap: Mutex<Option<Tap>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Entry {
+    /// A task that is not connected.
+    pub(crate) fn new(namespace: Namespace, id: ContainerId, bundle: Bundle, stdio: Stdio) -> Self {
+        Self {
+            seen: Mutex::new(Seen::new(&id, stdio)),
+            namespace,
+            id,
+            bundle,
+            binary: OnceLock::new(),
+            address: OnceLock::new(),
+            ending: tokio::sync::Mutex::new(()),
+            shim: AtomicU32::new(0),
+            link: watch::Sender::new(Link::Connecting),
+            tap: Mutex::new(None),
+        }
+    }
+
+    /// Where the daemon stands with the shim.
+    pub(crate) fn link(&self) -> Link {
+        self.link.borrow().clone()
+    }
+
+    /// Follows the link.
+    pub(crate) fn links(&self) -> watch::Receiver<Link> {
+        self.link.subscribe()
+    }
+
+    /// Changes the link, unless the task is gone.
+    pub(crate) fn relink(&self, link: Link) {
+        if let Link::Ready(client) = &link {
+            self.shim.store(client.peer().shim, Ordering::Relaxed);
+        }
+        self.link.send_if_modified(|now| {
+            if matches!(now, Link::Gone(_)) {
+                return false;
+            }
+            *now = link;
+            true
+        });
+    }
+
+    /// The task is over.
+    pub(crate) fn finish(&self, exit: Exit) {
+        self.seen().ended(None, exit.pid, exit.status, exit.at);
+        self.relink(Link::Gone(exit));
+        drop(lock(&self.tap).take());
+    }
+
+    /// Starts to copy the shim's log.
+    pub(crate) fn tap(&self, tap: Tap) {
+        *lock(&self.tap) = Some(tap);
+    }
+
+    /// What is known without asking.
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
+        lock(&self.seen)
+    }
+
+    /// Takes over what an event of the shim says.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a damaged event.
+    pub(crate) fn observe(&self, event: &Any) -> Result<()> {
+        self.seen().apply(&self.id, event)
+    }
+
+    /// The last known state of a process, marked as such.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown exec.
+    pub(crate) fn last_known(&self, exec: Option<&ExecId>) -> Result<ProcessState> {
+        let stale = !matches!(self.link(), Link::Gone(_));
+        let seen = self.seen();
+        let state = seen.get(exec).ok_or_else(|| {
+            let exec = exec.map_or("", ExecId::as_str);
+            Error::not_found(format_args!("process {exec} in task {}", self.id))
+        })?;
+        Ok(ProcessState {
+            stale,
+            ..state.clone()
+        })
+    }
+
+    /// Reads from the bundle what can be known before the shim answers.
+    pub(crate) fn look(&self) {
+        let mut seen = self.seen();
+        if let Some(exit) = self.bundle.exit() {
+            seen.ended(None, exit.pid, exit.status, exit.at);
+        } else if let Some(pid) = self.bundle.init_pid()
+            && crate::bundle::is_alive(pid)
+        {
+            // Whether it was started, only the shim can tell; it will.
+            seen.alive(None, Status::Running, Some(pid));
+        }
+    }
+
+    /// The shim, waiting a little while it is being connected to.
+    ///
+    /// # Errors
+    /// `NotFound` when the task is over, `Unavailable` when the shim does not respond.
+    pub(crate) async fn client(&self) -> Result<Arc<Client>> {
+        let mut links = self.links();
+        let settled = links.wait_for(|link| !matches!(link, Link::Connecting));
+        match tokio::time::timeout(CONNECTING, settled).await {
+            Ok(Ok(link)) => match &*link {
+                Link::Ready(client) => Ok(Arc::clone(client)),
+                Link::Gone(_) | Link::Connecting => Err(Error::not_found(format_args!(
+                    "task {}: process already finished",
+                    self.id
+                ))),
+            },
+            _ => Err(Error::unavailable(format_args!(
+                "task {}: its shim does not respond",
+                self.id
+            ))),
+        }
+    }
+
+    /// The error of a failed call.
+    pub(crate) fn failed(&self, failure: Failure) -> Error {
+        failure.into_error(&self.id)
+    }
+
+    /// Waits until the task is gone, at most so long.
+    pub(crate) async fn gone(&self, limit: Duration) -> Option<Exit> {
+        let mut links = self.links();
+        let over = links.wait_for(|link| matches!(link, Link::Gone(_)));
+        let link = tokio::time::timeout(limit, over).await.ok()?.ok()?;
+        match &*link {
+            Link::Gone(exit) => Some(*exit),
+            Link::Connecting | Link::Ready(_) => None,
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Watching shims: connecting, noticing that one is gone, cleaning up after it.
+//!
+//! Invariant: clean-up (which kills the container) starts only when the kernel says that nobody
+//! listens on the shim's socket. A shim that is silent, stopped or out of reach is waited for.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use types::{Error, Event, Exit, Result};
+
+use crate::bootstrap::{self, Address, Target};
+use crate::bundle::{is_alive, lost};
+use crate::client::{Client, Dialed, Failure, SHUTDOWN, dial};
+use crate::entry::{Entry, Link};
+use crate::tasks::Shared;
+
+/// First and longest pause between two attempts to connect.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+/// How long a shim that was told to end may take.
+const ENDING: Duration = Duration::from_secs(3);
+/// How long a new shim may take to accept and answer.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// What came of trying to reach a shim.
+enum Reached {
+    /// It answers.
+    Up(Arc<Client>),
+    /// Nobody listens any more.
+    Gone,
+    /// It answers and does not know the task.
+    Empty,
+    /// It speaks what we do not; it stays as it is.
+    Foreign,
+}
+
+/// Follows one task from now until it is gone. `client`: the connection, when there is one.
+pub(crate) async fn supervise(
+    shared: Arc<Shared>,
+    entry: Arc<Entry>,
+    mut client: Option<Arc<Client>>,
+) {
+    loop {
+        let ready = match client.take() {
+            Some(ready) => ready,
+            None => match reach(&entry).await {
+                Reached::Up(ready) => ready,
+                Reached::Gone => return bury(&shared, &entry).await,
+                Reached::Empty => return discard(&shared, &entry).await,
+                Reached::Foreign => return,
+            },
+        };
+        entry.relink(Link::Ready(Arc::clone(&ready)));
+        ready.over().await;
+        // A delete that is under way ends the shim: wait for its result.
+        let ending = entry.ending.lock().await;
+        if matches!(entry.link(), Link::Gone(_)) {
+            return;
+        }
+        drop(ending);
+        tracing::debug!(namespace = %entry.namespace, id = %entry.id, "connection to shim ended");
+        entry.relink(Link::Connecting);
+    }
+}
+
+/// Connects, however long it takes.
+async fn reach(entry: &Entry) -> Reached {
+    let Some(address) = entry.address.get() else {
+        return Reached::Gone;
+    };
+    let mut pause = PAUSE.0;
+    loop {
+        match attempt(entry, address).await {
+            Ok(Some(reached)) => return reached,
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(namespace = %entry.namespace, id = %entry.id, %error, "reach shim");
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// One attempt; `None` means that nothing is known yet.
+async fn attempt(entry: &Entry, address: &Address) -> Result<Option<Reached>> {
+    let stream = match dial(address).await {
+        Ok(Dialed::Up(stream)) => stream,
+        Ok(Dialed::Refused) => return Ok(Some(Reached::Gone)),
+        Ok(Dialed::Absent) => return Ok(without_socket(entry)),
+        Ok(Dialed::Failed(error)) => return Err(Error::os("connect", error)),
+        Err(error) => {
+            let (namespace, id) = (&entry.namespace, &entry.id);
+            tracing::warn!(%namespace, %id, %error, "shim cannot be reached by this daemon");
+            return Ok(Some(Reached::Foreign));
+        }
+    };
+    // No deadline: a stopped shim answers when it is continued, and the kernel ends the
+    // connection when it dies.
+    let client = match Client::greet(stream, address.version, &entry.namespace, &entry.id).await {
+        Ok(client) => client,
+        Err(Failure::Answer(error)) if error.is_not_found() => return Ok(Some(Reached::Empty)),
+        Err(Failure::Lost | Failure::Silent) => return Ok(None),
+        Err(Failure::Answer(error)) => return Err(error),
+    };
+    match client.state(None).await {
+        Ok(state) => entry.seen().told(None, &state),
+        Err(Failure::Answer(error)) if error.is_not_found() => return Ok(Some(Reached::Empty)),
+        Err(Failure::Lost) => return Ok(None),
+        // It answered once; whatever state it has can be asked for later.
+        Err(Failure::Silent | Failure::Answer(_)) => {}
+    }
+    Ok(Some(Reached::Up(Arc::new(client))))
+}
+
+/// A missing socket file says that the shim is gone, unless a process that we knew lives on.
+fn without_socket(entry: &Entry) -> Option<Reached> {
+    let shim = entry.shim.load(Ordering::Relaxed);
+    (shim == 0 || !is_alive(shim)).then_some(Reached::Gone)
+}
+
+fn target<'a>(shared: &'a Shared, entry: &'a Entry) -> Option<Target<'a>> {
+    Some(Target {
+        config: &shared.config,
+        namespace: &entry.namespace,
+        id: &entry.id,
+        bundle: entry.bundle.path(),
+        binary: entry.binary.get()?,
+    })
+}
+
+/// The shim is gone: ends what it left, records the exit, tells everybody.
+async fn bury(shared: &Arc<Shared>, entry: &Arc<Entry>) {
+    let _ending = entry.ending.lock().await;
+    if matches!(entry.link(), Link::Gone(_)) {
+        return;
+    }
+    let (namespace, id) = (entry.namespace.clone(), entry.id.clone());
+    let published = entry.seen().exit();
+    let recorded = entry.bundle.exit();
+    tracing::info!(%namespace, %id, "shim is gone, cleaning up");
+    let reported = clear(shared, entry).await;
+    let pid = entry.seen().get(None).map_or(0, |state| state.pid);
+    let mut exit = recorded
+        .or(published)
+        .or(reported)
+        .unwrap_or_else(|| lost(pid));
+    if exit.pid == 0 {
+        exit.pid = pid;
+    }
+    remove_bundle(entry).await;
+    entry.finish(exit);
+    shared.settle(entry);
+    if published.is_none() {
+        shared.publish(
+            &namespace,
+            Event::TaskExit {
+                container: id.clone(),
+                id: id.to_string(),
+                pid: exit.pid,
+                status: exit.status,
+                exited_at: exit.at,
+            },
+        );
+    }
+    let event = Event::TaskDelete {
+        container: id,
+        exit,
+    };
+    shared.publish(&namespace, event);
+}
+
+/// Runs the binary's `delete`, again and again while the container's init lives: a bundle whose
+/// container runs is not given up.
+async fn clear(shared: &Shared, entry: &Entry) -> Option<Exit> {
+    let mut pause = PAUSE.0;
+    loop {
+        let pid = entry.seen().get(None).map_or(0, |state| state.pid);
+        let Some(target) = target(shared, entry) else {
+            tracing::warn!(id = %entry.id, "no shim binary is known, the container is not deleted");
+            break None;
+        };
+        match bootstrap::delete(target).await {
+            Ok(exit) => break Some(exit),
+            Err(error) => {
+                let (namespace, id) = (&entry.namespace, &entry.id);
+                tracing::warn!(%namespace, %id, %error, "clean up after shim");
+                if !is_alive(pid) {
+                    break None;
+                }
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// Removes the bundle and the socket file that nobody listens on.
+async fn remove_bundle(entry: &Entry) {
+    if let Some(address) = entry.address.get()
+        && let Some(path) = address.unix_path()
+        && matches!(dial(address).await, Ok(Dialed::Refused))
+    {
+        // Another task's shim may have taken the name since: then it is not refused.
+        drop(tokio::fs::remove_file(path).await);
+    }
+    let bundle = entry.bundle.clone();
+    let removed = tokio::task::spawn_blocking(move || bundle.remove()).await;
+    if let Ok(Err(error)) = removed {
+        tracing::warn!(id = %entry.id, %error, "remove bundle");
+    }
+}
+
+/// A shim that answers but has no such task: its daemon died before or during create.
+async fn discard(shared: &Arc<Shared>, entry: &Arc<Entry>) {
+    let _ending = entry.ending.lock().await;
+    let (namespace, id) = (&entry.namespace, &entry.id);
+    tracing::info!(%namespace, %id, "shim has no task, cleaning up");
+    if let Err(error) = abandon(shared, entry).await {
+        tracing::warn!(%namespace, %id, %error, "clean up leaked shim");
+    }
+    remove_bundle(entry).await;
+    entry.finish(lost(0));
+    shared.forget(entry);
+}
+
+/// Takes a shim down whose task is not wanted, and whatever the task has become.
+///
+/// # Errors
+/// What `delete` of the binary says.
+pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
+    let address = entry.address.get().cloned();
+    let address = address.or_else(|| entry.bundle.address());
+    let mut client = None;
+    if let Some(address) = &address {
+        let _first = entry.address.set(address.clone());
+        client = greet(entry, address).await.ok();
+    }
+    let shared_shim = shared.is_shared(entry);
+    if let Some(client) = &client
+        && !shared_shim
+    {
+        end(client).await;
+    }
+    let deleted = match target(shared, entry) {
+        Some(target) => bootstrap::delete(target).await.map(drop),
+        None => Ok(()),
+    };
+    if let Some(client) = client
+        && shared_shim
+    {
+        // The shim stays for its other containers and must forget this one.
+        drop(timeout(ENDING, client.delete(None)).await);
+    }
+    deleted
+}
+
+/// Connects to a shim that was just started.
+///
+/// # Errors
+/// `Unavailable` when it cannot be reached, `DeadlineExceeded` when it does not answer.
+pub(crate) async fn greet(entry: &Entry, address: &Address) -> Result<Client> {
+    let stream = match dial(address).await? {
+        Dialed::Up(stream) => stream,
+        Dialed::Refused | Dialed::Absent => {
+            return Err(Error::unavailable(format_args!(
+                "shim does not listen on {}",
+                address.address
+            )));
+        }
+        Dialed::Failed(error) => {
+            return Err(Error::os(
+                format_args!("connect {}", address.address),
+                error,
+            ));
+        }
+    };
+    let greeting = Client::greet(stream, address.version, &entry.namespace, &entry.id);
+    timeout(GREETING, greeting)
+        .await
+        .unwrap_or(Err(Failure::Silent))
+        .map_err(|e| entry.failed(e))
+}
+
+/// Asks a shim that has no task left to end, and ends it when it does not.
+pub(crate) async fn end(client: &Client) {
+    let pid = client.peer().shim;
+    // Opened while the connection proves that the pid is still the shim's.
+    let process = sys::pidfd::open(pid);
+    match client.shutdown(false).await {
+        // Many shims end before the answer is out.
+        Ok(()) | Err(Failure::Lost) => {}
+        Err(failure) => tracing::debug!(pid, ?failure, "shutdown of shim"),
+    }
+    if timeout(ENDING, client.over()).await.is_ok() {
+        return;
+    }
+    if let Ok(process) = process {
+        tracing::warn!(pid, "shim without a task did not end, killing it");
+        drop(sys::pidfd::send_signal(&process, 9));
+        drop(timeout(SHUTDOWN, client.over()).await);
+    }
+}
+
+/// Deletes a stopped task: in its shim, then the shim, then the bundle.
+///
+/// # Errors
+/// What the shim answers; `Unavailable` when it does not respond.
+pub(crate) async fn delete(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<Exit> {
+    if let Link::Gone(exit) = entry.link() {
+        shared.forget(entry);
+        return Ok(exit);
+    }
+    let client = entry.client().await?;
+    let ending = entry.ending.lock().await;
+    if let Link::Gone(exit) = entry.link() {
+        shared.forget(entry);
+        return Ok(exit);
+    }
+    let exit = match client.delete(None).await {
+        Ok(exit) => exit,
+        Err(Failure::Lost) => {
+            drop(ending);
+            let gone = entry.gone(GREETING * 2).await;
+            shared.forget_gone(entry);
+            return gone.ok_or_else(|| entry.failed(Failure::Lost));
+        }
+        // The shim has forgotten it already: an earlier delete was cut off.
+        Err(Failure::Answer(error)) if error.is_not_found() => entry.seen().exit().ok_or(error)?,
+        Err(failure) => return Err(entry.failed(failure)),
+    };
+    if shared.is_shared(entry) {
+        drop(client.shutdown(false).await);
+    } else {
+        end(&client).await;
+    }
+    remove_bundle(entry).await;
+    entry.finish(exit);
+    shared.forget(entry);
+    Ok(exit)
+}
