@@ -1,1 +1,218 @@
-//! Placeholder, replaced in this session.
+//! Metadata: namespaces, images, containers, leases, and the namespaced view of content and
+//! snapshots; the collector that keeps backends and records in step.
+//!
+//! Invariant: the records are the only truth. A blob or snapshot exists in a namespace exactly when
+//! its record does; what a backend holds beyond that is garbage and gets collected. Durable before
+//! visible: backend data, then the record, then the event. Called by the daemon's services, `cri` and
+//! `transfer`; nobody else touches the backends.
+//!
+//! ```text
+//! scoped(&scope).content() / .snapshotter(name)   images(&scope)  containers  leases  namespaces
+//!            |                                          |
+//!            v                                          v
+//!   backend stores (unnamespaced)  <--gc collect--  db (transactions) -> kv (redb, group commit)
+//! ```
+
+mod codec;
+mod containers;
+mod content;
+mod db;
+mod gate;
+pub mod gc;
+mod images;
+mod ingest;
+mod key;
+mod kv;
+mod leases;
+mod mask;
+mod namespaces;
+mod record;
+mod snapshots;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use ::content::ContentStore;
+use ::snapshotters::Snapshotter;
+use events::Exchange;
+use types::{Error, LeaseId, Namespace, Result, Scope};
+
+pub use self::containers::Containers;
+pub use self::images::Images;
+pub use self::leases::Leases;
+pub use self::namespaces::Namespaces;
+
+use self::db::{Db, Marks, Outlet};
+use self::gate::Gate;
+use self::kv::Kv;
+
+/// Whether a namespace may link a blob that only another one has brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Naming the digest is enough.
+    #[default]
+    Shared,
+    /// The data must be brought again, except that of namespaces labelled as shareable.
+    Isolated,
+}
+
+/// What [`Metadata::open`] needs besides the path.
+#[derive(Debug)]
+pub struct OpenOpts {
+    /// Backend of content.
+    pub content: Arc<dyn ContentStore>,
+    /// Backends of snapshots, by name.
+    pub snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+    /// Where committed changes are told.
+    pub events: Arc<Exchange>,
+    /// Sharing of content between namespaces.
+    pub policy: Policy,
+}
+
+/// The metadata store. Clones are cheap and share it.
+#[derive(Clone)]
+pub struct Metadata(Arc<Shared>);
+
+/// What all handles share.
+pub(crate) struct Shared {
+    pub(crate) db: Db,
+    pub(crate) content: Arc<dyn ContentStore>,
+    pub(crate) snapshotters: BTreeMap<String, snapshots::Backend>,
+    pub(crate) policy: Policy,
+    /// Held by who is about to link a blob, taken by who removes it.
+    pub(crate) digests: Gate,
+    pub(crate) collector: gc::Collector,
+}
+
+impl Metadata {
+    /// Opens the store at `path`, making it when there is none. The first collection will look at
+    /// every backend, since a crash may have left anything there.
+    ///
+    /// # Errors
+    /// `Unavailable`, at once, when another daemon has it; `DataLoss` when the file is damaged;
+    /// `FailedPrecondition` when a newer daemon wrote it; I/O.
+    pub async fn open(path: &Path, opts: OpenOpts) -> Result<Self> {
+        let kv = Kv::open(path)?;
+        let marks = Marks {
+            content: true,
+            snapshotters: opts.snapshotters.keys().cloned().collect(),
+            ..Marks::default()
+        };
+        let db = Db::new(kv, Outlet::new(opts.events, marks));
+        db.prepare().await?;
+        let snapshotters = opts
+            .snapshotters
+            .into_iter()
+            .map(|(name, backend)| (name, snapshots::Backend::new(backend)))
+            .collect();
+        Ok(Self(Arc::new(Shared {
+            db,
+            content: opts.content,
+            snapshotters,
+            policy: opts.policy,
+            digests: Gate::default(),
+            collector: gc::Collector::default(),
+        })))
+    }
+
+    /// The namespaces.
+    #[must_use]
+    pub fn namespaces(&self) -> Namespaces {
+        Namespaces::new(self.clone())
+    }
+
+    /// The images of a namespace; new ones with an expiry join the scope's lease.
+    #[must_use]
+    pub fn images(&self, scope: &Scope) -> Images {
+        Images::new(self.clone(), scope.clone())
+    }
+
+    /// The containers of a namespace.
+    #[must_use]
+    pub fn containers(&self, scope: &Scope) -> Containers {
+        Containers::new(self.clone(), scope.namespace.clone())
+    }
+
+    /// The leases of a namespace.
+    #[must_use]
+    pub fn leases(&self, namespace: &Namespace) -> Leases {
+        Leases::new(self.clone(), namespace.clone())
+    }
+
+    /// The namespaced view of content and snapshots.
+    #[must_use]
+    pub fn scoped(&self, scope: &Scope) -> Scoped {
+        Scoped {
+            metadata: self.clone(),
+            scope: scope.clone(),
+        }
+    }
+
+    /// Names of the snapshotters.
+    pub fn snapshotters(&self) -> impl Iterator<Item = &str> {
+        self.0.snapshotters.keys().map(String::as_str)
+    }
+
+    /// Collects what nobody names any more, and waits for it. Calls that meet share one run.
+    ///
+    /// # Errors
+    /// Those of the store; failures of backends are logged and tried again with the next run.
+    pub async fn gc(&self) -> Result<gc::Stats> {
+        gc::run(self).await
+    }
+}
+
+impl fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metadata")
+            .field("content", &self.0.content)
+            .field("policy", &self.0.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Content and snapshots as one namespace sees them; what is made joins the scope's lease.
+#[derive(Clone, Debug)]
+pub struct Scoped {
+    metadata: Metadata,
+    scope: Scope,
+}
+
+impl Scoped {
+    /// The namespace's content.
+    #[must_use]
+    pub fn content(&self) -> Arc<dyn ContentStore> {
+        Arc::new(content::ScopedContent::new(
+            self.metadata.clone(),
+            self.scope.clone(),
+        ))
+    }
+
+    /// The namespace's snapshots in the snapshotter `name`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no such snapshotter or no name was given.
+    pub fn snapshotter(&self, name: &str) -> Result<Arc<dyn Snapshotter>> {
+        if name.is_empty() {
+            return Err(Error::invalid_argument("snapshotter argument missing"));
+        }
+        if !self.metadata.0.snapshotters.contains_key(name) {
+            return Err(Error::invalid_argument(format_args!(
+                "snapshotter not loaded: {name}"
+            )));
+        }
+        Ok(Arc::new(snapshots::ScopedSnapshotter::new(
+            self.metadata.clone(),
+            self.scope.clone(),
+            name,
+        )))
+    }
+
+    /// The lease that new objects join.
+    #[must_use]
+    pub fn lease(&self) -> Option<&LeaseId> {
+        self.scope.lease.as_ref()
+    }
+}

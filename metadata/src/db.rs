@@ -1,0 +1,263 @@
+//! Transactions on records: what a change does, tells and makes dirty, in one piece.
+//!
+//! Invariant: events and dirty marks are released by the commit and by nothing else. No event escapes
+//! a change that failed; no removal is forgotten by the collector.
+
+use std::collections::BTreeSet;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use events::Exchange;
+use tokio::sync::Notify;
+use types::{Error, Event, Labels, Namespace, Result};
+
+use crate::codec::damaged;
+use crate::key::{Bucket, key};
+use crate::kv::{Kv, Read as _, Tx};
+use crate::record::put_labels;
+
+/// Layout of keys and records that this code reads and writes.
+const SCHEMA: u64 = 1;
+
+/// Backend numbers that are reserved with one durable write.
+const SEQUENCE_BLOCK: u64 = 1024;
+
+/// What was removed since the last collection.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Marks {
+    /// Changes of any kind.
+    pub(crate) mutations: u64,
+    /// Changes that removed a reference.
+    pub(crate) deletions: u64,
+    /// The content backend may hold something that nobody names.
+    pub(crate) content: bool,
+    /// So may these snapshotters.
+    pub(crate) snapshotters: BTreeSet<String>,
+}
+
+impl Marks {
+    fn add(&mut self, other: Self) {
+        self.mutations += other.mutations;
+        self.deletions += other.deletions;
+        self.content |= other.content;
+        self.snapshotters.extend(other.snapshotters);
+    }
+}
+
+/// Where commits release their events and marks.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    events: Arc<Exchange>,
+    marks: Mutex<Marks>,
+    changed: Notify,
+}
+
+impl Outlet {
+    pub(crate) fn new(events: Arc<Exchange>, marks: Marks) -> Self {
+        Self {
+            events,
+            marks: Mutex::new(marks),
+            changed: Notify::new(),
+        }
+    }
+
+    fn marks(&self) -> MutexGuard<'_, Marks> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn release(&self, events: &[(Namespace, Event)], marks: Marks) {
+        for (namespace, event) in events {
+            self.events.publish(namespace, event);
+        }
+        self.add(marks);
+    }
+
+    /// Adds marks, for work that must be tried again.
+    pub(crate) fn add(&self, marks: Marks) {
+        self.marks().add(marks);
+        self.changed.notify_waiters();
+    }
+
+    /// Takes the marks: their work begins.
+    pub(crate) fn take(&self) -> Marks {
+        std::mem::take(&mut *self.marks())
+    }
+
+    /// Waits until `ready` says so about the marks.
+    pub(crate) async fn wait(&self, ready: impl Fn(&Marks) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Registered before the look, so that no mark falls between the two.
+            changed.as_mut().enable();
+            if ready(&self.marks()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// A change of records.
+pub(crate) struct WriteTx<'a, 'b> {
+    tx: &'a mut Tx<'b>,
+    events: Vec<(Namespace, Event)>,
+    marks: Marks,
+}
+
+impl WriteTx<'_, '_> {
+    /// Publishes an event if and when this change is durable.
+    pub(crate) fn event(&mut self, namespace: &Namespace, event: Event) {
+        self.events.push((namespace.clone(), event));
+    }
+
+    /// A reference went away.
+    pub(crate) fn mark(&mut self) {
+        self.marks.deletions += 1;
+    }
+
+    /// A blob or ingest lost a name.
+    pub(crate) fn mark_content(&mut self) {
+        self.mark();
+        self.marks.content = true;
+    }
+
+    /// A snapshot lost its name.
+    pub(crate) fn mark_snapshotter(&mut self, name: &str) {
+        self.mark();
+        self.marks.snapshotters.insert(name.to_owned());
+    }
+
+    /// Makes the namespace unless it is there: any first write does.
+    pub(crate) fn touch(&mut self, namespace: &Namespace) -> Result<()> {
+        let key = key(Bucket::Namespace, &[namespace.as_str()]);
+        if !self.has(&key)? {
+            self.put(key, put_labels(&Labels::new()));
+        }
+        Ok(())
+    }
+}
+
+impl<'b> Deref for WriteTx<'_, 'b> {
+    type Target = Tx<'b>;
+    fn deref(&self) -> &Tx<'b> {
+        self.tx
+    }
+}
+
+impl<'b> DerefMut for WriteTx<'_, 'b> {
+    fn deref_mut(&mut self) -> &mut Tx<'b> {
+        self.tx
+    }
+}
+
+/// The record store with its outlet.
+#[derive(Clone)]
+pub(crate) struct Db {
+    pub(crate) kv: Kv,
+    pub(crate) outlet: Arc<Outlet>,
+    sequence: Arc<Sequence>,
+}
+
+impl Db {
+    pub(crate) fn new(kv: Kv, outlet: Outlet) -> Self {
+        Self {
+            kv,
+            outlet: Arc::new(outlet),
+            sequence: Arc::default(),
+        }
+    }
+
+    /// Checks the schema of what is there, or notes ours in an empty store.
+    pub(crate) async fn prepare(&self) -> Result<()> {
+        let found = self.kv.read()?.get(&key(Bucket::Store, &["schema"]))?;
+        match found.as_deref().map(number).transpose()? {
+            Some(SCHEMA) => Ok(()),
+            Some(other) => Err(Error::failed_precondition(format_args!(
+                "metadata store has schema {other}, this daemon knows {SCHEMA} only: run the daemon that wrote it"
+            ))),
+            None => {
+                let note = |tx: &mut Tx<'_>| {
+                    tx.put(key(Bucket::Store, &["schema"]), SCHEMA.to_le_bytes().into());
+                    Ok(())
+                };
+                self.kv.write(note).await
+            }
+        }
+    }
+
+    /// Runs one change; its events and marks are released when it is durable.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut WriteTx<'_, '_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let outlet = Arc::clone(&self.outlet);
+        self.kv
+            .write(move |tx| {
+                let mut write = WriteTx {
+                    tx,
+                    events: Vec::new(),
+                    marks: Marks::default(),
+                };
+                let value = change(&mut write)?;
+                let WriteTx {
+                    events, mut marks, ..
+                } = write;
+                marks.mutations = tx.is_changed().into();
+                tx.on_commit(move || outlet.release(&events, marks));
+                Ok(value)
+            })
+            .await
+    }
+
+    /// A number that no backend key ever had, also not before a crash.
+    pub(crate) async fn next(&self) -> Result<u64> {
+        let sequence = Arc::clone(&self.sequence);
+        loop {
+            if let Some(number) = sequence.take() {
+                return Ok(number);
+            }
+            let filled = Arc::clone(&sequence);
+            self.kv
+                .write(move |tx| {
+                    // Two callers may find it empty; blocks only ever grow, so that is a waste at most.
+                    let at = key(Bucket::Store, &["sequence"]);
+                    let used = tx.get(&at)?.as_deref().map_or(Ok(0), number)?;
+                    let limit = used + SEQUENCE_BLOCK;
+                    tx.put(at, limit.to_le_bytes().into());
+                    tx.on_commit(move || filled.fill(used + 1, limit));
+                    Ok(())
+                })
+                .await?;
+        }
+    }
+}
+
+/// Reserved backend numbers: the next one and the last one.
+#[derive(Debug, Default)]
+struct Sequence {
+    block: Mutex<(u64, u64)>,
+}
+
+impl Sequence {
+    fn take(&self) -> Option<u64> {
+        let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        let (next, last) = *block;
+        if next == 0 || next > last {
+            return None;
+        }
+        block.0 += 1;
+        Some(next)
+    }
+
+    fn fill(&self, next: u64, last: u64) {
+        *self.block.lock().unwrap_or_else(PoisonError::into_inner) = (next, last);
+    }
+}
+
+fn number(value: &[u8]) -> Result<u64> {
+    value
+        .try_into()
+        .map(u64::from_le_bytes)
+        .map_err(|_| damaged())
+}

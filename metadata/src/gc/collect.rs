@@ -1,0 +1,217 @@
+//! Collecting: the backends lose what no record names.
+//!
+//! Invariant: the backend is listed first and the records are read afterwards, so whatever is new has a
+//! record, a busy number or a held gate by then. A blob is looked up once more, alone in its digest's
+//! gate, before its file goes.
+
+use std::collections::{HashMap, HashSet};
+
+use ::snapshotters::Snapshotter;
+use futures::future::join_all;
+use types::{Code, Context as _, Digest, Errors, Filter, Result, SnapshotInfo};
+
+use super::Stats;
+use super::sweep::Swept;
+use crate::Metadata;
+use crate::db::Marks;
+use crate::key::{Bucket, all, key, names, own};
+use crate::kv::{Flow, Read};
+use crate::namespaces;
+use crate::record::{IngestRecord, SnapshotRecord};
+use crate::snapshots::{Backend, number_of};
+
+impl Swept {
+    /// Cleans the backends that `marks` names; what failed stays marked.
+    pub(super) async fn collect(self, metadata: &Metadata, marks: &mut Marks, stats: &mut Stats) {
+        if marks.content {
+            match content(metadata, stats).await {
+                Ok(()) => marks.content = false,
+                Err(error) => tracing::warn!(%error, "content garbage collection failed"),
+            }
+        }
+        let dirty = metadata
+            .0
+            .snapshotters
+            .iter()
+            .filter(|(name, _)| marks.snapshotters.contains(*name))
+            .map(|(name, backend)| async move { (name, snapshots(metadata, name, backend).await) });
+        for (name, result) in join_all(dirty).await {
+            match result {
+                Ok(removed) => {
+                    stats.snapshots += removed;
+                    marks.snapshotters.remove(name);
+                }
+                Err(error) => {
+                    tracing::warn!(snapshotter = %name, %error, "snapshot garbage collection failed");
+                }
+            }
+        }
+        // Records of a snapshotter that is not configured any more have no backend to clean.
+        marks
+            .snapshotters
+            .retain(|name| metadata.0.snapshotters.contains_key(name));
+    }
+}
+
+/// Removes blobs and ingests without a record.
+async fn content(metadata: &Metadata, stats: &mut Stats) -> Result<()> {
+    let backend = &metadata.0.content;
+    let blobs = backend.list(&Filter::default()).await?;
+    let ingests = backend.statuses(&Filter::default()).await?;
+    let named = Named::load(&metadata.0.db.kv.read()?)?;
+    let mut errors = Errors::default();
+    for blob in blobs {
+        if named.digests.contains(blob.digest.as_str()) {
+            continue;
+        }
+        // Held: somebody is about to link it.
+        let Some(_alone) = metadata.0.digests.try_alone(blob.digest.as_str()) else {
+            continue;
+        };
+        if is_named(&metadata.0.db.kv.read()?, &blob.digest)? {
+            continue;
+        }
+        let gone = backend.delete(&blob.digest).await.absent_ok();
+        stats.blobs += u64::from(errors.note(gone).is_some());
+    }
+    for ingest in ingests {
+        if !named.ingests.contains(ingest.reference.as_str()) {
+            let gone = backend.abort(&ingest.reference).await.absent_ok();
+            stats.ingests += u64::from(errors.note(gone).is_some());
+        }
+    }
+    errors.into_result()
+}
+
+/// What the records name in the content backend.
+struct Named {
+    digests: HashSet<String>,
+    ingests: HashSet<String>,
+}
+
+impl Named {
+    fn load(tx: &dyn Read) -> Result<Self> {
+        let mut named = Self {
+            digests: HashSet::new(),
+            ingests: HashSet::new(),
+        };
+        for namespace in namespaces::known(tx)? {
+            tx.scan(&all(Bucket::Blob, &namespace), &mut |rest, _| {
+                let [digest] = names(rest)?;
+                named.digests.insert(digest.to_owned());
+                Ok(Flow::Continue(()))
+            })?;
+            tx.scan(&all(Bucket::Ingest, &namespace), &mut |_, record| {
+                let record = IngestRecord::decode(record)?;
+                named.digests.extend(record.expected.map(|d| d.to_string()));
+                named.ingests.insert(record.backend);
+                Ok(Flow::Continue(()))
+            })?;
+        }
+        Ok(named)
+    }
+}
+
+/// True when a namespace has the blob or an ingest waits to link it.
+fn is_named(tx: &dyn Read, digest: &Digest) -> Result<bool> {
+    for namespace in namespaces::known(tx)? {
+        if tx.has(&own(Bucket::Blob, &namespace, digest.as_str()))? {
+            return Ok(true);
+        }
+        let mut expected = false;
+        tx.scan(&all(Bucket::Ingest, &namespace), &mut |_, record| {
+            expected = IngestRecord::decode(record)?.expected.as_ref() == Some(digest);
+            Ok(if expected {
+                Flow::Break(())
+            } else {
+                Flow::Continue(())
+            })
+        })?;
+        if expected {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes snapshots without a record, children before parents, and returns how many.
+async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result<u64> {
+    let mut errors = Errors::default();
+    let mut removed = 0;
+    {
+        let _adoption = backend.adoption.write().await;
+        let there = backend.snapshotter.list(&Filter::default()).await?;
+        // After the list and before the records: who is not busy any more has a record by then.
+        let mut numbers = backend.at_work();
+        let keys = known_keys(&metadata.0.db.kv.read()?, name)?;
+        numbers.extend(keys.iter().filter_map(|key| number_of(key)));
+        let is_garbage = |info: &SnapshotInfo| {
+            !keys.contains(info.name.as_str())
+                && number_of(info.name.as_str()).is_none_or(|number| !numbers.contains(&number))
+        };
+        for info in deepest_first(there) {
+            if is_garbage(&info) {
+                removed +=
+                    u64::from(remove(backend.snapshotter.as_ref(), &info, &mut errors).await);
+            }
+        }
+    }
+    match backend.snapshotter.cleanup().await {
+        Err(error) if error.is(Code::NotImplemented) => {}
+        result => drop(errors.note(result)),
+    }
+    errors.into_result().map(|()| removed)
+}
+
+async fn remove(backend: &dyn Snapshotter, info: &SnapshotInfo, errors: &mut Errors) -> bool {
+    match backend.remove(&info.name).await {
+        Ok(()) => true,
+        // A child was made meanwhile: it goes with it next time, or it keeps it.
+        Err(error) if error.is(Code::FailedPrecondition) => {
+            tracing::warn!(key = %info.name, %error, "snapshot stays");
+            false
+        }
+        gone => errors.note(gone.absent_ok()).flatten().is_some(),
+    }
+}
+
+/// Backend keys that the records of all namespaces name.
+fn known_keys(tx: &dyn Read, snapshotter: &str) -> Result<HashSet<String>> {
+    let mut keys = HashSet::new();
+    for namespace in namespaces::known(tx)? {
+        let prefix = key(Bucket::Snapshot, &[namespace.as_str(), snapshotter, ""]);
+        tx.scan(&prefix, &mut |_, record| {
+            keys.insert(SnapshotRecord::decode(record)?.backend);
+            Ok(Flow::Continue(()))
+        })?;
+    }
+    Ok(keys)
+}
+
+/// Orders snapshots so that children come before their parents.
+fn deepest_first(mut all: Vec<SnapshotInfo>) -> Vec<SnapshotInfo> {
+    let parents: HashMap<String, Option<String>> = all
+        .iter()
+        .map(|info| {
+            (
+                info.name.to_string(),
+                info.parent.as_ref().map(ToString::to_string),
+            )
+        })
+        .collect();
+    let depth = |info: &SnapshotInfo| {
+        let mut depth = 0_usize;
+        let mut at = info.name.as_str();
+        // Bounded: a damaged backend may have a circle.
+        while let Some(Some(parent)) = parents.get(at) {
+            depth += 1;
+            at = parent;
+            if depth > parents.len() {
+                break;
+            }
+        }
+        depth
+    };
+    all.sort_by_cached_key(|info| std::cmp::Reverse(depth(info)));
+    all
+}

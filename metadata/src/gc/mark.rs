@@ -1,0 +1,237 @@
+//! Marking: what can be reached from a root. References never leave a namespace, so each is marked by
+//! itself.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::SystemTime;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use types::{Labels, Namespace, Resource, Result, gc_label};
+
+use super::link::{Link, Node, links};
+use crate::key::{Bucket, all, names};
+use crate::kv::{Flow, Read};
+use crate::record::{
+    BlobRecord, IngestRecord, SnapshotRecord, get_container, get_image, get_lease,
+};
+use crate::{leases, namespaces};
+
+/// How much a reference keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Depth {
+    /// The object and what it cannot do without: a snapshot's parents, an image's target.
+    Flat,
+    /// Also what its labels name.
+    Full,
+}
+
+/// An object's references.
+#[derive(Debug, Default)]
+pub(super) struct Refs {
+    /// What it cannot do without.
+    solid: Vec<Node>,
+    /// What its labels name.
+    loose: Vec<Node>,
+}
+
+/// The objects of one namespace and their references.
+#[derive(Debug, Default)]
+pub(super) struct Graph {
+    pub(super) objects: BTreeMap<Node, Refs>,
+    roots: Vec<(Node, Depth)>,
+    /// Objects that live as long as another one does.
+    kept_by: HashMap<Node, Vec<Node>>,
+}
+
+/// All namespaces, loaded and marked: the one way to a sweep.
+#[derive(Debug)]
+pub(crate) struct Marked {
+    pub(super) garbage: Vec<(Namespace, Vec<Node>)>,
+}
+
+impl Marked {
+    /// Marks what is reachable at `now` in the state that `tx` sees.
+    pub(crate) fn new(tx: &dyn Read, now: SystemTime) -> Result<Self> {
+        let mut garbage = Vec::new();
+        for namespace in namespaces::known(tx)? {
+            let unmarked = Graph::load(tx, &namespace, now)?.unmarked();
+            garbage.push((namespace, unmarked));
+        }
+        Ok(Self { garbage })
+    }
+}
+
+impl Graph {
+    /// The objects that no root reaches.
+    pub(super) fn unmarked(self) -> Vec<Node> {
+        let marks = self.reach();
+        self.objects
+            .into_keys()
+            .filter(|node| !marks.contains_key(node))
+            .collect()
+    }
+
+    fn reach(&self) -> HashMap<Node, Depth> {
+        let mut marks = HashMap::new();
+        let mut open = self.roots.clone();
+        while let Some((node, depth)) = open.pop() {
+            if marks.get(&node).is_some_and(|known| *known >= depth) {
+                continue;
+            }
+            if let Some(refs) = self.objects.get(&node) {
+                open.extend(refs.solid.iter().map(|next| (next.clone(), depth)));
+                if depth == Depth::Full {
+                    open.extend(refs.loose.iter().map(|next| (next.clone(), depth)));
+                }
+            }
+            if depth == Depth::Full
+                && let Some(kept) = self.kept_by.get(&node)
+            {
+                open.extend(kept.iter().map(|next| (next.clone(), depth)));
+            }
+            marks.insert(node, depth);
+        }
+        marks
+    }
+
+    fn add(&mut self, node: Node, solid: Vec<Node>, labels: &Labels, can_root: bool) {
+        let mut refs = Refs {
+            solid,
+            loose: Vec::new(),
+        };
+        for link in links(labels) {
+            match link {
+                Link::Root if can_root => self.roots.push((node.clone(), Depth::Full)),
+                Link::Root => {}
+                Link::Keeps(other) => refs.loose.push(other),
+                Link::KeptBy(other) => {
+                    self.kept_by.entry(other).or_default().push(node.clone());
+                }
+            }
+        }
+        self.objects.insert(node, refs);
+    }
+
+    fn root(&mut self, node: Node) {
+        self.roots.push((node, Depth::Full));
+    }
+
+    pub(super) fn load(tx: &dyn Read, namespace: &Namespace, now: SystemTime) -> Result<Self> {
+        let mut graph = Self::default();
+        graph.load_leases(tx, namespace, now)?;
+        graph.load_records(tx, namespace, now)?;
+        graph.load_content(tx, namespace, now)?;
+        Ok(graph)
+    }
+
+    fn load_leases(&mut self, tx: &dyn Read, namespace: &Namespace, now: SystemTime) -> Result<()> {
+        let mut live = Vec::new();
+        tx.scan(&all(Bucket::Lease, namespace), &mut |rest, record| {
+            let [id] = names(rest)?;
+            let labels = get_lease(id, record)?.labels;
+            if !is_expired(&labels, now) {
+                let flat = labels.contains_key(gc_label::FLAT);
+                live.push((id.to_owned(), if flat { Depth::Flat } else { Depth::Full }));
+            }
+            self.objects
+                .insert(Node::Lease(id.to_owned()), Refs::default());
+            Ok(Flow::Continue(()))
+        })?;
+        for (id, depth) in live {
+            for resource in leases::resources_of(tx, namespace, &id)? {
+                self.roots.push(match resource {
+                    Resource::Content(digest) => (Node::Content(digest.to_string()), depth),
+                    Resource::Image(name) => (Node::Image(name), depth),
+                    // There is nothing flat about an ingest.
+                    Resource::Ingest(reference) => {
+                        (Node::Ingest(reference.to_string()), Depth::Full)
+                    }
+                    Resource::Snapshot { snapshotter, key } => {
+                        (Node::Snapshot(snapshotter, key.to_string()), depth)
+                    }
+                });
+            }
+            self.root(Node::Lease(id));
+        }
+        Ok(())
+    }
+
+    fn load_records(&mut self, tx: &dyn Read, ns: &Namespace, now: SystemTime) -> Result<()> {
+        tx.scan(&all(Bucket::Image, ns), &mut |rest, record| {
+            let [name] = names(rest)?;
+            let image = get_image(name, record)?;
+            let node = Node::Image(name.to_owned());
+            if !is_expired(&image.labels, now) {
+                self.root(node.clone());
+            }
+            let target = vec![Node::Content(image.target.digest.to_string())];
+            self.add(node, target, &image.labels, false);
+            Ok(Flow::Continue(()))
+        })?;
+        tx.scan(&all(Bucket::Container, ns), &mut |rest, record| {
+            let [id] = names(rest)?;
+            let container = get_container(id, record)?;
+            let node = Node::Container(id.to_owned());
+            let mut solid = Vec::new();
+            if !container.snapshotter.is_empty() {
+                solid.push(Node::Snapshot(
+                    container.snapshotter,
+                    container.snapshot_key,
+                ));
+            }
+            self.root(node.clone());
+            self.add(node, solid, &container.labels, false);
+            Ok(Flow::Continue(()))
+        })
+    }
+
+    fn load_content(&mut self, tx: &dyn Read, ns: &Namespace, now: SystemTime) -> Result<()> {
+        tx.scan(&all(Bucket::Blob, ns), &mut |rest, record| {
+            let [digest] = names(rest)?;
+            let labels = BlobRecord::decode(record)?.labels;
+            self.add(Node::Content(digest.to_owned()), Vec::new(), &labels, true);
+            Ok(Flow::Continue(()))
+        })?;
+        tx.scan(&all(Bucket::Ingest, ns), &mut |rest, record| {
+            let [reference] = names(rest)?;
+            let record = IngestRecord::decode(record)?;
+            let node = Node::Ingest(reference.to_owned());
+            if record.expires_at.is_some_and(|at| at > now) {
+                self.root(node.clone());
+            }
+            let expected = record
+                .expected
+                .map(|digest| Node::Content(digest.to_string()));
+            let refs = Refs {
+                solid: expected.into_iter().collect(),
+                loose: Vec::new(),
+            };
+            self.objects.insert(node, refs);
+            Ok(Flow::Continue(()))
+        })?;
+        tx.scan(&all(Bucket::Snapshot, ns), &mut |rest, record| {
+            let [snapshotter, key] = names(rest)?;
+            let record = SnapshotRecord::decode(record)?;
+            let node = Node::Snapshot(snapshotter.to_owned(), key.to_owned());
+            let parent = record
+                .parent
+                .map(|parent| Node::Snapshot(snapshotter.to_owned(), parent));
+            self.add(node, parent.into_iter().collect(), &record.labels, true);
+            Ok(Flow::Continue(()))
+        })
+    }
+}
+
+/// True when the labels carry a time that is over. A time that cannot be read never is.
+fn is_expired(labels: &Labels, now: SystemTime) -> bool {
+    let Some(text) = labels.get(gc_label::EXPIRE) else {
+        return false;
+    };
+    match OffsetDateTime::parse(text, &Rfc3339) {
+        Ok(at) => now > SystemTime::from(at),
+        Err(error) => {
+            tracing::info!(%text, %error, "expiry ignored");
+            false
+        }
+    }
+}

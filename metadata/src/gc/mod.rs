@@ -1,0 +1,149 @@
+//! The collector: removes what nobody names, first from the records, then from the backends.
+//!
+//! Invariant: only what is unreachable from a root is removed, and it is unreachable for good: marking
+//! and sweeping are one transaction, and backends are cleaned by comparing them with the records, so a
+//! run that was cut off anywhere is finished by the next one.
+//!
+//! ```text
+//! Marked::new(tx) --sweep(tx)--> Swept --commit--> collect(): blobs, ingests, snapshots, cleanup
+//! `------------ one write transaction -----------'  outside, under gates of single objects
+//! ```
+
+#![deny(clippy::wildcard_enum_match_arm)]
+
+mod collect;
+mod link;
+mod mark;
+mod scheduler;
+mod sweep;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use types::Result;
+
+pub use self::scheduler::{Scheduler, SchedulerOpts};
+
+use self::mark::Marked;
+use crate::Metadata;
+use crate::db::{Marks, Outlet};
+
+/// What one run did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// How long writers were held up: mark and sweep of the records.
+    pub pause: Duration,
+    /// How long it took in all.
+    pub elapsed: Duration,
+    /// Records removed.
+    pub records: Removed,
+    /// Blobs removed from the backend.
+    pub blobs: u64,
+    /// Ingests removed from the backend.
+    pub ingests: u64,
+    /// Snapshots removed from the backends.
+    pub snapshots: u64,
+}
+
+/// Records that a sweep removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Blobs of namespaces.
+    pub content: u64,
+    /// Ingests of namespaces.
+    pub ingests: u64,
+    /// Snapshots of namespaces.
+    pub snapshots: u64,
+    /// Images that had expired.
+    pub images: u64,
+    /// Leases that had expired.
+    pub leases: u64,
+}
+
+/// Lets one run at a time go, and callers that meet share it.
+#[derive(Debug, Default)]
+pub(crate) struct Collector {
+    started: AtomicU64,
+    /// The last run, when it went well.
+    last: tokio::sync::Mutex<Option<Stats>>,
+}
+
+/// Collects once.
+pub(crate) async fn run(metadata: &Metadata) -> Result<Stats> {
+    let collector = &metadata.0.collector;
+    let seen = collector.started.load(Ordering::SeqCst);
+    let mut last = collector.last.lock().await;
+    if let Some(stats) = &*last
+        && collector.started.load(Ordering::SeqCst) > seen
+    {
+        // It began after this call did, so it saw all that this caller wants gone.
+        return Ok(stats.clone());
+    }
+    collector.started.fetch_add(1, Ordering::SeqCst);
+    *last = None;
+    let stats = run_at(metadata, SystemTime::now()).await?;
+    *last = Some(stats.clone());
+    Ok(stats)
+}
+
+/// Collects what is garbage at `now`.
+pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats> {
+    let begin = Instant::now();
+    let mut work = Work::take(&metadata.0.db.outlet);
+    let (swept, pause) = metadata
+        .0
+        .db
+        .write(move |tx| {
+            let begin = Instant::now();
+            let swept = Marked::new(&**tx, now)?.sweep(tx)?;
+            Ok((swept, begin.elapsed()))
+        })
+        .await?;
+    work.marks.content |= swept.content;
+    work.marks
+        .snapshotters
+        .extend(swept.snapshotters.iter().cloned());
+    let mut stats = Stats {
+        pause,
+        records: swept.removed,
+        ..Stats::default()
+    };
+    swept.collect(metadata, &mut work.marks, &mut stats).await;
+    stats.elapsed = begin.elapsed();
+    tracing::debug!(?stats, "garbage collected");
+    Ok(stats)
+}
+
+/// The marks that a run works off; what it leaves goes back for the next one.
+struct Work {
+    outlet: Arc<Outlet>,
+    marks: Marks,
+}
+
+impl Work {
+    fn take(outlet: &Arc<Outlet>) -> Self {
+        let marks = outlet.take();
+        Self {
+            outlet: Arc::clone(outlet),
+            marks,
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        let left = Marks {
+            // Not counted again: what cannot be removed now must not make the scheduler spin.
+            mutations: 0,
+            deletions: 0,
+            ..std::mem::take(&mut self.marks)
+        };
+        if left != Marks::default() {
+            self.outlet.add(left);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

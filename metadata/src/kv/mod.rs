@@ -1,0 +1,239 @@
+//! The key-value store under the records: ordered bytes, one writer, durable transactions.
+//!
+//! Invariant: what [`Kv::write`] has answered survives a power cut; what failed left no trace. Writers
+//! queue for one thread, which gathers all that wait into one synced commit. Readers see the last
+//! commit and never wait. Knows nothing of records; the engine (redb) appears nowhere else.
+//!
+//! ```text
+//! write(f) --queue--> writer thread: begin; f1 f2 f3 (each on its own overlay); commit; answer all
+//! read()   --------> snapshot of the last commit
+//! ```
+
+mod tx;
+mod writer;
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{Database, DatabaseError, ReadOnlyTable, ReadableDatabase as _, TableDefinition};
+use types::{Code, Error, Result};
+
+pub(crate) use self::tx::Tx;
+use self::writer::Writer;
+
+/// All records live in one ordered table; the first byte of a key is its bucket.
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+
+/// Page cache: the engine's default takes a hundred megabytes and more under load.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// Whether a scan goes on.
+pub(crate) type Flow = ControlFlow<()>;
+
+/// Sees one record of a scan: its key without the prefix, and its value.
+pub(crate) type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<Flow> + 'a;
+
+/// What can be read from: a snapshot, or a transaction with its own changes.
+pub(crate) trait Read {
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>>;
+
+    /// Visits all keys that begin with `prefix`, in order.
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()>;
+
+    /// True when a key is there.
+    fn has(&self, key: &[u8]) -> Result<bool> {
+        Ok(self.get(key)?.is_some())
+    }
+
+    /// True when a key begins with `prefix`.
+    fn any(&self, prefix: &[u8]) -> Result<bool> {
+        let mut found = false;
+        self.scan(prefix, &mut |_, _| {
+            found = true;
+            Ok(Flow::Break(()))
+        })?;
+        Ok(found)
+    }
+}
+
+/// The store. Clones share it; the last one to go closes it.
+#[derive(Clone)]
+pub(crate) struct Kv(Arc<Open>);
+
+struct Open {
+    // Field order is drop order: the writer ends before the database closes and the lock is freed.
+    writer: Writer,
+    database: Arc<Database>,
+    _lock: File,
+}
+
+impl Kv {
+    /// Opens the store at `path`, making it when there is none.
+    ///
+    /// # Errors
+    /// `Unavailable` when another process (or handle) has it; `DataLoss` when it is damaged or not
+    /// such a store at all; I/O.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        if let Some(parent) = path.parent() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(parent)
+                .map_err(|e| os("make directory", parent, e))?;
+        }
+        let lock = lock(path)?;
+        if !path.exists() {
+            create(path)?;
+        }
+        // Never `create` here: a file that was cut to nothing must not become an empty store.
+        let database = redb::Builder::new()
+            .set_cache_size(CACHE_BYTES)
+            .open(path)
+            .map_err(|e| opening(path, e))?;
+        let database = Arc::new(database);
+        let writer = Writer::start(Arc::clone(&database))?;
+        Ok(Self(Arc::new(Open {
+            writer,
+            database,
+            _lock: lock,
+        })))
+    }
+
+    /// The last committed state.
+    ///
+    /// # Errors
+    /// I/O; `DataLoss` for a damaged file.
+    pub(crate) fn read(&self) -> Result<Snapshot> {
+        let txn = self.0.database.begin_read().map_err(engine)?;
+        let table = txn.open_table(RECORDS).map_err(engine)?;
+        Ok(Snapshot { table })
+    }
+
+    /// Runs `change` as one transaction and waits until it is durable. When `change` fails, nothing
+    /// of it stays. Other changes may share the commit. A caller that goes away stops nothing.
+    ///
+    /// # Errors
+    /// Those of `change`; I/O.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.0.writer.run(change).await
+    }
+}
+
+/// A consistent view of one moment.
+pub(crate) struct Snapshot {
+    table: ReadOnlyTable<&'static [u8], &'static [u8]>,
+}
+
+impl Read for Snapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let found = self.table.get(key).map_err(engine)?;
+        Ok(found.map(|value| value.value().to_vec()))
+    }
+
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+        for entry in self.table.range(prefix..).map_err(engine)? {
+            let (key, value) = entry.map_err(engine)?;
+            let Some(rest) = key.value().strip_prefix(prefix) else {
+                break;
+            };
+            if visit(rest, value.value())?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the lock file beside the store; never waits.
+fn lock(path: &Path) -> Result<File> {
+    let path = beside(path, "lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| os("open", &path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::unavailable(format_args!(
+            "metadata {} is in use by another daemon: stop it or choose another root",
+            path.display()
+        ))),
+        Err(TryLockError::Error(e)) => Err(os("lock", &path, e)),
+    }
+}
+
+/// Makes an empty store under another name first: the real name is a complete store or nothing.
+fn create(path: &Path) -> Result<()> {
+    let draft = beside(path, "new");
+    match std::fs::remove_file(&draft) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(os("remove", &draft, e)),
+        _ => {}
+    }
+    let database = redb::Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create(&draft)
+        .map_err(|e| opening(&draft, e))?;
+    let txn = database.begin_write().map_err(engine)?;
+    drop(txn.open_table(RECORDS).map_err(engine)?);
+    txn.commit().map_err(engine)?;
+    drop(database);
+    std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
+    let parent = path.parent().unwrap_or_else(|| Path::new("."));
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| os("sync directory", parent, e))
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    name.into()
+}
+
+fn os(operation: &str, path: &Path, error: std::io::Error) -> Error {
+    Error::os(format_args!("{operation} {}", path.display()), error)
+}
+
+fn opening(path: &Path, error: DatabaseError) -> Error {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => Error::unavailable(format_args!(
+            "metadata {} is in use by another process",
+            path.display()
+        )),
+        error => {
+            let text = format!(
+                "open metadata {}: {error}: restore it from a copy or move it away",
+                path.display()
+            );
+            engine(error).reclass(Code::DataLoss).ctx(text)
+        }
+    }
+}
+
+/// An error of the engine.
+fn engine(error: impl Into<redb::Error>) -> Error {
+    let error = error.into();
+    let made = match &error {
+        redb::Error::Corrupted(what) => {
+            Error::data_loss(format_args!("metadata store is damaged: {what}"))
+        }
+        redb::Error::Io(io) if io.kind() == ErrorKind::StorageFull => {
+            Error::resource_exhausted("metadata store: no space left on device")
+        }
+        error => Error::unknown(format_args!("metadata store: {error}")),
+    };
+    made.with_source(error)
+}
+
+#[cfg(test)]
+mod tests;

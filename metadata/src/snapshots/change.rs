@@ -1,0 +1,170 @@
+//! Changing snapshots: commit, remove, labels.
+
+use std::time::SystemTime;
+
+use types::{Error, Event, Fields, Labels, Result, SnapshotKey, SnapshotKind};
+
+use super::create::taken;
+use super::{ScopedSnapshotter, child_key, number_of};
+use crate::db::WriteTx;
+use crate::key::{Bucket, below};
+use crate::kv::Read as _;
+use crate::record::SnapshotRecord;
+use crate::{leases, mask};
+
+impl ScopedSnapshotter {
+    /// Commits `key` as `name`.
+    pub(super) async fn commit_as(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        labels.validate().map_err(|e| e.ctx("info.Labels"))?;
+        let labels = labels.without_empty();
+        let backend = self.backend()?;
+        let _naming = backend.naming.alone(&self.gate(name)).await;
+        let active = {
+            let snapshot = self.metadata.0.db.kv.read()?;
+            leases::check(&snapshot, &self.scope)?;
+            if self.find(&snapshot, name.as_str())?.is_some() {
+                None
+            } else {
+                Some(self.require(&snapshot, key.as_str())?)
+            }
+        };
+        let Some(active) = active else {
+            self.join_lease(name).await?;
+            return Err(taken(name));
+        };
+        let from: SnapshotKey = active.backend.parse()?;
+        let to = match number_of(&active.backend) {
+            Some(number) => format!("{}/{number}/{name}", self.scope.namespace),
+            None => format!(
+                "{}/{}/{name}",
+                self.scope.namespace,
+                self.metadata.0.db.next().await?
+            ),
+        };
+        let to: SnapshotKey = to.try_into()?;
+        let committed = backend
+            .snapshotter
+            .commit(&to, &from, labels.for_snapshotter())
+            .await;
+        match committed {
+            Ok(()) => {}
+            // A crash between backend and record: the backend is a step ahead, go on from there.
+            Err(error) if error.is_not_found() || error.is_already_exists() => {
+                let there = backend.snapshotter.stat(&to).await;
+                if !there.is_ok_and(|info| info.kind == SnapshotKind::Committed) {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        self.store_commit(name, key, &to, labels).await
+    }
+
+    async fn store_commit(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        to: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        let this = self.clone();
+        let (name, key, to) = (name.clone(), key.clone(), to.to_string());
+        let change = move |tx: &mut WriteTx<'_, '_>| {
+            let namespace = &this.scope.namespace;
+            let active = this.require(&**tx, key.as_str())?;
+            leases::add_resource(tx, &this.scope, &this.resource(&name))?;
+            leases::drop_resource(tx, &this.scope, &this.resource(&key));
+            if let Some(parent) = &active.parent {
+                tx.remove(child_key(namespace, &this.name, parent, key.as_str()));
+                tx.put(
+                    child_key(namespace, &this.name, parent, name.as_str()),
+                    Vec::new(),
+                );
+            }
+            let now = SystemTime::now();
+            let record = SnapshotRecord {
+                backend: to,
+                parent: active.parent,
+                labels,
+                created_at: now,
+                updated_at: now,
+            };
+            tx.remove(this.at(key.as_str()));
+            tx.put(this.at(name.as_str()), record.encode());
+            tx.event(
+                namespace,
+                Event::SnapshotCommit {
+                    key: key.to_string(),
+                    name: name.to_string(),
+                    snapshotter: this.name.clone(),
+                },
+            );
+            Ok(())
+        };
+        self.metadata.0.db.write(change).await
+    }
+
+    /// Removes the record; the collector removes the files.
+    pub(super) async fn remove_record(&self, key: &SnapshotKey) -> Result<()> {
+        let this = self.clone();
+        let key = key.clone();
+        let change = move |tx: &mut WriteTx<'_, '_>| {
+            let namespace = &this.scope.namespace;
+            let record = this.require(&**tx, key.as_str())?;
+            let children = below(
+                Bucket::Child,
+                &[namespace.as_str(), &this.name, key.as_str()],
+            );
+            if tx.any(&children)? {
+                return Err(Error::failed_precondition(
+                    "cannot remove snapshot with child",
+                ));
+            }
+            if let Some(parent) = &record.parent {
+                tx.remove(child_key(namespace, &this.name, parent, key.as_str()));
+            }
+            tx.remove(this.at(key.as_str()));
+            leases::drop_resource(tx, &this.scope, &this.resource(&key));
+            tx.mark_snapshotter(&this.name);
+            tx.event(
+                namespace,
+                Event::SnapshotRemove {
+                    key: key.to_string(),
+                    snapshotter: this.name.clone(),
+                },
+            );
+            Ok(())
+        };
+        self.metadata.0.db.write(change).await
+    }
+
+    pub(super) async fn store_labels(
+        &self,
+        key: &SnapshotKey,
+        labels: Labels,
+        fields: &Fields,
+    ) -> Result<SnapshotRecord> {
+        let this = self.clone();
+        let (key, fields) = (key.clone(), fields.clone());
+        let change = move |tx: &mut WriteTx<'_, '_>| {
+            let mut record = this.require(&**tx, key.as_str())?;
+            let before = record.labels.clone();
+            record.labels = mask::labels(record.labels, &labels, &fields, "snapshot")?;
+            record.updated_at = SystemTime::now();
+            if before
+                .keys()
+                .any(|key| record.labels.get(key) != before.get(key))
+            {
+                tx.mark();
+            }
+            tx.put(this.at(key.as_str()), record.encode());
+            Ok(record)
+        };
+        self.metadata.0.db.write(change).await
+    }
+}

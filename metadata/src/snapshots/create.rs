@@ -1,0 +1,247 @@
+//! Making snapshots: prepare, view, and the adoption of remote ones.
+
+use std::time::SystemTime;
+
+use types::{
+    Error, Event, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, SnapshotKind, label,
+};
+
+use super::{Backend, Busy, ScopedSnapshotter, child_key, record_key};
+use crate::db::WriteTx;
+use crate::kv::Read as _;
+use crate::leases;
+use crate::record::SnapshotRecord;
+
+/// What the look before the backend's work found.
+enum Look {
+    /// Go on, with this parent in the backend.
+    Free(Option<SnapshotKey>),
+    /// There already; the error to answer with once the lease has it.
+    Taken(SnapshotKey, Error),
+}
+
+impl ScopedSnapshotter {
+    /// Makes an active snapshot or a view.
+    pub(super) async fn create(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+        writable: bool,
+    ) -> Result<Vec<Mount>> {
+        labels.validate().map_err(|e| e.ctx("info.Labels"))?;
+        let labels = labels.without_empty();
+        let target = labels
+            .get(label::SNAPSHOT_REF)
+            .map(|target| target.parse::<SnapshotKey>())
+            .transpose()?;
+        let backend = self.backend()?;
+        let _naming = backend.naming.alone(&self.gate(key)).await;
+        let _adoption = match target {
+            Some(_) => Some(backend.adoption.read().await),
+            None => None,
+        };
+        let parent_key = match self.look(key, parent, target.as_ref())? {
+            Look::Free(parent_key) => parent_key,
+            Look::Taken(taken, error) => {
+                self.join_lease(&taken).await?;
+                return Err(error);
+            }
+        };
+        let number = self.metadata.0.db.next().await?;
+        let _busy = Busy::new(backend, number);
+        let made: SnapshotKey = format!("{}/{number}/{key}", self.scope.namespace).try_into()?;
+        let seen = labels.for_snapshotter();
+        let mounts = if writable {
+            backend
+                .snapshotter
+                .prepare(&made, parent_key.as_ref(), seen)
+                .await
+        } else {
+            backend
+                .snapshotter
+                .view(&made, parent_key.as_ref(), seen)
+                .await
+        };
+        match (mounts, target) {
+            (Ok(mounts), _) => {
+                let record = self.record(parent, labels, &made);
+                let stored = self.store(key, record, writable).await;
+                match stored {
+                    Ok(()) => Ok(mounts),
+                    Err(error) => {
+                        self.undo(backend, &made).await;
+                        Err(error)
+                    }
+                }
+            }
+            (Err(error), Some(target)) if error.is_already_exists() => {
+                self.adopt(backend, &target, parent, parent_key, labels)
+                    .await
+            }
+            // The key is new and unique: this is the backend's trouble, not the caller's.
+            (Err(error), None) if error.is_already_exists() => Err(Error::unknown(format_args!(
+                "unexpected error from snapshotter: {error}"
+            ))),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    fn look(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        target: Option<&SnapshotKey>,
+    ) -> Result<Look> {
+        let snapshot = self.metadata.0.db.kv.read()?;
+        leases::check(&snapshot, &self.scope)?;
+        if let Some(target) = target
+            && self.find(&snapshot, target.as_str())?.is_some()
+        {
+            let error =
+                Error::already_exists(format_args!("target snapshot {:?}", target.as_str()));
+            return Ok(Look::Taken(target.clone(), error));
+        }
+        if self.find(&snapshot, key.as_str())?.is_some() {
+            return Ok(Look::Taken(key.clone(), taken(key)));
+        }
+        let Some(parent) = parent else {
+            return Ok(Look::Free(None));
+        };
+        let found = self
+            .find(&snapshot, parent.as_str())?
+            .ok_or_else(|| no_parent(parent))?;
+        Ok(Look::Free(Some(found.backend.parse()?)))
+    }
+
+    /// A remote snapshotter says that it has `target`: its snapshot becomes the namespace's, and the
+    /// caller learns by `AlreadyExists` that there is nothing to unpack.
+    async fn adopt(
+        &self,
+        backend: &Backend,
+        target: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        parent_key: Option<SnapshotKey>,
+        mut labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let fits = |info: &SnapshotInfo| {
+            info.kind == SnapshotKind::Committed
+                && info.parent == parent_key
+                && info
+                    .labels
+                    .get(label::SNAPSHOT_REF)
+                    .is_some_and(|l| l == target.as_str())
+        };
+        let all = backend.snapshotter.list(&Filter::default()).await?;
+        let found = all.into_iter().find(fits).ok_or_else(|| {
+            Error::not_found(format_args!(
+                "target snapshot {:?} in backend",
+                target.as_str()
+            ))
+        })?;
+        for (key, value) in found.labels {
+            labels.entry(key).or_insert(value);
+        }
+        let mut record = self.record(parent, labels, &found.name);
+        record.created_at = found.created_at;
+        record.updated_at = found.updated_at;
+        self.store(target, record, false).await?;
+        Err(Error::already_exists(format_args!(
+            "target snapshot {:?} from snapshotter",
+            target.as_str()
+        )))
+    }
+
+    fn record(
+        &self,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+        made: &SnapshotKey,
+    ) -> SnapshotRecord {
+        let now = SystemTime::now();
+        SnapshotRecord {
+            backend: made.to_string(),
+            parent: parent.map(ToString::to_string),
+            labels,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+
+    /// Writes the record of a new snapshot and puts it into the lease.
+    async fn store(&self, key: &SnapshotKey, record: SnapshotRecord, event: bool) -> Result<()> {
+        let this = self.clone();
+        let name = key.clone();
+        let key = key.clone();
+        let change = move |tx: &mut WriteTx<'_, '_>| {
+            let namespace = &this.scope.namespace;
+            tx.touch(namespace)?;
+            leases::add_resource(tx, &this.scope, &this.resource(&key))?;
+            if tx.has(&this.at(key.as_str()))? {
+                // The lease has what is there, and the caller learns that it is.
+                return Ok(false);
+            }
+            if let Some(parent) = &record.parent {
+                if !tx.has(&record_key(namespace, &this.name, parent))? {
+                    return Err(no_parent(&parent.parse()?));
+                }
+                tx.put(
+                    child_key(namespace, &this.name, parent, key.as_str()),
+                    Vec::new(),
+                );
+            }
+            tx.put(this.at(key.as_str()), record.encode());
+            if event {
+                tx.event(
+                    namespace,
+                    Event::SnapshotPrepare {
+                        key: key.to_string(),
+                        parent: record.parent.unwrap_or_default(),
+                        snapshotter: this.name.clone(),
+                    },
+                );
+            }
+            Ok(true)
+        };
+        if self.metadata.0.db.write(change).await? {
+            Ok(())
+        } else {
+            Err(taken(&name))
+        }
+    }
+
+    pub(super) async fn join_lease(&self, key: &SnapshotKey) -> Result<()> {
+        if self.scope.lease.is_none() {
+            return Ok(());
+        }
+        let scope = self.scope.clone();
+        let resource = self.resource(key);
+        let change = move |tx: &mut WriteTx<'_, '_>| leases::add_resource(tx, &scope, &resource);
+        self.metadata.0.db.write(change).await.map(drop)
+    }
+
+    /// Removes what has no record; where that fails the collector tries again.
+    async fn undo(&self, backend: &Backend, made: &SnapshotKey) {
+        if let Err(error) = backend.snapshotter.remove(made).await {
+            tracing::warn!(key = %made, %error, "snapshot without record stays until collection");
+            self.metadata.0.db.outlet.add(crate::db::Marks {
+                deletions: 1,
+                snapshotters: [self.name.clone()].into(),
+                ..Default::default()
+            });
+        }
+    }
+
+    /// Name of a key's gate.
+    pub(super) fn gate(&self, key: &SnapshotKey) -> String {
+        format!("{}/{key}", self.scope.namespace)
+    }
+}
+
+pub(super) fn taken(key: &SnapshotKey) -> Error {
+    Error::already_exists(format_args!("snapshot {:?}", key.as_str()))
+}
+
+fn no_parent(parent: &SnapshotKey) -> Error {
+    Error::not_found(format_args!("parent snapshot {parent} does not exist"))
+}
