@@ -12,7 +12,7 @@ use types::{Error, Event, Exit, Result};
 
 use crate::bootstrap::{self, Address, Target};
 use crate::bundle::{is_alive, lost};
-use crate::client::{Client, Dialed, Failure, SHUTDOWN, dial};
+use crate::client::{Client, Dialed, Failure, dial};
 use crate::entry::{Entry, Link};
 use crate::tasks::Shared;
 
@@ -20,6 +20,9 @@ use crate::tasks::Shared;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 /// How long a shim that was told to end may take.
 const ENDING: Duration = Duration::from_secs(3);
+/// How long it may take in the background before it is killed.
+const LINGER: Duration = Duration::from_secs(60);
+const SIGKILL: i32 = 9;
 /// How long a new shim may take to accept and answer.
 const GREETING: Duration = Duration::from_secs(5);
 
@@ -235,13 +238,13 @@ pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
     let mut client = None;
     if let Some(address) = &address {
         let _first = entry.address.set(address.clone());
-        client = greet(entry, address).await.ok();
+        client = greet(entry, address).await.ok().map(Arc::new);
     }
     let shared_shim = shared.is_shared(entry);
     if let Some(client) = &client
         && !shared_shim
     {
-        end(client).await;
+        end(Arc::clone(client)).await;
     }
     let deleted = match target(shared, entry) {
         Some(target) => bootstrap::delete(target).await.map(drop),
@@ -283,11 +286,10 @@ pub(crate) async fn greet(entry: &Entry, address: &Address) -> Result<Client> {
         .map_err(|e| entry.failed(e))
 }
 
-/// Asks a shim that has no task left to end, and ends it when it does not.
-pub(crate) async fn end(client: &Client) {
+/// Asks a shim that has no task left to end. One that takes its time (it may still publish events)
+/// is watched in the background and killed in the end: it has nothing to lose.
+pub(crate) async fn end(client: Arc<Client>) {
     let pid = client.peer().shim;
-    // Opened while the connection proves that the pid is still the shim's.
-    let process = sys::pidfd::open(pid);
     match client.shutdown(false).await {
         // Many shims end before the answer is out.
         Ok(()) | Err(Failure::Lost) => {}
@@ -296,11 +298,16 @@ pub(crate) async fn end(client: &Client) {
     if timeout(ENDING, client.over()).await.is_ok() {
         return;
     }
-    if let Ok(process) = process {
-        tracing::warn!(pid, "shim without a task did not end, killing it");
-        drop(sys::pidfd::send_signal(&process, 9));
-        drop(timeout(SHUTDOWN, client.over()).await);
-    }
+    // Opened while the connection proves that the pid is still the shim's.
+    let Ok(process) = sys::pidfd::open(pid) else {
+        return;
+    };
+    tokio::spawn(async move {
+        if timeout(LINGER, client.over()).await.is_err() {
+            tracing::warn!(pid, "shim without a task does not end, killing it");
+            drop(sys::pidfd::send_signal(&process, SIGKILL));
+        }
+    });
 }
 
 /// Deletes a stopped task: in its shim, then the shim, then the bundle.
@@ -333,7 +340,7 @@ pub(crate) async fn delete(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<E
     if shared.is_shared(entry) {
         drop(client.shutdown(false).await);
     } else {
-        end(&client).await;
+        end(client).await;
     }
     remove_bundle(entry).await;
     entry.finish(exit);
