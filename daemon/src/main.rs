@@ -5,11 +5,78 @@
 
 mod cli;
 mod config;
+mod engine;
+mod face;
+mod ground;
+mod identity;
 mod listen;
 mod lock;
 mod log;
 mod notify;
 mod point;
+mod publish;
+mod serve;
+mod services;
+mod signals;
+mod store;
+mod ttrpc_server;
 mod version;
 
-fn main() {}
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use types::{Error, Result};
+
+use crate::cli::{Cli, Command, ConfigCommand};
+use crate::config::Config;
+
+fn main() -> ExitCode {
+    let cli = match Cli::read() {
+        Ok(cli) => cli,
+        Err(told) => {
+            // Help and version are such "errors", too.
+            let printed = told.print();
+            return match (told.use_stderr(), printed) {
+                (false, Ok(())) => ExitCode::SUCCESS,
+                _ => ExitCode::from(2),
+            };
+        }
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A standard error that is closed leaves nobody to tell.
+            let _told = writeln!(io::stderr(), "containerd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    if let Some(Command::Config(ConfigCommand::Default)) = &cli.command {
+        return print(&Config::default().to_toml()?);
+    }
+    let loaded = config::load(cli.config.as_deref(), cli.overrides())?;
+    log::start(&loaded.config.debug);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    match &cli.command {
+        Some(Command::Config(_)) => print(&loaded.config.to_toml()?),
+        Some(Command::Publish { namespace, topic }) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| Error::os("start runtime", e))?;
+            let address = &loaded.config.grpc.address;
+            runtime.block_on(publish::publish(address, namespace, topic.clone()))
+        }
+        None => serve::run(&loaded.config),
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|e| Error::os("write standard output", e))
+}

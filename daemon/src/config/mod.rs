@@ -1,0 +1,246 @@
+//! The daemon's configuration: one struct per section, defaults in one place.
+//!
+//! Invariant: a value that exists here is valid; everything that can be refused was refused by
+//! [`load`] before anything was opened. Read by `main` and by the assembly (`ground` … `face`),
+//! each section by its own builder and by nobody else.
+
+mod duration;
+mod imports;
+mod plugins;
+mod read;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use types::{Error, Result};
+
+pub(crate) use plugins::{Diff, Metadata, Overlay, RootPath, Scheduler, Sharing};
+pub(crate) use read::{Overrides, load};
+
+/// Where the configuration is looked for when no path is given.
+pub(crate) const DEFAULT_PATH: &str = "/etc/containerd/config.toml";
+/// The newest version of the file format that is known here.
+pub(crate) const VERSION: i64 = 4;
+/// Version that `config default` prints: the newest one that older daemons can read, too.
+const PRINTED_VERSION: i64 = 3;
+/// Largest message in either direction, as in Go.
+const MESSAGE_SIZE: usize = 16 << 20;
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Config {
+    /// Version of the file format; 0 when the file does not say.
+    pub(crate) version: i64,
+    /// What survives a reboot.
+    pub(crate) root: PathBuf,
+    /// What need not.
+    pub(crate) state: PathBuf,
+    /// `oom_score_adj` of the daemon; 0 leaves it alone.
+    pub(crate) oom_score: i32,
+    /// URIs of plugins that shall not run.
+    pub(crate) disabled_plugins: Vec<String>,
+    /// URIs of plugins without which the daemon shall not run.
+    pub(crate) required_plugins: Vec<String>,
+    /// More files, merged over this one.
+    pub(crate) imports: Vec<String>,
+    /// The log.
+    pub(crate) debug: Debug,
+    /// The main socket.
+    pub(crate) grpc: Grpc,
+    /// The shims' socket.
+    pub(crate) ttrpc: Ttrpc,
+    /// Sections of the plugins, by URI.
+    pub(crate) plugins: BTreeMap<String, toml::Table>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            version: PRINTED_VERSION,
+            root: "/var/lib/containerd".into(),
+            state: "/run/containerd".into(),
+            oom_score: 0,
+            disabled_plugins: Vec::new(),
+            required_plugins: Vec::new(),
+            imports: Vec::new(),
+            debug: Debug::default(),
+            grpc: Grpc::default(),
+            ttrpc: Ttrpc::default(),
+            plugins: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[debug]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Debug {
+    /// Least level that is logged; empty: info.
+    pub(crate) level: Level,
+    /// How a line looks.
+    pub(crate) format: Format,
+}
+
+/// Level of the log, in the words of the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Level {
+    /// Everything.
+    Trace,
+    /// What a developer wants.
+    Debug,
+    /// What an operator wants.
+    #[default]
+    #[serde(alias = "")]
+    Info,
+    /// What an operator should look into.
+    #[serde(alias = "warning")]
+    Warn,
+    /// What failed.
+    Error,
+    /// As `error`: there is nothing above it here.
+    Fatal,
+    /// As `error`.
+    Panic,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Format {
+    /// `time=… level=… msg=…`
+    #[default]
+    #[serde(alias = "")]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[grpc]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Grpc {
+    /// Path of the socket.
+    pub(crate) address: String,
+    /// Its owner.
+    pub(crate) uid: u32,
+    /// Its group.
+    pub(crate) gid: u32,
+    /// Longest message that is taken.
+    pub(crate) max_recv_message_size: usize,
+    /// Longest message that is sent.
+    pub(crate) max_send_message_size: usize,
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self {
+            address: "/run/containerd/containerd.sock".into(),
+            uid: 0,
+            gid: 0,
+            max_recv_message_size: MESSAGE_SIZE,
+            max_send_message_size: MESSAGE_SIZE,
+        }
+    }
+}
+
+/// `[ttrpc]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Ttrpc {
+    /// Path of the socket; empty: that of gRPC with `.ttrpc` behind it.
+    pub(crate) address: String,
+    /// Its owner.
+    pub(crate) uid: u32,
+    /// Its group.
+    pub(crate) gid: u32,
+}
+
+impl Config {
+    /// The section of plugin `uri`. It was checked when the file was read.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when a value does not fit.
+    pub(crate) fn section<T: serde::de::DeserializeOwned>(&self, uri: &str) -> Result<T> {
+        let table = self.plugins.get(uri).cloned().unwrap_or_default();
+        table.try_into().map_err(|e: toml::de::Error| {
+            Error::invalid_argument(format_args!("plugin {uri:?}: {}", e.message()))
+        })
+    }
+
+    /// True when plugin `uri` is not disabled.
+    pub(crate) fn enabled(&self, uri: &str) -> bool {
+        !names(&self.disabled_plugins, uri)
+    }
+
+    /// True when plugin `uri` must work.
+    pub(crate) fn required(&self, uri: &str) -> bool {
+        names(&self.required_plugins, uri)
+    }
+
+    /// Path of the ttrpc socket.
+    pub(crate) fn ttrpc_address(&self) -> String {
+        match self.ttrpc.address.as_str() {
+            "" => format!("{}.ttrpc", self.grpc.address),
+            given => given.to_owned(),
+        }
+    }
+
+    /// As TOML, with the sections of all plugins in full.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when a plugin's section does not fit.
+    pub(crate) fn to_toml(&self) -> Result<String> {
+        let mut full = self.clone();
+        full.plugins = plugins::complete(&self.plugins)?;
+        toml::to_string_pretty(&full).map_err(|e| Error::internal(e).ctx("encode config"))
+    }
+
+    /// Checks what no single value shows.
+    fn validate(&self) -> Result<()> {
+        let bad = |text: String| Err(Error::invalid_argument(text));
+        if self.root.as_os_str().is_empty() || self.state.as_os_str().is_empty() {
+            return bad("root and state must not be empty".into());
+        }
+        if !self.root.is_absolute() || !self.state.is_absolute() {
+            return bad("root and state must be absolute paths".into());
+        }
+        if self.root == self.state {
+            return bad(format!(
+                "root and state must be different paths: {:?}",
+                self.root
+            ));
+        }
+        if self.grpc.address.is_empty() {
+            return bad("grpc address must not be empty".into());
+        }
+        if self.grpc.address == self.ttrpc_address() {
+            return bad(format!(
+                "grpc and ttrpc address must differ: {:?}",
+                self.grpc.address
+            ));
+        }
+        if self.grpc.max_recv_message_size == 0 || self.grpc.max_send_message_size == 0 {
+            return bad("grpc message sizes must be greater than zero".into());
+        }
+        if !(-1000..=1000).contains(&self.oom_score) {
+            return bad(format!(
+                "oom_score {} is not between -1000 and 1000",
+                self.oom_score
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// True when `list` names `uri`, in full or, as version 1 files do, by its last part alone.
+fn names(list: &[String], uri: &str) -> bool {
+    let id = uri.rsplit('.').next();
+    list.iter()
+        .any(|name| name == uri || Some(name.as_str()) == id)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! Sections of the plugins that exist here: `[plugins."<uri>"]`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use types::{Error, Result};
+
+use super::duration;
+
+/// `io.containerd.gc.v1.scheduler`: when the collector runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Scheduler {
+    /// Greatest share of time in which writers may wait for the collector.
+    pub(crate) pause_threshold: f64,
+    /// Deletions after which it runs; 0: does not count.
+    pub(crate) deletion_threshold: u64,
+    /// Changes after which it runs, when there was a deletion among them.
+    pub(crate) mutation_threshold: u64,
+    /// Wait between a trigger and the run.
+    #[serde(with = "duration")]
+    pub(crate) schedule_delay: Duration,
+    /// Wait after the start of the daemon.
+    #[serde(with = "duration")]
+    pub(crate) startup_delay: Duration,
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self {
+            pause_threshold: 0.02,
+            deletion_threshold: 0,
+            mutation_threshold: 100,
+            schedule_delay: Duration::ZERO,
+            startup_delay: Duration::from_millis(100),
+        }
+    }
+}
+
+/// `io.containerd.metadata.v1.bolt`: the metadata database (the name is the wire's).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Metadata {
+    /// May a namespace link a blob that another one brought, without showing it the bytes?
+    pub(crate) content_sharing_policy: Sharing,
+}
+
+impl Default for Metadata {
+    fn default() -> Self {
+        Self {
+            content_sharing_policy: Sharing::Shared,
+        }
+    }
+}
+
+/// Content sharing between namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Sharing {
+    /// A known digest is enough.
+    Shared,
+    /// The bytes must be sent.
+    Isolated,
+}
+
+/// `io.containerd.snapshotter.v1.overlayfs`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Overlay {
+    /// Directory; empty: the plugin's own under the root.
+    pub(crate) root_path: PathBuf,
+    /// Label each snapshot with its upper directory.
+    pub(crate) upperdir_label: bool,
+    /// Remove directories before `remove` answers.
+    pub(crate) sync_remove: bool,
+    /// More options for each overlay mount.
+    pub(crate) mount_options: Vec<String>,
+}
+
+/// A section that holds nothing but a directory (`io.containerd.snapshotter.v1.native`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct RootPath {
+    /// Directory; empty: the plugin's own under the root.
+    pub(crate) root_path: PathBuf,
+}
+
+/// `io.containerd.service.v1.diff-service`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Diff {
+    /// Ids of the differs, in the order in which they are asked.
+    pub(crate) default: Vec<String>,
+    /// Flush every unpacked layer, also when the client does not ask for it.
+    pub(crate) sync_fs: bool,
+}
+
+impl Default for Diff {
+    fn default() -> Self {
+        Self {
+            default: vec!["walking".into()],
+            sync_fs: true,
+        }
+    }
+}
+
+/// Reads a table and writes it again in full, with the defaults filled in.
+type Complete = fn(toml::Table) -> Result<toml::Table>;
+
+fn complete_as<T: DeserializeOwned + Serialize>(table: toml::Table) -> Result<toml::Table> {
+    let value: T = table
+        .try_into()
+        .map_err(|e: toml::de::Error| Error::invalid_argument(e.message()))?;
+    toml::Table::try_from(value).map_err(Error::internal)
+}
+
+/// Every section that exists.
+const SECTIONS: [(&str, Complete); 5] = [
+    ("io.containerd.gc.v1.scheduler", complete_as::<Scheduler>),
+    ("io.containerd.metadata.v1.bolt", complete_as::<Metadata>),
+    ("io.containerd.service.v1.diff-service", complete_as::<Diff>),
+    (
+        "io.containerd.snapshotter.v1.native",
+        complete_as::<RootPath>,
+    ),
+    (
+        "io.containerd.snapshotter.v1.overlayfs",
+        complete_as::<Overlay>,
+    ),
+];
+
+/// All sections in full. Those of unknown plugins are left out.
+pub(super) fn complete(
+    given: &BTreeMap<String, toml::Table>,
+) -> Result<BTreeMap<String, toml::Table>> {
+    SECTIONS
+        .iter()
+        .map(|(uri, complete)| {
+            let table = given.get(*uri).cloned().unwrap_or_default();
+            let full = complete(table).map_err(|e| e.ctx(format!("plugin {uri:?}")))?;
+            Ok(((*uri).to_owned(), full))
+        })
+        .collect()
+}

@@ -1,0 +1,217 @@
+//! Tests of the configuration: round trip, versions, warnings, refusals.
+
+use std::path::Path;
+
+use types::Code;
+
+use super::read::parse;
+use super::*;
+
+#[test]
+fn the_default_prints_and_reads_back_as_itself() {
+    let text = Config::default().to_toml().unwrap();
+    let loaded = parse(&text).unwrap();
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    assert_eq!(loaded.config.to_toml().unwrap(), text);
+    let scheduler: Scheduler = loaded
+        .config
+        .section("io.containerd.gc.v1.scheduler")
+        .unwrap();
+    assert_eq!(scheduler, Scheduler::default());
+}
+
+#[test]
+fn every_known_version_reads() {
+    for (text, version) in [
+        ("", 1),
+        ("disabled_plugins = [\"cri\"]", 1),
+        ("version = 2", 2),
+        ("version = 3\n[debug]\nlevel = \"warning\"", 3),
+        (
+            "version = 4\n[plugins.\"io.containerd.server.v1.grpc\"]\naddress = \"/a\"",
+            4,
+        ),
+    ] {
+        let loaded = parse(text).unwrap();
+        assert_eq!(loaded.config.version, version, "{text}");
+        assert_eq!(loaded.warnings, Vec::<String>::new(), "{text}");
+    }
+    let moved =
+        "version = 4\n[plugins.\"io.containerd.server.v1.grpc\"]\naddress = \"/a\"\ngid = 7";
+    let config = parse(moved).unwrap().config;
+    assert_eq!((config.grpc.address.as_str(), config.grpc.gid), ("/a", 7));
+    assert_eq!(config.ttrpc_address(), "/a.ttrpc");
+    assert!(config.plugins.is_empty());
+}
+
+#[test]
+fn a_file_of_dockerd_reads() {
+    let text = r#"
+        version = 2
+        root = "/var/lib/docker/containerd/daemon"
+        state = "/var/run/docker/containerd/daemon"
+        disabled_plugins = ["io.containerd.grpc.v1.cri"]
+        oom_score = -500
+        [grpc]
+          address = "/var/run/docker/containerd/containerd.sock"
+          uid = 0
+          gid = 0
+          max_recv_message_size = 16777216
+          max_send_message_size = 16777216
+        [debug]
+          level = ""
+    "#;
+    let loaded = parse(text).unwrap();
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    assert!(!loaded.config.enabled("io.containerd.grpc.v1.cri"));
+    assert!(loaded.config.enabled("io.containerd.grpc.v1.tasks"));
+    assert_eq!(loaded.config.debug.level, Level::Info);
+}
+
+#[test]
+fn unknown_keys_warn_by_name() {
+    let text = r#"
+        version = 2
+        tempo = "x"
+        [grpc]
+          tcp_address = "127.0.0.1:1"
+        [plugins."io.containerd.grpc.v1.cri"]
+          sandbox_image = "pause"
+        [plugins."io.containerd.snapshotter.v1.overlayfs"]
+          rootpath = "/x"
+    "#;
+    let mut warnings = parse(text).unwrap().warnings;
+    warnings.sort();
+    assert_eq!(
+        warnings,
+        [
+            "section of unknown plugin \"io.containerd.grpc.v1.cri\" in config ignored",
+            "unknown key \"grpc.tcp_address\" in config ignored",
+            "unknown key \"rootpath\" of plugin \"io.containerd.snapshotter.v1.overlayfs\" in config ignored",
+            "unknown key \"tempo\" in config ignored",
+        ]
+    );
+}
+
+#[test]
+fn wrong_values_are_refused_with_their_place() {
+    for (text, part) in [
+        ("version = 2\nroot = 5", "line 2: invalid type"),
+        ("version = 9", "unsupported config version 9"),
+        ("version = \"2\"", "version must be a number, not string"),
+        ("root = \"/a", "line 1: "),
+        (
+            "[debug]\nlevel = \"loud\"",
+            "line 2: unknown variant `loud`",
+        ),
+        ("[debug]\nformat = \"xml\"", "line 2: unknown variant `xml`"),
+        ("[grpc]\nmax_recv_message_size = -1", "line 2: "),
+        (
+            "[plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"soon\"",
+            "plugin \"io.containerd.gc.v1.scheduler\": invalid duration \"soon\"",
+        ),
+        (
+            "[plugins.\"io.containerd.server.v1.grpc\"]\nuid = \"me\"",
+            "plugin \"io.containerd.server.v1.grpc\": invalid type",
+        ),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{text}");
+        let said = error.to_string();
+        assert!(said.contains(part), "{text}: {said}");
+        assert!(!said.contains('\n'), "{said}");
+    }
+}
+
+#[test]
+fn flags_beat_the_file_and_the_whole_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, "version = 2\nroot = \"/file\"\nstate = \"/state\"").unwrap();
+    let flags = Overrides {
+        root: Some("/flag".into()),
+        address: Some("unix:///sock".into()),
+        level: Some(Level::Debug),
+        ..Overrides::default()
+    };
+    let config = load(Some(&file), flags).unwrap().config;
+    assert_eq!(config.root, Path::new("/flag"));
+    assert_eq!(config.state, Path::new("/state"));
+    assert_eq!(config.grpc.address, "/sock");
+    assert_eq!(config.debug.level, Level::Debug);
+
+    for (root, state, part) in [
+        ("/same", "/same", "root and state must be different paths"),
+        ("relative", "/x", "root and state must be absolute paths"),
+        ("", "/x", "root and state must not be empty"),
+    ] {
+        let flags = Overrides {
+            root: Some(root.into()),
+            state: Some(state.into()),
+            ..Overrides::default()
+        };
+        let said = load(Some(&file), flags).unwrap_err().to_string();
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn only_a_file_that_was_named_must_exist() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("none.toml");
+    let error = load(Some(&missing), Overrides::default()).unwrap_err();
+    assert!(
+        error.to_string().contains("no such file or directory"),
+        "{error}"
+    );
+}
+
+#[test]
+fn plugins_are_named_by_uri_or_by_short_name() {
+    let list = ["io.containerd.grpc.v1.tasks".to_owned(), "cri".to_owned()];
+    for (uri, found) in [
+        ("io.containerd.grpc.v1.tasks", true),
+        ("io.containerd.grpc.v1.cri", true),
+        ("io.containerd.grpc.v1.content", false),
+        ("io.containerd.service.v1.tasks-service", false),
+    ] {
+        assert_eq!(names(&list, uri), found, "{uri}");
+    }
+}
+
+#[test]
+fn imports_are_merged_in_order_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write(
+        "config.toml",
+        "version = 3\nimports = ['conf/*.toml', 'none/*.toml']\nroot = '/0'\n[grpc]\nuid = 5",
+    );
+    std::fs::create_dir(dir.path().join("conf")).unwrap();
+    write(
+        "conf/a.toml",
+        "version = 2\nroot = '/a'\nimports = ['../config.toml']",
+    );
+    write(
+        "conf/b.toml",
+        "version = 2\nroot = '/b'\n[grpc]\ngid = 6\nnews = 1",
+    );
+    let loaded = load(Some(&file), Overrides::default()).unwrap();
+    let config = loaded.config;
+    assert_eq!(
+        (config.version, config.root.as_path()),
+        (3, Path::new("/b"))
+    );
+    assert_eq!((config.grpc.uid, config.grpc.gid), (5, 6));
+    assert_eq!(
+        loaded.warnings,
+        ["unknown key \"grpc.news\" in config ignored"]
+    );
+
+    write("conf/c.toml", "root = 5");
+    let said = load(Some(&file), Overrides::default())
+        .unwrap_err()
+        .to_string();
+    assert!(said.contains("conf/c.toml: line 1: invalid type"), "{said}");
+}

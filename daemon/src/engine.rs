@@ -1,0 +1,191 @@
+//! Third floor: what works on stored things. Differs and tasks.
+
+use std::fmt;
+use std::sync::Arc;
+
+use content::ContentStore;
+use diff::{Applier, ApplyOpts, CompareOpts, Comparer};
+use futures::FutureExt as _;
+use metadata::Metadata;
+use runtime_v2::Tasks;
+use types::{Code, ContainerId, Descriptor, Error, Mount, Namespace, Result, Scope};
+
+use crate::config::{self, Config, Level};
+use crate::point::{Candidate, Facts, Point, Row};
+use crate::store::Store;
+
+/// Kind of differs.
+const DIFFER: &str = "io.containerd.differ.v1";
+/// Kind of the runtime.
+const RUNTIME: &str = "io.containerd.runtime.v2";
+/// Runtime of containers that name none.
+const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
+
+/// What works on the records.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    /// The floor below.
+    pub(crate) store: Store,
+    /// Layers onto mounts and back.
+    pub(crate) differs: Arc<Differs>,
+    /// What runs.
+    pub(crate) tasks: Arc<Tasks>,
+    /// What there is, for introspection.
+    pub(crate) rows: Vec<Row>,
+}
+
+impl Engine {
+    /// Puts the engine on `store`. Tasks of an earlier daemon are listed, not yet connected to.
+    ///
+    /// # Errors
+    /// That of a required differ; I/O on the directory of the bundles.
+    pub(crate) fn open(store: Store, config: &Config) -> Result<Self> {
+        let walking = || -> Result<(Arc<dyn Differ>, Facts)> {
+            Err(Error::not_implemented("the walking differ"))
+        };
+        let requires = &["io.containerd.metadata.v1"];
+        let candidates = vec![Candidate {
+            id: "walking",
+            requires,
+            build: Box::new(walking),
+        }];
+        let differs = Point::build(DIFFER, config, candidates)?;
+        let mut rows = differs.rows().to_vec();
+        let requires = &["io.containerd.event.v1", "io.containerd.metadata.v1"];
+        rows.push(Row::ready(RUNTIME, "task", requires).with(Facts::of_host()));
+
+        let section = config.section("io.containerd.service.v1.diff-service")?;
+        let differs = Arc::new(Differs::select(&differs, &section));
+        let tasks = Tasks::open(tasks_config(&store, config)?)?;
+        Ok(Self {
+            store,
+            differs,
+            tasks,
+            rows,
+        })
+    }
+
+    /// Connects to the shims of an earlier daemon and then collects garbage, for ever. Runs beside
+    /// the services.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a section of the collector that does not fit.
+    pub(crate) fn start(&self, config: &Config) -> Result<()> {
+        let scheduler = self.store.scheduler(config)?;
+        let tasks = Arc::clone(&self.tasks);
+        tokio::spawn(async move {
+            tasks.recover().await;
+            scheduler.run().await;
+        });
+        Ok(())
+    }
+}
+
+fn tasks_config(store: &Store, config: &Config) -> Result<runtime_v2::Config> {
+    let binary = std::env::current_exe().map_err(|e| Error::os("find own binary", e))?;
+    let events = Arc::clone(&store.ground.events);
+    let metadata = store.metadata.clone();
+    Ok(runtime_v2::Config {
+        root: config.root.clone(),
+        state: config.state.clone(),
+        grpc_address: config.grpc.address.clone(),
+        ttrpc_address: config.ttrpc_address(),
+        containerd_binary: binary,
+        default_runtime: DEFAULT_RUNTIME.into(),
+        debug: matches!(config.debug.level, Level::Debug | Level::Trace),
+        sched_core: false,
+        publisher: Arc::new(move |namespace, event| events.publish(&namespace, &event)),
+        runtime_of: Arc::new(move |namespace, id| runtime_of(&metadata, namespace, id)),
+    })
+}
+
+/// The runtime in a container's record.
+fn runtime_of(metadata: &Metadata, namespace: &Namespace, id: &ContainerId) -> Option<String> {
+    let records = metadata.containers(&Scope::new(namespace.clone()));
+    // Reading records waits for nothing.
+    let container = records.get(id).now_or_never()?.ok()?;
+    Some(container.runtime.name)
+}
+
+/// A differ does both ways.
+pub(crate) trait Differ: Applier + Comparer {}
+
+impl<T: Applier + Comparer> Differ for T {}
+
+/// The differs in the order in which they are asked: the first that can do it does it.
+pub(crate) struct Differs {
+    ordered: Vec<Arc<dyn Differ>>,
+    /// Flush every layer, asked for or not.
+    sync: bool,
+}
+
+impl Differs {
+    /// The configured differs.
+    fn select(point: &Point<dyn Differ>, section: &config::Diff) -> Self {
+        let ready = |id: &String| {
+            let found = point.ready().get(id).cloned();
+            if found.is_none() {
+                tracing::warn!(id, "configured differ is not there");
+            }
+            found
+        };
+        let ordered = section.default.iter().filter_map(ready).collect();
+        Self {
+            ordered,
+            sync: section.sync_fs,
+        }
+    }
+
+    /// Applies a layer.
+    ///
+    /// # Errors
+    /// `NotImplemented` when no differ handles the media type; that of the differ that does.
+    pub(crate) async fn apply(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        mut opts: ApplyOpts,
+    ) -> Result<Descriptor> {
+        opts.sync |= self.sync;
+        for differ in &self.ordered {
+            match differ.apply(store, layer, mounts, opts.clone()).await {
+                Err(error) if error.is(Code::NotImplemented) => {}
+                done => return done,
+            }
+        }
+        let media_type = &layer.media_type;
+        Err(Error::not_implemented(format_args!(
+            "no differ applies media type {media_type:?}"
+        )))
+    }
+
+    /// Makes a layer.
+    ///
+    /// # Errors
+    /// `NotImplemented` when no differ makes the media type; that of the differ that does.
+    pub(crate) async fn compare(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        lower: &[Mount],
+        upper: &[Mount],
+        opts: CompareOpts,
+    ) -> Result<Descriptor> {
+        for differ in &self.ordered {
+            match differ.compare(store, lower, upper, opts.clone()).await {
+                Err(error) if error.is(Code::NotImplemented) => {}
+                done => return done,
+            }
+        }
+        let media_type = opts.media_type;
+        Err(Error::not_implemented(format_args!(
+            "no differ makes media type {media_type:?}"
+        )))
+    }
+}
+
+impl fmt::Debug for Differs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.ordered).finish()
+    }
+}

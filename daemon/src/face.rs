@@ -1,0 +1,192 @@
+//! Top floor: the services on the sockets, and what introspection says of all floors.
+
+use std::sync::Arc;
+
+use runtime_v2::{TaskManager, Tasks as Manager};
+use tonic::service::{Routes, RoutesBuilder};
+use types::Result;
+
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::identity::Identity;
+use crate::point::Row;
+use crate::services::containers::Containers;
+use crate::services::content::Content;
+use crate::services::diff::Diff;
+use crate::services::events::Events;
+use crate::services::health::Health;
+use crate::services::images::Images;
+use crate::services::introspection::Introspection;
+use crate::services::leases::Leases;
+use crate::services::namespaces::Namespaces;
+use crate::services::snapshots::Snapshots;
+use crate::services::tasks::Tasks;
+use crate::services::version::Version;
+
+/// Kind of the services.
+const GRPC: &str = "io.containerd.grpc.v1";
+/// Every service that there is, with what it needs.
+const SERVICES: [(&str, &[&str]); 12] = [
+    ("containers", &["io.containerd.metadata.v1"]),
+    ("content", &["io.containerd.metadata.v1"]),
+    (
+        "diff",
+        &["io.containerd.metadata.v1", "io.containerd.differ.v1"],
+    ),
+    ("events", &["io.containerd.event.v1"]),
+    ("healthcheck", &[]),
+    (
+        "images",
+        &["io.containerd.metadata.v1", "io.containerd.gc.v1"],
+    ),
+    ("introspection", &[]),
+    ("leases", &["io.containerd.lease.v1", "io.containerd.gc.v1"]),
+    ("namespaces", &["io.containerd.metadata.v1"]),
+    ("snapshots", &["io.containerd.metadata.v1"]),
+    (
+        "tasks",
+        &["io.containerd.metadata.v1", "io.containerd.runtime.v2"],
+    ),
+    ("version", &[]),
+];
+
+/// True when the configuration lets service `id` run.
+fn enabled(config: &Config, id: &str) -> bool {
+    config.enabled(&format!("{GRPC}.{id}"))
+}
+
+/// The rows of all floors and of the services.
+fn rows(engine: &Engine, config: &Config) -> Vec<Row> {
+    let mut rows = engine.store.ground.rows.clone();
+    rows.extend_from_slice(&engine.store.rows);
+    rows.extend_from_slice(&engine.rows);
+    let services = SERVICES.iter().filter(|(id, _)| enabled(config, id));
+    rows.extend(services.map(|(id, requires)| Row::ready(GRPC, id, requires)));
+    rows.push(Row::ready("io.containerd.server.v1", "grpc", &[GRPC]));
+    rows.push(Row::ready(
+        "io.containerd.server.v1",
+        "ttrpc",
+        &["io.containerd.event.v1"],
+    ));
+    rows.sort_by(|a, b| (a.kind, &a.id).cmp(&(b.kind, &b.id)));
+    rows
+}
+
+/// Adds a service with the configured limits, unless it is disabled.
+macro_rules! add {
+    ($routes:ident, $config:ident, $id:literal, $module:ident::$server:ident, $service:expr) => {
+        if enabled($config, $id) {
+            let server = grpc::$module::$server::new($service)
+                .max_decoding_message_size($config.grpc.max_recv_message_size)
+                .max_encoding_message_size($config.grpc.max_send_message_size);
+            $routes.add_service(server);
+        }
+    };
+}
+
+/// The events service, for either socket.
+pub(crate) fn events(engine: &Engine) -> Events {
+    let exchange = Arc::clone(&engine.store.ground.events);
+    Events {
+        exchange,
+        tasks: Arc::clone(&engine.tasks),
+    }
+}
+
+/// The services over `engine`, with the standard answer for those that are not there.
+///
+/// # Errors
+/// The errno of reading or making the daemon's UUID.
+pub(crate) fn routes(engine: &Engine, config: &Config) -> Result<Routes> {
+    let metadata = &engine.store.metadata;
+    let manager: Arc<dyn TaskManager> = Arc::<Manager>::clone(&engine.tasks);
+    let introspection = Introspection {
+        rows: rows(engine, config).into(),
+        identity: Arc::new(Identity::load(&config.root)?),
+        tasks: Arc::clone(&manager),
+    };
+    let diff = Diff {
+        metadata: metadata.clone(),
+        differs: Arc::clone(&engine.differs),
+    };
+    let tasks = Tasks {
+        metadata: metadata.clone(),
+        manager,
+    };
+
+    let mut routes = RoutesBuilder::default();
+    let metadata = || metadata.clone();
+    add!(
+        routes,
+        config,
+        "containers",
+        containers::ContainersServer,
+        Containers {
+            metadata: metadata()
+        }
+    );
+    add!(
+        routes,
+        config,
+        "content",
+        content::ContentServer,
+        Content {
+            metadata: metadata()
+        }
+    );
+    add!(routes, config, "diff", diff::DiffServer, diff);
+    add!(
+        routes,
+        config,
+        "events",
+        events::EventsServer,
+        events(engine)
+    );
+    add!(routes, config, "healthcheck", health::HealthServer, Health);
+    add!(
+        routes,
+        config,
+        "images",
+        images::ImagesServer,
+        Images {
+            metadata: metadata()
+        }
+    );
+    add!(
+        routes,
+        config,
+        "introspection",
+        introspection::IntrospectionServer,
+        introspection
+    );
+    add!(
+        routes,
+        config,
+        "leases",
+        leases::LeasesServer,
+        Leases {
+            metadata: metadata()
+        }
+    );
+    add!(
+        routes,
+        config,
+        "namespaces",
+        namespaces::NamespacesServer,
+        Namespaces {
+            metadata: metadata()
+        }
+    );
+    add!(
+        routes,
+        config,
+        "snapshots",
+        snapshots::SnapshotsServer,
+        Snapshots {
+            metadata: metadata()
+        }
+    );
+    add!(routes, config, "tasks", tasks::TasksServer, tasks);
+    add!(routes, config, "version", version::VersionServer, Version);
+    Ok(grpc::fallback::routes(routes.routes()))
+}

@@ -1,0 +1,166 @@
+//! The log on standard error: one line per event, `time=… level=… msg=…` or JSON.
+
+use std::fmt::{self, Write as _};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level as Tracing, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::config::{Debug, Format, Level};
+
+/// Libraries whose own events help nobody but their authors.
+const LIBRARIES: [&str; 5] = ["h2", "hyper", "tonic", "tower", "hyper_util"];
+
+/// Starts logging. A second call changes nothing.
+pub(crate) fn start(config: &Debug) {
+    let level = filter(config.level);
+    let libraries = LIBRARIES.map(|name| (name, level.min(LevelFilter::WARN)));
+    let targets = Targets::new().with_default(level).with_targets(libraries);
+    let registry = tracing_subscriber::registry().with(targets);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false);
+    let started = match config.format {
+        Format::Text => registry.with(layer.event_format(Logfmt)).try_init(),
+        Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+    };
+    if let Err(error) = started {
+        tracing::debug!(%error, "the log was started before");
+    }
+}
+
+const fn filter(level: Level) -> LevelFilter {
+    match level {
+        Level::Trace => LevelFilter::TRACE,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Info => LevelFilter::INFO,
+        Level::Warn => LevelFilter::WARN,
+        Level::Error | Level::Fatal | Level::Panic => LevelFilter::ERROR,
+    }
+}
+
+/// logfmt, with the fields of the spans behind those of the event.
+struct Logfmt;
+
+impl<S, N> FormatEvent<S, N> for Logfmt
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let now = OffsetDateTime::now_utc()
+            .format(&Rfc3339)
+            .unwrap_or_default();
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let level = match *event.metadata().level() {
+            Tracing::ERROR => "error",
+            Tracing::WARN => "warning",
+            Tracing::INFO => "info",
+            Tracing::DEBUG => "debug",
+            Tracing::TRACE => "trace",
+        };
+        write!(
+            writer,
+            "time=\"{now}\" level={level} msg={:?}{}",
+            fields.message, fields.rest
+        )?;
+        for span in context.event_scope().into_iter().flatten() {
+            let extensions = span.extensions();
+            if let Some(fields) = extensions.get::<FormattedFields<N>>()
+                && !fields.is_empty()
+            {
+                write!(writer, " {fields}")?;
+            }
+        }
+        writeln!(writer)
+    }
+}
+
+/// The message and the other fields, as text.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    rest: String,
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let text = format!("{value:?}");
+        // Writing to a String cannot fail.
+        let _infallible = match field.name() {
+            "message" => write!(self.message, "{text}"),
+            name if text.contains([' ', '\n', '=']) && !text.starts_with('"') => {
+                write!(self.rest, " {name}={text:?}")
+            }
+            name => write!(self.rest, " {name}={text}"),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_line_with_its_fields_and_those_of_its_spans() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let layer = tracing_subscriber::fmt::layer()
+            .event_format(Logfmt)
+            .with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry().with(layer);
+        tracing::subscriber::with_default(subscriber, || {
+            let _in = tracing::info_span!("grpc", method = "/x/Y").entered();
+            tracing::warn!(count = 2, error = %"a b\nc", "two \"words\"");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        let (time, rest) = text.split_once(' ').unwrap();
+        assert!(
+            time.starts_with("time=\"20") && time.ends_with("Z\""),
+            "{time}"
+        );
+        assert_eq!(
+            rest,
+            "level=warning msg=\"two \\\"words\\\"\" count=2 error=\"a b\\nc\" method=\"/x/Y\"\n"
+        );
+    }
+
+    #[test]
+    fn levels_above_error_mean_error() {
+        assert_eq!(filter(Level::Panic), LevelFilter::ERROR);
+        assert_eq!(filter(Level::default()), LevelFilter::INFO);
+    }
+}

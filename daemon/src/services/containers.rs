@@ -1,0 +1,140 @@
+//! `containerd.services.containers.v1.Containers`: records, nothing that runs.
+
+use async_trait::async_trait;
+use grpc::containers::Containers as Service;
+use grpc::{ResponseStream, serve};
+use metadata::Metadata;
+use protos::MessageField;
+use protos::services::containers::{
+    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, GetContainerRequest,
+    GetContainerResponse, ListContainerMessage, ListContainersRequest, ListContainersResponse,
+    UpdateContainerRequest, UpdateContainerResponse,
+};
+use protos::well_known::Empty;
+use protos::wire::{Wire as _, mask};
+use tonic::{Request, Response, Status};
+use types::{Container, Filter, Result};
+
+/// Serves the namespace's container records.
+#[derive(Clone, Debug)]
+pub(crate) struct Containers {
+    /// Holds them.
+    pub(crate) metadata: Metadata,
+}
+
+impl Containers {
+    async fn matching(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<Vec<Container>>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            metadata
+                .containers(&scope)
+                .list(&Filter::parse(&request.filters)?)
+                .await
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Service for Containers {
+    async fn get(
+        &self,
+        request: Request<GetContainerRequest>,
+    ) -> Result<Response<GetContainerResponse>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            let container = metadata
+                .containers(&scope)
+                .get(&request.id.try_into()?)
+                .await?;
+            let container = MessageField::some(container.to_wire());
+            Ok(GetContainerResponse {
+                container,
+                ..Default::default()
+            })
+        })
+        .await
+    }
+
+    async fn list(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        let list = self.matching(request).await?;
+        Ok(list.map(|list| ListContainersResponse {
+            containers: list.to_wire(),
+            ..Default::default()
+        }))
+    }
+
+    type ListStreamStream = ResponseStream<ListContainerMessage>;
+
+    async fn list_stream(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<Self::ListStreamStream>, Status> {
+        let list = self.matching(request).await?;
+        Ok(list.map(|list| {
+            grpc::items(list.into_iter().map(|container| ListContainerMessage {
+                container: MessageField::some(container.to_wire()),
+                ..Default::default()
+            }))
+        }))
+    }
+
+    async fn create(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Result<Response<CreateContainerResponse>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            let container = Container::from_wire(request.container.unwrap_or_default())?;
+            let container = metadata.containers(&scope).create(container).await?;
+            let container = MessageField::some(container.to_wire());
+            Ok(CreateContainerResponse {
+                container,
+                ..Default::default()
+            })
+        })
+        .await
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateContainerRequest>,
+    ) -> Result<Response<UpdateContainerResponse>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            let container = Container::from_wire(request.container.unwrap_or_default())?;
+            let fields = mask(request.update_mask)?;
+            let container = metadata
+                .containers(&scope)
+                .update(container, &fields)
+                .await?;
+            let container = MessageField::some(container.to_wire());
+            Ok(UpdateContainerResponse {
+                container,
+                ..Default::default()
+            })
+        })
+        .await
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteContainerRequest>,
+    ) -> Result<Response<Empty>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            metadata
+                .containers(&scope)
+                .delete(&request.id.try_into()?)
+                .await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+}

@@ -1,0 +1,224 @@
+//! `containerd.services.content.v1.Content`: blobs and ingests of a namespace.
+
+mod write;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use content::Blob;
+use grpc::content::Content as Service;
+use grpc::{ResponseStream, Sender, serve, serve_duplex, serve_stream};
+use metadata::Metadata;
+use protos::MessageField;
+use protos::services::content::{
+    AbortRequest, DeleteContentRequest, InfoRequest, InfoResponse, ListContentRequest,
+    ListContentResponse, ListStatusesRequest, ListStatusesResponse, ReadContentRequest,
+    ReadContentResponse, StatusRequest, StatusResponse, UpdateRequest, UpdateResponse,
+    WriteContentRequest, WriteContentResponse,
+};
+use protos::well_known::Empty;
+use protos::wire::{Wire as _, mask, signed};
+use tonic::{Request, Response, Status, Streaming};
+use types::{BlobInfo, Error, Filter, Result};
+
+/// Bytes in one message of `Read`.
+const CHUNK: usize = 1 << 20;
+
+/// Serves the namespace's view of the content store.
+#[derive(Clone, Debug)]
+pub(crate) struct Content {
+    /// Makes that view.
+    pub(crate) metadata: Metadata,
+}
+
+#[async_trait]
+impl Service for Content {
+    async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            let info = metadata
+                .scoped(&scope)
+                .content()
+                .info(&request.digest.parse()?)
+                .await?;
+            Ok(InfoResponse {
+                info: MessageField::some(info.to_wire()),
+                ..Default::default()
+            })
+        })
+        .await
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateRequest>,
+    ) -> Result<Response<UpdateResponse>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            let info = BlobInfo::from_wire(request.info.unwrap_or_default())?;
+            let fields = mask(request.update_mask)?;
+            let store = metadata.scoped(&scope).content();
+            let info = store.update(&info.digest, info.labels, &fields).await?;
+            Ok(UpdateResponse {
+                info: MessageField::some(info.to_wire()),
+                ..Default::default()
+            })
+        })
+        .await
+    }
+
+    type ListStream = ResponseStream<ListContentResponse>;
+
+    async fn list(
+        &self,
+        request: Request<ListContentRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        let metadata = self.metadata.clone();
+        let list = serve(request, |scope, request| async move {
+            metadata
+                .scoped(&scope)
+                .content()
+                .list(&Filter::parse(&request.filters)?)
+                .await
+        })
+        .await?;
+        Ok(list.map(|list| {
+            grpc::pages(list, |page| ListContentResponse {
+                info: page.to_wire(),
+                ..Default::default()
+            })
+        }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteContentRequest>,
+    ) -> Result<Response<Empty>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            metadata
+                .scoped(&scope)
+                .content()
+                .delete(&request.digest.parse()?)
+                .await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    type ReadStream = ResponseStream<ReadContentResponse>;
+
+    async fn read(
+        &self,
+        request: Request<ReadContentRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        let metadata = self.metadata.clone();
+        serve_stream(request, |scope, request, sender| async move {
+            let blob = metadata
+                .scoped(&scope)
+                .content()
+                .open(&request.digest.parse()?)
+                .await?;
+            read(blob, request.offset, request.size, sender).await
+        })
+    }
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            let store = metadata.scoped(&scope).content();
+            let status = store
+                .status(&request.ref_.parse()?)
+                .await
+                .map_err(|e| e.ctx(format!("could not get status for ref {:?}", request.ref_)))?;
+            let status = MessageField::some(status.to_wire());
+            Ok(StatusResponse {
+                status,
+                ..Default::default()
+            })
+        })
+        .await
+    }
+
+    async fn list_statuses(
+        &self,
+        request: Request<ListStatusesRequest>,
+    ) -> Result<Response<ListStatusesResponse>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            let filter = Filter::parse(&request.filters)?;
+            let statuses = metadata.scoped(&scope).content().statuses(&filter).await?;
+            Ok(ListStatusesResponse {
+                statuses: statuses.to_wire(),
+                ..Default::default()
+            })
+        })
+        .await
+    }
+
+    type WriteStream = ResponseStream<WriteContentResponse>;
+
+    async fn write(
+        &self,
+        request: Request<Streaming<WriteContentRequest>>,
+    ) -> Result<Response<Self::WriteStream>, Status> {
+        let metadata = self.metadata.clone();
+        serve_duplex(request, |scope, requests, replies| async move {
+            write::serve(metadata.scoped(&scope).content(), requests, replies).await
+        })
+    }
+
+    async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<Empty>, Status> {
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            metadata
+                .scoped(&scope)
+                .content()
+                .abort(&request.ref_.parse()?)
+                .await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+}
+
+/// Sends a section of a blob. Parity: contentserver.go: the offsets that are sent count from the
+/// start of the section; a size of zero or past the end means to the end.
+async fn read(
+    blob: Arc<dyn Blob>,
+    offset: i64,
+    size: i64,
+    sender: Sender<ReadContentResponse>,
+) -> Result<()> {
+    let start = u64::try_from(offset).unwrap_or(0);
+    let rest = blob.size().checked_sub(start).ok_or_else(|| {
+        Error::out_of_range(format_args!(
+            "read past object length {} bytes",
+            blob.size()
+        ))
+    })?;
+    let end = match u64::try_from(size) {
+        Ok(size @ 1..) => size.min(rest),
+        _ => rest,
+    };
+    let mut at = 0;
+    while at < end {
+        let wanted = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
+        let data = blob.read_at(start + at, wanted).await?;
+        if data.is_empty() {
+            return Err(Error::data_loss("blob ended before its length"));
+        }
+        let length = data.len() as u64;
+        let message = ReadContentResponse {
+            offset: signed(at),
+            data,
+            ..Default::default()
+        };
+        sender.send(message).await?;
+        at += length;
+    }
+    Ok(())
+}

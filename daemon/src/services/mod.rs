@@ -1,0 +1,20 @@
+//! One module per service of the wire: decode, one call below, encode.
+//!
+//! Invariant: no state and no rules here. Whatever a method decides is decided by the part that it
+//! calls; whatever is common to all methods is in `grpc::serve`.
+
+pub(crate) mod containers;
+pub(crate) mod content;
+pub(crate) mod diff;
+pub(crate) mod events;
+pub(crate) mod health;
+pub(crate) mod images;
+pub(crate) mod introspection;
+pub(crate) mod leases;
+pub(crate) mod namespaces;
+pub(crate) mod snapshots;
+pub(crate) mod tasks;
+pub(crate) mod version;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! Events: what is published is heard, by whom it concerns.
+
+use std::time::{Duration, SystemTime};
+
+use grpc::containers::ContainersClient;
+use grpc::events::EventsClient;
+use protos::any::pack;
+use protos::events::{ContainerCreate, TaskExit};
+use protos::services::containers::{Container, CreateContainerRequest, container::Runtime};
+use protos::services::events::{ForwardRequest, PublishRequest, SubscribeRequest};
+use protos::types::Envelope;
+use protos::well_known::Any;
+use protos::wire::Wire as _;
+use protos::{Message as _, MessageField};
+use tokio::time::timeout;
+use tonic::{Code, Streaming};
+
+use super::{Daemon, NAMESPACE, SOON, refused, scoped};
+
+async fn subscribe(daemon: &Daemon, filters: &[&str]) -> Streaming<Envelope> {
+    let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
+    let request = SubscribeRequest {
+        filters,
+        ..Default::default()
+    };
+    EventsClient::new(daemon.channel())
+        .subscribe(request)
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+async fn next(stream: &mut Streaming<Envelope>) -> Envelope {
+    timeout(SOON, stream.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap()
+}
+
+fn exit() -> Any {
+    let message = TaskExit {
+        container_id: "c".into(),
+        exit_status: 7,
+        ..Default::default()
+    };
+    pack(&message).unwrap().to_wire()
+}
+
+#[tokio::test]
+async fn a_change_is_heard_by_who_subscribed_before_it() {
+    let daemon = Daemon::start().await;
+    let mut all = subscribe(&daemon, &[]).await;
+    let mut tasks = subscribe(&daemon, &["topic~=|^/tasks/|"]).await;
+    let container = Container {
+        id: "c".into(),
+        image: "i".into(),
+        runtime: MessageField::some(Runtime {
+            name: "r".into(),
+            ..Default::default()
+        }),
+        spec: MessageField::some(Any {
+            type_url: "spec".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let request = CreateContainerRequest {
+        container: MessageField::some(container),
+        ..Default::default()
+    };
+    ContainersClient::new(daemon.channel())
+        .create(scoped(request))
+        .await
+        .unwrap();
+    let publish = PublishRequest {
+        topic: "/tasks/exit".into(),
+        event: MessageField::some(exit()),
+        ..Default::default()
+    };
+    EventsClient::new(daemon.channel())
+        .publish(scoped(publish))
+        .await
+        .unwrap();
+
+    let mut heard = next(&mut all).await;
+    if heard.topic == "/namespaces/create" {
+        heard = next(&mut all).await;
+    }
+    assert_eq!(
+        (heard.topic.as_str(), heard.namespace.as_str()),
+        ("/containers/create", NAMESPACE)
+    );
+    assert_eq!(heard.event.type_url, "containerd.events.ContainerCreate");
+    let message = ContainerCreate::parse_from_bytes(&heard.event.value).unwrap();
+    assert_eq!((message.id.as_str(), message.image.as_str()), ("c", "i"));
+    assert_eq!(next(&mut all).await.topic, "/tasks/exit");
+    let heard = next(&mut tasks).await;
+    assert_eq!(
+        (heard.topic.as_str(), heard.event.unwrap()),
+        ("/tasks/exit", exit())
+    );
+}
+
+#[tokio::test]
+async fn filters_look_into_events_and_cross_namespaces() {
+    let daemon = Daemon::start().await;
+    let mut wanted = subscribe(&daemon, &["event.container_id==c,namespace==elsewhere"]).await;
+    let mut client = EventsClient::new(daemon.channel());
+    let at = SystemTime::now() - Duration::from_secs(60);
+    for namespace in ["test", "elsewhere"] {
+        let envelope = Envelope {
+            timestamp: MessageField::some(at.to_wire()),
+            namespace: namespace.into(),
+            topic: "/tasks/exit".into(),
+            event: MessageField::some(exit()),
+            ..Default::default()
+        };
+        let request = ForwardRequest {
+            envelope: MessageField::some(envelope),
+            ..Default::default()
+        };
+        client.forward(request).await.unwrap();
+    }
+    let heard = next(&mut wanted).await;
+    assert_eq!(heard.namespace, "elsewhere");
+    assert_eq!(heard.timestamp.unwrap(), at.to_wire());
+}
+
+#[tokio::test]
+async fn bad_events_are_refused() {
+    let daemon = Daemon::start().await;
+    let mut client = EventsClient::new(daemon.channel());
+    for topic in ["", "tasks/exit", "/", "/a b"] {
+        let request = PublishRequest {
+            topic: topic.into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            refused(client.publish(scoped(request)).await).0,
+            Code::InvalidArgument
+        );
+    }
+    let envelope = |namespace: &str, timed: bool| Envelope {
+        timestamp: timed.then(SystemTime::now).to_wire(),
+        namespace: namespace.into(),
+        topic: "/t".into(),
+        ..Default::default()
+    };
+    for (envelope, part) in [
+        (None, "envelope must not be empty"),
+        (Some(envelope("n", false)), "timestamp must be set"),
+        (Some(envelope("", true)), "namespace"),
+    ] {
+        let request = ForwardRequest {
+            envelope: envelope.into(),
+            ..Default::default()
+        };
+        let (code, text) = refused(client.forward(request).await);
+        assert_eq!(code, Code::InvalidArgument, "{text}");
+        assert!(text.contains(part), "{text}");
+    }
+    let bad = SubscribeRequest {
+        filters: vec!["==".into()],
+        ..Default::default()
+    };
+    let mut stream = client.subscribe(bad).await.unwrap().into_inner();
+    assert_eq!(
+        stream.message().await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+}
+
+#[tokio::test]
+async fn a_subscriber_that_hangs_up_is_forgotten() {
+    let daemon = Daemon::start().await;
+    let stream = subscribe(&daemon, &[]).await;
+    assert!(format!("{:?}", daemon.exchange).contains("subscribers: 1"));
+    drop(stream);
+    let topic = types::Topic::try_from("/t".to_owned()).unwrap();
+    let gone = async {
+        while format!("{:?}", daemon.exchange).contains("subscribers: 1") {
+            // Who is gone is noticed with the next event.
+            let namespace = NAMESPACE.parse().unwrap();
+            daemon
+                .exchange
+                .publish_any(&namespace, topic.clone(), types::Any::default());
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, gone).await.unwrap();
+}

@@ -1,0 +1,87 @@
+//! Second floor: the records of all namespaces over the backends, and what collects the rest.
+
+use std::sync::Arc;
+
+use metadata::gc::{Scheduler, SchedulerOpts};
+use metadata::{Metadata, OpenOpts, Policy};
+use types::{Context as _, Result};
+
+use crate::config::{self, Config};
+use crate::ground::Ground;
+use crate::lock;
+use crate::point::Row;
+
+/// Kind and id of the metadata store: the wire's names; the engine below is not bolt.
+const METADATA: &str = "io.containerd.metadata.v1";
+/// File of the store, beside the one that Go's daemon would have.
+const FILE: &str = "metadata.redb";
+
+/// The backends and the records that name what is in them.
+#[derive(Debug)]
+pub(crate) struct Store {
+    /// The floor below.
+    pub(crate) ground: Ground,
+    /// The records.
+    pub(crate) metadata: Metadata,
+    /// What there is, for introspection.
+    pub(crate) rows: Vec<Row>,
+}
+
+impl Store {
+    /// Opens the records over `ground`.
+    ///
+    /// # Errors
+    /// `Unavailable` while another daemon has them; `DataLoss` for a damaged file.
+    pub(crate) async fn open(ground: Ground, config: &Config) -> Result<Self> {
+        let uri = format!("{METADATA}.bolt");
+        let section: config::Metadata = config.section(&uri)?;
+        let directory = config.root.join(&uri);
+        lock::create(&directory, lock::ROOT_MODE)?;
+        let opts = OpenOpts {
+            content: Arc::clone(&ground.content),
+            snapshotters: ground.snapshotters.ready().clone(),
+            events: Arc::clone(&ground.events),
+            policy: match section.content_sharing_policy {
+                config::Sharing::Shared => Policy::Shared,
+                config::Sharing::Isolated => Policy::Isolated,
+            },
+        };
+        let metadata = Metadata::open(&directory.join(FILE), opts)
+            .await
+            .ctx("open metadata")?;
+        let rows = vec![
+            Row::ready(
+                METADATA,
+                "bolt",
+                &[
+                    "io.containerd.content.v1",
+                    "io.containerd.event.v1",
+                    "io.containerd.snapshotter.v1",
+                ],
+            ),
+            Row::ready("io.containerd.gc.v1", "scheduler", &[METADATA]),
+            Row::ready("io.containerd.lease.v1", "manager", &[METADATA]),
+        ];
+        Ok(Self {
+            ground,
+            metadata,
+            rows,
+        })
+    }
+
+    /// What collects in the background, as configured.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a section that does not fit.
+    pub(crate) fn scheduler(&self, config: &Config) -> Result<Scheduler> {
+        let section: config::Scheduler = config.section("io.containerd.gc.v1.scheduler")?;
+        let opts = SchedulerOpts {
+            startup_delay: section.startup_delay,
+            schedule_delay: section.schedule_delay,
+            deletion_threshold: section.deletion_threshold,
+            mutation_threshold: section.mutation_threshold,
+            pause_threshold: section.pause_threshold,
+        };
+        Ok(Scheduler::new(self.metadata.clone(), opts))
+    }
+}
