@@ -1,1 +1,30 @@
-//! Placeholder, replaced in this session.
+//! The client side of the wire: containerd's services with typed values, and the traits of
+//! `content`, `snapshotters`, `diff` and `images` for a store at the other end of a socket.
+//!
+//! Invariant: no wire type leaves this crate. Messages are made and read at the call and nowhere
+//! else, by the `Wire` impls that the server uses too. Used by `ctr`, and by the daemon for proxy
+//! plugins ([`remote`]).
+//!
+//! ```text
+//! ctr --> Client --> containers, tasks, images, leases, ...   (records, processes)
+//!     `-> remote --> dyn ContentStore, Snapshotter, Applier   (what transfer works on)
+//! ```
+
+mod call;
+mod client;
+mod connect;
+mod json;
+pub mod remote;
+mod services;
+pub mod spec;
+pub mod stdio;
+pub mod terminal;
+
+pub use call::{Caller, DEADLINE};
+pub use client::{Client, DEFAULT_SNAPSHOTTER};
+pub use connect::{connect, socket_path};
+pub use services::{
+    Containers, CreateTask, Envelope, Events, ExecTask, Exited, Images, Introspection, Lease,
+    Leases, Metric, Namespaces, Plugin, PluginFault, Process, ProcessEntry, RuncOptions,
+    ServerInfo, Status, StdioPaths, Subscription, Tasks, Version, default_lease_id,
+};

@@ -1,0 +1,174 @@
+//! The connection and its services.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use content::ContentStore;
+use diff::{Applier, Comparer};
+use snapshotters::Snapshotter;
+use tonic::transport::Channel;
+use types::{Context as _, LeaseId, Namespace, Result, Scope, label};
+
+use crate::call::Caller;
+use crate::remote::{RemoteContent, RemoteDiff, RemoteSnapshotter};
+use crate::services::{
+    Containers, Events, Images, Introspection, Lease, Leases, Namespaces, Tasks,
+};
+
+/// Snapshotter where neither the caller nor the namespace names one.
+pub const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
+
+/// A connection to a daemon, in one namespace. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    caller: Caller,
+}
+
+impl Client {
+    /// Connects to the daemon at `address` within `limit`.
+    ///
+    /// # Errors
+    /// `Unavailable` when nobody answers there; `InvalidArgument` for an address of another kind.
+    pub async fn connect(address: &str, namespace: Namespace, limit: Duration) -> Result<Self> {
+        let channel = crate::connect::connect(address, limit).await?;
+        Ok(Self::new(channel, namespace))
+    }
+
+    /// A client on a channel that is there already.
+    #[must_use]
+    pub fn new(channel: Channel, namespace: Namespace) -> Self {
+        Self {
+            caller: Caller::new(channel, Scope::new(namespace)),
+        }
+    }
+
+    /// Channel, scope and deadline.
+    #[must_use]
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// The namespace it works in.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.caller.scope().namespace
+    }
+
+    /// The same client under a lease.
+    #[must_use]
+    pub fn leased(&self, lease: LeaseId) -> Self {
+        Self {
+            caller: self.caller.leased(lease),
+        }
+    }
+
+    /// The same client with another deadline for plain calls.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self {
+            caller: self.caller.with_deadline(deadline),
+        }
+    }
+
+    /// Namespaces.
+    #[must_use]
+    pub fn namespaces(&self) -> Namespaces {
+        Namespaces::new(&self.caller)
+    }
+
+    /// Images: records only, their content is in [`Client::content`].
+    #[must_use]
+    pub fn images(&self) -> Images {
+        Images::new(&self.caller)
+    }
+
+    /// Containers.
+    #[must_use]
+    pub fn containers(&self) -> Containers {
+        Containers::new(&self.caller)
+    }
+
+    /// Leases.
+    #[must_use]
+    pub fn leases(&self) -> Leases {
+        Leases::new(&self.caller)
+    }
+
+    /// Tasks: what runs.
+    #[must_use]
+    pub fn tasks(&self) -> Tasks {
+        Tasks::new(&self.caller)
+    }
+
+    /// Events.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events::new(&self.caller)
+    }
+
+    /// Version, plugins, server.
+    #[must_use]
+    pub fn introspection(&self) -> Introspection {
+        Introspection::new(&self.caller)
+    }
+
+    /// The content store.
+    #[must_use]
+    pub fn content(&self) -> Arc<dyn ContentStore> {
+        Arc::new(RemoteContent::new(self.caller.clone()))
+    }
+
+    /// The snapshotter `name`.
+    #[must_use]
+    pub fn snapshotter(&self, name: &str) -> Arc<dyn Snapshotter> {
+        Arc::new(RemoteSnapshotter::new(self.caller.clone(), name))
+    }
+
+    /// The daemon's differ, unpacking.
+    #[must_use]
+    pub fn applier(&self) -> Arc<dyn Applier> {
+        Arc::new(RemoteDiff::new(self.caller.clone()))
+    }
+
+    /// The daemon's differ, packing.
+    #[must_use]
+    pub fn comparer(&self) -> Arc<dyn Comparer> {
+        Arc::new(RemoteDiff::new(self.caller.clone()))
+    }
+
+    /// Name of the snapshotter to use: the given one, else the namespace's, else the default.
+    ///
+    /// # Errors
+    /// Of asking for the namespace.
+    pub async fn snapshotter_name(&self, given: &str) -> Result<String> {
+        let default = self
+            .namespace_default(given, label::DEFAULT_SNAPSHOTTER)
+            .await?;
+        Ok(default.unwrap_or_else(|| DEFAULT_SNAPSHOTTER.to_owned()))
+    }
+
+    /// `given` unless it is empty, else the namespace's label `key`.
+    async fn namespace_default(&self, given: &str, key: &str) -> Result<Option<String>> {
+        if !given.is_empty() {
+            return Ok(Some(given.to_owned()));
+        }
+        let namespace = self.namespaces().get(self.namespace()).await.absent_ok()?;
+        Ok(namespace
+            .and_then(|mut n| n.labels.remove(key))
+            .filter(|name| !name.is_empty()))
+    }
+
+    /// Runs `work` with a client under a fresh lease, which goes when the work is done, failed or
+    /// dropped. Should the process die, the lease expires after a day.
+    ///
+    /// # Errors
+    /// Of making the lease, else of the work; a lease that cannot be removed is only logged.
+    pub async fn with_lease<T>(&self, work: impl AsyncFnOnce(Self) -> Result<T>) -> Result<T> {
+        let lease = Lease::create(self.leases()).await?;
+        let done = work(self.leased(lease.id().clone())).await;
+        if let Err(error) = lease.remove().await {
+            tracing::warn!(%error, "cannot remove lease");
+        }
+        done
+    }
+}

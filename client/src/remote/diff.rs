@@ -1,0 +1,82 @@
+//! A differ at the other end of a socket. It works on the daemon's own content store: the store
+//! that the traits pass is the same one seen from here, and is not used.
+
+use std::sync::Arc;
+
+use ::diff::{Applier, ApplyOpts, CompareOpts, Comparer};
+use async_trait::async_trait;
+use content::ContentStore;
+use grpc::diff::DiffClient;
+use protos::MessageField;
+use protos::services::diff as wire;
+use protos::wire::Wire as _;
+use tonic::transport::Channel;
+use types::{Descriptor, Mount, Result};
+
+use crate::call::{Caller, done, present};
+
+/// The diff service of a daemon.
+#[derive(Clone, Debug)]
+pub struct RemoteDiff {
+    caller: Caller,
+}
+
+impl RemoteDiff {
+    /// The differ that `caller` reaches.
+    #[must_use]
+    pub fn new(caller: Caller) -> Self {
+        Self { caller }
+    }
+
+    fn stub(&self) -> DiffClient<Channel> {
+        DiffClient::new(self.caller.channel())
+    }
+}
+
+#[async_trait]
+impl Applier for RemoteDiff {
+    async fn apply(
+        &self,
+        _store: &Arc<dyn ContentStore>,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        opts: ApplyOpts,
+    ) -> Result<Descriptor> {
+        let message = wire::ApplyRequest {
+            diff: MessageField::some(layer.to_wire()),
+            mounts: mounts.iter().map(Mount::to_wire).collect(),
+            payloads: opts
+                .payloads
+                .iter()
+                .map(|(id, any)| (id.clone(), any.to_wire()))
+                .collect(),
+            sync_fs: opts.sync,
+            ..Default::default()
+        };
+        let answer = done(self.stub().apply(self.caller.endless(message)?).await)?;
+        Descriptor::from_wire(present(answer.applied, "descriptor")?)
+    }
+}
+
+#[async_trait]
+impl Comparer for RemoteDiff {
+    async fn compare(
+        &self,
+        _store: &Arc<dyn ContentStore>,
+        lower: &[Mount],
+        upper: &[Mount],
+        opts: CompareOpts,
+    ) -> Result<Descriptor> {
+        let message = wire::DiffRequest {
+            left: lower.iter().map(Mount::to_wire).collect(),
+            right: upper.iter().map(Mount::to_wire).collect(),
+            media_type: opts.media_type,
+            ref_: opts.reference.map(|r| r.to_string()).unwrap_or_default(),
+            labels: opts.labels.to_wire(),
+            source_date_epoch: opts.source_date_epoch.to_wire(),
+            ..Default::default()
+        };
+        let answer = done(self.stub().diff(self.caller.endless(message)?).await)?;
+        Descriptor::from_wire(present(answer.diff, "descriptor")?)
+    }
+}

@@ -1,0 +1,167 @@
+//! A snapshotter at the other end of a socket.
+
+use async_trait::async_trait;
+use grpc::snapshots::SnapshotsClient;
+use protos::MessageField;
+use protos::services::snapshots as wire;
+use protos::wire::Wire as _;
+use snapshotters::Snapshotter;
+use tonic::transport::Channel;
+use types::{Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
+
+use crate::call::{Caller, done, present};
+
+/// One snapshotter of a daemon, in one namespace.
+#[derive(Clone, Debug)]
+pub struct RemoteSnapshotter {
+    caller: Caller,
+    name: String,
+}
+
+impl RemoteSnapshotter {
+    /// The snapshotter `name` that `caller` reaches.
+    #[must_use]
+    pub fn new(caller: Caller, name: &str) -> Self {
+        Self {
+            caller,
+            name: name.to_owned(),
+        }
+    }
+
+    fn stub(&self) -> SnapshotsClient<Channel> {
+        SnapshotsClient::new(self.caller.channel())
+    }
+}
+
+fn text(key: Option<&SnapshotKey>) -> String {
+    key.map(ToString::to_string).unwrap_or_default()
+}
+
+#[async_trait]
+impl Snapshotter for RemoteSnapshotter {
+    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo> {
+        let message = wire::StatSnapshotRequest {
+            snapshotter: self.name.clone(),
+            key: key.to_string(),
+            ..Default::default()
+        };
+        let answer = done(self.stub().stat(self.caller.request(message)?).await)?;
+        SnapshotInfo::from_wire(present(answer.info, "info")?)
+    }
+
+    async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
+        let message = wire::UpdateSnapshotRequest {
+            snapshotter: self.name.clone(),
+            info: MessageField::some(info.to_wire()),
+            update_mask: MessageField::some(fields.to_wire()),
+            ..Default::default()
+        };
+        let answer = done(self.stub().update(self.caller.request(message)?).await)?;
+        SnapshotInfo::from_wire(present(answer.info, "info")?)
+    }
+
+    async fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
+        let message = wire::UsageRequest {
+            snapshotter: self.name.clone(),
+            key: key.to_string(),
+            ..Default::default()
+        };
+        Usage::from_wire(done(
+            self.stub().usage(self.caller.request(message)?).await,
+        )?)
+    }
+
+    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>> {
+        let message = wire::MountsRequest {
+            snapshotter: self.name.clone(),
+            key: key.to_string(),
+            ..Default::default()
+        };
+        let answer = done(self.stub().mounts(self.caller.request(message)?).await)?;
+        Vec::from_wire(answer.mounts)
+    }
+
+    async fn prepare(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let message = wire::PrepareSnapshotRequest {
+            snapshotter: self.name.clone(),
+            key: key.to_string(),
+            parent: text(parent),
+            labels: labels.to_wire(),
+            ..Default::default()
+        };
+        let answer = done(self.stub().prepare(self.caller.request(message)?).await)?;
+        Vec::from_wire(answer.mounts)
+    }
+
+    async fn view(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let message = wire::ViewSnapshotRequest {
+            snapshotter: self.name.clone(),
+            key: key.to_string(),
+            parent: text(parent),
+            labels: labels.to_wire(),
+            ..Default::default()
+        };
+        let answer = done(self.stub().view(self.caller.request(message)?).await)?;
+        Vec::from_wire(answer.mounts)
+    }
+
+    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
+        let message = wire::CommitSnapshotRequest {
+            snapshotter: self.name.clone(),
+            name: name.to_string(),
+            key: key.to_string(),
+            labels: labels.to_wire(),
+            ..Default::default()
+        };
+        // Flushing a large layer may take long.
+        done(self.stub().commit(self.caller.endless(message)?).await)?;
+        Ok(())
+    }
+
+    async fn remove(&self, key: &SnapshotKey) -> Result<()> {
+        let message = wire::RemoveSnapshotRequest {
+            snapshotter: self.name.clone(),
+            key: key.to_string(),
+            ..Default::default()
+        };
+        done(self.stub().remove(self.caller.endless(message)?).await)?;
+        Ok(())
+    }
+
+    async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
+        let message = wire::ListSnapshotsRequest {
+            snapshotter: self.name.clone(),
+            filters: filter.texts().to_vec(),
+            ..Default::default()
+        };
+        let mut stream = done(self.stub().list(self.caller.endless(message)?).await)?;
+        let mut all = Vec::new();
+        while let Some(page) = stream
+            .message()
+            .await
+            .map_err(|s| grpc::status::to_error(&s))?
+        {
+            all.extend(Vec::from_wire(page.info)?);
+        }
+        Ok(all)
+    }
+
+    async fn cleanup(&self) -> Result<()> {
+        let message = wire::CleanupRequest {
+            snapshotter: self.name.clone(),
+            ..Default::default()
+        };
+        done(self.stub().cleanup(self.caller.endless(message)?).await)?;
+        Ok(())
+    }
+}

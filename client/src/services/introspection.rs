@@ -1,0 +1,143 @@
+//! Version, server, plugins.
+
+use grpc::introspection::IntrospectionClient;
+use grpc::version::VersionClient;
+use protos::services::introspection as wire;
+use protos::well_known::Empty;
+use protos::wire::Wire as _;
+use tonic::transport::Channel;
+use types::{Filter, Platform, Result};
+
+use crate::call::done;
+
+super::service! {
+    /// What a daemon tells about itself.
+    Introspection, IntrospectionClient<Channel>
+}
+
+/// Version of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Version.
+    pub version: String,
+    /// Revision of its source.
+    pub revision: String,
+}
+
+/// Identity of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// Made once per root directory.
+    pub uuid: String,
+    /// Pid, 0 from an old daemon.
+    pub pid: u64,
+    /// Inode of its pid namespace.
+    pub pidns: u64,
+    /// Features in use that will go: id and message.
+    pub deprecations: Vec<(String, String)>,
+}
+
+/// Why a plugin does not work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginFault {
+    /// gRPC's word for the class.
+    pub code: String,
+    /// What happened.
+    pub message: String,
+}
+
+/// A part of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plugin {
+    /// Type, as `io.containerd.snapshotter.v1`.
+    pub kind: String,
+    /// Id within the type.
+    pub id: String,
+    /// Types that it needs.
+    pub requires: Vec<String>,
+    /// Platforms that it supports.
+    pub platforms: Vec<Platform>,
+    /// What it tells about itself, by name.
+    pub exports: Vec<(String, String)>,
+    /// Capabilities.
+    pub capabilities: Vec<String>,
+    /// Why it does not work, when it does not.
+    pub fault: Option<PluginFault>,
+}
+
+impl Plugin {
+    /// `ok`, `skip` or `error`.
+    #[must_use]
+    pub fn status(&self) -> &'static str {
+        match &self.fault {
+            None => "ok",
+            // Parity: plugin/context.go: a skipped plugin is known by this text.
+            Some(fault) if fault.message.contains("skip plugin") => "skip",
+            Some(_) => "error",
+        }
+    }
+
+    fn from_proto(plugin: wire::Plugin) -> Result<Self> {
+        let mut exports: Vec<_> = plugin.exports.into_iter().collect();
+        exports.sort();
+        let fault = plugin.init_err.into_option().map(|status| PluginFault {
+            code: format!("{:?}", tonic::Code::from_i32(status.code)),
+            message: status.message,
+        });
+        Ok(Self {
+            kind: plugin.type_,
+            id: plugin.id,
+            requires: plugin.requires,
+            platforms: Vec::from_wire(plugin.platforms)?,
+            exports,
+            capabilities: plugin.capabilities,
+            fault,
+        })
+    }
+}
+
+impl Introspection {
+    /// The daemon's version.
+    ///
+    /// # Errors
+    /// Of the call.
+    pub async fn version(&self) -> Result<Version> {
+        let mut stub = VersionClient::new(self.caller.channel());
+        let answer = done(stub.version(self.caller.request(Empty::new())?).await)?;
+        Ok(Version {
+            version: answer.version,
+            revision: answer.revision,
+        })
+    }
+
+    /// The daemon's identity.
+    ///
+    /// # Errors
+    /// Of the call.
+    pub async fn server(&self) -> Result<ServerInfo> {
+        let answer = done(self.stub().server(self.caller.request(Empty::new())?).await)?;
+        Ok(ServerInfo {
+            uuid: answer.uuid,
+            pid: answer.pid,
+            pidns: answer.pidns,
+            deprecations: answer
+                .deprecations
+                .into_iter()
+                .map(|d| (d.id, d.message))
+                .collect(),
+        })
+    }
+
+    /// The daemon's plugins that pass the filter (fields `type` and `id`).
+    ///
+    /// # Errors
+    /// Of the call.
+    pub async fn plugins(&self, filter: &Filter) -> Result<Vec<Plugin>> {
+        let message = wire::PluginsRequest {
+            filters: filter.texts().to_vec(),
+            ..Default::default()
+        };
+        let answer = done(self.stub().plugins(self.caller.request(message)?).await)?;
+        answer.plugins.into_iter().map(Plugin::from_proto).collect()
+    }
+}

@@ -1,0 +1,42 @@
+//! One type per service, with values instead of messages.
+
+mod containers;
+mod events;
+mod images;
+mod introspection;
+mod leases;
+mod metrics;
+mod namespaces;
+mod process;
+mod tasks;
+
+pub use containers::Containers;
+pub use events::{Envelope, Events, Subscription};
+pub use images::Images;
+pub use introspection::{Introspection, Plugin, PluginFault, ServerInfo, Version};
+pub use leases::{Lease, Leases, default_lease_id};
+pub use namespaces::Namespaces;
+pub use process::{Exited, Metric, Process, ProcessEntry, Status, StdioPaths};
+pub use tasks::{CreateTask, ExecTask, RuncOptions, Tasks};
+
+/// The type of one service: a caller and the stub on its channel.
+macro_rules! service {
+    ($(#[$doc:meta])* $name:ident, $stub:ty) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name {
+            caller: $crate::call::Caller,
+        }
+
+        impl $name {
+            pub(crate) fn new(caller: &$crate::call::Caller) -> Self {
+                Self { caller: caller.clone() }
+            }
+
+            fn stub(&self) -> $stub {
+                <$stub>::new(self.caller.channel())
+            }
+        }
+    };
+}
+use service;
