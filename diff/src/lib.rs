@@ -3,6 +3,14 @@
 //! Invariant: nothing outside the mounted tree is ever read or written, whatever the archive says.
 //! Mounts come from any snapshotter; content goes through any [`content::ContentStore`].
 
+mod apply;
+mod compression;
+mod extract;
+mod lower;
+mod root;
+mod stream;
+mod tar;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,6 +18,10 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use content::ContentStore;
 use types::{Any, Descriptor, IngestRef, Labels, Mount, Result};
+
+pub use apply::Walking;
+pub use extract::{Limits, Target, TreeOpts, apply_tar};
+pub use root::Root;
 
 /// How to apply.
 #[derive(Clone, Debug, Default)]

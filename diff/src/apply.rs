@@ -1,0 +1,397 @@
+//! The walking applier: a layer archive onto a file system.
+//!
+//! ```text
+//!   thread 1: blob -> digest of the blob -> decoder -+-> chunks -> caller's thread: tar -> files
+//!                                                    +-> chunks -> thread 2: digest of the stream
+//! ```
+//! Invariant: no mount outlives the call; success means the blob had its digest, the whole stream was
+//! read, and (with `sync`) the file system was flushed.
+
+use std::fs::File;
+use std::io::{BufRead, Read};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use content::{Blob, ContentStore, Hasher};
+use sys::mount::TempMount;
+use tokio::runtime::Handle;
+use types::{
+    Algorithm, Context as _, Descriptor, Digest, Error, Labels, Mount, Result, media_type,
+};
+
+use crate::compression::{Compression, decoder};
+use crate::extract::{Limits, Target, TreeOpts, apply_tar};
+use crate::root::Root;
+use crate::stream::{CHUNK, Sender, pipe};
+use crate::tar::stream_error;
+use crate::{Applier, ApplyOpts};
+
+/// Applies tar layers: plain, gzip or zstd.
+#[derive(Clone, Debug)]
+pub struct Walking {
+    temporary: PathBuf,
+    limits: Limits,
+}
+
+impl Walking {
+    /// An applier and comparer that makes its temporary mounts below `temporary`.
+    #[must_use]
+    pub fn new(temporary: PathBuf) -> Self {
+        Self {
+            temporary,
+            limits: Limits::default(),
+        }
+    }
+
+    /// The same with other ceilings.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Where temporary mounts go.
+    pub(crate) fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+}
+
+#[async_trait]
+impl Applier for Walking {
+    async fn apply(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        opts: ApplyOpts,
+    ) -> Result<Descriptor> {
+        Compression::check(&layer.media_type)?;
+        let blob = store
+            .open(&layer.digest)
+            .await
+            .ctx("failed to get reader from content store")?;
+        if layer.size != 0 && blob.size() != layer.size {
+            return Err(Error::failed_precondition(format_args!(
+                "blob {} has {} bytes, not {}",
+                layer.digest,
+                blob.size(),
+                layer.size
+            )));
+        }
+        let job = Job {
+            blob,
+            handle: Handle::current(),
+            digest: layer.digest.clone(),
+            limits: self.limits,
+            sync: opts.sync,
+        };
+        let (temporary, mounts) = (self.temporary.clone(), mounts.to_vec());
+        let work = move || job.apply(&temporary, &mounts);
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|e| Error::internal("apply task failed").with_source(e))?
+    }
+}
+
+/// Where the files go.
+enum Place {
+    /// Straight into this directory.
+    Here(PathBuf, Target),
+    /// Through a mount of their own.
+    Mounted,
+}
+
+/// One apply.
+struct Job {
+    blob: Arc<dyn Blob>,
+    handle: Handle,
+    digest: Digest,
+    limits: Limits,
+    sync: bool,
+}
+
+impl Job {
+    fn apply(self, temporary: &Path, mounts: &[Mount]) -> Result<Descriptor> {
+        match place(mounts)? {
+            Place::Here(path, target) => self.into_directory(&path, target),
+            Place::Mounted => {
+                std::fs::create_dir_all(temporary)
+                    .map_err(|e| Error::os(format_args!("mkdir {}", temporary.display()), e))?;
+                let mounted = TempMount::new(mounts, temporary)?;
+                let done = self.into_directory(mounted.path(), Target::Merged);
+                drop(mounted);
+                done
+            }
+        }
+    }
+
+    fn into_directory(self, path: &Path, target: Target) -> Result<Descriptor> {
+        let root = Root::open(path)?;
+        let tree = TreeOpts {
+            target,
+            limits: self.limits,
+            skip_devices: in_user_namespace(),
+        };
+        let sync = self.sync;
+        let stream = self.extract(&root, &tree)?;
+        if sync {
+            rustix::fs::syncfs(root.fd())
+                .map_err(|e| Error::os(format_args!("syncfs {}", path.display()), e.into()))?;
+        }
+        Ok(stream)
+    }
+
+    /// Runs the three threads.
+    fn extract(self, root: &Root, tree: &TreeOpts) -> Result<Descriptor> {
+        let (files, source) = pipe();
+        let (sums, summed) = pipe();
+        let (extracted, read, hashed) = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| self.read(&[files, sums]));
+            let hashing = scope.spawn(|| hash(summed));
+            let extracted = apply_tar(source, root, tree);
+            (extracted, join(reading), join(hashing))
+        });
+        // The extractor's error names the entry; when it is the stream's own, both are the same.
+        extracted?;
+        let blob = read?;
+        let (size, digest) = hashed?;
+        let blob = blob.unwrap_or_else(|| digest.clone());
+        if blob != self.digest {
+            return Err(Error::failed_precondition(format_args!(
+                "unexpected digest of layer: {blob}, expected {}",
+                self.digest
+            )));
+        }
+        Ok(Descriptor {
+            media_type: media_type::OCI_LAYER.into(),
+            digest,
+            size,
+            annotations: Labels::new(),
+        })
+    }
+
+    /// Thread 1. The digest of the blob, unless it is that of the stream.
+    fn read(&self, to: &[Sender; 2]) -> Result<Option<Digest>> {
+        let mut blob = BlobReader {
+            job: self,
+            offset: 0,
+            buffer: Vec::new(),
+            at: 0,
+            hasher: Some(Hasher::new(self.digest.algorithm())),
+        };
+        let done = self.decode(&mut blob, to);
+        if let Err(error) = &done {
+            // The extractor has the same text; the hasher only has to know that there is no digest.
+            let again = || Error::from_wire(error.code(), &error.to_string());
+            to[0].send(Err(again()));
+            to[1].send(Err(again()));
+        }
+        done?;
+        blob.hasher.map(Hasher::finish).transpose()
+    }
+
+    fn decode(&self, blob: &mut BlobReader<'_>, to: &[Sender; 2]) -> Result<()> {
+        let plain = Compression::of(blob).map_err(stream_error)? == Compression::Plain;
+        if plain && self.digest.algorithm() == Algorithm::Sha256 {
+            // Nothing was hashed yet: the first buffer is counted when it is consumed.
+            blob.hasher = None;
+        }
+        let mut total = 0_u64;
+        let mut stream = decoder(&mut *blob).map_err(decode_error)?;
+        loop {
+            let chunk = fill_chunk(&mut stream).map_err(decode_error)?;
+            if chunk.is_empty() {
+                break;
+            }
+            total += chunk.len() as u64;
+            if total > self.limits.bytes {
+                return Err(Error::resource_exhausted(format_args!(
+                    "layer has more than {} bytes",
+                    self.limits.bytes
+                )));
+            }
+            let chunk = Bytes::from(chunk);
+            // The extractor stops early when it fails: so does everything.
+            if !to[0].send(Ok(chunk.clone())) || !to[1].send(Ok(chunk)) {
+                return Ok(());
+            }
+        }
+        drop(stream);
+        // What a decoder leaves unread is part of the digest.
+        loop {
+            let got = blob.fill_buf().map_err(stream_error)?.len();
+            if got == 0 {
+                return Ok(());
+            }
+            blob.consume(got);
+        }
+    }
+}
+
+/// Reads until a chunk is full or the stream ends.
+fn fill_chunk(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
+    let mut chunk = vec![0; CHUNK];
+    let mut len = 0;
+    while len < CHUNK {
+        match stream.read(&mut chunk[len..]) {
+            Ok(0) => break,
+            Ok(got) => len += got,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    chunk.truncate(len);
+    Ok(chunk)
+}
+
+/// The blob as a stream, hashed as it is consumed.
+struct BlobReader<'a> {
+    job: &'a Job,
+    offset: u64,
+    buffer: Vec<u8>,
+    at: usize,
+    hasher: Option<Hasher>,
+}
+
+impl BlobReader<'_> {
+    fn next(&mut self) -> std::io::Result<()> {
+        let blob = &self.job.blob;
+        if let Some(file) = blob.file() {
+            self.buffer.resize(CHUNK, 0);
+            let got = read_at(file, &mut self.buffer, self.offset)?;
+            self.buffer.truncate(got);
+            return Ok(());
+        }
+        let data = self
+            .job
+            .handle
+            .block_on(blob.read_at(self.offset, CHUNK))
+            .map_err(std::io::Error::other)?;
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&data);
+        Ok(())
+    }
+}
+
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    loop {
+        match file.read_at(buffer, offset) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+impl BufRead for BlobReader<'_> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        if self.at == self.buffer.len() {
+            self.at = 0;
+            self.buffer.clear();
+            self.next()?;
+        }
+        Ok(&self.buffer[self.at..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        let end = (self.at + amount).min(self.buffer.len());
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&self.buffer[self.at..end]);
+        }
+        self.offset += (end - self.at) as u64;
+        self.at = end;
+    }
+}
+
+impl Read for BlobReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let data = self.fill_buf()?;
+        let take = data.len().min(buffer.len());
+        buffer[..take].copy_from_slice(&data[..take]);
+        self.consume(take);
+        Ok(take)
+    }
+}
+
+/// Thread 2: length and digest of the stream.
+fn hash(mut source: crate::stream::Source) -> Result<(u64, Digest)> {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut size = 0;
+    loop {
+        let chunk = source.fill_buf().map_err(stream_error)?;
+        let len = chunk.len();
+        if len == 0 {
+            return Ok((size, hasher.finish()?));
+        }
+        hasher.update(chunk);
+        size += len as u64;
+        source.consume(len);
+    }
+}
+
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(Error::internal("apply thread panicked")))
+}
+
+/// An error of a decoder: the blob's own, or damage.
+fn decode_error(error: std::io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => error,
+        Err(error) => {
+            Error::invalid_argument(format_args!("decompress layer: {error}")).with_source(error)
+        }
+    }
+}
+
+/// Where the files of a layer go for these mounts.
+fn place(mounts: &[Mount]) -> Result<Place> {
+    let [mount] = mounts else {
+        return Ok(Place::Mounted);
+    };
+    if !mount.target.is_empty() {
+        return Ok(Place::Mounted);
+    }
+    match mount.kind.as_str() {
+        "bind" if mount.is_read_only() => Err(Error::failed_precondition(
+            "cannot apply a layer to a read-only mount",
+        )),
+        "bind" => Ok(Place::Here(mount.source.clone().into(), Target::Merged)),
+        "overlay" => Ok(overlay(mount)),
+        _ => Ok(Place::Mounted),
+    }
+}
+
+/// An overlay is written straight into its upper directory when its options are the plain ones.
+fn overlay(mount: &Mount) -> Place {
+    let (Some(upper), Some(lower)) = (mount.option("upperdir"), mount.option("lowerdir")) else {
+        return Place::Mounted;
+    };
+    let odd = |option: &String| {
+        option.starts_with("redirect_dir=on")
+            || option.starts_with("metacopy=on")
+            || option.starts_with("lowerdir+")
+            || option.starts_with("uidmap=")
+            || option.starts_with("gidmap=")
+    };
+    let odd_path = |path: &str| path.contains('\\') || path.contains("::");
+    if mount.options.iter().any(odd) || odd_path(upper) || odd_path(lower) || in_user_namespace() {
+        return Place::Mounted;
+    }
+    let target = Target::Upper {
+        lowers: lower.split(':').map(PathBuf::from).collect(),
+        userxattr: mount.options.iter().any(|option| option == "userxattr"),
+    };
+    Place::Here(upper.into(), target)
+}
+
+/// True where device nodes cannot be made.
+fn in_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,362 @@
+//! Layers through a content store onto real mounts.
+
+use super::*;
+use crate::compression::Encoder;
+use crate::tar::{Entry, Kind, Time, Writer};
+use content::{IngestSpec, Local};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use types::Code;
+
+/// An entry with plain attributes.
+pub(crate) fn entry(kind: Kind, name: &str) -> Entry {
+    Entry {
+        kind,
+        name: name.into(),
+        link: Vec::new(),
+        mode: if kind == Kind::Directory {
+            0o755
+        } else {
+            0o644
+        },
+        uid: 0,
+        gid: 0,
+        size: 0,
+        mtime: Time {
+            seconds: 1_500_000_000,
+            nanos: 0,
+        },
+        atime: None,
+        major: 0,
+        minor: 0,
+        xattrs: Vec::new(),
+        sparse: None,
+    }
+}
+
+/// An archive of entries with their data.
+pub(crate) fn archive(entries: &[(Entry, &[u8])]) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new());
+    for (entry, data) in entries {
+        let sized = Entry {
+            size: data.len() as u64,
+            ..entry.clone()
+        };
+        writer.entry(&sized).unwrap();
+        if entry.kind == Kind::File {
+            writer.data(data).unwrap();
+        }
+    }
+    writer.finish().unwrap()
+}
+
+fn packed(compression: Compression, data: &[u8]) -> Vec<u8> {
+    let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+async fn stored(store: &Arc<dyn ContentStore>, media_type: &str, data: Vec<u8>) -> Descriptor {
+    let digest = Hasher::digest(&data).unwrap();
+    let size = data.len() as u64;
+    let spec = IngestSpec {
+        reference: format!("r-{digest}").parse().unwrap(),
+        total: None,
+        expected: None,
+    };
+    let mut ingest = store.ingest(spec).await.unwrap();
+    ingest.write(data.into()).await.unwrap();
+    if let Err(error) = ingest.commit(None, None, Labels::new()).await {
+        assert!(error.is_already_exists(), "{error}");
+    }
+    Descriptor {
+        media_type: media_type.into(),
+        digest,
+        size,
+        annotations: Labels::new(),
+    }
+}
+
+struct Bench {
+    temp: tempfile::TempDir,
+    store: Arc<dyn ContentStore>,
+    applier: Walking,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let store: Arc<dyn ContentStore> =
+            Arc::new(Local::open(temp.path().join("content")).unwrap());
+        let applier = Walking::new(temp.path().join("mounts"));
+        Self {
+            temp,
+            store,
+            applier,
+        }
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        let path = self.temp.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    async fn apply(&self, layer: &Descriptor, mounts: &[Mount]) -> Result<Descriptor> {
+        self.applier
+            .apply(
+                &self.store,
+                layer,
+                mounts,
+                ApplyOpts {
+                    sync: true,
+                    ..Default::default()
+                },
+            )
+            .await
+    }
+}
+
+fn bind(path: &Path) -> Vec<Mount> {
+    vec![Mount {
+        kind: "bind".into(),
+        source: path.display().to_string(),
+        target: String::new(),
+        options: vec!["rw".into(), "rbind".into()],
+    }]
+}
+
+fn sample() -> Vec<u8> {
+    archive(&[
+        (entry(Kind::Directory, "d/"), b""),
+        (entry(Kind::File, "d/f"), &[b'x'; 700_000]),
+        (entry(Kind::File, "implied/parent/g"), b"g"),
+    ])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_compression_gives_the_same_tree_and_diff_id() {
+    let bench = Bench::new();
+    let tar = sample();
+    let diff_id = Hasher::digest(&tar).unwrap();
+    for (compression, media) in [
+        (Compression::Plain, media_type::OCI_LAYER),
+        (Compression::Gzip, media_type::DOCKER_LAYER_GZIP),
+        (Compression::Zstd, media_type::OCI_LAYER_ZSTD),
+        // The bytes decide.
+        (Compression::Zstd, media_type::OCI_LAYER_GZIP),
+        (Compression::Gzip, media_type::DOCKER_LAYER),
+    ] {
+        let layer = stored(&bench.store, media, packed(compression, &tar)).await;
+        let to = bench.dir(&format!("{compression:?}-{}", media.len()));
+        let done = bench.apply(&layer, &bind(&to)).await.unwrap();
+        assert_eq!((&done.digest, done.size), (&diff_id, tar.len() as u64));
+        assert_eq!(done.media_type, media_type::OCI_LAYER);
+        assert_eq!(std::fs::read(to.join("d/f")).unwrap(), vec![b'x'; 700_000]);
+        assert_eq!(
+            std::fs::metadata(to.join("d")).unwrap().mtime(),
+            1_500_000_000
+        );
+        assert_eq!(
+            std::fs::metadata(to.join("implied/parent")).unwrap().mode() & 0o7777,
+            0o755
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailing_bytes_count_for_the_digest() {
+    let bench = Bench::new();
+    let tar = [sample(), vec![0; 10_000]].concat();
+    let layer = stored(
+        &bench.store,
+        media_type::OCI_LAYER_GZIP,
+        packed(Compression::Gzip, &tar),
+    )
+    .await;
+    let done = bench.apply(&layer, &bind(&bench.dir("t"))).await.unwrap();
+    assert_eq!(done.digest, Hasher::digest(&tar).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_layers_are_refused() {
+    let bench = Bench::new();
+    let tar = sample();
+    for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+        let good = packed(compression, &tar);
+        let cut = good[..good.len() * 2 / 3].to_vec();
+        let mut flipped = good.clone();
+        let at = if compression == Compression::Plain {
+            5
+        } else {
+            good.len() / 2
+        };
+        flipped[at] ^= 0xff;
+        let with_tail = [good.clone(), b"tail".to_vec()].concat();
+        let mut cases = vec![cut, flipped];
+        if compression == Compression::Gzip {
+            cases.push(with_tail);
+        }
+        for (n, data) in cases.into_iter().enumerate() {
+            let layer = stored(&bench.store, media_type::OCI_LAYER, data).await;
+            let to = bench.dir(&format!("{compression:?}{n}"));
+            let error = bench.apply(&layer, &bind(&to)).await.unwrap_err();
+            assert!(
+                error.is(Code::InvalidArgument),
+                "{compression:?} {n}: {error}"
+            );
+        }
+    }
+}
+
+/// A blob store that answers with other bytes than it should.
+#[derive(Debug)]
+struct Liar(Vec<u8>);
+
+#[async_trait]
+impl Blob for Liar {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
+        let from = usize::try_from(offset).unwrap().min(self.0.len());
+        Ok(Bytes::copy_from_slice(
+            &self.0[from..(from + len).min(self.0.len())],
+        ))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
+    let temp = tempfile::tempdir().unwrap();
+    for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+        let run = |digest: Digest| {
+            let job = Job {
+                blob: Arc::new(Liar(packed(compression, &sample()))),
+                handle: Handle::current(),
+                digest,
+                limits: Limits::default(),
+                sync: false,
+            };
+            let to = temp.path().to_owned();
+            tokio::task::spawn_blocking(move || job.into_directory(&to, Target::Merged))
+        };
+        let error = run(Hasher::digest(b"other").unwrap())
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert!(error.is(Code::FailedPrecondition), "{error}");
+        let mut sha512 = Hasher::new(Algorithm::Sha512);
+        sha512.update(&packed(compression, &sample()));
+        run(sha512.finish().unwrap()).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn descriptors_that_lie_and_unknown_types_are_refused() {
+    let bench = Bench::new();
+    let to = bench.dir("t");
+    let layer = stored(&bench.store, media_type::OCI_LAYER, sample()).await;
+    let longer = Descriptor {
+        size: layer.size + 1,
+        ..layer.clone()
+    };
+    let error = bench.apply(&longer, &bind(&to)).await.unwrap_err();
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+    let other = Descriptor {
+        media_type: "text/plain".into(),
+        ..layer.clone()
+    };
+    assert!(
+        bench
+            .apply(&other, &bind(&to))
+            .await
+            .unwrap_err()
+            .is(Code::NotImplemented)
+    );
+    let gone = Descriptor {
+        digest: Hasher::digest(b"gone").unwrap(),
+        ..layer.clone()
+    };
+    assert!(
+        bench
+            .apply(&gone, &bind(&to))
+            .await
+            .unwrap_err()
+            .is_not_found()
+    );
+    let mut read_only = bind(&to);
+    read_only[0].options = vec!["ro".into(), "rbind".into()];
+    let error = bench.apply(&layer, &read_only).await.unwrap_err();
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_beyond_the_limit_is_refused() {
+    let bench = Bench::new();
+    let zeroes = vec![0; 8 << 20];
+    let tar = archive(&[(entry(Kind::File, "bomb"), &zeroes)]);
+    let layer = stored(
+        &bench.store,
+        media_type::OCI_LAYER_GZIP,
+        packed(Compression::Gzip, &tar),
+    )
+    .await;
+    let limited = bench.applier.clone().with_limits(Limits {
+        bytes: 1 << 20,
+        entries: 10,
+    });
+    let mounts = bind(&bench.dir("t"));
+    let error = limited
+        .apply(&bench.store, &layer, &mounts, ApplyOpts::default())
+        .await
+        .unwrap_err();
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+    // Unlimited it fits, and takes no space.
+    bench.apply(&layer, &mounts).await.unwrap();
+    let facts = std::fs::metadata(bench.temp.path().join("t/bomb")).unwrap();
+    assert_eq!((facts.size(), facts.blocks()), (8 << 20, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_mounts_go_through_a_temporary_mount_that_is_gone_after() {
+    let bench = Bench::new();
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| bench.dir(name));
+    std::fs::create_dir(lower.join("d")).unwrap();
+    std::fs::write(lower.join("d/old"), "").unwrap();
+    let tar = archive(&[
+        (entry(Kind::File, "d/.wh.old"), b""),
+        (entry(Kind::File, "d/new"), b"n"),
+    ]);
+    let layer = stored(&bench.store, media_type::OCI_LAYER, tar).await;
+    let mount = |more: &str| {
+        let mut options = vec![
+            format!("workdir={}", work.display()),
+            format!("upperdir={}", upper.display()),
+            format!("lowerdir={}", lower.display()),
+        ];
+        if !more.is_empty() {
+            options.push(more.to_owned());
+        }
+        vec![Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            target: String::new(),
+            options,
+        }]
+    };
+    bench.apply(&layer, &mount("metacopy=on")).await.unwrap();
+    let facts = std::fs::symlink_metadata(upper.join("d/old")).unwrap();
+    assert_eq!(facts.rdev(), 0);
+    assert!(upper.join("d/new").exists());
+    assert_eq!(
+        std::fs::read_dir(bench.temp.path().join("mounts"))
+            .unwrap()
+            .count(),
+        0
+    );
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(bench.temp.path().to_str().unwrap()));
+}

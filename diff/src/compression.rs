@@ -1,0 +1,200 @@
+//! Which compression a layer has, and the decoders and encoders for it.
+//!
+//! Invariant: the bytes decide, not the media type, among the compressions of the known layer types;
+//! a decoder's memory is bounded (zstd window 128 MiB).
+
+use std::io::{BufRead, Read, Write};
+
+use flate2::bufread::MultiGzDecoder;
+use flate2::write::GzEncoder;
+use types::{Error, Result, media_type};
+
+/// log2 of the largest zstd window that is decoded: what `zstd --long` and registries use at most.
+const ZSTD_WINDOW_LOG: u32 = 27;
+/// Longest magic number.
+const MAGIC: usize = 4;
+
+/// Compression of a layer blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+/// Foreign and non-distributable layers unpack as others do.
+const LAYERS: [&str; 11] = [
+    media_type::OCI_LAYER,
+    media_type::OCI_LAYER_GZIP,
+    media_type::OCI_LAYER_ZSTD,
+    media_type::DOCKER_LAYER,
+    media_type::DOCKER_LAYER_GZIP,
+    media_type::DOCKER_LAYER_ZSTD,
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+];
+
+impl Compression {
+    /// Checks that the media type is one of a tar layer.
+    ///
+    /// # Errors
+    /// `NotImplemented`.
+    pub(crate) fn check(media_type: &str) -> Result<()> {
+        if LAYERS.contains(&media_type) {
+            return Ok(());
+        }
+        Err(Error::not_implemented(format_args!(
+            "unsupported layer media type {media_type:?}"
+        )))
+    }
+
+    /// The compression that a new layer of `media_type` gets; empty is gzip.
+    ///
+    /// # Errors
+    /// `NotImplemented`.
+    pub(crate) fn wanted(media_type: &str) -> Result<(Self, &str)> {
+        match media_type {
+            "" => Ok((Self::Gzip, media_type::OCI_LAYER_GZIP)),
+            media_type::OCI_LAYER | media_type::DOCKER_LAYER => Ok((Self::Plain, media_type)),
+            media_type::OCI_LAYER_GZIP | media_type::DOCKER_LAYER_GZIP => {
+                Ok((Self::Gzip, media_type))
+            }
+            media_type::OCI_LAYER_ZSTD | media_type::DOCKER_LAYER_ZSTD => {
+                Ok((Self::Zstd, media_type))
+            }
+            other => Err(Error::not_implemented(format_args!(
+                "unsupported diff media type: {other}"
+            ))),
+        }
+    }
+
+    /// The compression of a blob by its first bytes, which stay unread.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(crate) fn of(blob: &mut impl BufRead) -> std::io::Result<Self> {
+        // A short first buffer is a short blob: readers here fill theirs.
+        let head = blob.fill_buf()?;
+        Ok(Self::detect(&head[..head.len().min(MAGIC)]))
+    }
+
+    fn detect(head: &[u8]) -> Self {
+        match head {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            // A frame, or a skippable frame in front of one.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// The uncompressed stream of `blob`.
+///
+/// # Errors
+/// I/O of the first bytes.
+pub(crate) fn decoder<'a>(mut blob: impl BufRead + 'a) -> std::io::Result<Box<dyn Read + 'a>> {
+    Ok(match Compression::of(&mut blob)? {
+        Compression::Plain => Box::new(blob),
+        Compression::Gzip => Box::new(MultiGzDecoder::new(blob)),
+        Compression::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(decoder)
+        }
+    })
+}
+
+/// An encoder in front of a writer.
+pub(crate) enum Encoder<W: Write> {
+    Plain(W),
+    Gzip(GzEncoder<W>),
+    Zstd(zstd::stream::write::Encoder<'static, W>),
+}
+
+impl<W: Write> Encoder<W> {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// That of the library.
+    pub(crate) fn new(compression: Compression, to: W) -> std::io::Result<Self> {
+        Ok(match compression {
+            Compression::Plain => Self::Plain(to),
+            Compression::Gzip => Self::Gzip(GzEncoder::new(to, flate2::Compression::default())),
+            Compression::Zstd => Self::Zstd(zstd::stream::write::Encoder::new(to, 0)?),
+        })
+    }
+
+    /// Writes what is left and returns the writer.
+    ///
+    /// # Errors
+    /// That of the writer.
+    pub(crate) fn finish(self) -> std::io::Result<W> {
+        match self {
+            Self::Plain(to) => Ok(to),
+            Self::Gzip(encoder) => encoder.finish(),
+            Self::Zstd(encoder) => encoder.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Encoder<W> {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Plain(to) => to.write(data),
+            Self::Gzip(encoder) => encoder.write(data),
+            Self::Zstd(encoder) => encoder.write(data),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::Plain(to) => to.flush(),
+            Self::Gzip(encoder) => encoder.flush(),
+            Self::Zstd(encoder) => encoder.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_decide() {
+        let text = b"some text that is long enough to be compressed, compressed, compressed";
+        for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+            let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
+            encoder.write_all(text).unwrap();
+            let mut blob = encoder.finish().unwrap();
+            assert_eq!(Compression::detect(&blob), compression);
+            // Two members are one stream.
+            blob.extend(blob.clone());
+            let mut out = Vec::new();
+            decoder(&blob[..]).unwrap().read_to_end(&mut out).unwrap();
+            assert_eq!(out, [text.as_slice(), text].concat());
+        }
+        let mut out = Vec::new();
+        decoder(&b""[..]).unwrap().read_to_end(&mut out).unwrap();
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn unknown_media_types_are_not_ours() {
+        for known in LAYERS {
+            Compression::check(known).unwrap();
+        }
+        for unknown in [
+            "",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+            "text/plain",
+        ] {
+            let error = Compression::check(unknown).unwrap_err();
+            assert!(error.is(types::Code::NotImplemented));
+        }
+        let error = Compression::wanted("text/plain").unwrap_err();
+        assert!(error.is(types::Code::NotImplemented));
+    }
+}

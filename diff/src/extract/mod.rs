@@ -1,0 +1,235 @@
+//! Extraction of one layer archive into a tree.
+//!
+//! ```text
+//!   tar::Reader -> entry -> parent directory (cached, made when missing) -> whiteout | node | data
+//!                                                                       -> owner, xattrs, mode, times
+//! ```
+//! Invariant: everything goes through [`Root`]; an entry replaces what stands in its place and never
+//! writes through it; directories get their times last. Called by the applier and by fuzz targets.
+
+mod attributes;
+mod node;
+mod parents;
+mod prune;
+mod whiteout;
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::BufRead;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use types::{Error, Result};
+
+use crate::lower::Lowers;
+use crate::root::{MAX_NAME, Root, components, entry_error};
+use crate::tar::{Entry, Kind, Reader, Time};
+use attributes::Attributes;
+use parents::{Directory, Parents};
+
+/// Name of the entry that makes its directory opaque.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Prefix of the entries that delete.
+const WHITEOUT: &[u8] = b".wh.";
+
+/// Ceilings for one layer: high, but not endless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the uncompressed stream.
+    pub bytes: u64,
+    /// Entries.
+    pub entries: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            bytes: 1 << 40,
+            entries: 20_000_000,
+        }
+    }
+}
+
+/// What the tree is, which decides how deletions are written.
+#[derive(Clone, Debug, Default)]
+pub enum Target {
+    /// A plain tree: what an entry deletes is removed.
+    #[default]
+    Merged,
+    /// The upper directory of an overlay: deletions become whiteouts and opaque marks.
+    Upper {
+        /// Layers below, top first.
+        lowers: Vec<PathBuf>,
+        /// Marks are `user.overlay.` attributes.
+        userxattr: bool,
+    },
+}
+
+/// How to extract.
+#[derive(Clone, Debug, Default)]
+pub struct TreeOpts {
+    /// What the tree is.
+    pub target: Target,
+    /// Ceilings.
+    pub limits: Limits,
+    /// Leave device nodes out (a user namespace cannot make them).
+    pub skip_devices: bool,
+}
+
+/// Extracts the archive in `stream` below `root`, and reads `stream` to its end.
+///
+/// # Errors
+/// `InvalidArgument` for a damaged or hostile archive, `ResourceExhausted` beyond a limit or on a full
+/// disk, I/O. What was extracted stays.
+pub fn apply_tar(stream: impl BufRead, root: &Root, opts: &TreeOpts) -> Result<()> {
+    let mut reader = Reader::new(stream);
+    let mut tree = Tree::new(root, opts)?;
+    let mut entries = 0_u64;
+    while let Some(entry) = reader.next()? {
+        entries += 1;
+        if entries > opts.limits.entries {
+            return Err(Error::resource_exhausted(format_args!(
+                "layer has more than {} entries",
+                opts.limits.entries
+            )));
+        }
+        tree.entry(&entry, &mut reader)?;
+    }
+    tree.finish()?;
+    reader.drain()
+}
+
+/// How marks and whiteouts are written in an upper directory.
+#[derive(Debug)]
+struct Upper {
+    lowers: Lowers,
+    opaque: &'static str,
+}
+
+/// The tree being written.
+#[derive(Debug)]
+struct Tree<'a> {
+    root: &'a Root,
+    upper: Option<Upper>,
+    parents: Parents,
+    attributes: Attributes,
+    skip_devices: bool,
+    /// Hashes of (directory inode, name) of what this archive wrote: deletions spare it.
+    written: HashSet<u64>,
+    hasher: RandomState,
+    /// Directories whose times are set at the end.
+    times: Vec<(Box<[u8]>, Time, Option<Time>)>,
+}
+
+impl<'a> Tree<'a> {
+    fn new(root: &'a Root, opts: &TreeOpts) -> Result<Self> {
+        let upper = match &opts.target {
+            Target::Merged => None,
+            Target::Upper { lowers, userxattr } => {
+                let opaque = if *userxattr {
+                    "user.overlay.opaque"
+                } else {
+                    "trusted.overlay.opaque"
+                };
+                Some(Upper {
+                    lowers: Lowers::open(lowers, opaque)?,
+                    opaque,
+                })
+            }
+        };
+        Ok(Self {
+            root,
+            upper,
+            parents: Parents::default(),
+            attributes: Attributes::of_process(),
+            skip_devices: opts.skip_devices,
+            written: HashSet::new(),
+            hasher: RandomState::new(),
+            times: Vec::new(),
+        })
+    }
+
+    fn entry<R: BufRead>(&mut self, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
+        let parts = components(&entry.name);
+        // Parity: containerd leaves the root directory as it is.
+        let Some((base, parents)) = parts.split_last() else {
+            return Ok(());
+        };
+        if entry.name.len() > MAX_NAME {
+            return Err(Error::invalid_argument(format_args!(
+                "entry name of {} bytes is too long",
+                entry.name.len()
+            )));
+        }
+        if self.skip_devices && matches!(entry.kind, Kind::Char | Kind::Block) {
+            tracing::warn!(name = %String::from_utf8_lossy(&entry.name), "device left out");
+            return Ok(());
+        }
+        let fail = |call: &'static str| move |e| entry_error(call, &entry.name, e);
+        let dir = self.parent(parents)?;
+        if *base == OPAQUE {
+            return self
+                .opaque(&dir, parents.is_empty())
+                .map_err(fail("opaque"));
+        }
+        if let Some(target) = base.strip_prefix(WHITEOUT) {
+            if matches!(target, b"" | b"." | b"..") {
+                return Err(Error::invalid_argument(format_args!(
+                    "invalid whiteout name: {:?}",
+                    String::from_utf8_lossy(base)
+                )));
+            }
+            return self.whiteout(&dir, target, entry).map_err(fail("whiteout"));
+        }
+        self.node(&dir, base, &parts, entry, reader)?;
+        self.mark(&dir, base);
+        Ok(())
+    }
+
+    fn hash(&self, inode: u64, name: &[u8]) -> u64 {
+        self.hasher.hash_one((inode, name))
+    }
+
+    fn mark(&mut self, dir: &Directory, name: &[u8]) {
+        let hash = self.hash(dir.inode, name);
+        self.written.insert(hash);
+    }
+
+    /// The directory `parts`, made when missing.
+    fn parent(&mut self, parts: &[&[u8]]) -> Result<Rc<Directory>> {
+        let path = parts.join(&b'/');
+        if let Some(dir) = self.parents.get(&path) {
+            return Ok(dir);
+        }
+        let fail = |e| entry_error("open parent of entry in", &path, e);
+        let fd = match self.root.directory(&path) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+                self.make_parents(parts)?
+            }
+            Err(e) => return Err(fail(e)),
+        };
+        let dir = Directory::new(fd).map_err(fail)?;
+        Ok(self.parents.put(path, dir))
+    }
+
+    /// Sets the times of directories, which every later entry in them would have changed.
+    fn finish(&mut self) -> Result<()> {
+        self.parents.clear();
+        for (path, mtime, atime) in std::mem::take(&mut self.times) {
+            let parts = components(&path);
+            let Some((base, parents)) = parts.split_last() else {
+                continue;
+            };
+            let Ok(parent) = self.root.directory(&parents.join(&b'/')) else {
+                continue;
+            };
+            attributes::directory_times(&parent, base, mtime, atime)
+                .map_err(|e| entry_error("set times of", &path, e))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+//! Making one entry: file, directory, link, device.
+//!
+//! Invariant: everything is made with "must not exist"; what exists is taken away first, by name.
+
+use std::fs::File;
+use std::io::BufRead;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::io::Errno;
+use types::{Error, Result};
+
+use super::Tree;
+use super::attributes::{What, copy_entry, mode, same_inode};
+use super::parents::Directory;
+use crate::lower::Found;
+use crate::root::{DIRECTORY, components, entry_error, file_type, is_whiteout, stat};
+use crate::tar::{Entry, Kind, Reader};
+
+/// Runs of zeroes of this length, at multiples of it, become holes.
+const HOLE: u64 = 64 * 1024;
+/// Largest device numbers of the kernel.
+const MAX_MAJOR: u32 = (1 << 12) - 1;
+const MAX_MINOR: u32 = (1 << 20) - 1;
+/// How a file is made.
+const NEW_FILE: OFlags = OFlags::WRONLY
+    .union(OFlags::CREATE)
+    .union(OFlags::EXCL)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+impl Tree<'_> {
+    /// Makes `entry` as `name` in `dir`; `parts` is its whole path.
+    pub(super) fn node<R: BufRead>(
+        &mut self,
+        dir: &Directory,
+        name: &[u8],
+        parts: &[&[u8]],
+        entry: &Entry,
+        reader: &mut Reader<R>,
+    ) -> Result<()> {
+        let fail = |call: &'static str| move |e| entry_error(call, &entry.name, e);
+        let kind = match entry.kind {
+            Kind::Directory => {
+                return self
+                    .directory(dir, name, parts, entry)
+                    .map_err(fail("mkdir"));
+            }
+            Kind::File => return self.file(dir, name, entry, reader),
+            Kind::Link => return self.link(dir, name, entry),
+            Kind::Symlink => {
+                if entry.link.is_empty() {
+                    return Err(entry_error("symlink", &entry.name, Errno::INVAL));
+                }
+                let make = || rustix::fs::symlinkat(entry.link.as_slice(), &dir.fd, name);
+                self.fresh(dir, name, make).map_err(fail("symlink"))?;
+                FileType::Symlink
+            }
+            Kind::Fifo => FileType::Fifo,
+            Kind::Char => FileType::CharacterDevice,
+            Kind::Block => FileType::BlockDevice,
+        };
+        if kind != FileType::Symlink {
+            if entry.major > MAX_MAJOR || entry.minor > MAX_MINOR {
+                return Err(Error::invalid_argument(format_args!(
+                    "device number {}:{} for {:?} out of range",
+                    entry.major,
+                    entry.minor,
+                    String::from_utf8_lossy(&entry.name)
+                )));
+            }
+            let number = rustix::fs::makedev(entry.major, entry.minor);
+            let make = || rustix::fs::mknodat(&dir.fd, name, kind, mode(entry.mode), number);
+            self.fresh(dir, name, make).map_err(fail("mknod"))?;
+        }
+        let what = What::Entry(&dir.fd, name, kind);
+        self.attributes
+            .set(what, entry, dir.inherits)
+            .map_err(fail("set attributes of"))?;
+        self.attributes
+            .times(what, entry)
+            .map_err(fail("set times of"))
+    }
+
+    /// Makes something that must not exist, after taking away what does.
+    fn fresh<T>(
+        &mut self,
+        dir: &Directory,
+        name: &[u8],
+        make: impl Fn() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match make() {
+            Err(Errno::EXIST) => {
+                self.displace(dir, name)?;
+                make()
+            }
+            other => other,
+        }
+    }
+
+    fn directory(
+        &mut self,
+        dir: &Directory,
+        name: &[u8],
+        parts: &[&[u8]],
+        entry: &Entry,
+    ) -> Result<(), Errno> {
+        let make = || rustix::fs::mkdirat(&dir.fd, name, mode(entry.mode & 0o777));
+        let (mut old, mut opaque) = (None, false);
+        match make() {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                old = stat(&dir.fd, name)?.filter(|f| file_type(f) == FileType::Directory);
+                if old.is_none() {
+                    opaque = self.displace(dir, name)?;
+                    make()?;
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        let fd = rustix::fs::openat(&dir.fd, name, DIRECTORY, Mode::empty())?;
+        if let (true, Some(upper)) = (opaque, &self.upper) {
+            rustix::fs::fsetxattr(&fd, upper.opaque, b"y", XattrFlags::empty())?;
+        }
+        match &old {
+            Some(old) => self.attributes.reset(What::Open(&fd), entry, old)?,
+            None => self.attributes.set(What::Open(&fd), entry, dir.inherits)?,
+        }
+        let path = parts.join(&b'/');
+        self.times
+            .push((path.as_slice().into(), entry.mtime, entry.atime));
+        // Entries in it come next, as a rule.
+        self.parents.forget(&path);
+        self.parents.put(path, Directory::new(fd)?);
+        Ok(())
+    }
+
+    fn file<R: BufRead>(
+        &mut self,
+        dir: &Directory,
+        name: &[u8],
+        entry: &Entry,
+        reader: &mut Reader<R>,
+    ) -> Result<()> {
+        let fail = |call: &'static str| move |e| entry_error(call, &entry.name, e);
+        let make = || rustix::fs::openat(&dir.fd, name, NEW_FILE, mode(entry.mode & 0o777));
+        let fd = self.fresh(dir, name, make).map_err(fail("create"))?;
+        let file = File::from(fd);
+        contents(&file, entry, reader)?;
+        let fd = OwnedFd::from(file);
+        let what = What::Open(&fd);
+        self.attributes
+            .set(what, entry, dir.inherits)
+            .map_err(fail("set attributes of"))?;
+        self.attributes
+            .times(what, entry)
+            .map_err(fail("set times of"))
+    }
+
+    fn link(&mut self, dir: &Directory, name: &[u8], entry: &Entry) -> Result<()> {
+        let fail = |e| entry_error("link", &entry.name, e);
+        let parts = components(&entry.link);
+        let Some((base, parents)) = parts.split_last() else {
+            return Err(fail(Errno::ISDIR));
+        };
+        let parents = parents.join(&b'/');
+        let find = |root: &crate::root::Root| -> Result<Option<OwnedFd>, Errno> {
+            let at = match root.directory(&parents) {
+                Ok(at) => at,
+                Err(Errno::NOENT) => return Ok(None),
+                Err(e) => return Err(e),
+            };
+            Ok(stat(&at, base)?.is_some().then_some(at))
+        };
+        let source = match find(self.root).map_err(fail)? {
+            Some(source) => source,
+            // Parity, broken on purpose: containerd refuses links into a lower layer.
+            None => {
+                self.copy_up(&parts)?;
+                find(self.root)
+                    .map_err(fail)?
+                    .ok_or_else(|| fail(Errno::NOENT))?
+            }
+        };
+        let facts = stat(&source, base)
+            .map_err(fail)?
+            .ok_or_else(|| fail(Errno::NOENT))?;
+        if self.upper.is_some() && is_whiteout(&facts) {
+            return Err(fail(Errno::NOENT));
+        }
+        if file_type(&facts) == FileType::Directory {
+            return Err(fail(Errno::ISDIR));
+        }
+        if !same_inode(&dir.fd, name, &facts).map_err(fail)? {
+            let make = || rustix::fs::linkat(&source, *base, &dir.fd, name, AtFlags::empty());
+            self.fresh(dir, name, make).map_err(fail)?;
+        }
+        // The inode keeps what its first name gave it, unless this entry says otherwise.
+        let what = What::Entry(&dir.fd, name, file_type(&facts));
+        let same = (facts.st_uid, facts.st_gid, facts.st_mode & 0o7777)
+            == (entry.uid, entry.gid, entry.mode);
+        if !same || !entry.xattrs.is_empty() {
+            self.attributes.reset(what, entry, &facts).map_err(fail)?;
+        }
+        self.attributes.times(what, entry).map_err(fail)
+    }
+}
+
+/// Writes the entry's data; long runs of zeroes and the holes of its map stay holes.
+fn contents<R: BufRead>(file: &File, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
+    let fail = |e: std::io::Error| {
+        let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+        entry_error("write", &entry.name, errno)
+    };
+    let mut end = 0;
+    let mut extents = crate::tar::extents(entry).into_iter();
+    let mut extent = extents.next();
+    while let Some(run) = &mut extent {
+        if run.len == 0 {
+            extent = extents.next();
+            continue;
+        }
+        let part = reader.fill()?;
+        let take = usize::try_from(run.len)
+            .unwrap_or(usize::MAX)
+            .min(part.len());
+        if take == 0 {
+            return Err(entry_error("write", &entry.name, Errno::INVAL));
+        }
+        end = write_runs(file, &part[..take], run.offset)
+            .map_err(fail)?
+            .max(end);
+        reader.consume(take);
+        run.offset += take as u64;
+        run.len -= take as u64;
+    }
+    if end != entry.size {
+        file.set_len(entry.size).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Writes `data` at `offset`, leaving out pieces of zeroes; returns where the last write ended.
+fn write_runs(file: &File, data: &[u8], offset: u64) -> std::io::Result<u64> {
+    let (mut end, mut start, mut at) = (0, 0, 0);
+    let mut flush = |from: usize, to: usize| -> std::io::Result<()> {
+        if from < to {
+            file.write_all_at(&data[from..to], offset + from as u64)?;
+            end = offset + to as u64;
+        }
+        Ok(())
+    };
+    while at < data.len() {
+        let to_edge = HOLE - (offset + at as u64) % HOLE;
+        let len = usize::try_from(to_edge)
+            .unwrap_or(usize::MAX)
+            .min(data.len() - at);
+        if is_zero(&data[at..at + len]) {
+            flush(start, at)?;
+            start = at + len;
+        }
+        at += len;
+    }
+    flush(start, at)?;
+    Ok(end)
+}
+
+fn is_zero(piece: &[u8]) -> bool {
+    let (wide, rest) = piece.as_chunks::<16>();
+    wide.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0) && rest.iter().all(|b| *b == 0)
+}
+
+/// Copies one lower file, link or device into the upper directory `to`.
+pub(super) fn copy_node(found: &Found, name: &[u8], to: &OwnedFd) -> Result<(), Errno> {
+    let kind = file_type(&found.stat);
+    match kind {
+        FileType::RegularFile => {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let from = rustix::fs::openat(&found.dir, name, flags, Mode::empty())?;
+            let target = rustix::fs::openat(to, name, NEW_FILE, Mode::RUSR | Mode::WUSR)?;
+            if rustix::fs::ioctl_ficlone(&target, &from).is_err() {
+                std::io::copy(&mut File::from(from), &mut File::from(target))
+                    .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+            }
+        }
+        FileType::Symlink => {
+            let text = rustix::fs::readlinkat(&found.dir, name, Vec::new())?;
+            rustix::fs::symlinkat(&text, to, name)?;
+        }
+        _ => rustix::fs::mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, found.stat.st_rdev)?,
+    }
+    let what = What::Entry(to, name, kind);
+    copy_entry((&found.dir, name), &found.stat, what)?;
+    let time = |seconds, nanos: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanos).unwrap_or(0),
+    };
+    let times = Timestamps {
+        last_access: time(found.stat.st_atime, found.stat.st_atime_nsec),
+        last_modification: time(found.stat.st_mtime, found.stat.st_mtime_nsec),
+    };
+    rustix::fs::utimensat(to, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+}

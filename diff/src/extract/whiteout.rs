@@ -1,0 +1,103 @@
+//! Deletions: `.wh.<name>` and `.wh..wh..opq`.
+//!
+//! Invariant: a deletion acts on the layers below; what its own layer holds stays, whichever came first
+//! in the archive (OCI image-spec, layer.md, Whiteouts).
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::Tree;
+use super::parents::Directory;
+use super::prune::reopen;
+use crate::root::{DIRECTORY, file_type, is_whiteout, stat};
+use crate::tar::Entry;
+
+impl Tree<'_> {
+    /// Hides `target` of the layers below.
+    pub(super) fn whiteout(
+        &mut self,
+        dir: &Directory,
+        target: &[u8],
+        entry: &Entry,
+    ) -> Result<(), Errno> {
+        self.remove_below(dir, target)?;
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        match stat(&dir.fd, target)? {
+            None => {
+                rustix::fs::mknodat(&dir.fd, target, FileType::CharacterDevice, Mode::empty(), 0)?;
+                let owner = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+                let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::chownat(&dir.fd, target, Some(owner.0), Some(owner.1), nofollow)
+            }
+            // The layer deletes a directory and makes it anew: nothing of the old one shows.
+            Some(facts) if file_type(&facts) == FileType::Directory => {
+                let inner = rustix::fs::openat(&dir.fd, target, DIRECTORY, Mode::empty())?;
+                rustix::fs::fsetxattr(&inner, upper.opaque, b"y", XattrFlags::empty())
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Removes `target` unless this archive wrote it; of a directory that it wrote, the rest.
+    fn remove_below(&mut self, dir: &Directory, target: &[u8]) -> Result<(), Errno> {
+        let Some(facts) = stat(&dir.fd, target)? else {
+            return Ok(());
+        };
+        if !self.written.contains(&self.hash(dir.inode, target)) {
+            return self.remove(&dir.fd, target, true);
+        }
+        if file_type(&facts) != FileType::Directory {
+            return Ok(());
+        }
+        let inner = rustix::fs::openat(&dir.fd, target, DIRECTORY, Mode::empty())?;
+        self.empty(&inner, true)
+    }
+
+    /// Hides everything that the layers below have in `dir`.
+    pub(super) fn opaque(&mut self, dir: &Directory, is_root: bool) -> Result<(), Errno> {
+        let fd: OwnedFd = if is_root {
+            reopen(self.root)?
+        } else {
+            rustix::fs::openat(&dir.fd, c".", DIRECTORY, Mode::empty())?
+        };
+        self.empty(&fd, true)?;
+        let Some(upper) = &self.upper else {
+            return Ok(());
+        };
+        if !is_root {
+            return rustix::fs::fsetxattr(&fd, upper.opaque, b"y", XattrFlags::empty());
+        }
+        // overlayfs does not heed the mark on the root: hide each name.
+        for name in upper.lowers.root_names()? {
+            match stat(&fd, &name)? {
+                None => rustix::fs::mknodat(
+                    &fd,
+                    name.as_slice(),
+                    FileType::CharacterDevice,
+                    Mode::empty(),
+                    0,
+                )?,
+                Some(facts) if file_type(&facts) == FileType::Directory => {
+                    let inner = rustix::fs::openat(&fd, name.as_slice(), DIRECTORY, Mode::empty())?;
+                    rustix::fs::fsetxattr(&inner, upper.opaque, b"y", XattrFlags::empty())?;
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what stands where an entry goes. True when a directory made there must be opaque:
+    /// something of this upper directory already hid what is below.
+    pub(super) fn displace(&mut self, dir: &Directory, name: &[u8]) -> Result<bool, Errno> {
+        let facts = stat(&dir.fd, name)?;
+        let hid = facts
+            .is_some_and(|facts| is_whiteout(&facts) || file_type(&facts) != FileType::Directory);
+        self.remove(&dir.fd, name, false)?;
+        Ok(hid && self.upper.is_some())
+    }
+}
