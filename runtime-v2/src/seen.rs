@@ -17,6 +17,7 @@ use crate::{ProcessState, Status, Stdio};
 pub(crate) struct Seen {
     init: ProcessState,
     execs: BTreeMap<ExecId, ProcessState>,
+    exit_published: bool,
 }
 
 fn fresh(id: String, status: Status, stdio: Stdio) -> ProcessState {
@@ -36,6 +37,7 @@ impl Seen {
         Self {
             init: fresh(id.to_string(), Status::Unknown, stdio),
             execs: BTreeMap::new(),
+            exit_published: false,
         }
     }
 
@@ -61,6 +63,11 @@ impl Seen {
             status,
             at,
         })
+    }
+
+    /// True when the shim's event of init's exit has come.
+    pub(crate) fn is_exit_published(&self) -> bool {
+        self.exit_published
     }
 
     /// The shim told the state of a process.
@@ -113,6 +120,7 @@ impl Seen {
         if is::<wire::TaskExit>(event) {
             let exit: wire::TaskExit = unpack(event)?;
             let exec = exec_of(id, exit.id);
+            self.exit_published |= exec.is_none();
             let at = exit_time(exit.exited_at.as_ref());
             self.ended(exec.as_ref(), exit.pid, exit.exit_status, at);
         } else if is::<wire::TaskStart>(event) {

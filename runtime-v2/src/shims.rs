@@ -140,22 +140,19 @@ async fn bury(shared: &Arc<Shared>, entry: &Arc<Entry>) {
         return;
     }
     let (namespace, id) = (entry.namespace.clone(), entry.id.clone());
-    let published = entry.seen().exit();
-    let recorded = entry.bundle.exit();
+    let recorded = entry.bundle.exit().or(entry.seen().exit());
     tracing::info!(%namespace, %id, "shim is gone, cleaning up");
     let reported = clear(shared, entry).await;
     let pid = entry.seen().get(None).map_or(0, |state| state.pid);
-    let mut exit = recorded
-        .or(published)
-        .or(reported)
-        .unwrap_or_else(|| lost(pid));
+    let mut exit = recorded.or(reported).unwrap_or_else(|| lost(pid));
     if exit.pid == 0 {
         exit.pid = pid;
     }
     remove_bundle(entry).await;
+    let published = entry.seen().is_exit_published();
     entry.finish(exit);
     shared.settle(entry);
-    if published.is_none() {
+    if !published {
         shared.publish(
             &namespace,
             Event::TaskExit {
@@ -199,8 +196,8 @@ async fn clear(shared: &Shared, entry: &Entry) -> Option<Exit> {
     }
 }
 
-/// Removes the bundle and the socket file that nobody listens on.
-async fn remove_bundle(entry: &Entry) {
+/// Removes the socket file when nobody listens on it.
+async fn remove_socket(entry: &Entry) {
     if let Some(address) = entry.address.get()
         && let Some(path) = address.unix_path()
         && matches!(dial(address).await, Ok(Dialed::Refused))
@@ -208,6 +205,10 @@ async fn remove_bundle(entry: &Entry) {
         // Another task's shim may have taken the name since: then it is not refused.
         drop(tokio::fs::remove_file(path).await);
     }
+}
+
+async fn remove_bundle(entry: &Entry) {
+    remove_socket(entry).await;
     let bundle = entry.bundle.clone();
     let removed = tokio::task::spawn_blocking(move || bundle.remove()).await;
     if let Ok(Err(error)) = removed {
@@ -243,8 +244,9 @@ pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
     let shared_shim = shared.is_shared(entry);
     if let Some(client) = &client
         && !shared_shim
+        && !end(client).await
     {
-        end(Arc::clone(client)).await;
+        kill_after(Arc::clone(client), Duration::ZERO).await;
     }
     let deleted = match target(shared, entry) {
         Some(target) => bootstrap::delete(target).await.map(drop),
@@ -256,6 +258,7 @@ pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
         // The shim stays for its other containers and must forget this one.
         drop(timeout(ENDING, client.delete(None)).await);
     }
+    remove_socket(entry).await;
     deleted
 }
 
@@ -286,28 +289,28 @@ pub(crate) async fn greet(entry: &Entry, address: &Address) -> Result<Client> {
         .map_err(|e| entry.failed(e))
 }
 
-/// Asks a shim that has no task left to end. One that takes its time (it may still publish events)
-/// is watched in the background and killed in the end: it has nothing to lose.
-pub(crate) async fn end(client: Arc<Client>) {
-    let pid = client.peer().shim;
+/// Asks a shim that has no task left to end, and waits a little. True when it did.
+async fn end(client: &Client) -> bool {
     match client.shutdown(false).await {
         // Many shims end before the answer is out.
         Ok(()) | Err(Failure::Lost) => {}
-        Err(failure) => tracing::debug!(pid, ?failure, "shutdown of shim"),
+        Err(failure) => tracing::debug!(pid = client.peer().shim, ?failure, "shutdown of shim"),
     }
-    if timeout(ENDING, client.over()).await.is_ok() {
-        return;
-    }
+    timeout(ENDING, client.over()).await.is_ok()
+}
+
+/// Kills a shim that has not ended `patience` from now. It has no task: there is nothing to lose.
+async fn kill_after(client: Arc<Client>, patience: Duration) {
+    let pid = client.peer().shim;
     // Opened while the connection proves that the pid is still the shim's.
     let Ok(process) = sys::pidfd::open(pid) else {
         return;
     };
-    tokio::spawn(async move {
-        if timeout(LINGER, client.over()).await.is_err() {
-            tracing::warn!(pid, "shim without a task does not end, killing it");
-            drop(sys::pidfd::send_signal(&process, SIGKILL));
-        }
-    });
+    if timeout(patience, client.over()).await.is_err() {
+        tracing::warn!(pid, "shim without a task does not end, killing it");
+        drop(sys::pidfd::send_signal(&process, SIGKILL));
+        drop(timeout(ENDING, client.over()).await);
+    }
 }
 
 /// Deletes a stopped task: in its shim, then the shim, then the bundle.
@@ -339,8 +342,9 @@ pub(crate) async fn delete(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<E
     };
     if shared.is_shared(entry) {
         drop(client.shutdown(false).await);
-    } else {
-        end(client).await;
+    } else if !end(&client).await {
+        // It may still be publishing its last events.
+        tokio::spawn(kill_after(client, LINGER));
     }
     remove_bundle(entry).await;
     entry.finish(exit);

@@ -284,7 +284,7 @@ impl Tasks {
         let key = (namespace.clone(), id.clone());
         self.shared
             .get(&key)
-            .ok_or_else(|| Error::not_found(format_args!("task {id}")))
+            .ok_or_else(|| Error::not_found(format_args!("task {id} not found")))
     }
 
     fn binary(&self, runtime: &str) -> Result<PathBuf> {
