@@ -2,6 +2,12 @@
 //!
 //! The binary of these shims is a script that notes its calls and answers `delete` as Go shims do.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
