@@ -106,8 +106,8 @@ mod tests {
 
     #[tokio::test]
     async fn labels_land_on_the_parent_beside_its_others() {
-        let store = crate::fake::Store::default();
-        let root = crate::fake::image(&store, "linux/amd64", &[b"x"]).await;
+        let store = crate::testsuite::Store::default();
+        let root = crate::testsuite::image(&store, "linux/amd64", &[b"x"]).await;
         let own = Labels::new().with("mine", "1");
         let fields = Fields::new(vec!["labels.mine".into()]);
         store.update(&root.digest, own, &fields).await.unwrap();

@@ -20,10 +20,9 @@ pub mod name;
 mod platforms;
 mod rootfs;
 mod store;
+#[cfg(any(test, feature = "testsuite"))]
+pub mod testsuite;
 mod walk;
-
-#[cfg(test)]
-mod fake;
 
 pub use blob::{digest_of, put_blob, read_blob};
 pub use gc::{child_labels, label_children};

@@ -1,6 +1,7 @@
 //! Image names in archives: Docker's short names made full, and the names that an import gives.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use types::{Error, Result};
 
@@ -91,6 +92,14 @@ pub enum Prefix {
 }
 
 impl Prefix {
+    /// `import-<date>`, for an import without a base name.
+    #[must_use]
+    pub fn dated(now: SystemTime) -> Self {
+        let date = time::OffsetDateTime::from(now).date();
+        let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+        Self::Add(format!("import-{year:04}-{month:02}-{day:02}"))
+    }
+
     /// The image's name for `reference` of an archive; `None`: it gets none.
     ///
     /// Parity: core/images/archive/reference.go: names that `ctr images import --base-name` gives.
@@ -207,6 +216,8 @@ mod tests {
 
     #[test]
     fn prefixes_add_or_filter() {
+        let epoch = Prefix::dated(SystemTime::UNIX_EPOCH);
+        assert_eq!(epoch.name("1").as_deref(), Some("import-1970-01-01:1"));
         let add = Prefix::Add("p/x".into());
         let filter = Prefix::Filter("p/x".into());
         for (reference, added, filtered) in [

@@ -194,7 +194,7 @@ pub async fn config(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{Store, image};
+    use crate::testsuite::{Store, image};
     use types::{Code, media_type as mt};
 
     #[tokio::test]

@@ -17,8 +17,13 @@ mod opts;
 mod reader;
 mod reference;
 mod repository;
+#[cfg(any(test, feature = "testsuite"))]
+pub mod testsuite;
 mod tls;
 mod url;
+
+#[cfg(test)]
+mod tests;
 
 pub use opts::{Credentials, Limits, RegistryOpts};
 pub use reader::BlobReader;

@@ -79,6 +79,9 @@ impl FromStr for Reference {
         let cut = rest.find([':', '@']).unwrap_or(rest.len());
         let (path, object) = rest.split_at(cut);
         let path = path.trim_end_matches('/');
+        if path.is_empty() && cut < rest.len() {
+            return Err(bad("invalid reference: no repository"));
+        }
         if path.split('/').any(|part| matches!(part, "." | "..")) || path.contains("//") {
             return Err(bad("invalid reference"));
         }
@@ -177,6 +180,8 @@ mod tests {
             "[::1/a",
             "[x]/a",
             "r.io/a\n",
+            "r.io/:a",
+            "r.io/@",
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }

@@ -1,1 +1,47 @@
-//! Placeholder, replaced in this session.
+//! Moving images: out of registries and archives into a content store, and from there into snapshots.
+//!
+//! Invariant: what an image record names is complete, verified, labelled for the collector and, when
+//! asked for, unpacked, before the record is written. A failed or abandoned transfer leaves no
+//! extraction snapshot. Works over traits, so it runs in the daemon on its stores and in a client on
+//! remote ones; the caller holds a lease meanwhile. Called by `daemon`, `cri` and `ctr`.
+//!
+//! ```text
+//! pull    registry --fetch--> content --unpack--> snapshots --> image record
+//! import  archive  --------->    ^
+//! ```
+
+mod fetch;
+mod import;
+mod progress;
+mod pull;
+mod unpack;
+
+#[cfg(test)]
+mod fake;
+
+use std::sync::Arc;
+
+use content::ContentStore;
+use diff::Applier;
+use images::ImageStore;
+use snapshotters::Snapshotter;
+
+pub use import::{ImportOpts, import};
+pub use progress::{OnProgress, Progress, Status};
+pub use pull::{PullOpts, pull};
+pub use unpack::{unpack, unpack_image};
+
+/// What a transfer works on; local or remote, scoped to one namespace and lease.
+#[derive(Clone, Debug)]
+pub struct Deps {
+    /// Blobs.
+    pub content: Arc<dyn ContentStore>,
+    /// Image records.
+    pub images: Arc<dyn ImageStore>,
+    /// Snapshots of unpacked layers.
+    pub snapshotter: Arc<dyn Snapshotter>,
+    /// Its name, for the label by which an image keeps its snapshots.
+    pub snapshotter_name: String,
+    /// Unpacks layers.
+    pub applier: Arc<dyn Applier>,
+}

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use super::*;
-use crate::fake::{Store, fields_of};
+use crate::testsuite::{Store, fields_of};
 use types::Code;
 
 type Files = Vec<(String, Vec<u8>)>;

@@ -1,6 +1,11 @@
 //! A content store in memory, for tests, and images to put into it.
 
-use std::collections::BTreeMap;
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed check is a panic: this is test code that other crates call"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -19,10 +24,12 @@ use crate::blob::{digest_of, put_blob};
 struct Tables {
     blobs: BTreeMap<Digest, (Bytes, Labels)>,
     ingests: BTreeMap<String, Vec<u8>>,
+    writers: BTreeSet<String>,
 }
 
+/// The store; clones share what is in it.
 #[derive(Clone, Default)]
-pub(crate) struct Store(Arc<Mutex<Tables>>);
+pub struct Store(Arc<Mutex<Tables>>);
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,15 +38,20 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    pub(crate) fn ingests(&self) -> Vec<String> {
+    /// Names of the ingests.
+    #[must_use]
+    pub fn ingests(&self) -> Vec<String> {
         self.0.lock().unwrap().ingests.keys().cloned().collect()
     }
 
-    pub(crate) fn has(&self, digest: &Digest) -> bool {
+    /// True when the blob is there.
+    #[must_use]
+    pub fn has(&self, digest: &Digest) -> bool {
         self.0.lock().unwrap().blobs.contains_key(digest)
     }
 
-    pub(crate) async fn put(&self, media_type: &str, data: &[u8]) -> Descriptor {
+    /// Stores a blob.
+    pub async fn put(&self, media_type: &str, data: &[u8]) -> Descriptor {
         let digest = put_blob(self, Bytes::copy_from_slice(data), Labels::new())
             .await
             .unwrap();
@@ -51,7 +63,8 @@ impl Store {
         }
     }
 
-    pub(crate) async fn index(&self, entries: &[(&Descriptor, Option<&str>)]) -> Descriptor {
+    /// Stores an index of `entries`.
+    pub async fn index(&self, entries: &[(&Descriptor, Option<&str>)]) -> Descriptor {
         let list: Vec<String> = entries
             .iter()
             .map(|(d, platform)| {
@@ -67,7 +80,9 @@ impl Store {
     }
 }
 
-pub(crate) fn fields_of(d: &Descriptor) -> String {
+/// The fields of a descriptor in JSON.
+#[must_use]
+pub fn fields_of(d: &Descriptor) -> String {
     format!(
         r#""mediaType":"{}","digest":"{}","size":{}"#,
         d.media_type, d.digest, d.size
@@ -75,7 +90,7 @@ pub(crate) fn fields_of(d: &Descriptor) -> String {
 }
 
 /// Config and manifest of an image with uncompressed layers.
-pub(crate) async fn image(store: &Store, platform: &str, layers: &[&[u8]]) -> Descriptor {
+pub async fn image(store: &Store, platform: &str, layers: &[&[u8]]) -> Descriptor {
     let (os, architecture) = platform.split_once('/').unwrap();
     let (mut ids, mut list) = (Vec::new(), Vec::new());
     for layer in layers {
@@ -151,6 +166,10 @@ impl ContentStore for Store {
         {
             return Err(Error::already_exists("content"));
         }
+        if !tables.writers.insert(spec.reference.to_string()) {
+            let locked = format_args!("ref {} locked", spec.reference);
+            return Err(Error::unavailable(locked));
+        }
         tables
             .ingests
             .entry(spec.reference.to_string())
@@ -162,7 +181,10 @@ impl ContentStore for Store {
     }
 
     async fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {
-        Err(Error::not_found(reference))
+        let tables = self.0.lock().unwrap();
+        let data = tables.ingests.get(reference.as_str());
+        let data = data.ok_or_else(|| Error::not_found(reference))?;
+        Ok(status(reference, data.len(), None))
     }
 
     async fn statuses(&self, _: &Filter) -> Result<Vec<IngestStatus>> {
@@ -202,17 +224,30 @@ impl Writer {
     }
 }
 
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // A test that failed meanwhile has said so already.
+        if let Ok(mut tables) = self.store.0.lock() {
+            tables.writers.remove(self.spec.reference.as_str());
+        }
+    }
+}
+
+fn status(reference: &IngestRef, offset: usize, total: Option<u64>) -> IngestStatus {
+    IngestStatus {
+        reference: reference.clone(),
+        offset: offset as u64,
+        total: total.unwrap_or_default(),
+        expected: None,
+        started_at: SystemTime::UNIX_EPOCH,
+        updated_at: SystemTime::UNIX_EPOCH,
+    }
+}
+
 #[async_trait]
 impl Ingest for Writer {
     fn status(&self) -> IngestStatus {
-        IngestStatus {
-            reference: self.spec.reference.clone(),
-            offset: self.data().len() as u64,
-            total: self.spec.total.unwrap_or_default(),
-            expected: self.spec.expected.clone(),
-            started_at: SystemTime::UNIX_EPOCH,
-            updated_at: SystemTime::UNIX_EPOCH,
-        }
+        status(&self.spec.reference, self.data().len(), self.spec.total)
     }
 
     fn digest(&self) -> Result<Digest> {

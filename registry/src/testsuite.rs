@@ -1,0 +1,242 @@
+//! A registry on the loopback for tests, which can misbehave in every way a script wants.
+//!
+//! Each request goes to a handler that says what to answer; answers are written by hand, so that a
+//! body can be short, cut off, too long or never come.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed check is a panic: this is test code that other crates call"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+use types::{Algorithm, Descriptor, Digest, Labels};
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// `GET` or `HEAD`.
+    pub method: String,
+    /// Path without the query.
+    pub path: String,
+    /// Query without the question mark.
+    pub query: String,
+    /// Headers, names in lower case.
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Request {
+    /// A header's value; empty when it is not there.
+    #[must_use]
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+/// What to answer.
+#[derive(Clone, Debug, Default)]
+pub struct Reply {
+    /// Status; 0: never answer.
+    pub status: u16,
+    /// Headers besides the length.
+    pub headers: Vec<(String, String)>,
+    /// Body.
+    pub body: Bytes,
+    /// Close the connection after so many bytes of the body.
+    pub cut: Option<usize>,
+    /// Say nothing more after so many bytes of the body.
+    pub stall: Option<usize>,
+}
+
+impl Reply {
+    /// An answer with an empty body.
+    #[must_use]
+    pub fn status(status: u16) -> Self {
+        Self {
+            status,
+            ..Self::default()
+        }
+    }
+
+    /// The same with a header.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.headers.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// The same with a body.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+}
+
+/// A server on 127.0.0.1; it ends when dropped.
+#[derive(Debug)]
+pub struct Server {
+    host: String,
+    log: Arc<Mutex<Vec<Request>>>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts answering with `handler`.
+    pub async fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (handler, seen) = (Arc::new(handler), Arc::clone(&log));
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (handler, seen) = (Arc::clone(&handler), Arc::clone(&seen));
+                connections.spawn(async move {
+                    let mut stream = stream;
+                    if let Some(request) = read(&mut stream).await {
+                        seen.lock().unwrap().push(request.clone());
+                        answer(stream, &request, handler(&request)).await;
+                    }
+                });
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Self { host, log, task }
+    }
+
+    /// `127.0.0.1:port`.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// All requests so far.
+    #[must_use]
+    pub fn requests(&self) -> Vec<Request> {
+        self.log.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Blobs and manifests of repository `r`, served as the distribution specification says.
+#[derive(Clone, Debug, Default)]
+pub struct Content {
+    files: BTreeMap<String, (String, Bytes)>,
+}
+
+impl Content {
+    /// Adds a blob, or a manifest that tags may name.
+    pub fn add(&mut self, media_type: &str, data: impl Into<Bytes>, tags: &[&str]) -> Descriptor {
+        let data = data.into();
+        let hash = Sha256::digest(&data);
+        let digest = Digest::from_bytes(Algorithm::Sha256, &hash).unwrap();
+        let size = data.len() as u64;
+        let kind = if media_type.contains("manifest") || media_type.contains("index") {
+            "manifests"
+        } else {
+            "blobs"
+        };
+        for name in tags.iter().copied().chain([digest.as_str()]) {
+            let file = (media_type.to_owned(), data.clone());
+            self.files.insert(format!("/v2/r/{kind}/{name}"), file);
+        }
+        Descriptor {
+            media_type: media_type.into(),
+            digest,
+            size,
+            annotations: Labels::new(),
+        }
+    }
+
+    /// The answer to `request`; 404 for what is not there.
+    #[must_use]
+    pub fn reply(&self, request: &Request) -> Reply {
+        let Some((media_type, data)) = self.files.get(&request.path) else {
+            let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
+            return Reply::status(404).body(body);
+        };
+        let digest = Digest::from_bytes(Algorithm::Sha256, &Sha256::digest(data)).unwrap();
+        let reply = |status| {
+            Reply::status(status)
+                .with("content-type", media_type)
+                .with("docker-content-digest", digest.as_str())
+        };
+        let from = request.header("range").strip_prefix("bytes=");
+        match from
+            .and_then(|r| r.strip_suffix('-'))
+            .map(|r| r.parse::<usize>().unwrap())
+        {
+            None => reply(200).body(data.clone()),
+            Some(from) => {
+                let range = format!("bytes {from}-{}/{}", data.len() - 1, data.len());
+                reply(206)
+                    .with("content-range", range)
+                    .body(data.slice(from..))
+            }
+        }
+    }
+}
+
+async fn read(stream: &mut TcpStream) -> Option<Request> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    let text = String::from_utf8(head).unwrap();
+    let mut lines = text.lines();
+    let mut words = lines.next()?.split(' ');
+    let (method, target) = (words.next()?.to_owned(), words.next()?);
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let headers = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
+        .collect();
+    Some(Request {
+        method,
+        path: path.into(),
+        query: query.into(),
+        headers,
+    })
+}
+
+async fn answer(mut stream: TcpStream, request: &Request, reply: Reply) {
+    if reply.status == 0 {
+        std::future::pending::<()>().await;
+    }
+    let mut head = format!("HTTP/1.1 {} Word\r\nconnection: close\r\n", reply.status);
+    if reply
+        .headers
+        .iter()
+        .all(|(name, _)| name != "content-length" && name != "transfer-encoding")
+    {
+        head += &format!("content-length: {}\r\n", reply.body.len());
+    }
+    for (name, value) in &reply.headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head += "\r\n";
+    // The client may have gone: that is its business.
+    let _sent = stream.write_all(head.as_bytes()).await;
+    if request.method != "HEAD" {
+        let end = reply.cut.or(reply.stall).unwrap_or(reply.body.len());
+        let _sent = stream.write_all(&reply.body[..end]).await;
+        let _sent = stream.flush().await;
+        if reply.stall.is_some() {
+            std::future::pending::<()>().await;
+        }
+    }
+    let _closed = stream.shutdown().await;
+}

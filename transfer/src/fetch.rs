@@ -1,0 +1,203 @@
+//! One blob from a registry into the content store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use content::{ContentStore, Ingest, IngestSpec};
+use registry::{Reference, Repository};
+use tokio::time::{Instant, sleep};
+use types::{Code, Context as _, Descriptor, Error, Fields, IngestRef, Labels, Result, label};
+
+use crate::progress::{OnProgress, Status};
+
+/// Bytes written at a time: over the wire each write is a round trip.
+const WRITE: usize = 1 << 20;
+/// How long another transfer of the same blob may make no progress.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two looks at another transfer.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Fetches blobs of one repository.
+#[derive(Debug)]
+pub(crate) struct Fetcher {
+    content: Arc<dyn ContentStore>,
+    repository: Repository,
+    /// Key and value of the label that says where the blob came from.
+    source: (String, String),
+    on: OnProgress,
+}
+
+impl Fetcher {
+    pub(crate) fn new(
+        content: &Arc<dyn ContentStore>,
+        repository: Repository,
+        reference: &Reference,
+        on: &OnProgress,
+    ) -> Self {
+        let key = format!("{}.{}", label::DISTRIBUTION_SOURCE, reference.host());
+        Self {
+            content: Arc::clone(content),
+            repository,
+            source: (key, reference.path().to_owned()),
+            on: on.clone(),
+        }
+    }
+
+    /// Tells that a blob's turn has not come.
+    pub(crate) fn waiting(&self, descriptor: &Descriptor) {
+        self.on.tell(
+            &images::ref_key(descriptor),
+            Status::Waiting,
+            0,
+            descriptor.size,
+        );
+    }
+
+    /// Makes the blob be in the store. What is there from an interrupted fetch is not fetched again.
+    pub(crate) async fn fetch(&self, descriptor: &Descriptor) -> Result<()> {
+        let key = images::ref_key(descriptor);
+        let reference: IngestRef = key.clone().try_into()?;
+        let mut anew = false;
+        loop {
+            let Some(ingest) = self.ingest(&reference, descriptor).await? else {
+                self.on
+                    .tell(&key, Status::Exists, descriptor.size, descriptor.size);
+                return self.add_source(descriptor).await;
+            };
+            let resumed = ingest.status().offset > 0;
+            let error = match self.fill(ingest, descriptor, &key, anew).await {
+                Ok(()) => {
+                    self.on
+                        .tell(&key, Status::Done, descriptor.size, descriptor.size);
+                    return Ok(());
+                }
+                Err(error) if error.is_already_exists() => {
+                    self.on
+                        .tell(&key, Status::Exists, descriptor.size, descriptor.size);
+                    return self.add_source(descriptor).await;
+                }
+                Err(error) => error,
+            };
+            let error = error.ctx(format!("fetch {key}"));
+            if error.is(Code::Unavailable) {
+                // The next try goes on from here.
+                return Err(error);
+            }
+            let _gone = self.content.abort(&reference).await;
+            // What an earlier fetch left may be the damaged part.
+            if anew || !resumed || !error.is(Code::FailedPrecondition) {
+                return Err(error);
+            }
+            anew = true;
+        }
+    }
+
+    /// A writer; `None` when the blob is there. Waits for another writer of it.
+    async fn ingest(
+        &self,
+        reference: &IngestRef,
+        descriptor: &Descriptor,
+    ) -> Result<Option<Box<dyn Ingest>>> {
+        let (mut seen, mut since) = (None, Instant::now());
+        loop {
+            let spec = IngestSpec {
+                reference: reference.clone(),
+                total: Some(descriptor.size),
+                expected: Some(descriptor.digest.clone()),
+            };
+            let error = match self.content.ingest(spec).await {
+                Ok(ingest) => return Ok(Some(ingest)),
+                Err(error) if error.is_already_exists() => return Ok(None),
+                Err(error) if error.is(Code::Unavailable) => error,
+                Err(error) => return Err(error),
+            };
+            let offset = self
+                .content
+                .status(reference)
+                .await
+                .absent_ok()?
+                .map(|s| s.offset);
+            if offset != seen {
+                (seen, since) = (offset, Instant::now());
+            } else if since.elapsed() > PATIENCE {
+                return Err(error.ctx("another transfer of this blob makes no progress"));
+            }
+            let at = offset.unwrap_or_default();
+            self.on
+                .tell(reference.as_str(), Status::Waiting, at, descriptor.size);
+            sleep(LOOK).await;
+        }
+    }
+
+    async fn fill(
+        &self,
+        mut ingest: Box<dyn Ingest>,
+        descriptor: &Descriptor,
+        key: &str,
+        anew: bool,
+    ) -> Result<()> {
+        let size = descriptor.size;
+        let mut offset = ingest.status().offset;
+        if offset > size || (anew && offset > 0) {
+            ingest.truncate(0).await?;
+            offset = 0;
+        }
+        self.on.tell(key, Status::Downloading, offset, size);
+        let mut reader = self.repository.open(descriptor, offset)?;
+        let mut buffer = BytesMut::new();
+        let failed = loop {
+            let chunk = match reader.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            };
+            buffer.extend_from_slice(&chunk);
+            if buffer.len() >= WRITE {
+                ingest.write(buffer.split().freeze()).await?;
+            }
+            self.on
+                .tell(key, Status::Downloading, reader.offset(), size);
+        };
+        if !buffer.is_empty() {
+            ingest.write(buffer.freeze()).await?;
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let labels = Labels::new().with(&self.source.0, &self.source.1);
+        ingest
+            .commit(Some(size), Some(descriptor.digest.clone()), labels)
+            .await?;
+        Ok(())
+    }
+
+    /// Notes this repository as one more source of a blob that was there already.
+    async fn add_source(&self, descriptor: &Descriptor) -> Result<()> {
+        let (key, path) = &self.source;
+        let info = self.content.info(&descriptor.digest).await?;
+        if info.size != descriptor.size {
+            return Err(Error::failed_precondition(format_args!(
+                "{} has {} bytes, its descriptor says {}",
+                descriptor.digest, info.size, descriptor.size
+            )));
+        }
+        let known = info.labels.get(key).map_or("", String::as_str);
+        let mut all: Vec<&str> = known.split(',').filter(|s| !s.is_empty()).collect();
+        if all.contains(&path.as_str()) {
+            return Ok(());
+        }
+        all.push(path);
+        all.sort_unstable();
+        let labels = Labels::new().with(key, all.join(","));
+        if labels.validate().is_err() {
+            // So many sources that one more does not fit: no harm is done without it.
+            return Ok(());
+        }
+        let fields = Fields::new(vec![format!("labels.{key}")]);
+        self.content
+            .update(&descriptor.digest, labels, &fields)
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! Import: the images of an archive, as `ctr images import` names and unpacks them.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use images::archive::Archive;
+use images::name::{ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, Prefix};
+use images::{Entry, Frontier, PlatformSet};
+use types::{Context as _, Descriptor, Error, Image, Labels, Result};
+
+use crate::Deps;
+use crate::progress::{OnProgress, Status};
+use crate::unpack::unpack_image;
+
+/// How to import.
+#[derive(Clone, Debug)]
+pub struct ImportOpts {
+    /// What bare tags are put behind.
+    pub prefix: Prefix,
+    /// Also name every image `prefix@digest`.
+    pub digests: bool,
+    /// But not those that have a name.
+    pub skip_digest_for_named: bool,
+    /// Name for the whole index of the archive.
+    pub index_name: Option<String>,
+    /// Which platforms; this host's by default.
+    pub platforms: PlatformSet,
+    /// Labels of the image records.
+    pub labels: Labels,
+    /// Unpack into snapshots.
+    pub unpack: bool,
+    /// Who is told.
+    pub progress: OnProgress,
+}
+
+impl ImportOpts {
+    /// Unpacks for this host; bare tags go behind `prefix`.
+    #[must_use]
+    pub fn new(prefix: Prefix) -> Self {
+        Self {
+            prefix,
+            digests: false,
+            skip_digest_for_named: false,
+            index_name: None,
+            platforms: PlatformSet::default(),
+            labels: Labels::new(),
+            unpack: true,
+            progress: OnProgress::default(),
+        }
+    }
+}
+
+/// Imports an OCI layout or a Docker archive and writes its image records, ordered by name. Images
+/// without a name get none unless `digests` is set: then the list may be empty.
+///
+/// # Errors
+/// Those of [`images::archive::import`]; `NotFound` when no image is for the platform or a blob is
+/// missing; those of [`crate::unpack()`].
+pub async fn import(
+    reader: Box<dyn Read + Send>,
+    deps: &Deps,
+    opts: ImportOpts,
+) -> Result<Vec<Image>> {
+    let on = opts.progress.clone();
+    let saving = |name: &str, at: u64, total: u64| {
+        let status = if at < total {
+            Status::Saving
+        } else {
+            Status::Done
+        };
+        on.tell(name, status, at, total);
+    };
+    let archive = images::archive::import(reader, &deps.content, &saving).await?;
+    let roots: Vec<Entry> = archive
+        .images
+        .iter()
+        .filter(|image| opts.platforms.matches(image.platform.as_ref()))
+        .cloned()
+        .collect();
+    if roots.is_empty() {
+        return Err(Error::not_found(
+            "no image in the archive is for this platform",
+        ));
+    }
+    complete(deps, &roots, &opts.platforms).await?;
+    let records = names(deps, &archive, &roots, &opts).await?;
+    if opts.unpack {
+        for root in records.values().collect::<Distinct<'_>>().0 {
+            unpack_root(deps, root, &opts).await?;
+        }
+    }
+    let mut made = Vec::with_capacity(records.len());
+    for (name, target) in records {
+        made.push(deps.images.put(&name, target, opts.labels.clone()).await?);
+        opts.progress.tell(&name, Status::Done, 0, 0);
+    }
+    Ok(made)
+}
+
+/// Checks that all wanted blobs are there, as long as they should be, and labels their parents.
+async fn complete(deps: &Deps, roots: &[Entry], wanted: &PlatformSet) -> Result<()> {
+    let store = deps.content.as_ref();
+    let mut frontier = Frontier::new(roots.to_vec());
+    while let Some((entry, depth)) = frontier.take() {
+        let descriptor = &entry.descriptor;
+        let missing = || format!("image is incomplete: content {}", descriptor.digest);
+        let info = store.info(&descriptor.digest).await.ctx_with(missing)?;
+        if info.size != descriptor.size {
+            return Err(Error::failed_precondition(format_args!(
+                "{} has {} bytes, its descriptor says {}",
+                descriptor.digest, info.size, descriptor.size
+            )));
+        }
+        let mut children = images::children(store, descriptor).await?;
+        if images::is_index(&descriptor.media_type) {
+            let platforms: Vec<_> = children
+                .iter()
+                .map(|child| child.platform.clone())
+                .collect();
+            let chosen = wanted.choose(&platforms);
+            children = chosen
+                .into_iter()
+                .filter_map(|at| children.get(at).cloned())
+                .collect();
+        }
+        images::label_children(store, &descriptor.digest, &children).await?;
+        frontier.push(children, depth)?;
+    }
+    Ok(())
+}
+
+/// The records to write, by name.
+async fn names(
+    deps: &Deps,
+    archive: &Archive,
+    roots: &[Entry],
+    opts: &ImportOpts,
+) -> Result<BTreeMap<String, Descriptor>> {
+    let mut records = BTreeMap::new();
+    for root in roots {
+        let annotations = &root.descriptor.annotations;
+        let name = match annotations
+            .get(ANNOTATION_IMAGE_NAME)
+            .filter(|name| !name.is_empty())
+        {
+            Some(name) => Some(name.clone()),
+            None => annotations
+                .get(ANNOTATION_REF_NAME)
+                .and_then(|tag| opts.prefix.name(tag)),
+        };
+        let skip = opts.skip_digest_for_named && name.is_some();
+        if opts.digests && !skip {
+            let name = opts.prefix.by_digest(&root.descriptor.digest);
+            records.insert(name, root.descriptor.clone());
+        }
+        if let Some(name) = name {
+            records.insert(name, root.descriptor.clone());
+        }
+    }
+    if let Some(name) = &opts.index_name {
+        let index = archive.put_index(deps.content.as_ref()).await?;
+        images::label_children(deps.content.as_ref(), &index.digest, roots).await?;
+        records.insert(name.clone(), index);
+    }
+    Ok(records)
+}
+
+/// Of all platforms only this host's is unpacked: the others are for keeping.
+async fn unpack_root(deps: &Deps, root: &Descriptor, opts: &ImportOpts) -> Result<()> {
+    let host = PlatformSet::default();
+    let (wanted, all) = match &opts.platforms {
+        PlatformSet::All => (&host, true),
+        only => (only, false),
+    };
+    match unpack_image(deps, root, wanted, &opts.progress).await {
+        Err(error) if all && error.is_not_found() => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+/// Targets, each once.
+struct Distinct<'a>(Vec<&'a Descriptor>);
+
+impl<'a> FromIterator<&'a Descriptor> for Distinct<'a> {
+    fn from_iter<I: IntoIterator<Item = &'a Descriptor>>(all: I) -> Self {
+        let mut distinct: Vec<&Descriptor> = Vec::new();
+        for one in all {
+            if distinct.iter().all(|seen| seen.digest != one.digest) {
+                distinct.push(one);
+            }
+        }
+        Self(distinct)
+    }
+}
+
+#[cfg(test)]
+#[path = "import_tests.rs"]
+mod tests;

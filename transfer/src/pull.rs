@@ -1,0 +1,212 @@
+//! Pull: an image from a registry, unpacked while its layers come in.
+
+use std::sync::Arc;
+
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use images::{Entry, Frontier, Manifest, PlatformSet};
+use registry::{Reference, RegistryOpts, Repository};
+use tokio::sync::oneshot;
+use types::{Descriptor, Error, Image, Labels, Result};
+
+use crate::Deps;
+use crate::fetch::Fetcher;
+use crate::progress::{OnProgress, Status};
+use crate::unpack::{is_image, unpack_arriving};
+
+/// Layers fetched at a time.
+const CONCURRENT: usize = 3;
+
+/// How to pull.
+#[derive(Clone, Debug, Default)]
+pub struct PullOpts {
+    /// Which platforms; this host's by default.
+    pub platforms: PlatformSet,
+    /// Labels of the image record.
+    pub labels: Labels,
+    /// Unpack into snapshots.
+    pub unpack: bool,
+    /// Layers fetched at a time; 0: three.
+    pub max_concurrent: usize,
+    /// How to talk to the registry.
+    pub registry: RegistryOpts,
+    /// Who is told.
+    pub progress: OnProgress,
+}
+
+/// Pulls `reference`, a full one, and writes the image record of that name.
+///
+/// Dropping the future stops the pull; the bytes that came in stay in their ingests for the next one.
+///
+/// # Errors
+/// `InvalidArgument` for a bad reference, document or layer; those of [`Repository::resolve`];
+/// `NotFound` when there is nothing for the platform; `FailedPrecondition` when bytes are not what
+/// their digest says.
+pub async fn pull(reference: &str, deps: &Deps, opts: PullOpts) -> Result<Image> {
+    let on = opts.progress.clone();
+    let parsed: Reference = reference.parse()?;
+    on.tell(reference, Status::Resolving, 0, 0);
+    let repository = Repository::new(&parsed, opts.registry.clone())?;
+    let target = repository.resolve().await?;
+    on.tell(reference, Status::Resolved, 0, 0);
+    let pull = Pull {
+        deps,
+        fetcher: Arc::new(Fetcher::new(&deps.content, repository, &parsed, &on)),
+        opts: &opts,
+    };
+    for manifest in pull.documents(&target).await? {
+        pull.image(&manifest).await?;
+    }
+    let image = deps
+        .images
+        .put(reference, target, opts.labels.clone())
+        .await?;
+    on.tell(reference, Status::Done, 0, 0);
+    Ok(image)
+}
+
+struct Pull<'a> {
+    deps: &'a Deps,
+    fetcher: Arc<Fetcher>,
+    opts: &'a PullOpts,
+}
+
+impl Pull<'_> {
+    /// Fetches indexes, manifests and configs, labels them, and returns the manifests to take.
+    async fn documents(&self, target: &Descriptor) -> Result<Vec<Manifest>> {
+        let store = self.deps.content.as_ref();
+        let mut found = Vec::new();
+        let mut frontier = Frontier::new(vec![target.clone().into()]);
+        while let Some((entry, depth)) = frontier.take() {
+            let descriptor = &entry.descriptor;
+            if images::is_index(&descriptor.media_type) {
+                limited(descriptor)?;
+                self.fetcher.fetch(descriptor).await?;
+                let index = images::read_index(store, descriptor).await?;
+                images::label_children(store, &descriptor.digest, &index.manifests).await?;
+                let platforms: Vec<_> = index
+                    .manifests
+                    .iter()
+                    .map(|entry| entry.platform.clone())
+                    .collect();
+                let chosen = self.opts.platforms.choose(&platforms);
+                let next = chosen
+                    .into_iter()
+                    .filter_map(|at| index.manifests.get(at).cloned());
+                frontier.push(next.collect(), depth)?;
+            } else if images::is_manifest(&descriptor.media_type) {
+                if let Some(manifest) = self.manifest(&entry, depth).await? {
+                    found.push(manifest);
+                }
+            } else {
+                tracing::debug!(media_type = descriptor.media_type, "not fetched");
+            }
+        }
+        if found.is_empty() {
+            return Err(Error::not_found(format_args!(
+                "no match for platform in manifest {}",
+                target.digest
+            )));
+        }
+        Ok(found)
+    }
+
+    async fn manifest(&self, entry: &Entry, depth: usize) -> Result<Option<Manifest>> {
+        let store = self.deps.content.as_ref();
+        let descriptor = &entry.descriptor;
+        limited(descriptor)?;
+        self.fetcher.fetch(descriptor).await?;
+        let manifest = images::read_manifest(store, descriptor).await?;
+        let config = &manifest.config;
+        if images::is_config(&config.media_type) && config.size > images::MAX_CONFIG {
+            return Err(Error::resource_exhausted(format_args!(
+                "image config of {} bytes is larger than {} bytes",
+                config.size,
+                images::MAX_CONFIG
+            )));
+        }
+        let children: Vec<Entry> = std::iter::once(config)
+            .chain(&manifest.layers)
+            .map(|child| Entry::from(child.clone()))
+            .collect();
+        self.fetcher.fetch(config).await?;
+        images::label_children(store, &descriptor.digest, &children).await?;
+        if depth > 0 && entry.platform.is_none() && images::is_config(&config.media_type) {
+            let platform = images::read_config(store, config).await?.platform;
+            if !self.opts.platforms.matches(Some(&platform)) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Fetches the layers of one image and unpacks them as they arrive.
+    async fn image(&self, manifest: &Manifest) -> Result<()> {
+        for layer in &manifest.layers {
+            self.fetcher.waiting(layer);
+        }
+        let (senders, arrivals): (Vec<_>, Vec<_>) =
+            manifest.layers.iter().map(|_| oneshot::channel()).unzip();
+        let concurrent = match self.opts.max_concurrent {
+            0 => CONCURRENT,
+            n => n,
+        };
+        let layers = manifest.layers.iter().cloned().zip(senders).collect();
+        let fetch = fetch_layers(Arc::clone(&self.fetcher), layers, concurrent);
+        if !self.opts.unpack || !is_image(manifest) {
+            return fetch.await;
+        }
+        let store = self.deps.content.as_ref();
+        let config = images::read_config(store, &manifest.config).await?;
+        let unpack = unpack_arriving(self.deps, manifest, &config, &self.opts.progress, arrivals);
+        // The fetch comes first: when it fails, its error is the one to tell.
+        futures::future::try_join(fetch, unpack).await.map(drop)
+    }
+}
+
+/// Fetches the layers, `concurrent` at a time, and tells of each that has arrived.
+async fn fetch_layers(
+    fetcher: Arc<Fetcher>,
+    layers: Vec<(Descriptor, oneshot::Sender<()>)>,
+    concurrent: usize,
+) -> Result<()> {
+    let mut left = layers.into_iter();
+    let mut running = FuturesUnordered::new();
+    loop {
+        while running.len() < concurrent
+            && let Some((layer, arrived)) = left.next()
+        {
+            running.push(fetch_layer(Arc::clone(&fetcher), layer, arrived));
+        }
+        match running.next().await {
+            Some(done) => done?,
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn fetch_layer(
+    fetcher: Arc<Fetcher>,
+    layer: Descriptor,
+    arrived: oneshot::Sender<()>,
+) -> Result<()> {
+    fetcher.fetch(&layer).await?;
+    // Nobody waits when nothing is unpacked.
+    let _waiting = arrived.send(());
+    Ok(())
+}
+
+fn limited(descriptor: &Descriptor) -> Result<()> {
+    if descriptor.size > images::MAX_MANIFEST {
+        return Err(Error::resource_exhausted(format_args!(
+            "rejecting manifest {} of {} bytes, the limit is {}",
+            descriptor.digest,
+            descriptor.size,
+            images::MAX_MANIFEST
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "pull_tests.rs"]
+mod tests;
