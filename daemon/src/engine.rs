@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use content::ContentStore;
-use diff::{Applier, ApplyOpts, CompareOpts, Comparer};
+use diff::{Applier, ApplyOpts, CompareOpts, Comparer, Walking};
 use futures::FutureExt as _;
 use metadata::Metadata;
 use runtime_v2::Tasks;
@@ -20,6 +20,36 @@ const DIFFER: &str = "io.containerd.differ.v1";
 const RUNTIME: &str = "io.containerd.runtime.v2";
 /// Runtime of containers that name none.
 const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
+
+/// Directory of mounts that last no longer than a call.
+const TEMPORARY: &str = "tmpmounts";
+
+#[derive(Debug)]
+struct OnlyApply(Walking);
+#[async_trait::async_trait]
+impl Applier for OnlyApply {
+    async fn apply(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        opts: ApplyOpts,
+    ) -> Result<Descriptor> {
+        self.0.apply(store, layer, mounts, opts).await
+    }
+}
+#[async_trait::async_trait]
+impl Comparer for OnlyApply {
+    async fn compare(
+        &self,
+        _: &Arc<dyn ContentStore>,
+        _: &[Mount],
+        _: &[Mount],
+        _: CompareOpts,
+    ) -> Result<Descriptor> {
+        Err(Error::not_implemented("compare"))
+    }
+}
 
 /// What works on the records.
 #[derive(Debug)]
@@ -40,8 +70,10 @@ impl Engine {
     /// # Errors
     /// That of a required differ; I/O on the directory of the bundles.
     pub(crate) fn open(store: Store, config: &Config) -> Result<Self> {
-        let walking = || -> Result<(Arc<dyn Differ>, Facts)> {
-            Err(Error::not_implemented("the walking differ"))
+        let walking = || {
+            let made: Arc<dyn Differ> =
+                Arc::new(OnlyApply(Walking::new(config.root.join(TEMPORARY))));
+            Ok((made, Facts::of_host()))
         };
         let requires = &["io.containerd.metadata.v1"];
         let candidates = vec![Candidate {

@@ -1,8 +1,8 @@
 //! Signals: which end the daemon and which do not.
 //!
 //! SIGTERM and SIGINT end it in order; containers go on running. SIGHUP is how a service manager
-//! asks for a reload; there is none yet, and it must not kill. SIGPIPE is ignored by the standard
-//! library from the start.
+//! asks for a reload; there is none yet, and it must not kill. SIGUSR1 asks for a sign of life.
+//! SIGPIPE is ignored by the standard library from the start.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use types::{Error, Result};
@@ -13,6 +13,7 @@ pub(crate) struct Signals {
     term: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user: Signal,
 }
 
 impl Signals {
@@ -26,6 +27,7 @@ impl Signals {
             term: take(SignalKind::terminate())?,
             interrupt: take(SignalKind::interrupt())?,
             hangup: take(SignalKind::hangup())?,
+            user: take(SignalKind::user_defined1())?,
         })
     }
 
@@ -37,6 +39,10 @@ impl Signals {
                 _ = self.interrupt.recv() => return "SIGINT",
                 _ = self.hangup.recv() => {
                     tracing::warn!("SIGHUP: the configuration is read at the start only");
+                }
+                _ = self.user.recv() => {
+                    let jobs = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+                    tracing::info!(jobs, "SIGUSR1: alive");
                 }
             }
         }

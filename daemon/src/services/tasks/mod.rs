@@ -38,14 +38,7 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     async fn task(&self, scope: &Scope, id: &str) -> Result<Arc<dyn Task>> {
-        let task = self.manager.get(&scope.namespace, &id.parse()?).await;
-        task.map_err(|e| {
-            if e.is_not_found() {
-                e.ctx("no running task found")
-            } else {
-                e
-            }
-        })
+        self.manager.get(&scope.namespace, &id.parse()?).await
     }
 }
 

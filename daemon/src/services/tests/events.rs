@@ -8,6 +8,7 @@ use protos::any::pack;
 use protos::events::{ContainerCreate, TaskExit};
 use protos::services::containers::{Container, CreateContainerRequest, container::Runtime};
 use protos::services::events::{ForwardRequest, PublishRequest, SubscribeRequest};
+use protos::shim::events_ttrpc::EventsClient as EventsShimClient;
 use protos::types::Envelope;
 use protos::well_known::Any;
 use protos::wire::Wire as _;
@@ -189,4 +190,33 @@ async fn a_subscriber_that_hangs_up_is_forgotten() {
         }
     };
     timeout(SOON, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shim_publishes_over_ttrpc() {
+    let daemon = Daemon::start().await;
+    let mut heard = subscribe(&daemon, &["topic==/tasks/exit"]).await;
+    let address = format!("unix://{}", daemon.ttrpc);
+    let connection = ttrpc::r#async::Client::connect(&address);
+    let client = EventsShimClient::new(connection.await.unwrap());
+    let envelope = |namespace: &str| Envelope {
+        timestamp: Some(SystemTime::now()).to_wire(),
+        namespace: namespace.into(),
+        topic: "/tasks/exit".into(),
+        event: MessageField::some(exit()),
+        ..Default::default()
+    };
+    let forward = |namespace: &str| protos::shim::events::ForwardRequest {
+        envelope: MessageField::some(envelope(namespace)),
+        ..Default::default()
+    };
+    let context = || ttrpc::context::with_duration(SOON);
+    client.forward(context(), &forward("n")).await.unwrap();
+    assert_eq!(next(&mut heard).await.namespace, "n");
+    let refused = client
+        .forward(context(), &forward("../n"))
+        .await
+        .unwrap_err();
+    let refused = protos::status::from_ttrpc(&refused);
+    assert_eq!(refused.code(), types::Code::InvalidArgument, "{refused}");
 }

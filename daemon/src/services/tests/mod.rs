@@ -24,6 +24,7 @@ use crate::face;
 use crate::ground::Ground;
 use crate::listen::Socket;
 use crate::store::Store;
+use crate::ttrpc_server;
 
 /// The namespace of every test: each has a daemon of its own.
 const NAMESPACE: &str = "test";
@@ -34,6 +35,8 @@ const SOON: Duration = Duration::from_secs(10);
 struct Daemon {
     channel: Channel,
     exchange: Arc<::events::Exchange>,
+    /// Path of the shims' socket.
+    ttrpc: String,
     server: JoinHandle<()>,
     _directory: TempDir,
 }
@@ -68,17 +71,23 @@ impl Daemon {
         let engine = Engine::open(store, &config).unwrap();
         let exchange = Arc::clone(&engine.store.ground.events);
         let routes = face::routes(&engine, &config).unwrap();
+        let ttrpc = config.ttrpc_address();
+        let shims = Socket::bind(ttrpc.as_ref(), 0, 0).unwrap();
+        let shims = ttrpc_server::serve(shims, face::events(&engine))
+            .await
+            .unwrap();
         let serving = Server::builder()
             .add_routes(routes)
             .serve_with_incoming(socket.incoming(|_| true));
         let server = tokio::spawn(async move {
-            let _held = engine;
+            let _held = (engine, shims);
             serving.await.unwrap();
         });
         let channel = client::connect(&config.grpc.address, SOON).await.unwrap();
         Self {
             channel,
             exchange,
+            ttrpc,
             server,
             _directory: directory,
         }

@@ -272,7 +272,10 @@ async fn bad_containers_are_refused_in_their_class() {
     let (code, text) = refused(client.get(scoped(none)).await);
     assert_eq!(
         (code, text.as_str()),
-        (Code::NotFound, "container \"none\": not found")
+        (
+            Code::NotFound,
+            "container \"none\" in namespace \"test\": not found"
+        )
     );
     let bad = ListContainersRequest {
         filters: vec!["a=b".into()],

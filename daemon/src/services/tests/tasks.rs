@@ -99,7 +99,7 @@ async fn what_does_not_run_is_not_found() {
     let (code, text) = refused(client.get(scoped(get)).await);
     assert_eq!(
         (code, text.as_str()),
-        (Code::NotFound, "no running task found: task c: not found")
+        (Code::NotFound, "task c not found: not found")
     );
     let kill = KillRequest {
         container_id: id(),
