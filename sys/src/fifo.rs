@@ -1,6 +1,6 @@
 //! Named pipes that a client made: opened only when they are named pipes, never waiting for a peer.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -75,14 +75,7 @@ impl Fifo {
     /// # Errors
     /// As [`Fifo::open`].
     pub fn open_nonblocking(&self, end: End) -> Result<OwnedFd> {
-        let access = match end {
-            End::Read => OFlags::RDONLY,
-            End::Write => OFlags::WRONLY,
-            End::Both => OFlags::RDWR,
-        };
-        let path = fd_path(&self.handle);
-        let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| at("open fifo", &path, e))
+        open_path(&fd_path(&self.handle), end)
     }
 
     /// The checked handle (`O_PATH`).
@@ -90,6 +83,24 @@ impl Fifo {
     pub fn handle(&self) -> &OwnedFd {
         &self.handle
     }
+}
+
+/// Opens another end of the named pipe behind an open descriptor of it, for a readiness loop.
+///
+/// # Errors
+/// As [`Fifo::open`].
+pub fn reopen(fd: impl AsFd, end: End) -> Result<OwnedFd> {
+    open_path(&fd_path(fd), end)
+}
+
+fn open_path(path: &Path, end: End) -> Result<OwnedFd> {
+    let access = match end {
+        End::Read => OFlags::RDONLY,
+        End::Write => OFlags::WRONLY,
+        End::Both => OFlags::RDWR,
+    };
+    let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|e| at("open fifo", path, e))
 }
 
 #[cfg(test)]
@@ -114,6 +125,21 @@ mod tests {
         let mut text = String::new();
         read.read_to_string(&mut text).unwrap();
         assert_eq!(text, "x");
+    }
+
+    #[test]
+    fn the_other_end_is_seen_to_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = Fifo::make(&dir.path().join("f"), 0o600).unwrap();
+        let hold = fifo.open_nonblocking(End::Both).unwrap();
+        let write = reopen(&hold, End::Write).unwrap();
+        drop(hold);
+        assert!(!crate::pipe::has_reader(&write));
+        let read = fifo.open_nonblocking(End::Read).unwrap();
+        assert!(crate::pipe::has_reader(&write) && crate::pipe::has_writer(&read));
+        assert!(!crate::pipe::is_readable(&read));
+        drop(write);
+        assert!(!crate::pipe::has_writer(&read));
     }
 
     #[test]

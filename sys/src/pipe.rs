@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use types::Result;
 
@@ -35,6 +36,22 @@ pub fn tee(from: impl AsFd, to: impl AsFd, length: usize) -> io::Result<usize> {
     Ok(rustix::pipe::tee(from, to, length, SpliceFlags::NONBLOCK)?)
 }
 
+/// Reads what is there. `WouldBlock` on a descriptor that does not block; `Ok(0)` is the end.
+///
+/// # Errors
+/// The errno, as an `io::Error` for the caller's readiness loop.
+pub fn read(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::io::read(fd, buffer)?)
+}
+
+/// Writes what there is room for.
+///
+/// # Errors
+/// The errno, as an `io::Error` for the caller's readiness loop.
+pub fn write(fd: impl AsFd, data: &[u8]) -> io::Result<usize> {
+    Ok(rustix::io::write(fd, data)?)
+}
+
 /// Bytes that wait in a pipe or terminal.
 ///
 /// # Errors
@@ -49,6 +66,35 @@ pub fn pending(fd: impl AsFd) -> Result<u64> {
 /// The errno of `fcntl`.
 pub fn set_capacity(fd: impl AsFd, bytes: usize) -> Result<usize> {
     rustix::pipe::fcntl_setpipe_size(fd, bytes).map_err(|e| op("fcntl F_SETPIPE_SZ", e))
+}
+
+/// True while somebody has the other end of this write end open for reading.
+#[must_use]
+pub fn has_reader(write_end: impl AsFd) -> bool {
+    !poll_now(write_end, PollFlags::OUT).contains(PollFlags::ERR)
+}
+
+/// True unless all write ends of this read end were closed. A read end that never met a writer does
+/// not say so; open and close a write end first.
+#[must_use]
+pub fn has_writer(read_end: impl AsFd) -> bool {
+    !poll_now(read_end, PollFlags::IN).contains(PollFlags::HUP)
+}
+
+/// True when a read would not block now.
+#[must_use]
+pub fn is_readable(fd: impl AsFd) -> bool {
+    !poll_now(fd, PollFlags::IN).is_empty()
+}
+
+fn poll_now(fd: impl AsFd, events: PollFlags) -> PollFlags {
+    let mut fds = [PollFd::new(&fd, events)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // Poll with no waiting and one valid descriptor does not fail.
+    match rustix::event::poll(&mut fds, Some(&now)) {
+        Ok(_) => fds[0].revents(),
+        Err(_) => PollFlags::empty(),
+    }
 }
 
 #[cfg(test)]

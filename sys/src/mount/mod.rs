@@ -10,7 +10,7 @@ mod overlay;
 mod temp;
 
 use std::ffi::{CStr, CString};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -141,6 +141,21 @@ pub fn unmount(target: &Path) -> Result<()> {
 pub fn detach(target: &Path) -> Result<()> {
     unmount_once(target, UnmountFlags::DETACH).map_err(|e| at("unmount", target, e))?;
     Ok(())
+}
+
+/// [`detach`] that leaves the file system in use by the descriptor returned: the kernel writes it back
+/// and drops it when that is closed, at a moment of the caller's choice. `None` without a mount there.
+///
+/// # Errors
+/// The errno, with the path.
+pub fn detach_keeping(target: &Path) -> Result<Option<OwnedFd>> {
+    let kept = match crate::fs::open_dir(target) {
+        Ok(kept) => kept,
+        Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mounted = unmount_once(target, UnmountFlags::DETACH).map_err(|e| at("unmount", target, e))?;
+    Ok(mounted.then_some(kept))
 }
 
 /// Unmounts everything stacked at `target`.

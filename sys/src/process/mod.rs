@@ -15,7 +15,7 @@ mod exec;
 mod output;
 
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
@@ -408,6 +408,19 @@ pub fn close_from(first: u32) -> Result<()> {
         return Err(last("close_range"));
     }
     Ok(())
+}
+
+/// Takes over a descriptor that this process was started with, by number.
+///
+/// # Errors
+/// The errno of `fcntl`: `EBADF` when there is none.
+pub fn inherited_fd(number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: acts on a descriptor number only; fails when it is not open.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(last("fcntl"));
+    }
+    // SAFETY: it is open, and by this function's contract it came with the process: nobody owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 #[cfg(test)]

@@ -1,0 +1,145 @@
+//! `delete`: what is left when a shim is gone, also when half of the bundle is missing.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use protos::shim::task::DeleteResponse;
+use protos::wire::Wire as _;
+use protos::{Message as _, MessageField};
+use sys::process::Spawn;
+use types::{Error, Exit, Result, bundle_file};
+
+use crate::exits;
+use crate::flags::Flags;
+use crate::options::Options;
+use crate::runc::is_plain;
+
+/// Daemons wait 5 s for the whole action.
+const RUNTIME_TIME: Duration = Duration::from_secs(4);
+const RUNTIME_OUTPUT: usize = 64 * 1024;
+/// What clean-up ends has been killed.
+const KILLED: u32 = 137;
+
+/// Removes what the runtime and the shim left, and returns what to print: how the init ended, as the
+/// shim recorded it, else as killed now.
+///
+/// # Errors
+/// When the root file system cannot be unmounted.
+pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
+    let bundle = std::path::absolute(&flags.bundle).map_err(|e| Error::os("bundle", e))?;
+    let recorded = exits::read(&bundle);
+    let pid = std::fs::read_to_string(bundle.join(bundle_file::INIT_PID));
+    let pid = pid
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0);
+    remove_container(flags, &bundle);
+    sys::mount::unmount_recursive(&bundle.join(bundle_file::ROOTFS))?;
+    remove_socket(&bundle);
+    let exit = recorded.unwrap_or(Exit {
+        pid,
+        status: KILLED,
+        at: SystemTime::now(),
+    });
+    let response = DeleteResponse {
+        pid: exit.pid,
+        exit_status: exit.status,
+        exited_at: MessageField::some(exit.at.to_wire()),
+        ..DeleteResponse::default()
+    };
+    response.write_to_bytes().map_err(Error::internal)
+}
+
+fn remove_container(flags: &Flags, bundle: &Path) {
+    let options = Options::load(bundle);
+    let root = options.runtime_root(bundle, &flags.namespace);
+    if is_plain(options.binary()) && !root.join(&flags.id).exists() {
+        return;
+    }
+    let removed = Spawn::new(options.binary())
+        .arg("--root")
+        .arg(root)
+        .args(["delete", "--force", &flags.id])
+        .output(b"", RUNTIME_OUTPUT, RUNTIME_TIME);
+    // Standard error goes to the daemon's log together with the answer, so nothing may be said: a
+    // runtime that is missing or fails leaves its processes to the next attempt.
+    drop(removed);
+}
+
+/// A shim that was killed leaves its socket file; one that lives (for others of its group) keeps it.
+fn remove_socket(bundle: &Path) {
+    let Ok(address) = std::fs::read_to_string(bundle.join(bundle_file::ADDRESS)) else {
+        return;
+    };
+    let Some(path) = address.trim().strip_prefix("unix://").map(Path::new) else {
+        return;
+    };
+    let refused = std::os::unix::net::UnixStream::connect(path)
+        .is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused);
+    if refused {
+        drop(std::fs::remove_file(path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(bundle: &Path) -> Flags {
+        let bundle = bundle.display().to_string();
+        let line = [
+            "-namespace",
+            "ns",
+            "-id",
+            "c1",
+            "-address",
+            "",
+            "-bundle",
+            &bundle,
+            "delete",
+        ];
+        Flags::parse(line.map(Into::into)).unwrap()
+    }
+
+    #[test]
+    fn an_empty_or_absent_bundle_counts_as_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        for bundle in [dir.path().to_owned(), dir.path().join("absent/x/y")] {
+            let answer = delete(&flags(&bundle)).unwrap();
+            let answer = DeleteResponse::parse_from_bytes(&answer).unwrap();
+            assert_eq!((answer.pid, answer.exit_status), (0, 137));
+            assert!(answer.exited_at.seconds > 0);
+        }
+    }
+
+    #[test]
+    fn the_recorded_end_is_told_and_a_dead_socket_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        std::fs::write(
+            dir.path().join("address"),
+            format!("unix://{}", socket.display()),
+        )
+        .unwrap();
+        std::fs::write(dir.path().join("init.pid"), "77").unwrap();
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
+        exits::record(
+            dir.path(),
+            "",
+            Exit {
+                pid: 77,
+                status: 3,
+                at,
+            },
+        )
+        .unwrap();
+        let answer = delete(&flags(dir.path())).unwrap();
+        let answer = DeleteResponse::parse_from_bytes(&answer).unwrap();
+        assert_eq!(
+            (answer.pid, answer.exit_status, answer.exited_at.seconds),
+            (77, 3, 5)
+        );
+        assert!(!socket.exists());
+    }
+}

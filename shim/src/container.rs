@@ -1,0 +1,436 @@
+//! One container: its init, its execs, and what the runtime does with them.
+//!
+//! ```text
+//!  create: mount rootfs ─ open streams ─ [hold: runtime create ─ claim pid] ─ event
+//!  start:  runtime start ─ event            exec: [hold: runtime exec ─ claim pid] ─ event
+//!  end:    record on disk ─ execs' exits ─ init's exit ─ waiters
+//!  delete: runtime delete ─ drain output ─ unmount ─ event
+//! ```
+//! Invariant: what a failed step made is undone. Exit events follow start events, the init's follows
+//! those of all execs.
+
+mod create;
+mod exec;
+
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use protos::MessageField;
+use protos::events::{TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
+use protos::wire::Wire as _;
+use sys::cgroup::{Cgroup, OomEvent, OomWatch};
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use types::{Code, Context as _, Error, Exit, Result, bundle_file};
+
+use crate::exits;
+use crate::lifecycle::{Input, Phase};
+use crate::log;
+use crate::process::Process;
+use crate::reap::Ending;
+use crate::runc::Runtime;
+use crate::service::Shim;
+use crate::watch::watch;
+
+/// How long a deletion waits for output to be taken.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long the end of a killed process may take.
+const KILLED: Duration = Duration::from_secs(10);
+/// When a detached file system is let go: after the answer has left.
+const LET_GO: Duration = Duration::from_millis(2);
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) runtime: Runtime,
+    /// All its processes die with its init.
+    own_pids: bool,
+    /// The shim mounted its root file system.
+    mounted: bool,
+    pub(crate) init: Arc<Process>,
+    execs: Mutex<BTreeMap<String, Arc<Process>>>,
+    pub(crate) cgroup: Option<Cgroup>,
+    oom_told: AtomicBool,
+    oom_watch: Mutex<Option<AbortHandle>>,
+}
+
+impl Container {
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The init for an empty id, else an exec.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) fn process(&self, exec: &str) -> Result<Arc<Process>> {
+        if exec.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        let found = self.execs().get(exec).map(Arc::clone);
+        found.ok_or_else(|| Error::not_found(format_args!("process does not exist {exec}")))
+    }
+
+    /// Starts the init.
+    ///
+    /// # Errors
+    /// The runtime's text; `FailedPrecondition` when it runs already.
+    pub(crate) async fn start(self: &Arc<Self>, shim: &Shim) -> Result<u32> {
+        let init = &self.init;
+        let _gate = init.gate.lock().await;
+        init.check(Input::Start)?;
+        init.starting();
+        let started = self.runtime.start().await;
+        let pid = init.view().pid;
+        if started.is_ok() {
+            init.step(Input::Start)?;
+            let event = TaskStart {
+                container_id: self.id.clone(),
+                pid,
+                ..TaskStart::default()
+            };
+            shim.publisher.publish("/tasks/start", &event);
+        }
+        init.announced();
+        self.settle(shim);
+        started.map(|()| pid)
+    }
+
+    /// Takes note of the end of one of its processes, when it comes.
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        shim: &Arc<Shim>,
+        process: &Arc<Process>,
+        pid: u32,
+        ending: Ending,
+    ) {
+        let (container, shim) = (Arc::clone(self), Arc::clone(shim));
+        let process = Arc::clone(process);
+        drop(tokio::spawn(async move {
+            if let Ok(ended) = ending.await {
+                let exit = Exit {
+                    pid,
+                    status: ended.status.code(),
+                    at: ended.at,
+                };
+                container.ended(&shim, &process, exit);
+            }
+        }));
+        // It may have ended before it was claimed.
+        self.runtime.reap.round();
+    }
+
+    fn ended(self: &Arc<Self>, shim: &Arc<Shim>, process: &Arc<Process>, exit: Exit) {
+        if let Err(error) = exits::record(&self.bundle, &process.exec, exit) {
+            log::error(format_args!("exit of {} not recorded: {error}", self.id));
+        }
+        process.ended(exit);
+        if process.is_init() && !self.own_pids {
+            let (container, shim) = (Arc::clone(self), Arc::clone(shim));
+            drop(tokio::spawn(
+                async move { container.kill_rest(&shim).await },
+            ));
+        }
+        self.settle(shim);
+    }
+
+    /// Without process ids of its own, processes outlive the init: they are ended.
+    async fn kill_rest(&self, shim: &Shim) {
+        if let Err(error) = self.runtime.kill(libc::SIGKILL.unsigned_abs(), true).await {
+            log::debug(format_args!("kill all of {}: {error}", self.id));
+        }
+        for exec in self.active_execs() {
+            drop(self.runtime.reap.signal(exec.view().pid, libc::SIGKILL));
+        }
+        self.settle(shim);
+    }
+
+    fn active_execs(&self) -> Vec<Arc<Process>> {
+        self.execs()
+            .values()
+            .filter(|exec| exec.view().active)
+            .map(Arc::clone)
+            .collect()
+    }
+
+    /// Publishes the ends that are due: execs first, the init when none of them is left.
+    pub(crate) fn settle(&self, shim: &Shim) {
+        let execs: Vec<Arc<Process>> = self.execs().values().map(Arc::clone).collect();
+        for exec in &execs {
+            self.publish_exit(shim, exec);
+        }
+        if execs.iter().any(|exec| exec.view().active) {
+            return;
+        }
+        if self.init.has_ended()
+            && self
+                .cgroup
+                .as_ref()
+                .is_some_and(|group| group.oom_kills() > 0)
+        {
+            self.publish_oom(shim, true);
+        }
+        self.publish_exit(shim, &self.init);
+    }
+
+    fn publish_exit(&self, shim: &Shim, process: &Process) {
+        let Some(exit) = process.take_due_exit() else {
+            return;
+        };
+        let id = if process.is_init() {
+            &self.id
+        } else {
+            &process.exec
+        };
+        let event = TaskExit {
+            container_id: self.id.clone(),
+            id: id.clone(),
+            pid: exit.pid,
+            exit_status: exit.status,
+            exited_at: MessageField::some(exit.at.to_wire()),
+            ..TaskExit::default()
+        };
+        shim.publisher.publish("/tasks/exit", &event);
+        process.tell(exit);
+    }
+
+    /// Tells that the container ran out of memory; at its end only when that was not told before.
+    fn publish_oom(&self, shim: &Shim, at_end: bool) {
+        if self.oom_told.swap(true, Ordering::Relaxed) && at_end {
+            return;
+        }
+        let event = TaskOOM {
+            container_id: self.id.clone(),
+            ..TaskOOM::default()
+        };
+        shim.publisher.publish("/tasks/oom", &event);
+    }
+
+    fn watch_oom(self: &Arc<Self>, shim: &Arc<Shim>) {
+        let Some(group) = &self.cgroup else { return };
+        let watch = match group.watch_oom().and_then(watch) {
+            Ok(watch) => watch,
+            Err(error) => {
+                log::warn(format_args!("no OOM events of {}: {error}", self.id));
+                return;
+            }
+        };
+        let (container, shim) = (Arc::clone(self), Arc::clone(shim));
+        let task = tokio::spawn(async move { container.follow_oom(&shim, watch).await });
+        let mut slot = self
+            .oom_watch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *slot = Some(task.abort_handle());
+    }
+
+    async fn follow_oom(&self, shim: &Shim, mut watch: AsyncFd<OomWatch>) {
+        loop {
+            let Ok(mut ready) = watch.readable_mut().await else {
+                return;
+            };
+            match ready.get_inner_mut().check() {
+                OomEvent::Oom => self.publish_oom(shim, false),
+                OomEvent::Nothing => {}
+                OomEvent::Gone => return,
+            }
+            ready.clear_ready();
+        }
+    }
+
+    fn stop_watching_oom(&self) {
+        let mut slot = self
+            .oom_watch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(task) = slot.take() {
+            task.abort();
+        }
+    }
+
+    /// Sends a signal to a process, or with `all` to the whole container.
+    ///
+    /// # Errors
+    /// `NotFound` for what has ended, `FailedPrecondition` for an exec that has not started.
+    pub(crate) async fn kill(&self, exec: &str, signal: u32, all: bool) -> Result<()> {
+        let process = self.process(exec)?;
+        process.check(Input::Touch)?;
+        let number = i32::try_from(signal)
+            .map_err(|_| Error::invalid_argument(format_args!("signal {signal}")))?;
+        let view = process.view();
+        if !process.is_init() {
+            if view.pid == 0 {
+                return Err(Error::failed_precondition("process not created"));
+            }
+            return self.runtime.reap.signal(view.pid, number);
+        }
+        let direct = !all
+            && self.own_pids
+            && self.runtime.has_plain_processes()
+            && matches!(view.phase, Phase::Running);
+        if direct {
+            return self.runtime.reap.signal(view.pid, number);
+        }
+        self.runtime.kill(signal, all).await?;
+        if matches!(view.phase, Phase::Paused) && number == libc::SIGKILL {
+            // A frozen process dies when it thaws; the runtime may have thawed it already.
+            drop(self.runtime.resume().await);
+        }
+        Ok(())
+    }
+
+    /// Freezes it.
+    ///
+    /// # Errors
+    /// The runtime's text; `FailedPrecondition` when it does not run.
+    pub(crate) async fn pause(&self, shim: &Shim) -> Result<()> {
+        let _gate = self.init.gate.lock().await;
+        self.init.step(Input::Pause)?;
+        let paused = self.runtime.pause().await;
+        let done = if paused.is_ok() {
+            Input::PauseDone
+        } else {
+            Input::PauseFailed
+        };
+        self.init.step(done)?;
+        paused?;
+        let event = TaskPaused {
+            container_id: self.id.clone(),
+            ..TaskPaused::default()
+        };
+        shim.publisher.publish("/tasks/paused", &event);
+        Ok(())
+    }
+
+    /// Thaws it.
+    ///
+    /// # Errors
+    /// The runtime's text; `FailedPrecondition` when it is not frozen.
+    pub(crate) async fn resume(&self, shim: &Shim) -> Result<()> {
+        let _gate = self.init.gate.lock().await;
+        self.init.check(Input::Resume)?;
+        self.runtime.resume().await?;
+        self.init.step(Input::Resume)?;
+        let event = TaskResumed {
+            container_id: self.id.clone(),
+            ..TaskResumed::default()
+        };
+        shim.publisher.publish("/tasks/resumed", &event);
+        Ok(())
+    }
+
+    /// Changes resources, given as the runtime spec writes them.
+    ///
+    /// # Errors
+    /// The runtime's text.
+    pub(crate) async fn update(&self, resources: &[u8]) -> Result<()> {
+        let _gate = self.init.gate.lock().await;
+        self.init.check(Input::Touch)?;
+        let file = self.bundle.join("resources.json");
+        sys::fs::write_atomic_with(&file, resources, 0o600, sys::fs::Flush::Volatile)?;
+        let updated = self.runtime.update(&file.display().to_string()).await;
+        drop(std::fs::remove_file(&file));
+        updated
+    }
+
+    /// The pids in it, those of execs with their id.
+    pub(crate) fn pids(&self, own: Option<&Cgroup>) -> Vec<(u32, Option<String>)> {
+        let known: BTreeMap<u32, String> = self
+            .active_execs()
+            .into_iter()
+            .map(|exec| (exec.view().pid, exec.exec.clone()))
+            .filter(|(pid, _)| *pid != 0)
+            .collect();
+        let in_group = self
+            .cgroup
+            .as_ref()
+            .zip(own)
+            .and_then(|(group, own)| group.pids(own));
+        let pids = in_group.unwrap_or_else(|| {
+            let init = self.init.view();
+            let init = init.active.then_some(init.pid);
+            init.into_iter().chain(known.keys().copied()).collect()
+        });
+        pids.into_iter()
+            .map(|pid| (pid, known.get(&pid).cloned()))
+            .collect()
+    }
+
+    /// Removes an exec's record, or the whole container; the latter must have ended or never been
+    /// started.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for what runs, else what the runtime or the kernel says.
+    pub(crate) async fn delete(&self, shim: &Shim, exec: &str) -> Result<Exit> {
+        let process = self.process(exec)?;
+        let _gate = process.gate.lock().await;
+        process.check(Input::Delete)?;
+        if !process.is_init() {
+            process.drain(DRAIN).await;
+            process.step(Input::Delete)?;
+            self.execs().remove(exec);
+            exits::forget(&self.bundle, exec);
+            return Ok(process.exit());
+        }
+        self.remove().await?;
+        process.drain(DRAIN).await;
+        for exec in self.active_execs() {
+            exec.drain(Duration::ZERO).await;
+        }
+        let unmounted = self.unmount();
+        self.stop_watching_oom();
+        process.step(Input::Delete)?;
+        let exit = process.exit();
+        let event = TaskDelete {
+            container_id: self.id.clone(),
+            pid: exit.pid,
+            exit_status: exit.status,
+            exited_at: MessageField::some(exit.at.to_wire()),
+            ..TaskDelete::default()
+        };
+        shim.publisher.publish("/tasks/delete", &event);
+        unmounted.map(|()| exit)
+    }
+
+    /// Has the runtime remove it; one that was never started is ended first.
+    async fn remove(&self) -> Result<()> {
+        let never_started = matches!(self.init.view().phase, Phase::Created);
+        self.runtime.delete(never_started).await?;
+        if never_started {
+            timeout(KILLED, self.init.wait()).await.map_err(|_| {
+                Error::deadline_exceeded(format_args!("end of container {}", self.id))
+            })??;
+        }
+        Ok(())
+    }
+
+    /// Takes the root file system away. Overlay writes its upper directory back when its last user
+    /// goes: that happens after the answer.
+    fn unmount(&self) -> Result<()> {
+        if !self.mounted {
+            return Ok(());
+        }
+        let rootfs = self.bundle.join(bundle_file::ROOTFS);
+        let kept = sys::mount::detach_keeping(&rootfs).ctx("failed rootfs umount")?;
+        if let Some(kept) = kept {
+            drop(tokio::spawn(async move {
+                tokio::time::sleep(LET_GO).await;
+                log::debug(format_args!("rootfs {} let go", kept.as_raw_fd()));
+            }));
+        }
+        sys::mount::unmount_recursive(&rootfs).ctx("failed rootfs umount")
+    }
+}
+
+/// True for texts that say that the runtime has another container of this name.
+fn says_exists(error: &Error) -> bool {
+    let text = error.to_string();
+    error.code() == Code::Unknown && (text.contains("already exists") || text.contains("given ID"))
+}

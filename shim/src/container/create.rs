@@ -1,0 +1,208 @@
+//! Making a container: every step with its undoing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use protos::MessageField;
+use protos::events::{TaskCreate, TaskIO};
+use protos::shim::task::CreateTaskRequest;
+use protos::wire::Wire as _;
+use sys::cgroup::Cgroup;
+use types::{Error, Mount, Result, bundle_file};
+
+use super::{Container, says_exists};
+use crate::config::Config;
+use crate::console::{Console, ConsoleSocket, Prepared};
+use crate::log;
+use crate::options::Options;
+use crate::process::{Attached, Process};
+use crate::reap::{Ending, Hold};
+use crate::runc::Runtime;
+use crate::service::Shim;
+use crate::stdio::{Owner, Paths, Streams};
+
+impl Container {
+    /// Makes the container of a request.
+    ///
+    /// # Errors
+    /// What failed: a mount, a stream, the runtime. Nothing is left then.
+    pub(crate) async fn create(shim: &Arc<Shim>, request: &CreateTaskRequest) -> Result<Arc<Self>> {
+        if !request.checkpoint.is_empty() {
+            return Err(Error::not_implemented("restore from a checkpoint"));
+        }
+        let bundle = PathBuf::from(&request.bundle);
+        let config = Config::load(&bundle)?;
+        let options = Options::from_any(request.options.as_ref())?;
+        options.save(&bundle)?;
+        let paths = Paths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let runtime = Runtime::new(
+            Arc::clone(&shim.reap),
+            &bundle,
+            shim.namespace.as_str(),
+            &request.id,
+            options,
+        );
+        let mounted = mount_rootfs(&bundle, request)?;
+        let made = make(shim, &runtime, &bundle, &request.id, &paths).await;
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => {
+                undo(&runtime, &bundle, mounted, &error).await;
+                return Err(error);
+            }
+        };
+        let container = Arc::new(Self {
+            id: request.id.clone(),
+            own_pids: config.has_own_pids(),
+            mounted,
+            init: Arc::new(Process::new("", paths, Vec::new())),
+            execs: Mutex::new(BTreeMap::new()),
+            cgroup: Cgroup::of(made.pid).ok(),
+            oom_told: AtomicBool::new(false),
+            oom_watch: Mutex::new(None),
+            runtime,
+            bundle,
+        });
+        container.init.has_started(made.pid, made.attached);
+        Ok(container.announce(shim, request, made.pid, made.ending))
+    }
+
+    /// Publishes the creation; from here on the end may be told.
+    fn announce(
+        self: Arc<Self>,
+        shim: &Arc<Shim>,
+        request: &CreateTaskRequest,
+        pid: u32,
+        ending: Ending,
+    ) -> Arc<Self> {
+        let io = TaskIO {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+            ..TaskIO::default()
+        };
+        let event = TaskCreate {
+            container_id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: MessageField::some(io),
+            checkpoint: request.checkpoint.clone(),
+            pid,
+            ..TaskCreate::default()
+        };
+        shim.publisher.publish("/tasks/create", &event);
+        self.init.announced();
+        self.watch_oom(shim);
+        let init = Arc::clone(&self.init);
+        self.watch(shim, &init, pid, ending);
+        self
+    }
+}
+
+/// A process that the runtime made.
+pub(super) struct Made {
+    pub(super) pid: u32,
+    pub(super) ending: Ending,
+    pub(super) attached: Attached,
+}
+
+async fn make(
+    shim: &Arc<Shim>,
+    runtime: &Runtime,
+    bundle: &Path,
+    id: &str,
+    paths: &Paths,
+) -> Result<Made> {
+    let owner = Owner {
+        reap: &shim.reap,
+        options: runtime.options(),
+        namespace: shim.namespace.as_str(),
+        id,
+    };
+    let pid_file = bundle.join(bundle_file::INIT_PID);
+    if paths.terminal {
+        let prepared = Prepared::open(paths, owner).await?;
+        let socket = ConsoleSocket::bind(bundle, "init")?;
+        let hold = shim.reap.hold();
+        runtime.create(None, Some(socket.name())).await?;
+        let (pid, ending) = claim(shim, &pid_file, hold)?;
+        let console = Console::attach(socket.receive()?, prepared)?;
+        Ok(Made {
+            pid,
+            ending,
+            attached: Attached::Console(console),
+        })
+    } else {
+        let (streams, io) = Streams::open(paths, owner).await?;
+        let hold = shim.reap.hold();
+        runtime.create(Some(io), None).await?;
+        let (pid, ending) = claim(shim, &pid_file, hold)?;
+        Ok(Made {
+            pid,
+            ending,
+            attached: Attached::Streams(streams),
+        })
+    }
+}
+
+/// Claims the process whose pid the runtime wrote. The hold ends here.
+pub(super) fn claim(shim: &Shim, pid_file: &Path, hold: Hold) -> Result<(u32, Ending)> {
+    let text = std::fs::read_to_string(pid_file)
+        .map_err(|e| Error::os(format_args!("read {}", pid_file.display()), e))?;
+    let pid = text
+        .trim()
+        .parse()
+        .map_err(|_| Error::internal(format_args!("pid file {}: {text:?}", pid_file.display())))?;
+    let ending = shim.reap.claim(pid)?;
+    drop(hold);
+    Ok((pid, ending))
+}
+
+fn mount_rootfs(bundle: &Path, request: &CreateTaskRequest) -> Result<bool> {
+    if request.rootfs.is_empty() {
+        return Ok(false);
+    }
+    let mounts = request
+        .rootfs
+        .iter()
+        .cloned()
+        .map(Mount::from_wire)
+        .collect::<Result<Vec<_>>>()?;
+    let rootfs = bundle.join(bundle_file::ROOTFS);
+    if !rootfs.exists() {
+        std::fs::create_dir(&rootfs)
+            .map_err(|e| Error::os(format_args!("mkdir {}", rootfs.display()), e))?;
+    }
+    sys::mount::mount_all(&mounts, &rootfs)
+        .map_err(|e| e.ctx("failed to mount rootfs component"))?;
+    Ok(true)
+}
+
+async fn undo(runtime: &Runtime, bundle: &Path, mounted: bool, error: &Error) {
+    // A container of this name that is there already is somebody else's: it must live.
+    if !says_exists(error)
+        && let Err(error) = runtime.delete(true).await
+    {
+        log::warn(format_args!("remove what a failed create left: {error}"));
+    }
+    if mounted && let Err(error) = sys::mount::unmount_recursive(&bundle.join(bundle_file::ROOTFS))
+    {
+        log::error(format_args!("unmount after a failed create: {error}"));
+    }
+    for file in [
+        bundle_file::INIT_PID,
+        bundle_file::RUNTIME,
+        bundle_file::OPTIONS,
+    ] {
+        // Absent when the failure came before it.
+        drop(std::fs::remove_file(bundle.join(file)));
+    }
+}

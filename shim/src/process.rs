@@ -1,0 +1,353 @@
+//! One process of a container: the init or an exec.
+//!
+//! Invariant: [`State`] is changed only here, by steps of the [`Phase`] machine; an exit is kept back
+//! until the start has been announced, so that its event follows the start's. Operations that call
+//! the runtime hold the process's gate; nothing holds the state's lock across a wait.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use protos::task::Status;
+use tokio::sync::watch;
+use types::{Error, Exit, Result};
+
+use crate::console::Console;
+use crate::lifecycle::{Denied, Input, Phase};
+use crate::log;
+use crate::logger::Logger;
+use crate::stdio::{Paths, Streams};
+
+/// A process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Exec id; empty for the init.
+    pub(crate) exec: String,
+    pub(crate) paths: Paths,
+    /// The process as the runtime spec writes it, for an exec.
+    pub(crate) spec: Vec<u8>,
+    /// Held by operations that call the runtime.
+    pub(crate) gate: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    exit: watch::Sender<Option<Exit>>,
+}
+
+/// What changes.
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    pid: u32,
+    /// Its start (an init: its creation) has been published.
+    announced: bool,
+    /// It may have a living process: from the attempt to start it to its published end.
+    active: bool,
+    /// Its end, until that is published.
+    ended: Option<Exit>,
+    streams: Streams,
+    console: Option<Console>,
+    logger: Option<Logger>,
+}
+
+/// The shim's side of a started process's streams.
+#[derive(Debug)]
+pub(crate) enum Attached {
+    Streams(Streams),
+    Console(Console),
+}
+
+/// A snapshot for answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) phase: Phase,
+    pub(crate) pid: u32,
+    pub(crate) active: bool,
+}
+
+impl View {
+    /// The status as clients know it.
+    pub(crate) fn status(self) -> Status {
+        match self.phase {
+            Phase::Created => Status::CREATED,
+            Phase::Running => Status::RUNNING,
+            Phase::Pausing => Status::PAUSING,
+            Phase::Paused => Status::PAUSED,
+            Phase::Stopped(_) | Phase::Deleted => Status::STOPPED,
+        }
+    }
+}
+
+impl Process {
+    pub(crate) fn new(exec: &str, paths: Paths, spec: Vec<u8>) -> Self {
+        Self {
+            exec: exec.to_owned(),
+            paths,
+            spec,
+            gate: tokio::sync::Mutex::new(()),
+            state: Mutex::new(State {
+                phase: Phase::Created,
+                pid: 0,
+                announced: false,
+                active: false,
+                ended: None,
+                streams: Streams::default(),
+                console: None,
+                logger: None,
+            }),
+            exit: watch::Sender::new(None),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_init(&self) -> bool {
+        self.exec.is_empty()
+    }
+
+    pub(crate) fn view(&self) -> View {
+        let state = self.state();
+        View {
+            phase: state.phase,
+            pid: state.pid,
+            active: state.active,
+        }
+    }
+
+    /// True when it has ended, published or not.
+    pub(crate) fn has_ended(&self) -> bool {
+        let state = self.state();
+        state.ended.is_some() || matches!(state.phase, Phase::Stopped(_) | Phase::Deleted)
+    }
+
+    /// Takes a step of the machine.
+    ///
+    /// # Errors
+    /// `NotFound` for what has ended, `FailedPrecondition` for everything else that cannot be now.
+    pub(crate) fn step(&self, input: Input) -> Result<()> {
+        let mut state = self.state();
+        state.phase = state.phase.step(input).map_err(denied)?;
+        Ok(())
+    }
+
+    /// Whether a step would be possible.
+    ///
+    /// # Errors
+    /// As [`Process::step`].
+    pub(crate) fn check(&self, input: Input) -> Result<()> {
+        self.state().phase.step(input).map(drop).map_err(denied)
+    }
+
+    /// An attempt to start it begins: its end must wait for the announcement.
+    pub(crate) fn starting(&self) {
+        let mut state = self.state();
+        state.announced = false;
+        state.active = true;
+        state.streams.look_for_stdin();
+    }
+
+    /// It has this pid and these streams.
+    pub(crate) fn has_started(&self, pid: u32, attached: Attached) {
+        let mut state = self.state();
+        state.pid = pid;
+        state.active = true;
+        match attached {
+            Attached::Streams(streams) => state.streams = streams,
+            Attached::Console(console) => state.console = Some(console),
+        }
+    }
+
+    /// The attempt came to nothing: there is no process.
+    pub(crate) fn did_not_start(&self) {
+        self.state().active = false;
+    }
+
+    /// Its start has been published: its end may be.
+    pub(crate) fn announced(&self) {
+        self.state().announced = true;
+    }
+
+    /// It has ended. Readers of its output see the end.
+    pub(crate) fn ended(&self, exit: Exit) {
+        let mut state = self.state();
+        state.ended = Some(exit);
+        state.logger = state.streams.end();
+        if let Some(console) = &mut state.console {
+            console.close_stdin();
+        }
+    }
+
+    /// Its end, once, when it may be published.
+    pub(crate) fn take_due_exit(&self) -> Option<Exit> {
+        let mut state = self.state();
+        if !state.announced {
+            return None;
+        }
+        let exit = state.ended.take()?;
+        state.active = false;
+        match state.phase.step(Input::Exited(exit)) {
+            Ok(next) => state.phase = next,
+            Err(reason) => {
+                log::error(format_args!(
+                    "second exit of process {}: {}",
+                    exit.pid,
+                    reason.text()
+                ));
+                return None;
+            }
+        }
+        Some(exit)
+    }
+
+    /// Wakes those who wait for the end. To be called when its event is queued.
+    pub(crate) fn tell(&self, exit: Exit) {
+        self.exit.send_replace(Some(exit));
+    }
+
+    /// Waits for the end, which may be long ago.
+    ///
+    /// # Errors
+    /// `NotFound` when the record goes without an end.
+    pub(crate) async fn wait(&self) -> Result<Exit> {
+        let mut exit = self.exit.subscribe();
+        let seen = exit.wait_for(Option::is_some).await.map(|exit| *exit);
+        seen.ok()
+            .flatten()
+            .ok_or_else(|| Error::not_found("process"))
+    }
+
+    /// Waits until output is delivered, at most `limit`, and lets go of the streams.
+    pub(crate) async fn drain(&self, limit: Duration) {
+        let (console, logger) = {
+            let mut state = self.state();
+            let logger = state.logger.take().or_else(|| state.streams.end());
+            state.streams = Streams::default();
+            (state.console.take(), logger)
+        };
+        if let Some(console) = console {
+            console.drain(limit).await;
+        }
+        if let Some(logger) = logger {
+            logger.stop(limit).await;
+        }
+    }
+
+    /// Sets the size of its terminal.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it has none, or the errno.
+    pub(crate) fn resize(&self, columns: u32, rows: u32) -> Result<()> {
+        let fits = |size: u32| {
+            u16::try_from(size)
+                .map_err(|_| Error::invalid_argument(format_args!("terminal size {size}")))
+        };
+        let (columns, rows) = (fits(columns)?, fits(rows)?);
+        match &self.state().console {
+            Some(console) => console.resize(columns, rows),
+            // Parity: Go answers with success for a process that has no terminal (yet).
+            None => Ok(()),
+        }
+    }
+
+    /// No more input.
+    pub(crate) fn close_stdin(&self) {
+        let mut state = self.state();
+        state.streams.close_stdin();
+        if let Some(console) = &mut state.console {
+            console.close_stdin();
+        }
+    }
+
+    /// How it ended, for an answer: the time is zero while it has not.
+    pub(crate) fn exit(&self) -> Exit {
+        let state = self.state();
+        let told = *self.exit.borrow();
+        let alive = Exit {
+            pid: state.pid,
+            status: 0,
+            at: SystemTime::UNIX_EPOCH,
+        };
+        state.phase.exit().or(told).unwrap_or(alive)
+    }
+}
+
+fn denied(reason: Denied) -> Error {
+    match reason {
+        Denied::Stopped | Denied::Deleted => Error::not_found(reason.text()),
+        Denied::NotStarted
+        | Denied::Started
+        | Denied::Paused
+        | Denied::NotPaused
+        | Denied::Alive => Error::failed_precondition(reason.text()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXIT: Exit = Exit {
+        pid: 7,
+        status: 3,
+        at: SystemTime::UNIX_EPOCH,
+    };
+
+    fn process() -> Process {
+        Process::new("e1", Paths::default(), Vec::new())
+    }
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(work)
+    }
+
+    #[test]
+    fn an_exit_before_the_announcement_is_kept_back() {
+        block_on(async {
+            let process = process();
+            process.starting();
+            process.has_started(7, Attached::Streams(Streams::default()));
+            process.ended(EXIT);
+            assert!(process.has_ended());
+            assert_eq!(process.take_due_exit(), None);
+            process.step(Input::Start).unwrap();
+            process.announced();
+            assert_eq!(process.view().status(), Status::RUNNING);
+            assert_eq!(process.take_due_exit(), Some(EXIT));
+            assert_eq!(process.take_due_exit(), None);
+            process.tell(EXIT);
+            assert_eq!(process.view().status(), Status::STOPPED);
+            assert!(!process.view().active);
+            assert_eq!(process.wait().await.unwrap(), EXIT);
+            assert_eq!(process.wait().await.unwrap(), EXIT);
+            process.step(Input::Delete).unwrap();
+            assert_eq!(process.exit(), EXIT);
+        });
+    }
+
+    #[test]
+    fn a_failed_start_leaves_it_as_it_was() {
+        let process = process();
+        process.starting();
+        process.did_not_start();
+        assert!(!process.view().active && !process.has_ended());
+        process.step(Input::Delete).unwrap();
+        assert!(process.step(Input::Start).unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn what_cannot_be_now_is_a_failed_precondition() {
+        let process = process();
+        let error = process.check(Input::Pause).unwrap_err();
+        assert!(error.is(types::Code::FailedPrecondition), "{error}");
+        assert!(
+            process
+                .resize(70_000, 1)
+                .unwrap_err()
+                .is(types::Code::InvalidArgument)
+        );
+        process.resize(80, 24).unwrap();
+    }
+}

@@ -1,0 +1,219 @@
+//! Events to the daemon: in order, none lost while the daemon is away.
+//!
+//! Invariant: events leave in the order they were queued; one leaves the queue only when the daemon
+//! took it or will never take it. The queue is bounded; what is dropped at the bound is logged. An
+//! absent daemon costs one connection attempt every few seconds, and only while something waits.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use protos::any::{Named, pack};
+use protos::shim::events::ForwardRequest;
+use protos::shim::events_ttrpc::EventsClient;
+use protos::types::Envelope;
+use protos::wire::Wire as _;
+use protos::{MessageField, call};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use ttrpc::asynchronous::{Client, transport::Socket};
+use types::{Error, Namespace, Result};
+
+use crate::log;
+
+/// As many as Go's publisher keeps.
+const CAPACITY: usize = 2048;
+/// How often an event is offered that the daemon answers with an error.
+const REFUSALS: u32 = 5;
+const CALL: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// An unused connection is closed: it is memory on both sides.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The queue of events and what sends it.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    namespace: Namespace,
+    queue: Mutex<Queue>,
+    filled: Notify,
+    emptied: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<(u64, Envelope)>,
+    serial: u64,
+}
+
+impl Publisher {
+    pub(crate) fn new(namespace: Namespace) -> Self {
+        let queue = Mutex::new(Queue::default());
+        Self {
+            namespace,
+            queue,
+            filled: Notify::new(),
+            emptied: Notify::new(),
+        }
+    }
+
+    /// Queues an event. Never waits.
+    pub(crate) fn publish<M: Named>(&self, topic: &str, event: &M) {
+        match self.envelope(topic, event) {
+            Ok(envelope) => self.push(envelope),
+            Err(error) => log::error(format_args!("event {topic} not published: {error}")),
+        }
+    }
+
+    fn envelope<M: Named>(&self, topic: &str, event: &M) -> Result<Envelope> {
+        Ok(Envelope {
+            timestamp: MessageField::some(SystemTime::now().to_wire()),
+            namespace: self.namespace.to_string(),
+            topic: topic.to_owned(),
+            event: MessageField::some(pack(event)?.to_wire()),
+            ..Envelope::default()
+        })
+    }
+
+    fn push(&self, envelope: Envelope) {
+        self.with(|queue| {
+            if queue.events.len() >= CAPACITY {
+                queue.events.pop_front();
+                log::error(format_args!(
+                    "event queue is full: the oldest event is dropped"
+                ));
+            }
+            queue.serial += 1;
+            let serial = queue.serial;
+            queue.events.push_back((serial, envelope));
+        });
+        self.filled.notify_one();
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Queue) -> T) -> T {
+        work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn first(&self) -> Option<(u64, Envelope)> {
+        self.with(|queue| queue.events.front().cloned())
+    }
+
+    /// Takes the event out unless the bound already did.
+    fn done(&self, serial: u64) {
+        let empty = self.with(|queue| {
+            if queue
+                .events
+                .front()
+                .is_some_and(|(first, _)| *first == serial)
+            {
+                queue.events.pop_front();
+            }
+            queue.events.is_empty()
+        });
+        if empty {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// Waits until everything was taken, at most `limit`.
+    pub(crate) async fn drain(&self, limit: Duration) {
+        let empty = async {
+            loop {
+                let emptied = self.emptied.notified();
+                if self.with(|queue| queue.events.is_empty()) {
+                    return;
+                }
+                emptied.await;
+            }
+        };
+        if timeout(limit, empty).await.is_err() {
+            let left = self.with(|queue| queue.events.len());
+            log::warn(format_args!("{left} events were not taken by the daemon"));
+        }
+    }
+
+    /// Sends for ever to the socket at `address`.
+    pub(crate) async fn run(self: Arc<Self>, address: String) {
+        let mut client = None;
+        let mut pause = FIRST_PAUSE;
+        let mut refusals = 0;
+        loop {
+            let Some((serial, envelope)) = self.first() else {
+                let filled = self.filled.notified();
+                if client.is_none() {
+                    filled.await;
+                } else if timeout(IDLE, filled).await.is_err() {
+                    client = None;
+                }
+                continue;
+            };
+            match self.send(&mut client, &address, envelope.clone()).await {
+                Ok(()) => {
+                    self.done(serial);
+                    (pause, refusals) = (FIRST_PAUSE, 0);
+                    continue;
+                }
+                Err(Failure::Away(error)) => {
+                    client = None;
+                    log::debug(format_args!("daemon is away: {error}"));
+                }
+                Err(Failure::Refused(error)) => {
+                    refusals += 1;
+                    if refusals >= REFUSALS {
+                        log::error(format_args!("event {} dropped: {error}", envelope.topic));
+                        self.done(serial);
+                        refusals = 0;
+                        continue;
+                    }
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn send(
+        &self,
+        client: &mut Option<EventsClient>,
+        address: &str,
+        envelope: Envelope,
+    ) -> Result<(), Failure> {
+        let connected = match client {
+            Some(connected) => connected,
+            None => client.insert(connect(address).await.map_err(Failure::Away)?),
+        };
+        let context = call::context(&self.namespace, Some(CALL));
+        let request = ForwardRequest {
+            envelope: MessageField::some(envelope),
+            ..ForwardRequest::default()
+        };
+        match timeout(CALL, connected.forward(context, &request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error @ ttrpc::Error::RpcStatus(_))) => {
+                Err(Failure::Refused(protos::status::from_ttrpc(&error)))
+            }
+            Ok(Err(error)) => Err(Failure::Away(protos::status::from_ttrpc(&error))),
+            Err(_) => Err(Failure::Away(Error::deadline_exceeded("forward"))),
+        }
+    }
+}
+
+enum Failure {
+    /// Nobody there, or gone in the middle: tried again until somebody is.
+    Away(Error),
+    /// Answered with an error.
+    Refused(Error),
+}
+
+async fn connect(address: &str) -> Result<EventsClient> {
+    let path = address.strip_prefix("unix://").unwrap_or(address);
+    let stream = timeout(CALL, UnixStream::connect(path))
+        .await
+        .map_err(|_| Error::deadline_exceeded(format_args!("connect {path}")))?
+        .map_err(|e| Error::os(format_args!("connect {path}"), e))?;
+    Ok(EventsClient::new(Client::new(Socket::from(stream))))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! A daemon that is away, comes, goes in the middle, refuses.
+
+use super::*;
+use async_trait::async_trait;
+use protos::events::{TaskOOM, TaskStart};
+use protos::shim::events_ttrpc::{Events, create_events};
+use protos::well_known::Empty;
+use std::path::Path;
+use tokio::sync::mpsc;
+use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
+
+struct Daemon {
+    got: mpsc::UnboundedSender<String>,
+    refuse: bool,
+}
+
+#[async_trait]
+impl Events for Daemon {
+    async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+        let envelope = request.envelope.unwrap_or_default();
+        let event = protos::any::unpack::<TaskStart>(&types::Any {
+            type_url: envelope.event.type_url.clone(),
+            value: envelope.event.value.to_vec(),
+        });
+        let text = match event {
+            Ok(start) => format!(
+                "{} {} {}",
+                envelope.namespace, envelope.topic, start.container_id
+            ),
+            Err(_) => envelope.topic.clone(),
+        };
+        let refused = self.refuse && event_is_oom(&envelope);
+        drop(self.got.send(text));
+        if refused {
+            let error = Error::internal("no");
+            return Err(protos::status::to_ttrpc(&error));
+        }
+        Ok(Empty::new())
+    }
+}
+
+fn event_is_oom(envelope: &Envelope) -> bool {
+    envelope.topic == "/tasks/oom"
+}
+
+async fn daemon(path: &Path, refuse: bool) -> (Server, mpsc::UnboundedReceiver<String>) {
+    drop(std::fs::remove_file(path));
+    let listener = tokio::net::UnixListener::bind(path).unwrap();
+    let (got, events) = mpsc::unbounded_channel();
+    let mut server = Server::new()
+        .add_listener(Listener::from(listener))
+        .register_service(create_events(Arc::new(Daemon { got, refuse })));
+    server.start().await.unwrap();
+    (server, events)
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(work)
+}
+
+fn publisher() -> Arc<Publisher> {
+    Arc::new(Publisher::new("ns".parse().unwrap()))
+}
+
+fn start(id: &str) -> TaskStart {
+    TaskStart {
+        container_id: id.to_owned(),
+        ..TaskStart::default()
+    }
+}
+
+#[test]
+fn events_wait_for_the_daemon_and_arrive_in_order() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let publisher = publisher();
+        tokio::spawn(Arc::clone(&publisher).run(format!("unix://{}", path.display())));
+        publisher.publish("/tasks/start", &start("a"));
+        publisher.publish("/tasks/start", &start("b"));
+        tokio::task::yield_now().await;
+        let (mut first, mut events) = daemon(&path, false).await;
+        assert_eq!(events.recv().await.unwrap(), "ns /tasks/start a");
+        assert_eq!(events.recv().await.unwrap(), "ns /tasks/start b");
+        publisher.drain(Duration::from_secs(20)).await;
+        first.shutdown().await.unwrap();
+        publisher.publish("/tasks/start", &start("c"));
+        let (_second, mut events) = daemon(&path, false).await;
+        assert_eq!(events.recv().await.unwrap(), "ns /tasks/start c");
+    });
+}
+
+#[test]
+fn a_refused_event_does_not_stop_the_ones_behind_it() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (_server, mut events) = daemon(&path, true).await;
+        let publisher = publisher();
+        tokio::spawn(Arc::clone(&publisher).run(path.display().to_string()));
+        publisher.publish("/tasks/oom", &TaskOOM::default());
+        publisher.publish("/tasks/start", &start("a"));
+        for _ in 0..REFUSALS {
+            assert_eq!(events.recv().await.unwrap(), "/tasks/oom");
+        }
+        assert_eq!(events.recv().await.unwrap(), "ns /tasks/start a");
+    });
+}
+
+#[test]
+fn the_queue_is_bounded_and_drops_the_oldest() {
+    let publisher = publisher();
+    for n in 0..=CAPACITY {
+        publisher.publish("/tasks/start", &start(&n.to_string()));
+    }
+    assert_eq!(publisher.with(|queue| queue.events.len()), CAPACITY);
+    assert_eq!(publisher.first().unwrap().0, 2);
+    publisher.done(1);
+    assert_eq!(publisher.first().unwrap().0, 2);
+    publisher.done(2);
+    assert_eq!(publisher.first().unwrap().0, 3);
+}

@@ -1,0 +1,117 @@
+//! The asynchronous side of [`sys::reaper`]: every process that the shim starts or adopts has one
+//! receiver for its end.
+//!
+//! Invariant: a runtime call that makes a process is made under a [`Hold`]; the process is claimed
+//! before the hold ends. So its exit is told whenever it happened.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use sys::process::{Spawn, Status};
+use sys::reaper::Reaper;
+use tokio::sync::oneshot;
+use types::{Error, Result};
+
+/// How and when a process ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: Status,
+    pub(crate) at: SystemTime,
+}
+
+/// Told once, at the end.
+pub(crate) type Ending = oneshot::Receiver<Ended>;
+
+/// The one reaper of the shim.
+#[derive(Debug, Default)]
+pub(crate) struct Reap {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    reaper: Reaper,
+    waiting: HashMap<u32, oneshot::Sender<Ended>>,
+}
+
+impl Reap {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    /// As [`Spawn::spawn`].
+    pub(crate) fn spawn(&self, spawn: Spawn) -> Result<(u32, Ending)> {
+        let child = spawn.spawn()?;
+        let pid = child.pid();
+        let (tell, ending) = oneshot::channel();
+        let mut inner = self.lock();
+        inner.reaper.adopt(child);
+        inner.waiting.insert(pid, tell);
+        Ok((pid, ending))
+    }
+
+    /// Claims a process that a runtime made, alive or just ended, under a hold.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of that pid.
+    pub(crate) fn claim(&self, pid: u32) -> Result<Ending> {
+        let (tell, ending) = oneshot::channel();
+        let mut inner = self.lock();
+        inner.reaper.claim(pid)?;
+        inner.waiting.insert(pid, tell);
+        Ok(ending)
+    }
+
+    /// Leaves unclaimed children alone as long as the result lives.
+    pub(crate) fn hold(self: &Arc<Self>) -> Hold {
+        self.lock().reaper.hold();
+        Hold {
+            reap: Arc::clone(self),
+        }
+    }
+
+    /// Sends a signal to a claimed process.
+    ///
+    /// # Errors
+    /// `NotFound` when it has ended, else the errno.
+    pub(crate) fn signal(&self, pid: u32, signal: i32) -> Result<()> {
+        let inner = self.lock();
+        let finished = || Error::not_found("process already finished");
+        let pidfd = inner.reaper.pidfd(pid).ok_or_else(finished)?;
+        sys::pidfd::send_signal(pidfd, signal).map_err(|error| match error.errno() {
+            Some(libc::ESRCH) => finished(),
+            Some(libc::EINVAL) => error.reclass(types::Code::InvalidArgument),
+            _ => error,
+        })
+    }
+
+    /// Reaps what has ended and tells who waits for it.
+    pub(crate) fn round(&self) {
+        let mut inner = self.lock();
+        let ended = inner.reaper.reap();
+        let at = SystemTime::now();
+        for (pid, status) in ended {
+            if let Some(tell) = inner.waiting.remove(&pid) {
+                // Nobody may be interested any more.
+                tell.send(Ended { status, at }).ok();
+            }
+        }
+    }
+}
+
+/// See [`Reap::hold`].
+#[derive(Debug)]
+pub(crate) struct Hold {
+    reap: Arc<Reap>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.reap.lock().reaper.release();
+        self.reap.round();
+    }
+}

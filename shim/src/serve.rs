@@ -1,0 +1,116 @@
+//! The server: one thread, one socket, signals as a descriptor.
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sys::signal::SignalFd;
+use tokio::io::unix::AsyncFd;
+use ttrpc::asynchronous::{Server, transport::Listener};
+use types::{Context as _, Error, Namespace, Result};
+
+use crate::log;
+use crate::service::{Shim, tables};
+use crate::watch::watch;
+
+/// How long the end waits for the daemon to take the last events.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
+/// Enough turns of the executor for an answer to be written.
+const TURNS: usize = 64;
+
+/// What a server needs to know.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) namespace: Namespace,
+    /// Where events go; empty when there is no daemon.
+    pub(crate) events: String,
+    /// The listening socket's path, removed at the end.
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// When the process cannot be set up; nothing afterwards ends it.
+pub(crate) fn serve(listener: UnixListener, setup: Setup) -> Result<()> {
+    sys::reaper::become_subreaper()?;
+    let handled = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1];
+    let signals = SignalFd::new(&handled)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::os("start runtime", e))?;
+    runtime.block_on(run(listener, signals, setup))
+}
+
+async fn run(listener: UnixListener, signals: SignalFd, setup: Setup) -> Result<()> {
+    listener
+        .set_nonblocking(true)
+        .map_err(|e| Error::os("listen", e))?;
+    let listener =
+        tokio::net::UnixListener::from_std(listener).map_err(|e| Error::os("listen", e))?;
+    let shim = Arc::new(Shim::new(setup.namespace));
+    if !setup.events.is_empty() {
+        drop(tokio::spawn(Arc::clone(&shim.publisher).run(setup.events)));
+    }
+    let mut server = Server::new()
+        .add_listener(Listener::from(listener))
+        .register_service(tables(&shim));
+    server
+        .start()
+        .await
+        .map_err(|e| protos::status::from_ttrpc(&e))
+        .ctx("serve")?;
+    let signals = watch(signals)?;
+    tokio::select! {
+        () = shim.stop.notified() => {}
+        () = follow_signals(&shim, &signals) => {}
+    }
+    // New callers must not find a socket that is about to close.
+    if let Some(socket) = setup.socket {
+        drop(std::fs::remove_file(socket));
+    }
+    for _ in 0..TURNS {
+        tokio::task::yield_now().await;
+    }
+    let last = shim.publisher.drain(LAST_EVENTS);
+    tokio::pin!(last);
+    // Runtimes may still be at work for requests that came before: their ends are taken.
+    loop {
+        tokio::select! {
+            () = &mut last => return Ok(()),
+            () = follow_children(&shim, &signals) => {}
+        }
+    }
+}
+
+/// Until a signal says stop.
+async fn follow_signals(shim: &Shim, signals: &AsyncFd<SignalFd>) {
+    loop {
+        let Ok(mut ready) = signals.readable().await else {
+            return;
+        };
+        while let Some(signal) = signals.get_ref().next() {
+            match signal {
+                libc::SIGCHLD => shim.reap.round(),
+                libc::SIGUSR1 => log::info(format_args!("{shim:?}")),
+                _ => {
+                    log::info(format_args!("signal {signal}: the shim ends"));
+                    return;
+                }
+            }
+        }
+        ready.clear_ready();
+    }
+}
+
+async fn follow_children(shim: &Shim, signals: &AsyncFd<SignalFd>) {
+    let Ok(mut ready) = signals.readable().await else {
+        return std::future::pending().await;
+    };
+    while signals.get_ref().next().is_some() {
+        shim.reap.round();
+    }
+    ready.clear_ready();
+}
