@@ -26,7 +26,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use ttrpc::asynchronous::Server;
 use types::{Any, Code, ContainerId, Event, Mount, Namespace, Scope};
 
-const SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
+/// The distribution's shim. Another one can be tried by hand with this variable.
+const SHIM: (&str, &str) = ("SHIM", "/usr/bin/containerd-shim-runc-v2");
 const SOON: Duration = Duration::from_secs(30);
 
 /// The daemon's end of the shims' events.
@@ -109,7 +110,7 @@ impl Home {
             grpc_address: self.path("grpc.sock"),
             ttrpc_address: self.path("ttrpc.sock"),
             containerd_binary: "/usr/bin/containerd".into(),
-            default_runtime: SHIM.into(),
+            default_runtime: std::env::var(SHIM.0).unwrap_or_else(|_| SHIM.1.to_owned()),
             debug: false,
             sched_core: false,
             publisher: Arc::new(move |_, event| drop(events.send(event))),
@@ -188,10 +189,11 @@ impl Home {
 
     /// Pid of a task's shim.
     fn shim_of(&self, name: &str) -> u32 {
-        let wanted = format!("-id\0{name}\0-address\0{}", self.path("grpc.sock"));
+        let (id, socket) = (format!("-id\0{name}\0"), self.path("grpc.sock"));
         for process in std::fs::read_dir("/proc").unwrap().flatten() {
             let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-            if String::from_utf8_lossy(&line).contains(&wanted) {
+            let line = String::from_utf8_lossy(&line);
+            if line.contains(&id) && line.contains(&socket) {
                 return process.file_name().to_str().unwrap().parse().unwrap();
             }
         }
