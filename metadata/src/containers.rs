@@ -223,3 +223,6 @@ fn apply(mut current: Container, new: Container, fields: &Fields) -> Result<Cont
     }
     Ok(current)
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,3 +222,6 @@ fn apply(mut current: Image, new: Image, fields: &Fields) -> Result<Image> {
     }
     Ok(current)
 }
+
+#[cfg(test)]
+mod tests;

@@ -236,3 +236,6 @@ fn random_id() -> Result<LeaseId> {
         .unwrap_or_default();
     format!("{}-{:06x}", now.as_nanos(), rand::random::<u32>() >> 8).try_into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,8 @@ mod codec;
 mod containers;
 mod content;
 mod db;
+#[cfg(test)]
+mod fixture;
 mod gate;
 pub mod gc;
 mod images;

@@ -205,3 +205,6 @@ fn left_in(tx: &dyn Read, name: &Namespace) -> Result<Vec<String>> {
     );
     Ok(left)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -26,19 +27,28 @@ type Answer = Box<dyn FnOnce(&Result<()>) + Send>;
 pub(super) struct Writer {
     queue: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    commits: Arc<AtomicU64>,
 }
 
 impl Writer {
     pub(super) fn start(database: Arc<Database>) -> Result<Self> {
         let (queue, jobs) = channel();
+        let commits = Arc::<AtomicU64>::default();
+        let counted = Arc::clone(&commits);
         let thread = std::thread::Builder::new()
             .name("metadata-writer".into())
-            .spawn(move || serve(&database, &jobs))
+            .spawn(move || serve(&database, &jobs, &counted))
             .map_err(|e| Error::os("start metadata writer", e))?;
         Ok(Self {
             queue: Some(queue),
             thread: Some(thread),
+            commits,
         })
+    }
+
+    /// Commits that were synced to disk so far.
+    pub(super) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     pub(super) async fn run<T: Send + 'static>(
@@ -69,6 +79,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        tracing::debug!(commits = self.commits(), "metadata writer ends");
         drop(self.queue.take());
         let Some(thread) = self.thread.take() else {
             return;
@@ -80,7 +91,7 @@ impl Drop for Writer {
     }
 }
 
-fn serve(database: &Database, jobs: &Receiver<Job>) {
+fn serve(database: &Database, jobs: &Receiver<Job>, commits: &AtomicU64) {
     while let Ok(first) = jobs.recv() {
         let group = std::iter::once(first)
             .chain(jobs.try_iter())
@@ -88,24 +99,27 @@ fn serve(database: &Database, jobs: &Receiver<Job>) {
         let mut answers = Vec::new();
         let mut hooks = Vec::new();
         let committed = commit(database, group, &mut answers, &mut hooks);
-        if committed.is_ok() {
+        if let Ok(synced) = &committed {
+            commits.fetch_add((*synced).into(), Ordering::Relaxed);
             for hook in hooks {
                 hook();
             }
         }
+        let committed = committed.map(drop);
         for answer in answers {
             answer(&committed);
         }
     }
 }
 
-/// Runs a group of changes and commits those that succeeded; no disk write when none changed anything.
+/// Runs a group of changes and commits those that succeeded; false when none of them changed anything,
+/// which costs no disk write.
 fn commit(
     database: &Database,
     group: impl Iterator<Item = Job>,
     answers: &mut Vec<Answer>,
     hooks: &mut Vec<super::tx::Hook>,
-) -> Result<()> {
+) -> Result<bool> {
     let txn = database.begin_write().map_err(engine)?;
     let mut changed = false;
     {
@@ -131,10 +145,11 @@ fn commit(
         }
     }
     if changed {
-        txn.commit().map_err(engine)
+        txn.commit().map_err(engine)?;
     } else {
-        txn.abort().map_err(engine)
+        txn.abort().map_err(engine)?;
     }
+    Ok(changed)
 }
 
 /// The same failure for one more caller.

@@ -1,0 +1,241 @@
+use std::collections::BTreeMap;
+
+use types::{Any, Code, Container, Filter};
+
+use crate::fixture::{House, code, container, fields, labels, scope};
+
+fn any(text: &str) -> Any {
+    Any {
+        type_url: "t".into(),
+        value: text.as_bytes().to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn create_stamps_keeps_every_byte_and_refuses_a_second_one() {
+    let house = House::new().await;
+    let store = house.metadata.containers(&scope("a"));
+    let mut new = container("c1");
+    new.spec = Some(Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
+        value: (0..=255).collect(),
+    });
+    new.runtime.options = Some(any("o"));
+    new.extensions = BTreeMap::from([("e".into(), any("x"))]);
+    new.sandbox = "s".into();
+    new.labels = labels(&[("gone", ""), ("k", "v")]);
+    let made = store.create(new.clone()).await.unwrap();
+    assert!(made.created_at > new.created_at && made.created_at == made.updated_at);
+    let want = Container {
+        labels: labels(&[("k", "v")]),
+        created_at: made.created_at,
+        updated_at: made.updated_at,
+        ..new.clone()
+    };
+    assert_eq!(store.get(&new.id).await.unwrap(), want);
+    assert_eq!(code(store.create(new).await), Code::AlreadyExists);
+    assert_eq!(house.events().await, ["a /containers/create"]);
+    let other = house.metadata.containers(&scope("b"));
+    let error = other.get(&made.id).await.unwrap_err().to_string();
+    assert_eq!(error, "container \"c1\" in namespace \"b\": not found");
+}
+
+#[tokio::test]
+async fn create_validates() {
+    let house = House::new().await;
+    let store = house.metadata.containers(&scope("a"));
+    let bad: [fn(&mut Container); 5] = [
+        |c| c.runtime.name = String::new(),
+        |c| c.spec = None,
+        |c| c.snapshot_key = "k".into(),
+        |c| c.labels = labels(&[("k", &"v".repeat(4096))]),
+        |c| drop(c.extensions.insert(String::new(), Any::default())),
+    ];
+    for spoil in bad {
+        let mut container = container("c1");
+        spoil(&mut container);
+        assert_eq!(code(store.create(container).await), Code::InvalidArgument);
+    }
+    assert!(house.events().await.is_empty());
+}
+
+#[tokio::test]
+async fn update_changes_what_the_mask_names() {
+    let house = House::new().await;
+    let store = house.metadata.containers(&scope("a"));
+    let mut first = container("c1");
+    first.labels = labels(&[("a", "1"), ("b.c/d", "2")]);
+    first.extensions = BTreeMap::from([("e".into(), any("1")), ("f.g".into(), any("2"))]);
+    first.snapshotter = "sn".into();
+    first.snapshot_key = "old".into();
+    first.sandbox = "kept".into();
+    let first = store.create(first).await.unwrap();
+    let new = Container {
+        labels: labels(&[("b.c/d", "8")]),
+        extensions: BTreeMap::from([("f.g".into(), any("9"))]),
+        image: "new".into(),
+        spec: Some(any("new")),
+        snapshot_key: "new".into(),
+        sandbox: "ignored".into(),
+        ..first.clone()
+    };
+    let was = || first.clone();
+    for (mask, want) in [
+        (
+            "labels.b.c/d",
+            Container {
+                labels: labels(&[("a", "1"), ("b.c/d", "8")]),
+                ..was()
+            },
+        ),
+        (
+            "labels",
+            Container {
+                labels: new.labels.clone(),
+                ..was()
+            },
+        ),
+        (
+            "image",
+            Container {
+                image: "new".into(),
+                ..was()
+            },
+        ),
+        (
+            "spec",
+            Container {
+                spec: new.spec.clone(),
+                ..was()
+            },
+        ),
+        (
+            "snapshotkey",
+            Container {
+                snapshot_key: "new".into(),
+                ..was()
+            },
+        ),
+        (
+            "extensions",
+            Container {
+                extensions: new.extensions.clone(),
+                ..was()
+            },
+        ),
+        (
+            "extensions.e",
+            Container {
+                extensions: BTreeMap::from([("f.g".into(), any("2"))]),
+                ..was()
+            },
+        ),
+        (
+            "extensions.f.g",
+            Container {
+                extensions: BTreeMap::from([("e".into(), any("1")), ("f.g".into(), any("9"))]),
+                ..was()
+            },
+        ),
+    ] {
+        let got = store.update(new.clone(), &fields(&[mask])).await.unwrap();
+        let want = Container {
+            updated_at: got.updated_at,
+            ..want
+        };
+        assert_eq!(got, want, "{mask}");
+        assert_eq!(store.get(&new.id).await.unwrap(), want, "{mask}");
+        store.update(first.clone(), &fields(&[])).await.unwrap();
+    }
+    let all = store.update(new.clone(), &fields(&[])).await.unwrap();
+    let want = Container {
+        sandbox: "kept".into(),
+        updated_at: all.updated_at,
+        ..new.clone()
+    };
+    assert_eq!(all, want);
+    for mask in ["id", "runtime", "snapshotter", "sandbox", "spec.x"] {
+        let result = store.update(new.clone(), &fields(&[mask])).await;
+        assert_eq!(code(result), Code::InvalidArgument, "{mask}");
+    }
+    assert!(
+        house
+            .events()
+            .await
+            .iter()
+            .skip(1)
+            .all(|e| e == "a /containers/update")
+    );
+}
+
+#[tokio::test]
+async fn update_without_a_mask_refuses_another_snapshotter_or_runtime() {
+    let house = House::new().await;
+    let store = house.metadata.containers(&scope("a"));
+    let first = store.create(container("c1")).await.unwrap();
+    let snapshotter = Container {
+        snapshotter: "other".into(),
+        ..first.clone()
+    };
+    let mut runtime = first.clone();
+    runtime.runtime.name = "other".into();
+    for changed in [snapshotter, runtime] {
+        assert_eq!(
+            code(store.update(changed.clone(), &fields(&[])).await),
+            Code::InvalidArgument
+        );
+        store.update(changed, &fields(&["image"])).await.unwrap();
+    }
+    let mut broken = first.clone();
+    broken.spec = None;
+    assert_eq!(
+        code(store.update(broken, &fields(&["spec"])).await),
+        Code::InvalidArgument
+    );
+    let absent = container("absent");
+    assert_eq!(
+        code(store.update(absent, &fields(&[])).await),
+        Code::NotFound
+    );
+}
+
+#[tokio::test]
+async fn delete_removes_the_record_only_once() {
+    let house = House::new().await;
+    let store = house.metadata.containers(&scope("a"));
+    let made = store.create(container("c1")).await.unwrap();
+    store.delete(&made.id).await.unwrap();
+    assert_eq!(code(store.get(&made.id).await), Code::NotFound);
+    assert_eq!(code(store.delete(&made.id).await), Code::NotFound);
+    assert_eq!(
+        house.events().await,
+        ["a /containers/create", "a /containers/delete"]
+    );
+}
+
+#[tokio::test]
+async fn lists_are_ordered_and_filtered() {
+    let house = House::new().await;
+    let store = house.metadata.containers(&scope("a"));
+    for id in ["c", "a", "b"] {
+        let mut new = container(id);
+        new.image = format!("image-{id}");
+        new.labels = labels(&[("x.y", id)]);
+        store.create(new).await.unwrap();
+    }
+    for (filter, want) in [
+        ("", "abc"),
+        ("id==b", "b"),
+        ("image==image-c", "c"),
+        ("labels.\"x.y\"!=a", "bc"),
+        ("runtime.name==io.containerd.runc.v2,id~=[ac]", "ac"),
+        ("nothing", ""),
+    ] {
+        let found = store
+            .list(&Filter::parse(&[filter]).unwrap())
+            .await
+            .unwrap();
+        let ids: String = found.iter().map(|c| c.id.as_str()).collect();
+        assert_eq!(ids, want, "{filter}");
+    }
+}

@@ -1,0 +1,456 @@
+//! What the tests of this crate share: a store in a temporary directory over the real local content
+//! store and a snapshotter in memory, and the events that come out of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use ::content::{ContentStore, Local, testsuite};
+use ::snapshotters::Snapshotter;
+use async_trait::async_trait;
+use events::{Codec, Exchange, Subscription};
+use types::{
+    Any, Code, Container, Descriptor, Digest, Error, Fields, Filter, Image, Labels, Mount,
+    Namespace, Result, Scope, SnapshotInfo, SnapshotKey, SnapshotKind, Usage, label,
+};
+
+use crate::{Metadata, OpenOpts, Policy};
+
+pub(crate) const SNAPSHOTTER: &str = "memory";
+
+/// A store and all that is under it.
+pub(crate) struct House {
+    pub(crate) metadata: Metadata,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) local: Local,
+    pub(crate) root: tempfile::TempDir,
+    events: tokio::sync::Mutex<Subscription>,
+    exchange: Arc<Exchange>,
+}
+
+impl House {
+    pub(crate) async fn new() -> Self {
+        Self::with(Policy::Shared).await
+    }
+
+    pub(crate) async fn with(policy: Policy) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let memory = Arc::<Memory>::default();
+        Self::on(root, memory, policy).await
+    }
+
+    async fn on(root: tempfile::TempDir, memory: Arc<Memory>, policy: Policy) -> Self {
+        let codec = Codec {
+            encode: |event| Any {
+                type_url: event.topic().to_owned(),
+                value: format!("{event:?}").into_bytes(),
+            },
+            field: |_, _| None,
+        };
+        let exchange = Arc::new(Exchange::new(codec));
+        let local = Local::open(root.path().join("content")).unwrap();
+        let metadata = Metadata::open(
+            &root.path().join("meta/meta.redb"),
+            OpenOpts {
+                content: Arc::new(local.clone()),
+                snapshotters: BTreeMap::from([(
+                    SNAPSHOTTER.to_owned(),
+                    Arc::clone(&memory) as Arc<dyn Snapshotter>,
+                )]),
+                events: Arc::clone(&exchange),
+                policy,
+            },
+        )
+        .await
+        .unwrap();
+        Self {
+            metadata,
+            memory,
+            local,
+            root,
+            events: tokio::sync::Mutex::new(exchange.subscribe(Filter::default())),
+            exchange,
+        }
+    }
+
+    /// The same files under a new daemon.
+    pub(crate) async fn restart(self) -> Self {
+        let Self {
+            metadata,
+            memory,
+            root,
+            ..
+        } = self;
+        let policy = metadata.0.policy;
+        drop(metadata);
+        Self::on(root, memory, policy).await
+    }
+
+    /// The events so far, as `namespace topic`.
+    pub(crate) async fn events(&self) -> Vec<String> {
+        let mut events = self.events.lock().await;
+        // A mark behind which there is nothing: no waiting for what does not come.
+        let end = types::Topic::try_from("/end".to_owned()).unwrap();
+        self.exchange
+            .publish_any(&namespace("end"), end, Any::default());
+        let mut seen = Vec::new();
+        loop {
+            let envelope = events.recv().await.unwrap();
+            if envelope.namespace.as_str() == "end" {
+                return seen;
+            }
+            seen.push(format!("{} {}", envelope.namespace, envelope.topic));
+        }
+    }
+
+    /// The scoped content store of a namespace.
+    pub(crate) fn content(&self, scope: &Scope) -> Arc<dyn ContentStore> {
+        self.metadata.scoped(scope).content()
+    }
+
+    /// The scoped snapshotter of a namespace.
+    pub(crate) fn snapshots(&self, scope: &Scope) -> Arc<dyn Snapshotter> {
+        self.metadata
+            .scoped(scope)
+            .snapshotter(SNAPSHOTTER)
+            .unwrap()
+    }
+
+    /// A new lease and the scope that uses it.
+    pub(crate) async fn leased(&self, name: &str, labels: Labels) -> Scope {
+        let namespace = namespace(name);
+        let lease = self
+            .metadata
+            .leases(&namespace)
+            .create(None, labels)
+            .await
+            .unwrap();
+        Scope {
+            namespace,
+            lease: Some(lease.id),
+        }
+    }
+
+    /// What a scope's lease holds, as `kind id`.
+    pub(crate) async fn held(&self, scope: &Scope) -> Vec<String> {
+        let leases = self.metadata.leases(&scope.namespace);
+        let held = leases
+            .resources(scope.lease.as_ref().unwrap())
+            .await
+            .unwrap();
+        held.iter()
+            .map(|r| format!("{} {}", r.kind(), r.id()))
+            .collect()
+    }
+
+    /// Blobs of the backend.
+    pub(crate) async fn blobs(&self) -> Vec<Digest> {
+        let all = self.local.list(&Filter::default()).await.unwrap();
+        all.into_iter().map(|info| info.digest).collect()
+    }
+}
+
+impl fmt::Debug for House {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("House")
+    }
+}
+
+pub(crate) fn namespace(name: &str) -> Namespace {
+    name.parse().unwrap()
+}
+
+pub(crate) fn scope(name: &str) -> Scope {
+    Scope::new(namespace(name))
+}
+
+/// A scope whose lease does not exist.
+pub(crate) fn lost(name: &str) -> Scope {
+    Scope {
+        namespace: namespace(name),
+        lease: Some("lost".parse().unwrap()),
+    }
+}
+
+pub(crate) fn name(key: &str) -> SnapshotKey {
+    key.parse().unwrap()
+}
+
+pub(crate) fn fields(paths: &[&str]) -> Fields {
+    Fields::new(paths.iter().map(|&path| path.to_owned()).collect())
+}
+
+pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().copied().collect()
+}
+
+pub(crate) fn sha(data: &[u8]) -> Digest {
+    ::content::Hasher::digest(data).unwrap()
+}
+
+pub(crate) fn code<T>(result: Result<T>) -> Code {
+    match result {
+        Ok(_) => panic!("this must fail"),
+        Err(error) => error.code(),
+    }
+}
+
+/// Writes a blob with labels.
+pub(crate) async fn put(store: &dyn ContentStore, data: &[u8], labels: Labels) -> Digest {
+    let reference = format!("put-{}", sha(data).hex());
+    let mut ingest = store.ingest(testsuite::spec(&reference)).await.unwrap();
+    ingest
+        .write(bytes::Bytes::copy_from_slice(data))
+        .await
+        .unwrap();
+    ingest.commit(None, None, labels).await.unwrap()
+}
+
+pub(crate) fn image(name: &str, target: &Digest) -> Image {
+    Image {
+        name: name.to_owned(),
+        labels: Labels::new(),
+        target: Descriptor {
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            digest: target.clone(),
+            size: 10,
+            annotations: Labels::new(),
+        },
+        created_at: SystemTime::UNIX_EPOCH,
+        updated_at: SystemTime::UNIX_EPOCH,
+    }
+}
+
+pub(crate) fn container(id: &str) -> Container {
+    Container {
+        id: id.parse().unwrap(),
+        labels: Labels::new(),
+        image: "image".into(),
+        runtime: types::Runtime {
+            name: "io.containerd.runc.v2".into(),
+            options: None,
+        },
+        spec: Some(Any {
+            type_url: "spec".into(),
+            value: vec![1, 2, 3],
+        }),
+        snapshotter: String::new(),
+        snapshot_key: String::new(),
+        extensions: BTreeMap::new(),
+        sandbox: String::new(),
+        created_at: SystemTime::UNIX_EPOCH,
+        updated_at: SystemTime::UNIX_EPOCH,
+    }
+}
+
+/// A snapshotter in memory that keeps the contract and can be told to misbehave.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    all: BTreeMap<SnapshotKey, SnapshotInfo>,
+    remote: bool,
+    fail: Option<Code>,
+    cleanups: usize,
+}
+
+impl Memory {
+    /// Backend keys.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.state
+            .lock()
+            .unwrap()
+            .all
+            .keys()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    /// The labels of the one snapshot whose key ends so.
+    pub(crate) fn labels_of(&self, tail: &str) -> Labels {
+        let state = self.state.lock().unwrap();
+        let mut fits = state
+            .all
+            .values()
+            .filter(|info| info.name.as_str().ends_with(tail));
+        fits.next().unwrap().labels.clone()
+    }
+
+    /// From now on behaves as a remote snapshotter: it has every target that it is asked for.
+    pub(crate) fn be_remote(&self) {
+        self.state.lock().unwrap().remote = true;
+    }
+
+    /// The next call that changes something fails with this.
+    pub(crate) fn fail_next(&self, code: Code) {
+        self.state.lock().unwrap().fail = Some(code);
+    }
+
+    pub(crate) fn cleanups(&self) -> usize {
+        self.state.lock().unwrap().cleanups
+    }
+
+    /// Loses a snapshot, as a damaged disk would.
+    pub(crate) fn lose(&self, tail: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.all.retain(|key, _| !key.as_str().ends_with(tail));
+    }
+
+    fn create(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+        kind: SnapshotKind,
+    ) -> Result<Vec<Mount>> {
+        let mut state = self.state.lock().unwrap();
+        state.check()?;
+        if let Some(parent) = parent
+            && state.get(parent)?.kind != SnapshotKind::Committed
+        {
+            return Err(Error::invalid_argument("parent is not committed"));
+        }
+        let now = SystemTime::now();
+        let mut info = SnapshotInfo {
+            kind,
+            name: key.clone(),
+            parent: parent.cloned(),
+            labels,
+            created_at: now,
+            updated_at: now,
+        };
+        if state.remote && info.labels.contains_key(label::SNAPSHOT_REF) {
+            info.kind = SnapshotKind::Committed;
+            info.name = format!("remote-{}", info.labels[label::SNAPSHOT_REF]).try_into()?;
+            state.all.insert(info.name.clone(), info);
+            return Err(Error::already_exists("target"));
+        }
+        if state.all.contains_key(key) {
+            return Err(Error::already_exists(key));
+        }
+        state.all.insert(key.clone(), info);
+        Ok(vec![mount(key)])
+    }
+}
+
+fn mount(key: &SnapshotKey) -> Mount {
+    Mount {
+        kind: "memory".into(),
+        source: key.to_string(),
+        ..Mount::default()
+    }
+}
+
+impl State {
+    fn check(&mut self) -> Result<()> {
+        match self.fail.take() {
+            Some(code) => Err(Error::new(code, "told to fail")),
+            None => Ok(()),
+        }
+    }
+
+    fn get(&self, key: &SnapshotKey) -> Result<&SnapshotInfo> {
+        self.all
+            .get(key)
+            .ok_or_else(|| Error::not_found(format_args!("backend {key}")))
+    }
+}
+
+#[async_trait]
+impl Snapshotter for Memory {
+    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo> {
+        self.state.lock().unwrap().get(key).cloned()
+    }
+
+    async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
+        assert!(fields.is_all(), "the scoped store sends whole label sets");
+        let mut state = self.state.lock().unwrap();
+        state.check()?;
+        let mut known = state.get(&info.name)?.clone();
+        known.labels = info.labels;
+        state.all.insert(info.name, known.clone());
+        Ok(known)
+    }
+
+    async fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
+        self.state.lock().unwrap().get(key)?;
+        Ok(Usage { inodes: 1, size: 2 })
+    }
+
+    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>> {
+        if self.state.lock().unwrap().get(key)?.kind == SnapshotKind::Committed {
+            return Err(Error::failed_precondition("committed"));
+        }
+        Ok(vec![mount(key)])
+    }
+
+    async fn prepare(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        self.create(key, parent, labels, SnapshotKind::Active)
+    }
+
+    async fn view(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        self.create(key, parent, labels, SnapshotKind::View)
+    }
+
+    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.check()?;
+        let mut info = state.get(key)?.clone();
+        if info.kind != SnapshotKind::Active {
+            return Err(Error::failed_precondition("not active"));
+        }
+        if state.all.contains_key(name) {
+            return Err(Error::already_exists(name));
+        }
+        state.all.remove(key);
+        info.kind = SnapshotKind::Committed;
+        info.name = name.clone();
+        info.labels = labels;
+        state.all.insert(name.clone(), info);
+        Ok(())
+    }
+
+    async fn remove(&self, key: &SnapshotKey) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.check()?;
+        state.get(key)?;
+        if state
+            .all
+            .values()
+            .any(|info| info.parent.as_ref() == Some(key))
+        {
+            return Err(Error::failed_precondition("has children"));
+        }
+        state.all.remove(key);
+        Ok(())
+    }
+
+    async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
+        let state = self.state.lock().unwrap();
+        Ok(state
+            .all
+            .values()
+            .filter(|info| filter.matches(*info))
+            .cloned()
+            .collect())
+    }
+
+    async fn cleanup(&self) -> Result<()> {
+        self.state.lock().unwrap().cleanups += 1;
+        Ok(())
+    }
+}
