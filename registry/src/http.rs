@@ -111,27 +111,44 @@ fn connector(limits: &Limits) -> HttpConnector {
 
 /// A failed request. A refused certificate stays refused; all else may pass.
 fn failure(error: &(dyn std::error::Error + 'static)) -> Error {
-    let mut text = error.to_string();
-    let mut at = error.source();
-    let mut passing = true;
-    while let Some(source) = at {
-        // Layers repeat what is below them.
-        let below = source.to_string();
-        if !text.contains(&below) {
-            text = format!("{text}: {below}");
+    if let Some(tls) = tls_error(error) {
+        return Error::unknown(match tls {
+            // Parity: net/http: the words by which people find `--plain-http`.
+            rustls::Error::InvalidMessage(_) => {
+                "http: server gave HTTP response to HTTPS client".to_owned()
+            }
+            tls => format!("tls: {tls}"),
+        });
+    }
+    let mut text = String::new();
+    let mut at = Some(error);
+    while let Some(error) = at {
+        let this = error.to_string();
+        let this = this.split(" (os error ").next().unwrap_or_default();
+        // The client's own words say nothing; layers repeat what is below them.
+        let said = this.starts_with("client error") || text.contains(this);
+        if !said {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{separator}{this}");
         }
-        let io = source
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        let tls = source.is::<rustls::Error>() || io.is_some_and(|e| e.is::<rustls::Error>());
-        passing &= !tls;
-        at = source.source();
+        at = error.source();
     }
-    if passing {
-        Error::unavailable(text)
-    } else {
-        Error::unknown(text)
+    Error::unavailable(text)
+}
+
+/// The TLS error in a chain of errors, also inside I/O errors.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref::<rustls::Error>() {
+        return Some(found);
     }
+    let inside = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    let next = match inside {
+        Some(inside) => Some(inside as &(dyn std::error::Error + 'static)),
+        None => error.source(),
+    };
+    next.and_then(tls_error)
 }
 
 /// The next piece of a body; `None` at its end.
@@ -244,6 +261,19 @@ mod tests {
         assert_eq!(message(b"<html>\x1b[2J</html>\n"), "<html> [2J</html>");
         assert_eq!(message(&[b'x'; 100_000]).len(), MAX_TEXT);
         assert_eq!(message(b""), "");
+    }
+
+    #[test]
+    fn tls_errors_are_found_and_do_not_pass() {
+        let tls = std::io::Error::other(rustls::Error::HandshakeNotComplete);
+        let error = failure(&std::io::Error::other(tls));
+        assert!(
+            error.is(Code::Unknown) && error.to_string().starts_with("tls: "),
+            "{error}"
+        );
+        let error = failure(&std::io::Error::from_raw_os_error(111));
+        assert!(error.is(Code::Unavailable));
+        assert_eq!(error.to_string(), "Connection refused: unavailable");
     }
 
     #[test]

@@ -108,6 +108,10 @@ impl Repository {
                 tracing::debug!(%error, "asking for the whole manifest");
                 return self.get(call, wanted).await;
             }
+            Err(error) if error.is_not_found() => {
+                tracing::debug!(%error, "no such manifest");
+                return Err(Error::not_found(&self.shared.reference));
+            }
             Err(error) => return Err(error),
         };
         let headers = answer.headers();
