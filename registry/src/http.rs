@@ -212,6 +212,7 @@ pub(crate) fn class(status: StatusCode) -> Code {
         401 => Code::Unauthenticated,
         403 => Code::PermissionDenied,
         404 | 410 => Code::NotFound,
+        405 | 501 => Code::NotImplemented,
         408 | 425 | 429 | 500..=599 => Code::Unavailable,
         416 => Code::OutOfRange,
         _ => Code::Unknown,
@@ -284,6 +285,7 @@ mod tests {
             (403, Code::PermissionDenied),
             (429, Code::Unavailable),
             (503, Code::Unavailable),
+            (405, Code::NotImplemented),
             (418, Code::Unknown),
         ] {
             assert_eq!(class(StatusCode::from_u16(status).unwrap()), code);

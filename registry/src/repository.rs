@@ -103,8 +103,8 @@ impl Repository {
             .await
         {
             Ok(answer) => answer,
-            Err(error) if error.is(types::Code::Unknown) => {
-                // A registry without HEAD, perhaps.
+            Err(error) if error.is(types::Code::NotImplemented) => {
+                // A registry without HEAD.
                 tracing::debug!(%error, "asking for the whole manifest");
                 return self.get(call, wanted).await;
             }

@@ -107,6 +107,19 @@ async fn without_a_digest_header_the_manifest_is_hashed() {
             .unwrap(),
         manifest
     );
+    let (content, ..) = image();
+    let headless = Server::start(move |request| match request.method.as_str() {
+        "HEAD" => Reply::status(405),
+        _ => content.reply(request),
+    })
+    .await;
+    assert_eq!(
+        repository(&headless, ":latest", opts())
+            .resolve()
+            .await
+            .unwrap(),
+        manifest
+    );
     let wrong = format!("@sha256:{}", "0".repeat(64));
     let error = repository(&server, &wrong, opts())
         .resolve()
