@@ -24,33 +24,6 @@ const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
 /// Directory of mounts that last no longer than a call.
 const TEMPORARY: &str = "tmpmounts";
 
-#[derive(Debug)]
-struct OnlyApply(Walking);
-#[async_trait::async_trait]
-impl Applier for OnlyApply {
-    async fn apply(
-        &self,
-        store: &Arc<dyn ContentStore>,
-        layer: &Descriptor,
-        mounts: &[Mount],
-        opts: ApplyOpts,
-    ) -> Result<Descriptor> {
-        self.0.apply(store, layer, mounts, opts).await
-    }
-}
-#[async_trait::async_trait]
-impl Comparer for OnlyApply {
-    async fn compare(
-        &self,
-        _: &Arc<dyn ContentStore>,
-        _: &[Mount],
-        _: &[Mount],
-        _: CompareOpts,
-    ) -> Result<Descriptor> {
-        Err(Error::not_implemented("compare"))
-    }
-}
-
 /// What works on the records.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -71,8 +44,7 @@ impl Engine {
     /// That of a required differ; I/O on the directory of the bundles.
     pub(crate) fn open(store: Store, config: &Config) -> Result<Self> {
         let walking = || {
-            let made: Arc<dyn Differ> =
-                Arc::new(OnlyApply(Walking::new(config.root.join(TEMPORARY))));
+            let made: Arc<dyn Differ> = Arc::new(Walking::new(config.root.join(TEMPORARY)));
             Ok((made, Facts::of_host()))
         };
         let requires = &["io.containerd.metadata.v1"];

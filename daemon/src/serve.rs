@@ -34,6 +34,8 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Flow control windows: content comes in messages of 1 MiB.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Calls that a client may give up in one moment without being taken for an attacker.
+const MANY_RESETS: usize = 16 << 10;
 
 /// Serves until a signal says stop.
 ///
@@ -67,6 +69,17 @@ fn tune(config: &Config) {
     }
 }
 
+/// A server for clients of ours: trusted, and patient.
+pub(crate) fn server() -> Server {
+    Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        // Every container that is waited for holds a stream: as in Go, no limit. Cancelling them
+        // all at once is no attack.
+        .max_concurrent_streams(u32::MAX)
+        .http2_max_pending_accept_reset_streams(Some(MANY_RESETS))
+}
+
 async fn serve(config: &Config) -> Result<()> {
     let mut signals = Signals::take()?;
     let (grpc, ttrpc) = (&config.grpc, &config.ttrpc);
@@ -80,14 +93,13 @@ async fn serve(config: &Config) -> Result<()> {
     engine.start(config)?;
 
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(socket.incoming(|_| true), async {
+    let server = server().add_routes(routes).serve_with_incoming_shutdown(
+        socket.incoming(|_| true),
+        async {
             // Either way it is time to stop.
             let _signalled = stopped.await;
-        });
+        },
+    );
     tokio::pin!(server);
     tracing::info!(
         address = grpc.address,

@@ -133,7 +133,7 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, _| async move {
             let all = tasks.manager.list(Some(&scope.namespace)).await?;
-            let tasks = process::states(&all).await;
+            let tasks = process::states(&all);
             Ok(ListTasksResponse {
                 tasks,
                 ..Default::default()

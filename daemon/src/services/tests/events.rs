@@ -220,3 +220,26 @@ async fn a_shim_publishes_over_ttrpc() {
     let refused = protos::status::from_ttrpc(&refused);
     assert_eq!(refused.code(), types::Code::InvalidArgument, "{refused}");
 }
+
+#[tokio::test]
+async fn one_connection_holds_as_many_streams_as_there_are_containers() {
+    let daemon = Daemon::start().await;
+    let mut streams = Vec::new();
+    for _ in 0..400 {
+        streams.push(timeout(SOON, subscribe(&daemon, &[])).await.unwrap());
+    }
+    let publish = PublishRequest {
+        topic: "/t".into(),
+        ..Default::default()
+    };
+    let mut client = EventsClient::new(daemon.channel());
+    client.publish(scoped(publish.clone())).await.unwrap();
+    for stream in &mut streams {
+        assert_eq!(next(stream).await.topic, "/t");
+    }
+    drop(streams);
+    timeout(SOON, client.publish(scoped(publish)))
+        .await
+        .unwrap()
+        .unwrap();
+}

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tonic::transport::{Channel, Server};
+use tonic::transport::Channel;
 use tonic::{Request, Status};
 use types::Scope;
 
@@ -23,6 +23,7 @@ use crate::engine::Engine;
 use crate::face;
 use crate::ground::Ground;
 use crate::listen::Socket;
+use crate::serve::server;
 use crate::store::Store;
 use crate::ttrpc_server;
 
@@ -76,7 +77,7 @@ impl Daemon {
         let shims = ttrpc_server::serve(shims, face::events(&engine))
             .await
             .unwrap();
-        let serving = Server::builder()
+        let serving = server()
             .add_routes(routes)
             .serve_with_incoming(socket.incoming(|_| true));
         let server = tokio::spawn(async move {
