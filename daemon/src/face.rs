@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use metadata::Metadata;
 use runtime_v2::{TaskManager, Tasks as Manager};
 use tonic::service::{Routes, RoutesBuilder};
 use types::Result;
@@ -98,42 +99,83 @@ pub(crate) fn events(engine: &Engine) -> Events {
 /// # Errors
 /// The errno of reading or making the daemon's UUID.
 pub(crate) fn routes(engine: &Engine, config: &Config) -> Result<Routes> {
-    let metadata = &engine.store.metadata;
-    let manager: Arc<dyn TaskManager> = Arc::<Manager>::clone(&engine.tasks);
+    let mut routes = RoutesBuilder::default();
+    add_records(&mut routes, &engine.store.metadata, config);
+    add_work(&mut routes, engine, config);
     let introspection = Introspection {
         rows: rows(engine, config).into(),
         identity: Arc::new(Identity::load(&config.root)?),
-        tasks: Arc::clone(&manager),
+        tasks: manager(engine),
     };
+    add!(routes, config, "healthcheck", health::HealthServer, Health);
+    add!(
+        routes,
+        config,
+        "introspection",
+        introspection::IntrospectionServer,
+        introspection
+    );
+    add!(routes, config, "version", version::VersionServer, Version);
+    Ok(grpc::fallback::routes(routes.routes()))
+}
+
+/// Services of what is stored.
+fn add_records(routes: &mut RoutesBuilder, metadata: &Metadata, config: &Config) {
+    let containers = Containers {
+        metadata: metadata.clone(),
+    };
+    let content = Content {
+        metadata: metadata.clone(),
+    };
+    let images = Images {
+        metadata: metadata.clone(),
+    };
+    let leases = Leases {
+        metadata: metadata.clone(),
+    };
+    let namespaces = Namespaces {
+        metadata: metadata.clone(),
+    };
+    let snapshots = Snapshots {
+        metadata: metadata.clone(),
+    };
+    add!(
+        routes,
+        config,
+        "containers",
+        containers::ContainersServer,
+        containers
+    );
+    add!(routes, config, "content", content::ContentServer, content);
+    add!(routes, config, "images", images::ImagesServer, images);
+    add!(routes, config, "leases", leases::LeasesServer, leases);
+    add!(
+        routes,
+        config,
+        "namespaces",
+        namespaces::NamespacesServer,
+        namespaces
+    );
+    add!(
+        routes,
+        config,
+        "snapshots",
+        snapshots::SnapshotsServer,
+        snapshots
+    );
+}
+
+/// Services of what works on it.
+fn add_work(routes: &mut RoutesBuilder, engine: &Engine, config: &Config) {
+    let metadata = &engine.store.metadata;
     let diff = Diff {
         metadata: metadata.clone(),
         differs: Arc::clone(&engine.differs),
     };
     let tasks = Tasks {
         metadata: metadata.clone(),
-        manager,
+        manager: manager(engine),
     };
-
-    let mut routes = RoutesBuilder::default();
-    let metadata = || metadata.clone();
-    add!(
-        routes,
-        config,
-        "containers",
-        containers::ContainersServer,
-        Containers {
-            metadata: metadata()
-        }
-    );
-    add!(
-        routes,
-        config,
-        "content",
-        content::ContentServer,
-        Content {
-            metadata: metadata()
-        }
-    );
     add!(routes, config, "diff", diff::DiffServer, diff);
     add!(
         routes,
@@ -142,51 +184,9 @@ pub(crate) fn routes(engine: &Engine, config: &Config) -> Result<Routes> {
         events::EventsServer,
         events(engine)
     );
-    add!(routes, config, "healthcheck", health::HealthServer, Health);
-    add!(
-        routes,
-        config,
-        "images",
-        images::ImagesServer,
-        Images {
-            metadata: metadata()
-        }
-    );
-    add!(
-        routes,
-        config,
-        "introspection",
-        introspection::IntrospectionServer,
-        introspection
-    );
-    add!(
-        routes,
-        config,
-        "leases",
-        leases::LeasesServer,
-        Leases {
-            metadata: metadata()
-        }
-    );
-    add!(
-        routes,
-        config,
-        "namespaces",
-        namespaces::NamespacesServer,
-        Namespaces {
-            metadata: metadata()
-        }
-    );
-    add!(
-        routes,
-        config,
-        "snapshots",
-        snapshots::SnapshotsServer,
-        Snapshots {
-            metadata: metadata()
-        }
-    );
     add!(routes, config, "tasks", tasks::TasksServer, tasks);
-    add!(routes, config, "version", version::VersionServer, Version);
-    Ok(grpc::fallback::routes(routes.routes()))
+}
+
+fn manager(engine: &Engine) -> Arc<dyn TaskManager> {
+    Arc::<Manager>::clone(&engine.tasks)
 }
