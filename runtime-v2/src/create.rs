@@ -130,7 +130,11 @@ async fn start(
         bundle: bundle.path(),
         binary: &job.binary,
     };
-    let address = job.shared.shims.start(target, options).await;
+    let address = job
+        .shared
+        .shims
+        .start(target, &job.opts.spec, options)
+        .await;
     let address = address.ctx("failed to start shim")?;
     let _first = entry.address.set(address.clone());
     bundle.write_address(&address)?;

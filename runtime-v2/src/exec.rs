@@ -172,21 +172,15 @@ struct Guard {
 }
 
 impl Guard {
-    #[expect(
-        deprecated,
-        reason = "the new constructor is unsafe; an OwnedFd is what it asks for"
-    )]
     fn new(child: Child) -> Result<Self> {
-        let fd = child.pidfd().try_clone_to_owned();
-        let watch = fd.and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
-        match watch {
+        match watch(&child) {
             Ok(watch) => Ok(Self {
                 watch,
                 child: Some(child),
             }),
-            Err(e) => {
+            Err(error) => {
                 end(child);
-                Err(Error::os("register pidfd", e))
+                Err(error)
             }
         }
     }
@@ -207,6 +201,27 @@ impl Guard {
     fn reaped(&mut self) {
         self.child = None;
     }
+}
+
+/// Readable when the child has ended.
+///
+/// # Errors
+/// The errno when its pidfd cannot be registered.
+pub(crate) fn watch(child: &Child) -> Result<AsyncFd<OwnedFd>> {
+    let fd = child.pidfd().try_clone_to_owned();
+    watch_fd(fd.map_err(|e| Error::os("dup", e))?)
+}
+
+/// Readable when the process of a pidfd has ended.
+///
+/// # Errors
+/// The errno when it cannot be registered.
+#[expect(
+    deprecated,
+    reason = "the new constructor is unsafe; an OwnedFd is what it asks for"
+)]
+pub(crate) fn watch_fd(pidfd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(|e| Error::os("register pidfd", e))
 }
 
 fn poll_failed(error: io::Error) -> Error {

@@ -3,10 +3,12 @@
 //! Invariant: clean-up (which kills the container) starts only when the kernel says that nobody
 //! listens on the shim's socket. A shim that is silent, stopped or out of reach is waited for.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 use types::{Error, Event, Exit, Result};
 
@@ -14,6 +16,7 @@ use crate::bootstrap::{self, Address, Target};
 use crate::bundle::{is_alive, lost};
 use crate::client::{Client, Dialed, Failure, dial};
 use crate::entry::{Entry, Link};
+use crate::exec;
 use crate::tasks::Shared;
 
 /// First and longest pause between two attempts to connect.
@@ -244,9 +247,9 @@ pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
     let shared_shim = shared.is_shared(entry);
     if let Some(client) = &client
         && !shared_shim
-        && !end(client).await
+        && let Some(leaving) = Leaving::start(Arc::clone(client)).await
     {
-        kill_after(Arc::clone(client), Duration::ZERO).await;
+        leaving.end(Duration::ZERO).await;
     }
     let deleted = match target(shared, entry) {
         Some(target) => bootstrap::delete(target).await.map(drop),
@@ -289,27 +292,49 @@ pub(crate) async fn greet(entry: &Entry, address: &Address) -> Result<Client> {
         .map_err(|e| entry.failed(e))
 }
 
-/// Asks a shim that has no task left to end, and waits a little. True when it did.
-async fn end(client: &Client) -> bool {
-    match client.shutdown(false).await {
-        // Many shims end before the answer is out.
-        Ok(()) | Err(Failure::Lost) => {}
-        Err(failure) => tracing::debug!(pid = client.peer().shim, ?failure, "shutdown of shim"),
-    }
-    timeout(ENDING, client.over()).await.is_ok()
+/// A shim that has no task left, on its way out.
+struct Leaving {
+    client: Arc<Client>,
+    /// Opened while the connection proves that the pid is the shim's.
+    process: Option<AsyncFd<OwnedFd>>,
 }
 
-/// Kills a shim that has not ended `patience` from now. It has no task: there is nothing to lose.
-async fn kill_after(client: Arc<Client>, patience: Duration) {
-    let pid = client.peer().shim;
-    // Opened while the connection proves that the pid is still the shim's.
-    let Ok(process) = sys::pidfd::open(pid) else {
-        return;
-    };
-    if timeout(patience, client.over()).await.is_err() {
-        tracing::warn!(pid, "shim without a task does not end, killing it");
-        drop(sys::pidfd::send_signal(&process, SIGKILL));
-        drop(timeout(ENDING, client.over()).await);
+impl Leaving {
+    /// Asks the shim to end, and waits a little. `None` when it did.
+    async fn start(client: Arc<Client>) -> Option<Self> {
+        let process = sys::pidfd::open(client.peer().shim);
+        let process = process.and_then(exec::watch_fd).ok();
+        let leaving = Self { client, process };
+        match leaving.client.shutdown(false).await {
+            // Many shims end before the answer is out.
+            Ok(()) | Err(Failure::Lost) => {}
+            Err(failure) => tracing::debug!(?leaving.client, ?failure, "shutdown of shim"),
+        }
+        (!leaving.gone(ENDING).await).then_some(leaving)
+    }
+
+    /// True when connection and process ended in time.
+    async fn gone(&self, patience: Duration) -> bool {
+        let gone = async {
+            self.client.over().await;
+            if let Some(process) = &self.process {
+                // An error says no more than that there is nothing to wait for.
+                drop(process.readable().await);
+            }
+        };
+        timeout(patience, gone).await.is_ok()
+    }
+
+    /// Kills the shim unless it ends by itself. There is nothing to lose.
+    async fn end(self, patience: Duration) {
+        if self.gone(patience).await {
+            return;
+        }
+        if let Some(process) = &self.process {
+            tracing::warn!(?self.client, "shim without a task does not end, killing it");
+            drop(sys::pidfd::send_signal(process.get_ref(), SIGKILL));
+            self.gone(ENDING).await;
+        }
     }
 }
 
@@ -342,9 +367,9 @@ pub(crate) async fn delete(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<E
     };
     if shared.is_shared(entry) {
         drop(client.shutdown(false).await);
-    } else if !end(&client).await {
+    } else if let Some(leaving) = Leaving::start(client).await {
         // It may still be publishing its last events.
-        tokio::spawn(kill_after(client, LINGER));
+        tokio::spawn(leaving.end(LINGER));
     }
     remove_bundle(entry).await;
     entry.finish(exit);

@@ -18,10 +18,11 @@ const FEATURES_LIMIT: usize = 1 << 20;
 const FEATURES_TIME: Duration = Duration::from_secs(10);
 const OPTIONS_LIMIT: u64 = 10 << 20;
 
-/// The version, as `-v` prints it.
+/// The version, as `-v` prints it. The last line tells our daemon that it may start the server itself,
+/// with the listening socket as descriptor 3.
 pub(crate) fn version() -> String {
     format!(
-        "containerd-shim-runc-v2:\n  Version:  {}\n",
+        "containerd-shim-runc-v2:\n  Version:  {}\n  Socket:   inherited\n",
         env!("CARGO_PKG_VERSION")
     )
 }

@@ -10,6 +10,7 @@
 //! ```
 
 mod answer;
+mod direct;
 mod resolve;
 
 use std::collections::HashMap;
@@ -55,10 +56,20 @@ enum Form {
     Untried,
 }
 
+/// What is known of a binary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Habits {
+    form: Form,
+    /// Serves at once on a socket that it inherits, without `start`.
+    inherits: bool,
+}
+
+type Known = HashMap<(PathBuf, i64), Habits>;
+
 /// Runs shim binaries and knows their habits.
 #[derive(Debug, Default)]
 pub(crate) struct Shims {
-    forms: Mutex<HashMap<(PathBuf, i64), Form>>,
+    known: Mutex<Known>,
 }
 
 /// Whose shim it is.
@@ -77,46 +88,50 @@ impl Shims {
     ///
     /// # Errors
     /// Unknown with what the shim printed.
-    pub(crate) async fn start(&self, target: Target<'_>, options: Option<&Any>) -> Result<Address> {
-        let form = self.form(target.binary).await;
+    pub(crate) async fn start(
+        &self,
+        target: Target<'_>,
+        spec: &[u8],
+        options: Option<&Any>,
+    ) -> Result<Address> {
+        let Habits { form, inherits } = self.habits(target.binary).await;
+        if inherits
+            && direct::fits(target, spec, options)
+            && let Some(address) = direct::launch(target)?
+        {
+            return Ok(address);
+        }
         let first = match form {
             Form::Legacy => return launch(target, &legacy(options)?).await,
             Form::Params | Form::Untried => launch(target, &params(target, options)?).await,
         };
-        match first {
-            Ok(address) => {
-                self.remember(target.binary, Form::Params);
-                Ok(address)
-            }
+        let (address, form) = match first {
+            Ok(address) => (address, Form::Params),
             Err(error) if form == Form::Untried && !error.is_not_found() => {
                 tracing::debug!(binary = %target.binary.display(), %error, "trying legacy start");
-                let address = launch(target, &legacy(options)?).await?;
-                self.remember(target.binary, Form::Legacy);
-                Ok(address)
+                (launch(target, &legacy(options)?).await?, Form::Legacy)
             }
-            Err(error) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        self.known()
+            .insert(key(target.binary), Habits { form, inherits });
+        Ok(address)
     }
 
-    fn forms(&self) -> MutexGuard<'_, HashMap<(PathBuf, i64), Form>> {
-        self.forms.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn remember(&self, binary: &Path, form: Form) {
-        self.forms().insert(key(binary), form);
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of the binary; asks it for its version the first time.
-    async fn form(&self, binary: &Path) -> Form {
+    async fn habits(&self, binary: &Path) -> Habits {
         let key = key(binary);
-        if let Some(known) = self.forms().get(&key) {
+        if let Some(known) = self.known().get(&key) {
             return *known;
         }
         let ran = exec::run(Spawn::new(binary).arg("-v"), b"", Stderr::Merged, ASK).await;
-        let form = ran.map_or(Form::Untried, |ran| {
-            form_of(&String::from_utf8_lossy(&ran.stdout))
-        });
-        *self.forms().entry(key).or_insert(form)
+        let text = ran.map_or(Vec::new(), |ran| ran.stdout);
+        let habits = habits_of(&String::from_utf8_lossy(&text));
+        *self.known().entry(key).or_insert(habits)
     }
 }
 
@@ -127,18 +142,21 @@ fn key(binary: &Path) -> (PathBuf, i64) {
     (binary.to_owned(), changed)
 }
 
-/// Go shims before 2.3 take the legacy form only; they say so in their version.
-fn form_of(version_text: &str) -> Form {
+/// Go shims before 2.3 take the legacy form only, and say their version. Our own say that they serve
+/// on an inherited socket.
+fn habits_of(version_text: &str) -> Habits {
     let field = |name: &str| {
         let mut lines = version_text.lines();
         lines.find_map(|line| line.trim().strip_prefix(name).map(str::trim))
     };
-    if field("Go version:").is_none() {
-        return Form::Untried;
+    let go = field("Go version:").and(field("Version:"));
+    Habits {
+        form: go.map_or(Form::Untried, form_of_go),
+        inherits: field("Socket:") == Some("inherited"),
     }
-    let Some(version) = field("Version:") else {
-        return Form::Untried;
-    };
+}
+
+fn form_of_go(version: &str) -> Form {
     let mut parts = version
         .trim_start_matches('v')
         .split(['.', '-', '~', '+'])
@@ -321,11 +339,17 @@ mod tests {
             ("v2.4.0-beta.1", Form::Params),
             ("(devel)", Form::Untried),
         ] {
-            assert_eq!(form_of(&text(version)), form, "{version}");
+            assert_eq!(habits_of(&text(version)).form, form, "{version}");
         }
-        assert_eq!(form_of("Kata Containers: version: 3.2.0"), Form::Untried);
-        assert_eq!(form_of("shim:\n  Version: 0.1.0\n"), Form::Untried);
-        assert_eq!(form_of(""), Form::Untried);
+        for unknown in [
+            "Kata Containers: version: 3.2.0",
+            "shim:\n  Version: 0.1.0\n",
+            "",
+        ] {
+            let habits = habits_of(unknown);
+            assert_eq!((habits.form, habits.inherits), (Form::Untried, false));
+        }
+        assert!(habits_of("shim:\n  Version: 0.1.0\n  Socket: inherited\n").inherits);
     }
 
     #[test]
