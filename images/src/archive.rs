@@ -9,8 +9,10 @@
 //! ```
 
 mod docker;
+mod export;
 mod import;
 mod stream;
 mod tar;
 
+pub use export::{ExportOpts, export};
 pub use import::{Archive, OnBytes, import};

@@ -69,6 +69,17 @@ pub fn normalize(text: &str) -> Result<String> {
     })
 }
 
+/// The short form of a name, as Docker shows it; `None` for what Docker cannot hold as a tag.
+#[must_use]
+pub fn familiar(name: &str) -> Option<String> {
+    let full = normalize(name).ok().filter(|full| !full.contains('@'))?;
+    let short = full.strip_prefix("docker.io/").unwrap_or(&full);
+    let official = short
+        .strip_prefix("library/")
+        .filter(|name| !name.contains('/'));
+    Some(official.unwrap_or(short).to_owned())
+}
+
 /// The tag of a full name, or the whole name when it has none: what OCI wants in `ref.name`.
 #[must_use]
 pub fn tag_of(name: &str) -> &str {
@@ -199,6 +210,21 @@ mod tests {
             assert!(normalize(bad).is_err(), "{bad}");
         }
         normalize(&"a".repeat(300)).unwrap_err();
+    }
+
+    #[test]
+    fn full_names_become_short() {
+        let by_digest = format!("a@sha256:{}", "a".repeat(64));
+        for (name, want) in [
+            ("docker.io/library/alpine:3", Some("alpine:3")),
+            ("docker.io/me/alpine", Some("me/alpine:latest")),
+            ("r.io/library/x:1", Some("r.io/library/x:1")),
+            ("docker.io/library/a/b:1", Some("library/a/b:1")),
+            ("Not A Name", None),
+            (&by_digest, None),
+        ] {
+            assert_eq!(familiar(name).as_deref(), want);
+        }
     }
 
     #[test]

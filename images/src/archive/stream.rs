@@ -31,12 +31,22 @@ pub(super) enum Part {
 /// Starts reading `reader` on a thread of its own; it ends when the receiver is dropped.
 pub(super) fn parts(reader: Box<dyn Read + Send>) -> mpsc::Receiver<Result<Part>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::task::spawn_blocking(move || {
+    let failed = sender.clone();
+    let work = move || {
         if let Err(error) = decompress(reader).and_then(|plain| read(plain, &sender)) {
             // The receiver may be gone already: then nobody wants to know.
             let _gone = sender.blocking_send(Err(error));
         }
-    });
+    };
+    // Not one of the runtime's threads: a reader on a pipe may block for good, and must not hold up
+    // a shutdown.
+    if let Err(error) = std::thread::Builder::new()
+        .name("import".into())
+        .spawn(work)
+    {
+        // An empty queue has room.
+        let _told = failed.try_send(Err(Error::os("start import thread", error)));
+    }
     receiver
 }
 
