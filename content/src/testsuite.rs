@@ -235,7 +235,10 @@ pub async fn other_algorithms_commit(store: &dyn ContentStore) {
                 })
                 .await
                 .unwrap();
-            ingest.write(data.clone().into()).await.unwrap();
+            // A store that shares the blob of somebody else needs no data.
+            let have = usize::try_from(ingest.status().offset).unwrap();
+            let rest = Bytes::copy_from_slice(&data[have..]);
+            ingest.write(rest).await.unwrap();
             let found = ingest
                 .commit(None, Some(want.clone()), Labels::new())
                 .await

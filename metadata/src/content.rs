@@ -308,3 +308,6 @@ fn info(digest: Digest, record: BlobRecord) -> BlobInfo {
         labels: record.labels,
     }
 }
+
+#[cfg(test)]
+mod tests;

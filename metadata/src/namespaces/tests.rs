@@ -184,6 +184,8 @@ async fn delete_names_what_is_left_and_leases_do_not_count() {
     );
     house.metadata.gc().await.unwrap();
     let all = types::Filter::default();
-    let left = content::ContentStore::statuses(&house.local, &all).await.unwrap();
+    let left = content::ContentStore::statuses(&house.local, &all)
+        .await
+        .unwrap();
     assert!(left.is_empty());
 }

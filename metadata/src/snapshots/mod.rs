@@ -280,3 +280,6 @@ impl ScopedSnapshotter {
         merge(key, record, known).ctx("update snapshot")
     }
 }
+
+#[cfg(test)]
+mod tests;
