@@ -62,6 +62,9 @@ pub(crate) fn run(config: &Config) -> Result<()> {
 /// Asks the kernel and the allocator for what suits a daemon. Refusals are no reason not to start.
 fn tune(config: &Config) {
     sys::limits::tune_heap();
+    if let Err(error) = sys::limits::raise_open_files() {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
     if config.oom_score != 0
         && let Err(error) = sys::limits::set_oom_score(std::process::id(), config.oom_score)
     {

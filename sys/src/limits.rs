@@ -1,6 +1,7 @@
 //! Limits and scores of processes.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit};
 use types::{Error, Result};
@@ -36,12 +37,25 @@ pub fn set_oom_score(pid: u32, score: i32) -> Result<()> {
     }
 }
 
-/// Raises the soft limit of open files to the hard one; returns the limit.
+/// What children get back, since their limit of open files is none of our business.
+static INHERITED: OnceLock<libc::rlimit> = OnceLock::new();
+
+/// The limit of open files for a child, once ours was raised.
+pub(crate) fn files_of_children() -> Option<libc::rlimit> {
+    INHERITED.get().copied()
+}
+
+/// Raises the soft limit of open files to the hard one; returns the limit. Children are started
+/// with the limit that was there before.
 ///
 /// # Errors
 /// The errno of `setrlimit`.
 pub fn raise_open_files() -> Result<u64> {
     let limit = rustix::process::getrlimit(Resource::Nofile);
+    INHERITED.get_or_init(|| libc::rlimit {
+        rlim_cur: limit.current.unwrap_or(libc::RLIM_INFINITY),
+        rlim_max: limit.maximum.unwrap_or(libc::RLIM_INFINITY),
+    });
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
@@ -85,8 +99,19 @@ mod tests {
     }
 
     #[test]
-    fn open_files_reach_the_hard_limit() {
+    fn open_files_reach_the_hard_limit_for_us_and_not_for_children() {
+        let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
+        let low = Rlimit {
+            current: Some(640),
+            maximum: hard,
+        };
+        rustix::process::setrlimit(Resource::Nofile, low).unwrap();
         let limit = raise_open_files().unwrap();
+        let asked = Spawn::new("sh").arg("-c").arg("ulimit -Sn");
+        let told = asked
+            .output(b"", 64, std::time::Duration::from_secs(20))
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&told.text).trim(), "640");
         let now = rustix::process::getrlimit(Resource::Nofile);
         assert_eq!(now.current, now.maximum);
         assert!(limit > 0);

@@ -89,7 +89,10 @@ pub fn is_readable(fd: impl AsFd) -> bool {
 
 fn poll_now(fd: impl AsFd, events: PollFlags) -> PollFlags {
     let mut fds = [PollFd::new(&fd, events)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // Poll with no waiting and one valid descriptor does not fail.
     match rustix::event::poll(&mut fds, Some(&now)) {
         Ok(_) => fds[0].revents(),

@@ -154,7 +154,8 @@ pub fn detach_keeping(target: &Path) -> Result<Option<OwnedFd>> {
         Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(None),
         Err(e) => return Err(e),
     };
-    let mounted = unmount_once(target, UnmountFlags::DETACH).map_err(|e| at("unmount", target, e))?;
+    let mounted =
+        unmount_once(target, UnmountFlags::DETACH).map_err(|e| at("unmount", target, e))?;
     Ok(mounted.then_some(kept))
 }
 

@@ -73,7 +73,8 @@ pub fn with_temp_mount<T>(mounts: &[Mount], work: impl FnOnce(&Path) -> Result<T
     work(mounted.path())
 }
 
-/// The same mounts for reading only: an overlay loses its upper layer, everything else becomes `ro`.
+/// The same mounts for reading only: an overlay's upper layer becomes its topmost lower one (a single
+/// lower layer alone cannot be mounted), everything else becomes `ro`.
 #[must_use]
 pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
     mounts
@@ -81,11 +82,17 @@ pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
         .map(|mount| {
             let mut mount = mount.clone();
             if mount.kind == "overlay" {
+                let upper = mount.option("upperdir").map(str::to_owned);
                 mount.options.retain(|option| {
                     !option.starts_with("upperdir=")
                         && !option.starts_with("workdir=")
                         && option != "volatile"
                 });
+                for option in &mut mount.options {
+                    if let (Some(upper), Some(lower)) = (&upper, option.strip_prefix("lowerdir=")) {
+                        *option = format!("lowerdir={upper}:{lower}");
+                    }
+                }
             } else {
                 mount.options.retain(|option| option != "rw");
                 mount.options.push("ro".into());
@@ -136,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn read_only_drops_the_upper_layer() {
+    fn read_only_makes_the_upper_layer_a_lower_one() {
         let overlay = Mount {
             kind: "overlay".into(),
             options: ["lowerdir=/l", "upperdir=/u", "workdir=/w", "volatile"]
@@ -150,7 +157,7 @@ mod tests {
             ..Mount::default()
         };
         let got = read_only(&[overlay, bind]);
-        assert_eq!(got[0].options, ["lowerdir=/l"]);
+        assert_eq!(got[0].options, ["lowerdir=/u:/l"]);
         assert_eq!(got[1].options, ["rbind", "ro"]);
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Image<'a> {
     pub(super) new_group: bool,
     pub(super) new_session: bool,
     pub(super) death_signal: c_int,
+    /// Limit of open files, when it is not to be ours.
+    pub(super) files: Option<libc::rlimit>,
 }
 
 /// The step that failed.
@@ -137,6 +139,11 @@ fn prepare_and_exec(image: &mut Image<'_>) -> Result<(), Step> {
         check(set, Step::Other("prctl"))?;
     }
     place_fds(image.fds)?;
+    if let Some(files) = &image.files {
+        // SAFETY: a valid limit of the parent.
+        let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, files) };
+        check(set, Step::Other("setrlimit"))?;
+    }
     if let Some(dir) = image.cwd {
         // SAFETY: a valid C string of the parent.
         check(unsafe { libc::chdir(dir.as_ptr()) }, Step::Chdir)?;

@@ -213,6 +213,7 @@ impl Spawn {
             new_group: self.session == Session::OwnGroup,
             new_session: self.session == Session::Own,
             death_signal: self.death_signal,
+            files: crate::limits::files_of_children(),
         };
         let (pid, pidfd) = exec::start(&mut image).map_err(|failed| match failed.step {
             exec::Step::Chdir => at(
