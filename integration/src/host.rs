@@ -53,6 +53,8 @@ impl Host {
             .tempdir()
             .expect("make a directory");
         let namespace = format!("{name}-{}", std::process::id());
+        // The machine's own configuration must not reach a test.
+        fs::write(dir.path().join("config.toml"), "version = 2\n").expect("write the config");
         let mut host = Self {
             dir,
             namespace,
@@ -130,6 +132,8 @@ impl Host {
             .arg(self.state())
             .arg("--address")
             .arg(self.address())
+            .arg("--config")
+            .arg(self.dir().join("config.toml"))
             .args(["--log-level", "debug"])
             .env(
                 "PATH",

@@ -177,6 +177,8 @@ impl Peer {
             snapshotter: "overlayfs".into(),
             key: id.into(),
             parent: self.parent.clone(),
+            // Until its container exists, and after that is gone, nothing else keeps it.
+            labels: [("containerd.io/gc.root".to_owned(), "bench".to_owned())].into(),
             ..Default::default()
         };
         let mounts = self
