@@ -10,20 +10,26 @@ use crate::{Limits, RegistryOpts, Repository};
 
 mod auth;
 
+/// Nothing here waits for a deadline, save where a server is stuck on purpose.
 fn opts() -> RegistryOpts {
     let limits = Limits {
-        read: Duration::from_millis(300),
-        answer: Duration::from_millis(300),
-        connect: Duration::from_millis(300),
-        patience: Duration::from_secs(2),
         attempts: 3,
         backoff: Duration::from_millis(1),
+        ..Limits::default()
     };
     RegistryOpts {
         plain_http: true,
         limits,
         ..RegistryOpts::default()
     }
+}
+
+fn impatient() -> RegistryOpts {
+    let mut opts = opts();
+    opts.limits.connect = Duration::from_millis(150);
+    opts.limits.answer = Duration::from_millis(150);
+    opts.limits.read = Duration::from_millis(300);
+    opts
 }
 
 fn repository(server: &Server, object: &str, opts: RegistryOpts) -> Repository {
@@ -348,7 +354,7 @@ async fn stuck_servers_are_given_up() {
             },
         })
         .await;
-        let error = read(&repository(&server, "", opts()), &layer, 0)
+        let error = read(&repository(&server, "", impatient()), &layer, 0)
             .await
             .unwrap_err();
         assert!(error.is(Code::Unavailable), "{error}");

@@ -63,7 +63,20 @@ impl World {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Snapshots(pub(crate) Mutex<BTreeMap<String, SnapshotInfo>>);
+pub(crate) struct Snapshots(
+    pub(crate) Mutex<BTreeMap<String, SnapshotInfo>>,
+    /// What the next prepares do.
+    pub(crate) Mutex<Vec<Trick>>,
+);
+
+/// An odd thing that a snapshotter does once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trick {
+    /// Says that the key is taken.
+    Clash,
+    /// Has the layer already, as a remote snapshotter may.
+    Remote,
+}
 
 #[async_trait]
 impl Snapshotter for Snapshots {
@@ -105,6 +118,16 @@ impl Snapshotter for Snapshots {
             created_at: SystemTime::UNIX_EPOCH,
             updated_at: SystemTime::UNIX_EPOCH,
         };
+        match self.1.lock().unwrap().pop() {
+            Some(Trick::Clash) => return Err(Error::already_exists(key)),
+            Some(Trick::Remote) => {
+                let chain = info.labels[types::label::SNAPSHOT_REF].clone();
+                let kind = SnapshotKind::Committed;
+                all.insert(chain, SnapshotInfo { kind, ..info });
+                return Err(Error::already_exists(key));
+            }
+            None => {}
+        }
         match all.insert(key.to_string(), info) {
             None => Ok(Vec::new()),
             Some(_) => Err(Error::already_exists(key)),

@@ -15,8 +15,6 @@ use crate::progress::Progress;
 
 fn opts() -> PullOpts {
     let limits = Limits {
-        read: Duration::from_millis(500),
-        answer: Duration::from_millis(500),
         attempts: 2,
         backoff: Duration::from_millis(1),
         ..Limits::default()

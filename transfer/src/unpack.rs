@@ -274,3 +274,72 @@ impl Drop for Extraction {
         drop(runtime.spawn(async move { snapshotter.remove(&key).await }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use images::testsuite::image;
+    use types::Code;
+
+    use super::*;
+    use crate::fake::{Trick, World};
+
+    async fn run(tricks: &[Trick], layers: &[&[u8]]) -> (World, Result<Option<Digest>>) {
+        let world = World::new();
+        *world.snapshots.1.lock().unwrap() = tricks.iter().rev().copied().collect();
+        let root = image(&world.content, "linux/amd64", layers).await;
+        let on = OnProgress::default();
+        let done = unpack_image(&world.deps(), &root, &PlatformSet::All, &on).await;
+        (world, done)
+    }
+
+    #[tokio::test]
+    async fn a_clash_of_keys_is_tried_three_times() {
+        let layers: [&[u8]; 2] = [b"a", b"b"];
+        let (world, done) = run(&[Trick::Clash, Trick::Clash], &layers).await;
+        let ids = layers.map(|layer| images::digest_of(layer).unwrap());
+        assert_eq!(done.unwrap(), images::chain_of(&ids).unwrap());
+        assert_eq!(world.chains().len(), 2);
+        let (world, done) = run(&[Trick::Clash; 3], &layers).await;
+        assert!(done.unwrap_err().is_already_exists());
+        assert!(world.chains().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_a_remote_snapshotter_has_is_not_unpacked() {
+        let (world, done) = run(&[Trick::Remote], &[b"a", b"bb"]).await;
+        assert!(done.unwrap().is_some());
+        assert_eq!(world.chains().len(), 2);
+        assert_eq!(*world.applier.applied.lock().unwrap(), [2]);
+    }
+
+    #[tokio::test]
+    async fn one_layer_twice_makes_two_snapshots_and_none_makes_none() {
+        let (world, done) = run(&[], &[b"a", b"a"]).await;
+        assert!(done.unwrap().is_some());
+        assert_eq!(world.chains().len(), 2);
+        let (world, done) = run(&[], &[]).await;
+        assert_eq!(done.unwrap(), None);
+        assert!(world.chains().is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_what_was_made_before_is_skipped() {
+        let (world, done) = run(&[], &[b"a"]).await;
+        done.unwrap();
+        let root = image(&world.content, "linux/amd64", &[b"a", b"b"]).await;
+        let on = OnProgress::default();
+        unpack_image(&world.deps(), &root, &PlatformSet::All, &on)
+            .await
+            .unwrap();
+        assert_eq!(*world.applier.applied.lock().unwrap(), [1, 1]);
+        assert_eq!(world.chains().len(), 2);
+        let missing = image(&world.content, "linux/amd64", &[b"a", b"c"]).await;
+        let gone = images::digest_of(b"c").unwrap();
+        content::ContentStore::delete(&world.content, &gone)
+            .await
+            .unwrap();
+        let error = unpack_image(&world.deps(), &missing, &PlatformSet::All, &on).await;
+        assert!(error.unwrap_err().is(Code::NotFound));
+        assert_eq!(world.chains().len(), 2);
+    }
+}
