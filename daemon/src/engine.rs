@@ -1,6 +1,7 @@
 //! Third floor: what works on stored things. Differs and tasks.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use content::ContentStore;
@@ -11,6 +12,7 @@ use runtime_v2::Tasks;
 use types::{Code, ContainerId, Descriptor, Error, Mount, Namespace, Result, Scope};
 
 use crate::config::{self, Config, Level};
+use crate::lock;
 use crate::point::{Candidate, Facts, Point, Row};
 use crate::store::Store;
 
@@ -43,8 +45,9 @@ impl Engine {
     /// # Errors
     /// That of a required differ; I/O on the directory of the bundles.
     pub(crate) fn open(store: Store, config: &Config) -> Result<Self> {
+        let temporary = empty(config.root.join(TEMPORARY))?;
         let walking = || {
-            let made: Arc<dyn Differ> = Arc::new(Walking::new(config.root.join(TEMPORARY)));
+            let made: Arc<dyn Differ> = Arc::new(Walking::new(temporary));
             Ok((made, Facts::of_host()))
         };
         let requires = &["io.containerd.metadata.v1"];
@@ -83,6 +86,23 @@ impl Engine {
         });
         Ok(())
     }
+}
+
+/// Makes the directory of temporary mounts, and takes away what a daemon that was killed left there.
+fn empty(directory: PathBuf) -> Result<PathBuf> {
+    lock::create(&directory, lock::ROOT_MODE)?;
+    if let Err(error) = sys::mount::unmount_recursive(&directory) {
+        tracing::warn!(%error, "temporary mounts of an earlier daemon stay");
+    }
+    let entries = std::fs::read_dir(&directory)
+        .map_err(|e| Error::os(format_args!("read {}", directory.display()), e))?;
+    for entry in entries.filter_map(std::result::Result::ok) {
+        // Only what is empty: whatever is still mounted there is not ours to delete.
+        if let Err(error) = std::fs::remove_dir(entry.path()) {
+            tracing::warn!(%error, path = %entry.path().display(), "directory stays");
+        }
+    }
+    Ok(directory)
 }
 
 fn tasks_config(store: &Store, config: &Config) -> Result<runtime_v2::Config> {
@@ -191,5 +211,34 @@ impl Differs {
 impl fmt::Debug for Differs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.ordered).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::Mount;
+
+    use super::*;
+
+    #[test]
+    fn temporary_mounts_of_a_killed_daemon_are_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        let temporary = dir.path().join("tmpmounts");
+        let point = temporary.join("m1");
+        std::fs::create_dir_all(&source).unwrap();
+        std::fs::create_dir_all(&point).unwrap();
+        std::fs::write(source.join("kept"), "").unwrap();
+        let bind = Mount {
+            kind: "bind".into(),
+            source: source.display().to_string(),
+            options: vec!["rbind".into(), "rw".into()],
+            ..Mount::default()
+        };
+        sys::mount::mount(&bind, &point).unwrap();
+        assert!(point.join("kept").exists());
+        empty(temporary.clone()).unwrap();
+        assert!(source.join("kept").exists());
+        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
     }
 }
