@@ -55,7 +55,7 @@ impl Namespaces {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn set_labels(&self, name: &Namespace, labels: &Labels) -> Result<NamespaceInfo> {
+    pub async fn set_labels(&self, name: &Namespace, labels: &Labels) -> Result<()> {
         let namespace = NamespaceInfo {
             name: name.clone(),
             labels: labels.clone(),
@@ -66,8 +66,9 @@ impl Namespaces {
             update_mask: MessageField::some(fields.to_wire()),
             ..Default::default()
         };
-        let answer = done(self.stub().update(self.caller.request(message)?).await)?;
-        NamespaceInfo::from_wire(present(answer.namespace, "namespace")?)
+        // Parity: services/namespaces/local.go: Go answers with an empty namespace.
+        done(self.stub().update(self.caller.request(message)?).await)?;
+        Ok(())
     }
 
     /// Removes an empty namespace.
