@@ -59,28 +59,10 @@ async fn create_validates() {
     assert!(house.events().await.is_empty());
 }
 
-#[tokio::test]
-async fn update_changes_what_the_mask_names() {
-    let house = House::new().await;
-    let store = house.metadata.containers(&scope("a"));
-    let mut first = container("c1");
-    first.labels = labels(&[("a", "1"), ("b.c/d", "2")]);
-    first.extensions = BTreeMap::from([("e".into(), any("1")), ("f.g".into(), any("2"))]);
-    first.snapshotter = "sn".into();
-    first.snapshot_key = "old".into();
-    first.sandbox = "kept".into();
-    let first = store.create(first).await.unwrap();
-    let new = Container {
-        labels: labels(&[("b.c/d", "8")]),
-        extensions: BTreeMap::from([("f.g".into(), any("9"))]),
-        image: "new".into(),
-        spec: Some(any("new")),
-        snapshot_key: "new".into(),
-        sandbox: "ignored".into(),
-        ..first.clone()
-    };
+/// What each mask makes of `first` with the values of `new`.
+fn by_mask(first: &Container, new: &Container) -> Vec<(&'static str, Container)> {
     let was = || first.clone();
-    for (mask, want) in [
+    vec![
         (
             "labels.b.c/d",
             Container {
@@ -137,7 +119,30 @@ async fn update_changes_what_the_mask_names() {
                 ..was()
             },
         ),
-    ] {
+    ]
+}
+
+#[tokio::test]
+async fn update_changes_what_the_mask_names() {
+    let house = House::new().await;
+    let store = house.metadata.containers(&scope("a"));
+    let mut first = container("c1");
+    first.labels = labels(&[("a", "1"), ("b.c/d", "2")]);
+    first.extensions = BTreeMap::from([("e".into(), any("1")), ("f.g".into(), any("2"))]);
+    first.snapshotter = "sn".into();
+    first.snapshot_key = "old".into();
+    first.sandbox = "kept".into();
+    let first = store.create(first).await.unwrap();
+    let new = Container {
+        labels: labels(&[("b.c/d", "8")]),
+        extensions: BTreeMap::from([("f.g".into(), any("9"))]),
+        image: "new".into(),
+        spec: Some(any("new")),
+        snapshot_key: "new".into(),
+        sandbox: "ignored".into(),
+        ..first.clone()
+    };
+    for (mask, want) in by_mask(&first, &new) {
         let got = store.update(new.clone(), &fields(&[mask])).await.unwrap();
         let want = Container {
             updated_at: got.updated_at,

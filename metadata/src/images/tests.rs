@@ -115,6 +115,24 @@ async fn update_changes_what_the_mask_names() {
             .await
             .unwrap();
     }
+    assert!(
+        house
+            .events()
+            .await
+            .iter()
+            .skip(1)
+            .all(|e| e == "a /images/update")
+    );
+}
+
+#[tokio::test]
+async fn update_without_a_mask_replaces_all_but_the_creation() {
+    let house = House::new().await;
+    let store = house.metadata.images(&scope("a"));
+    let first = store.create(image("x", &sha(b"1")), None).await.unwrap();
+    let mut new = image("x", &sha(b"2"));
+    new.labels = labels(&[("a", "9")]);
+    new.target.annotations = labels(&[("f.g", "7")]);
     let whole = store.update(new.clone(), &fields(&[]), None).await.unwrap();
     assert_eq!((&whole.labels, &whole.target), (&new.labels, &new.target));
     assert_eq!(whole.created_at, first.created_at, "the creation stays");

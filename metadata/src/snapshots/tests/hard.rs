@@ -1,0 +1,191 @@
+//! The hard cases: remote snapshots, backends that misbehave, crashes between two steps, races.
+
+use std::sync::Arc;
+
+use types::{Code, Labels, SnapshotKind, label};
+
+use super::names;
+use crate::fixture::{House, code, labels, name, scope};
+
+#[tokio::test]
+async fn a_remote_snapshot_is_adopted_and_answered_with_already_exists() {
+    let house = House::new().await;
+    house.memory.be_remote();
+    let leased = house.leased("a", Labels::new()).await;
+    let a = house.snapshots(&leased);
+    let target = labels(&[(label::SNAPSHOT_REF, "chain-1"), ("mine", "1")]);
+    let error = a
+        .prepare(&name("extract-1"), None, target.clone())
+        .await
+        .unwrap_err();
+    assert!(error.is_already_exists(), "{error}");
+    let info = a.stat(&name("chain-1")).await.unwrap();
+    assert_eq!(
+        (info.kind, &info.labels),
+        (SnapshotKind::Committed, &target)
+    );
+    assert_eq!(names(a.as_ref(), "").await, ["chain-1"], "no key was made");
+    assert_eq!(house.held(&leased).await, ["snapshots/memory chain-1"]);
+    let keys = house.memory.keys();
+    assert_eq!(keys, ["remote-chain-1"]);
+    // Known by now: the backend is not asked again.
+    assert_eq!(
+        code(a.prepare(&name("extract-2"), None, target).await),
+        Code::AlreadyExists
+    );
+    let child = labels(&[(label::SNAPSHOT_REF, "chain-2")]);
+    let parent = name("chain-1");
+    let error = a.prepare(&name("extract-3"), Some(&parent), child).await;
+    assert_eq!(code(error), Code::AlreadyExists);
+    assert_eq!(a.stat(&name("chain-2")).await.unwrap().parent, Some(parent));
+    house.metadata.gc().await.unwrap();
+    assert_eq!(
+        house.memory.keys(),
+        ["remote-chain-1", "remote-chain-2"],
+        "held by the lease"
+    );
+}
+
+#[tokio::test]
+async fn an_unexpected_already_exists_of_the_backend_is_not_passed_on() {
+    let house = House::new().await;
+    let a = house.snapshots(&scope("a"));
+    house.memory.fail_next(Code::AlreadyExists);
+    assert_eq!(
+        code(a.prepare(&name("k"), None, Labels::new()).await),
+        Code::Unknown
+    );
+    house.memory.fail_next(Code::ResourceExhausted);
+    assert_eq!(
+        code(a.prepare(&name("k"), None, Labels::new()).await),
+        Code::ResourceExhausted
+    );
+    a.prepare(&name("k"), None, Labels::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_commit_that_a_crash_cut_in_two_is_finished_by_the_next_one() {
+    let house = House::new().await;
+    let a = house.snapshots(&scope("a"));
+    a.prepare(&name("k"), None, labels(&[("containerd.io/gc.root", "x")]))
+        .await
+        .unwrap();
+    // The backend has committed, the record has not followed.
+    let backend: &dyn ::snapshotters::Snapshotter = house.memory.as_ref();
+    backend
+        .commit(&name("a/1/base"), &name("a/1/k"), Labels::new())
+        .await
+        .unwrap();
+    drop(a);
+    let house = house.restart().await;
+    house.metadata.gc().await.unwrap();
+    assert_eq!(
+        house.memory.keys(),
+        ["a/1/base"],
+        "the number is still named"
+    );
+    let a = house.snapshots(&scope("a"));
+    a.commit(&name("base"), &name("k"), Labels::new())
+        .await
+        .unwrap();
+    assert_eq!(
+        a.stat(&name("base")).await.unwrap().kind,
+        SnapshotKind::Committed
+    );
+}
+
+#[tokio::test]
+async fn numbers_go_on_after_a_restart() {
+    let house = House::new().await;
+    let first = house.snapshots(&scope("a"));
+    first
+        .prepare(&name("k"), None, Labels::new())
+        .await
+        .unwrap();
+    first.remove(&name("k")).await.unwrap();
+    drop(first);
+    let house = house.restart().await;
+    house
+        .snapshots(&scope("a"))
+        .prepare(&name("k"), None, Labels::new())
+        .await
+        .unwrap();
+    assert_eq!(
+        house.memory.keys().len(),
+        2,
+        "the leftover is not met again"
+    );
+    house.metadata.gc().await.unwrap();
+    assert!(
+        house.memory.keys().is_empty(),
+        "nothing named the new one either"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_unpackers_one_commits_a_name() {
+    let house = Arc::new(House::new().await);
+    let tasks: Vec<_> = (0..8)
+        .map(|n| {
+            let house = Arc::clone(&house);
+            tokio::spawn(async move {
+                let a = house.snapshots(&scope("a"));
+                let key = name(&format!("extract-{n}"));
+                a.prepare(&key, None, Labels::new()).await.unwrap();
+                match a.commit(&name("chain"), &key, Labels::new()).await {
+                    Ok(()) => 1,
+                    Err(error) => {
+                        assert!(error.is_already_exists(), "{error}");
+                        a.remove(&key).await.unwrap();
+                        0
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut won = 0;
+    for task in tasks {
+        won += task.await.unwrap();
+    }
+    assert_eq!(won, 1);
+    assert_eq!(
+        names(house.snapshots(&scope("a")).as_ref(), "").await,
+        ["chain"]
+    );
+}
+
+/// New snapshots and collections at once: what was answered is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn prepares_and_collections_race_without_losing_a_snapshot() {
+    let house = Arc::new(House::new().await);
+    let leased = house.leased("a", Labels::new()).await;
+    let workers: Vec<_> = (0..4)
+        .map(|n| {
+            let (house, leased) = (Arc::clone(&house), leased.clone());
+            tokio::spawn(async move {
+                let a = house.snapshots(&leased);
+                for round in 0..15 {
+                    let key = name(&format!("k-{n}-{round}"));
+                    a.prepare(&key, None, Labels::new()).await.unwrap();
+                    a.mounts(&key).await.unwrap();
+                    let base = name(&format!("base-{n}-{round}"));
+                    a.commit(&base, &key, Labels::new()).await.unwrap();
+                    a.stat(&base).await.unwrap();
+                    if round % 2 == 0 {
+                        a.remove(&base).await.unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut busy = true;
+    while busy {
+        house.metadata.gc().await.unwrap();
+        busy = workers.iter().any(|worker| !worker.is_finished());
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    house.metadata.gc().await.unwrap();
+    assert_eq!(house.memory.keys().len(), 4 * 7);
+}
