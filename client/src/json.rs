@@ -62,6 +62,20 @@ fn timestamp(proto: Timestamp) -> Value {
     text.map_or(Value::Null, Value::String)
 }
 
+/// A typed value as Go's JSON has it: `null` when there is none, bytes as base64.
+#[must_use]
+pub fn any_json(any: Option<&types::Any>) -> Value {
+    let Some(any) = any else {
+        return Value::Null;
+    };
+    let mut made = Map::new();
+    made.insert("type_url".to_owned(), Value::from(any.type_url.as_str()));
+    if !any.value.is_empty() {
+        made.insert("value".to_owned(), Value::from(base64(&any.value)));
+    }
+    Value::Object(made)
+}
+
 /// Standard base64 with padding, as Go's JSON has bytes.
 pub(crate) fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

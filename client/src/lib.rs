@@ -23,6 +23,7 @@ pub mod terminal;
 pub use call::{Caller, DEADLINE};
 pub use client::{Client, DEFAULT_SNAPSHOTTER};
 pub use connect::{connect, socket_path};
+pub use json::any_json;
 pub use services::{
     Containers, CreateTask, Envelope, Events, ExecTask, Exited, Images, Introspection, Lease,
     Leases, Metric, Namespaces, Plugin, PluginFault, Process, ProcessEntry, RuncOptions,

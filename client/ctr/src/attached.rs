@@ -1,0 +1,299 @@
+//! A process with our terminal or our standard streams at its other end.
+//!
+//! ```text
+//! Io::prepare -> create or exec at the daemon -> Session::start -> follow: copy, signals, size
+//!             -> exit -> drain what it still has to say
+//! ```
+//! Invariant: our ends are open before the daemon hears of the pipes; the terminal is itself again
+//! when this is done, whatever happened.
+
+use std::path::PathBuf;
+
+use client::stdio::{FIFO_DIR, Fifos, Input, Output, Streams};
+use client::terminal::Terminal;
+use client::{Exited, StdioPaths, Tasks};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+use types::{ContainerId, Error, ExecId, Result};
+
+/// Signals that are passed on to the process. Those that stop us or say that we did wrong are not.
+const FORWARDED: [i32; 11] = [1, 2, 3, 10, 12, 14, 15, 18, 20, 21, 22];
+/// `SIGWINCH`.
+const WINDOW_CHANGED: i32 = 28;
+
+/// Flags about the stdio of a process.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct IoFlags {
+    /// Log uri: the runtime shim writes the output there
+    #[arg(long, conflicts_with = "fifo_dir")]
+    log_uri: Option<String>,
+    /// Directory used for storing IO FIFOs
+    #[arg(long)]
+    fifo_dir: Option<PathBuf>,
+}
+
+/// What a process is to have as its stdio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Our terminal.
+    Terminal,
+    /// Our standard streams, unless a log address is given.
+    Streams,
+    /// Nothing.
+    Null,
+}
+
+/// Our side of a process's stdio, before it runs.
+#[derive(Debug)]
+pub(crate) struct Io {
+    paths: StdioPaths,
+    fifos: Option<Fifos>,
+    streams: Option<Streams>,
+    terminal: Option<Terminal>,
+}
+
+impl Io {
+    /// Makes and opens what `kind` needs for process `id`.
+    pub(crate) fn prepare(kind: Kind, flags: &IoFlags, id: &str) -> Result<Self> {
+        let mut made = Self {
+            paths: StdioPaths::default(),
+            fifos: None,
+            streams: None,
+            terminal: None,
+        };
+        if let Some(uri) = &flags.log_uri {
+            if kind != Kind::Streams {
+                return Err(Error::invalid_argument(
+                    "can't use log-uri with tty or null-io",
+                ));
+            }
+            if !uri.contains("://") {
+                return Err(Error::invalid_argument(format_args!(
+                    "log uri {uri:?} has no scheme"
+                )));
+            }
+            made.paths.stdout.clone_from(uri);
+            made.paths.stderr.clone_from(uri);
+            return Ok(made);
+        }
+        if kind == Kind::Null {
+            return Ok(made);
+        }
+        let tty = kind == Kind::Terminal;
+        if tty {
+            made.terminal = Some(Terminal::find()?);
+        }
+        let base = flags
+            .fifo_dir
+            .clone()
+            .unwrap_or_else(|| PathBuf::from(FIFO_DIR));
+        let fifos = Fifos::create(&base, id, tty)?;
+        made.paths = fifos.paths().clone();
+        made.streams = Some(Streams::open(&made.paths)?);
+        made.fifos = Some(fifos);
+        Ok(made)
+    }
+
+    /// Opens the pipes of a process that runs already.
+    pub(crate) fn attach(paths: &StdioPaths) -> Result<Self> {
+        let mut wanted = paths.clone();
+        for path in [&mut wanted.stdin, &mut wanted.stdout, &mut wanted.stderr] {
+            if path.contains("://") {
+                path.clear();
+            }
+        }
+        if wanted.stdout.is_empty() && wanted.stdin.is_empty() {
+            return Err(Error::failed_precondition(
+                "the task has no stdio to attach to",
+            ));
+        }
+        let terminal = if wanted.terminal {
+            Some(Terminal::find()?)
+        } else {
+            None
+        };
+        let streams = Streams::open(&wanted)?;
+        Ok(Self {
+            paths: wanted,
+            fifos: None,
+            streams: Some(streams),
+            terminal,
+        })
+    }
+
+    /// Where the process's stdio goes.
+    pub(crate) fn paths(&self) -> StdioPaths {
+        self.paths.clone()
+    }
+
+    /// Lets the process go on without us; somebody may attach to it later.
+    pub(crate) fn leave(self) {
+        if let Some(fifos) = self.fifos {
+            fifos.keep();
+        }
+    }
+}
+
+/// A process: the init of a task, or an exec.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) tasks: Tasks,
+    pub(crate) id: ContainerId,
+    pub(crate) exec: Option<ExecId>,
+}
+
+impl Target {
+    async fn resize(&self, terminal: &Terminal) {
+        let done = match terminal.size() {
+            Ok(size) => self.tasks.resize(&self.id, self.exec.as_ref(), size).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "resize pty");
+        }
+    }
+
+    /// Asks now for how it ends; the answer comes when it has.
+    pub(crate) fn wait(&self) -> JoinHandle<Result<Exited>> {
+        let target = self.clone();
+        tokio::spawn(async move { target.tasks.wait(&target.id, target.exec.as_ref()).await })
+    }
+}
+
+/// The signals that we got, from the moment that this was made.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    arrived: mpsc::UnboundedReceiver<i32>,
+    _listeners: JoinSet<()>,
+}
+
+impl Signals {
+    /// Catches signals from now on: none of them ends this program any more.
+    pub(crate) fn catch() -> Result<Self> {
+        let (sender, arrived) = mpsc::unbounded_channel();
+        let mut listeners = JoinSet::new();
+        for number in FORWARDED.into_iter().chain([WINDOW_CHANGED]) {
+            let mut listener: Signal = signal(SignalKind::from_raw(number))
+                .map_err(|e| Error::os(format_args!("catch signal {number}"), e))?;
+            let sender = sender.clone();
+            listeners.spawn(async move {
+                while listener.recv().await.is_some() && sender.send(number).is_ok() {}
+            });
+        }
+        Ok(Self {
+            arrived,
+            _listeners: listeners,
+        })
+    }
+}
+
+/// A process that we follow to its end.
+#[derive(Debug)]
+pub(crate) struct Session {
+    target: Target,
+    io: Io,
+    wait: JoinHandle<Result<Exited>>,
+    signals: Signals,
+}
+
+impl Session {
+    pub(crate) fn new(
+        target: Target,
+        io: Io,
+        wait: JoinHandle<Result<Exited>>,
+        signals: Signals,
+    ) -> Self {
+        Self {
+            target,
+            io,
+            wait,
+            signals,
+        }
+    }
+
+    /// Starts the process and follows it: copies streams, passes on signals or the terminal's size,
+    /// until it has ended and its output is drained.
+    pub(crate) async fn run(mut self, start: bool) -> Result<Exited> {
+        let (input, output) = self.copy();
+        if start {
+            self.target
+                .tasks
+                .start(&self.target.id, self.target.exec.as_ref())
+                .await?;
+        }
+        if let Some(terminal) = &mut self.io.terminal {
+            terminal.make_raw()?;
+        }
+        if let Some(terminal) = &self.io.terminal {
+            self.target.resize(terminal).await;
+        }
+        let feeding = input.map(|input| tokio::spawn(feed(self.target.clone(), input)));
+        let exited = self.follow().await;
+        if let Some(feeding) = feeding {
+            feeding.abort();
+        }
+        let exited = exited?;
+        if let Some(output) = output {
+            output.drain().await;
+        }
+        Ok(exited)
+    }
+
+    fn copy(&mut self) -> (Option<Input>, Option<Output>) {
+        match self.io.streams.take() {
+            Some(streams) => {
+                let (input, output) = streams.copy(tokio::io::stdout(), tokio::io::stderr());
+                (input, Some(output))
+            }
+            None => (None, None),
+        }
+    }
+
+    async fn follow(&mut self) -> Result<Exited> {
+        loop {
+            tokio::select! {
+                exited = &mut self.wait => {
+                    return exited.map_err(|e| Error::internal("wait").with_source(e))?;
+                }
+                Some(number) = self.signals.arrived.recv() => self.pass_on(number).await,
+            }
+        }
+    }
+
+    async fn pass_on(&self, number: i32) {
+        match (&self.io.terminal, number) {
+            (Some(terminal), WINDOW_CHANGED) => return self.target.resize(terminal).await,
+            (None, WINDOW_CHANGED) => return,
+            _ => {}
+        }
+        let target = &self.target;
+        match target
+            .tasks
+            .kill(&target.id, target.exec.as_ref(), number, false)
+            .await
+        {
+            Ok(()) => {}
+            Err(error) if error.is_not_found() => tracing::debug!(number, "not forwarding signal"),
+            Err(error) => tracing::error!(%error, number, "forward signal"),
+        }
+    }
+}
+
+/// Copies our standard input into the process; at its end the process sees the end of its own.
+async fn feed(target: Target, input: Input) {
+    let close = async {
+        match target
+            .tasks
+            .close_stdin(&target.id, target.exec.as_ref())
+            .await
+        {
+            // It ended meanwhile.
+            Err(e) if e.is_not_found() => Ok(()),
+            other => other,
+        }
+    };
+    if let Err(error) = input.feed(tokio::io::stdin(), close).await {
+        tracing::debug!(%error, "standard input");
+    }
+}

@@ -1,0 +1,143 @@
+//! What a transfer does, shown while it does it: bars on a terminal, a line per step elsewhere.
+
+use std::collections::{HashMap, HashSet};
+use std::io::IsTerminal as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use transfer::{OnProgress, Progress, Status};
+
+use crate::out;
+
+/// A display of one transfer.
+#[derive(Clone, Debug)]
+pub(crate) struct Display(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+enum State {
+    Bars {
+        all: MultiProgress,
+        bars: HashMap<String, (ProgressBar, Status)>,
+    },
+    Lines(HashSet<(String, Status)>),
+}
+
+impl Display {
+    /// Bars when standard error is a terminal.
+    pub(crate) fn new() -> Self {
+        let state = if std::io::stderr().is_terminal() {
+            State::Bars {
+                all: MultiProgress::new(),
+                bars: HashMap::new(),
+            }
+        } else {
+            State::Lines(HashSet::new())
+        };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// Shows what it is told.
+    pub(crate) fn listener(&self) -> OnProgress {
+        let display = self.clone();
+        OnProgress::new(move |progress| display.show(progress))
+    }
+
+    fn show(&self, progress: &Progress) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *state {
+            State::Bars { all, bars } => {
+                let name = short(&progress.reference);
+                let (bar, status) = bars.entry(progress.reference.clone()).or_insert_with(|| {
+                    let bar = all.add(ProgressBar::new(progress.total).with_prefix(name));
+                    bar.set_style(style(Status::Waiting));
+                    (bar, Status::Waiting)
+                });
+                if *status != progress.status {
+                    *status = progress.status;
+                    bar.set_style(style(progress.status));
+                    bar.set_message(progress.status.word());
+                }
+                if progress.total > 0 {
+                    bar.set_length(progress.total);
+                }
+                bar.set_position(progress.offset);
+                bar.tick();
+            }
+            State::Lines(told) => {
+                // Bytes are for bars: a line tells each step once.
+                if told.insert((progress.reference.clone(), progress.status)) {
+                    let (name, word) = (short(&progress.reference), progress.status.word());
+                    out::note(format_args!("{name}: {word}"));
+                }
+            }
+        }
+    }
+
+    /// Leaves the display as it is and lets other output follow.
+    pub(crate) fn finish(&self) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let State::Bars { bars, .. } = &mut *state {
+            for (bar, _) in bars.values() {
+                bar.abandon();
+            }
+        }
+    }
+}
+
+/// Bytes count while something moves.
+fn style(status: Status) -> ProgressStyle {
+    let template = match status {
+        Status::Downloading | Status::Saving => {
+            "{prefix:40!} {msg:<11} [{bar:38.green}] {bytes}/{total_bytes}"
+        }
+        Status::Waiting | Status::Resolving | Status::Extracting => {
+            "{prefix:40!} {msg:<11} {spinner}"
+        }
+        Status::Resolved | Status::Exists | Status::Done | Status::Unpacked => {
+            "{prefix:40!} {msg:<11}"
+        }
+    };
+    ProgressStyle::with_template(template).map_or_else(
+        |_| ProgressStyle::default_bar(),
+        |style| style.progress_chars("+>-"),
+    )
+}
+
+/// `layer-sha256:0123…` as people can read it.
+fn short(reference: &str) -> String {
+    let blob = reference
+        .strip_prefix("blobs/sha256/")
+        .map(|hex| ("blob", hex));
+    match blob.or_else(|| reference.split_once("-sha256:")) {
+        Some((kind, hex)) if hex.len() == 64 && hex.is_ascii() => {
+            format!("{kind} ({})", &hex[..12])
+        }
+        _ => reference.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_shortened_and_names_are_not() {
+        let digest = format!("layer-sha256:{}", "ab".repeat(32));
+        assert_eq!(short(&digest), "layer (abababababab)");
+        assert_eq!(
+            short(&digest.replace("layer-sha256:", "blobs/sha256/")),
+            "blob (abababababab)"
+        );
+        for name in ["docker.io/library/x:1", "layer-sha256:short", "blobs/x"] {
+            assert_eq!(short(name), name);
+        }
+    }
+
+    #[test]
+    fn every_status_has_a_style() {
+        for status in [Status::Resolving, Status::Downloading, Status::Done] {
+            let bar = ProgressBar::hidden();
+            bar.set_style(style(status));
+        }
+    }
+}
