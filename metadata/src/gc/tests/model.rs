@@ -71,7 +71,7 @@ fn object(id_: Id) -> impl Strategy<Value = Object> {
         prop::option::of(0..EACH),
         prop::collection::vec(id(0..3), 0..3),
         prop::collection::vec(id(0..4), 0..2),
-        prop::bool::weighted(0.15),
+        prop::bool::weighted(0.08),
         any::<bool>(),
     )
         .prop_map(move |(solid, keeps, kept_by, root_label, timed)| Object {
@@ -104,7 +104,7 @@ fn holders() -> impl Strategy<Value = Vec<Holder>> {
         expired,
         lists,
     });
-    prop::collection::vec(holder, 0..3)
+    prop::collection::vec(holder, 0..5)
 }
 
 fn title((kind, n): Id) -> String {
