@@ -5,10 +5,12 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use content::{ContentStore, Ingest, IngestSpec};
+use content::{ContentStore, Hasher, Ingest, IngestSpec};
 use serde::Deserialize;
 use tokio::sync::mpsc::Receiver;
-use types::{Context as _, Descriptor, Digest, Error, IngestRef, Labels, Result, media_type as mt};
+use types::{
+    Algorithm, Context as _, Descriptor, Digest, Error, IngestRef, Labels, Result, media_type as mt,
+};
 
 use super::docker;
 use super::stream::{Compression, Part, parts};
@@ -249,16 +251,25 @@ impl Import<'_> {
         expected: Option<Digest>,
     ) -> Result<File> {
         let (mut offset, mut compression) = (0, Compression::None);
+        // A store may be on the other end of a socket: it need not know the digest before the commit.
+        let mut hasher = expected.is_none().then(|| Hasher::new(Algorithm::Sha256));
         (self.on_bytes)(name, 0, size);
         while let Some(data) = self.data().await? {
             if offset == 0 {
                 compression = Compression::of(&data);
             }
             offset += data.len() as u64;
+            if let Some(hasher) = &mut hasher {
+                hasher.update(&data);
+            }
             ingest.write(data).await?;
             (self.on_bytes)(name, offset, size);
         }
-        let digest = ingest.digest()?;
+        let digest = match (&expected, hasher) {
+            (Some(expected), _) => expected.clone(),
+            (None, Some(hasher)) => hasher.finish()?,
+            (None, None) => return Err(Error::internal("neither a digest nor a hasher")),
+        };
         match ingest.commit(Some(size), expected, Labels::new()).await {
             Ok(digest) => Ok(File {
                 digest,
