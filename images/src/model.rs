@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde::de::IgnoredAny;
 use types::{Descriptor, Digest, Error, Labels, Platform, Result};
 
 use crate::media::{is_index, is_manifest};
@@ -130,8 +130,14 @@ impl Config {
         let raw: RawConfig = json(text, "image config")?;
         let diff_ids = raw.rootfs.and_then(|r| r.diff_ids).unwrap_or_default();
         let run = raw.config.unwrap_or_default();
+        let platform = RawPlatform {
+            os: raw.os,
+            architecture: raw.architecture,
+            variant: raw.variant,
+            os_version: raw.os_version,
+        };
         Ok(Self {
-            platform: raw.platform.platform().normalized(),
+            platform: platform.platform().normalized(),
             diff_ids: diff_ids
                 .iter()
                 .map(|id| id.parse())
@@ -164,7 +170,7 @@ struct Document {
     config: Option<RawDescriptor>,
     layers: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<RawDescriptor>>,
-    fs_layers: Option<Value>,
+    fs_layers: Option<IgnoredAny>,
     annotations: Option<BTreeMap<String, String>>,
 }
 
@@ -238,10 +244,14 @@ impl RawPlatform {
     }
 }
 
+/// The platform's fields stand here again: flattening would hold everything unknown in memory.
 #[derive(Deserialize)]
 struct RawConfig {
-    #[serde(flatten)]
-    platform: RawPlatform,
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
+    #[serde(rename = "os.version")]
+    os_version: Option<String>,
     rootfs: Option<RawRootfs>,
     config: Option<RawRun>,
 }
@@ -259,7 +269,7 @@ struct RawRun {
     entrypoint: Option<Vec<String>>,
     cmd: Option<Vec<String>>,
     working_dir: Option<String>,
-    volumes: Option<BTreeMap<String, Value>>,
+    volumes: Option<BTreeMap<String, IgnoredAny>>,
     stop_signal: Option<String>,
     labels: Option<BTreeMap<String, String>>,
 }
