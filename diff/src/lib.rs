@@ -4,12 +4,15 @@
 //! Mounts come from any snapshotter; content goes through any [`content::ContentStore`].
 
 mod apply;
+mod compare;
 mod compression;
 mod extract;
 mod lower;
 mod root;
 mod stream;
 mod tar;
+#[cfg(test)]
+mod testing;
 
 use std::fmt;
 use std::sync::Arc;

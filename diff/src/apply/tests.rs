@@ -2,128 +2,16 @@
 
 use super::*;
 use crate::compression::Encoder;
-use crate::tar::{Entry, Kind, Time, Writer};
-use content::{IngestSpec, Local};
+use crate::tar::Kind;
+use crate::testing::{Bench, archive, bind, entry};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use types::Code;
-
-/// An entry with plain attributes.
-pub(crate) fn entry(kind: Kind, name: &str) -> Entry {
-    Entry {
-        kind,
-        name: name.into(),
-        link: Vec::new(),
-        mode: if kind == Kind::Directory {
-            0o755
-        } else {
-            0o644
-        },
-        uid: 0,
-        gid: 0,
-        size: 0,
-        mtime: Time {
-            seconds: 1_500_000_000,
-            nanos: 0,
-        },
-        atime: None,
-        major: 0,
-        minor: 0,
-        xattrs: Vec::new(),
-        sparse: None,
-    }
-}
-
-/// An archive of entries with their data.
-pub(crate) fn archive(entries: &[(Entry, &[u8])]) -> Vec<u8> {
-    let mut writer = Writer::new(Vec::new());
-    for (entry, data) in entries {
-        let sized = Entry {
-            size: data.len() as u64,
-            ..entry.clone()
-        };
-        writer.entry(&sized).unwrap();
-        if entry.kind == Kind::File {
-            writer.data(data).unwrap();
-        }
-    }
-    writer.finish().unwrap()
-}
 
 fn packed(compression: Compression, data: &[u8]) -> Vec<u8> {
     let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
     encoder.write_all(data).unwrap();
     encoder.finish().unwrap()
-}
-
-async fn stored(store: &Arc<dyn ContentStore>, media_type: &str, data: Vec<u8>) -> Descriptor {
-    let digest = Hasher::digest(&data).unwrap();
-    let size = data.len() as u64;
-    let spec = IngestSpec {
-        reference: format!("r-{digest}").parse().unwrap(),
-        total: None,
-        expected: None,
-    };
-    let mut ingest = store.ingest(spec).await.unwrap();
-    ingest.write(data.into()).await.unwrap();
-    if let Err(error) = ingest.commit(None, None, Labels::new()).await {
-        assert!(error.is_already_exists(), "{error}");
-    }
-    Descriptor {
-        media_type: media_type.into(),
-        digest,
-        size,
-        annotations: Labels::new(),
-    }
-}
-
-struct Bench {
-    temp: tempfile::TempDir,
-    store: Arc<dyn ContentStore>,
-    applier: Walking,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let temp = tempfile::tempdir().unwrap();
-        let store: Arc<dyn ContentStore> =
-            Arc::new(Local::open(temp.path().join("content")).unwrap());
-        let applier = Walking::new(temp.path().join("mounts"));
-        Self {
-            temp,
-            store,
-            applier,
-        }
-    }
-
-    fn dir(&self, name: &str) -> PathBuf {
-        let path = self.temp.path().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        path
-    }
-
-    async fn apply(&self, layer: &Descriptor, mounts: &[Mount]) -> Result<Descriptor> {
-        self.applier
-            .apply(
-                &self.store,
-                layer,
-                mounts,
-                ApplyOpts {
-                    sync: true,
-                    ..Default::default()
-                },
-            )
-            .await
-    }
-}
-
-fn bind(path: &Path) -> Vec<Mount> {
-    vec![Mount {
-        kind: "bind".into(),
-        source: path.display().to_string(),
-        target: String::new(),
-        options: vec!["rw".into(), "rbind".into()],
-    }]
 }
 
 fn sample() -> Vec<u8> {
@@ -147,7 +35,7 @@ async fn every_compression_gives_the_same_tree_and_diff_id() {
         (Compression::Zstd, media_type::OCI_LAYER_GZIP),
         (Compression::Gzip, media_type::DOCKER_LAYER),
     ] {
-        let layer = stored(&bench.store, media, packed(compression, &tar)).await;
+        let layer = bench.stored(media, packed(compression, &tar)).await;
         let to = bench.dir(&format!("{compression:?}-{}", media.len()));
         let done = bench.apply(&layer, &bind(&to)).await.unwrap();
         assert_eq!((&done.digest, done.size), (&diff_id, tar.len() as u64));
@@ -168,12 +56,9 @@ async fn every_compression_gives_the_same_tree_and_diff_id() {
 async fn trailing_bytes_count_for_the_digest() {
     let bench = Bench::new();
     let tar = [sample(), vec![0; 10_000]].concat();
-    let layer = stored(
-        &bench.store,
-        media_type::OCI_LAYER_GZIP,
-        packed(Compression::Gzip, &tar),
-    )
-    .await;
+    let layer = bench
+        .stored(media_type::OCI_LAYER_GZIP, packed(Compression::Gzip, &tar))
+        .await;
     let done = bench.apply(&layer, &bind(&bench.dir("t"))).await.unwrap();
     assert_eq!(done.digest, Hasher::digest(&tar).unwrap());
 }
@@ -198,7 +83,7 @@ async fn damaged_layers_are_refused() {
             cases.push(with_tail);
         }
         for (n, data) in cases.into_iter().enumerate() {
-            let layer = stored(&bench.store, media_type::OCI_LAYER, data).await;
+            let layer = bench.stored(media_type::OCI_LAYER, data).await;
             let to = bench.dir(&format!("{compression:?}{n}"));
             let error = bench.apply(&layer, &bind(&to)).await.unwrap_err();
             assert!(
@@ -257,7 +142,7 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
 async fn descriptors_that_lie_and_unknown_types_are_refused() {
     let bench = Bench::new();
     let to = bench.dir("t");
-    let layer = stored(&bench.store, media_type::OCI_LAYER, sample()).await;
+    let layer = bench.stored(media_type::OCI_LAYER, sample()).await;
     let longer = Descriptor {
         size: layer.size + 1,
         ..layer.clone()
@@ -298,13 +183,10 @@ async fn a_stream_beyond_the_limit_is_refused() {
     let bench = Bench::new();
     let zeroes = vec![0; 8 << 20];
     let tar = archive(&[(entry(Kind::File, "bomb"), &zeroes)]);
-    let layer = stored(
-        &bench.store,
-        media_type::OCI_LAYER_GZIP,
-        packed(Compression::Gzip, &tar),
-    )
-    .await;
-    let limited = bench.applier.clone().with_limits(Limits {
+    let layer = bench
+        .stored(media_type::OCI_LAYER_GZIP, packed(Compression::Gzip, &tar))
+        .await;
+    let limited = bench.walking.clone().with_limits(Limits {
         bytes: 1 << 20,
         entries: 10,
     });
@@ -330,7 +212,7 @@ async fn other_mounts_go_through_a_temporary_mount_that_is_gone_after() {
         (entry(Kind::File, "d/.wh.old"), b""),
         (entry(Kind::File, "d/new"), b"n"),
     ]);
-    let layer = stored(&bench.store, media_type::OCI_LAYER, tar).await;
+    let layer = bench.stored(media_type::OCI_LAYER, tar).await;
     let mount = |more: &str| {
         let mut options = vec![
             format!("workdir={}", work.display()),

@@ -25,6 +25,7 @@ use crate::lower::Lowers;
 use crate::root::{MAX_NAME, Root, components, entry_error};
 use crate::tar::{Entry, Kind, Reader, Time};
 use attributes::Attributes;
+pub(crate) use attributes::{Xattrs, list as list_xattrs};
 use parents::{Directory, Parents};
 
 /// Name of the entry that makes its directory opaque.

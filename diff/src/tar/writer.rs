@@ -140,7 +140,7 @@ fn fits(name: &[u8]) -> bool {
 fn records(entry: &Entry) -> Vec<u8> {
     let mut all: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     let mut add = |key: &str, value: Vec<u8>| all.push((key.as_bytes().to_vec(), value));
-    if entry.gid as u64 > MAX_7 {
+    if u64::from(entry.gid) > MAX_7 {
         add("gid", entry.gid.to_string().into_bytes());
     }
     if !fits(&entry.link) {
@@ -157,7 +157,7 @@ fn records(entry: &Entry) -> Vec<u8> {
     if entry.kind == Kind::File && entry.size > MAX_11 {
         add("size", entry.size.to_string().into_bytes());
     }
-    if entry.uid as u64 > MAX_7 {
+    if u64::from(entry.uid) > MAX_7 {
         add("uid", entry.uid.to_string().into_bytes());
     }
     for (name, value) in &entry.xattrs {

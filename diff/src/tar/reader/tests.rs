@@ -103,9 +103,8 @@ fn special_records_are_bounded() {
     }
     refused(&sparse);
     // PAX 1.0 with a count that the data does not hold.
-    let mut bytes = raw(b"x", b'x', 0, |_| {}).to_vec();
     let records = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n26 GNU.sparse.realsize=9\n";
-    bytes = [
+    let mut bytes = [
         &raw(b"x", b'x', records.len() as u64, |_| {})[..],
         &padded(records),
     ]
@@ -164,10 +163,10 @@ fn old_types_are_mapped_and_unknown_ones_refused() {
 fn numbers_out_of_range_are_refused() {
     refused(&raw(b"f", b'0', 0, |b| b[124..136].fill(0xff)));
     refused(&raw(b"f", b'0', 0, |b| {
-        b[108..116].copy_from_slice(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])
+        b[108..116].copy_from_slice(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
     }));
     refused(&raw(b"d", b'3', 0, |b| {
-        b[329..337].copy_from_slice(&[0x80, 0, 0, 1, 0, 0, 0, 0])
+        b[329..337].copy_from_slice(&[0x80, 0, 0, 1, 0, 0, 0, 0]);
     }));
     refused(&raw(b"f", b'0', 0, |b| {
         b[124..136].copy_from_slice(&[

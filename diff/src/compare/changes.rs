@@ -1,0 +1,245 @@
+//! The walk over both trees.
+//!
+//! Invariant: names in byte order, a directory before its entries; at most [`OPEN`] levels hold
+//! descriptors, whatever the depth. Unchanged directories are written only as parents of changes.
+
+use std::fs::File;
+use std::io::{Read as _, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use types::Result;
+
+use super::layer::{Layer, Node, wanted_xattrs};
+use super::sources::Sources;
+use crate::lower::is_opaque;
+use crate::root::{Root, entry_error, file_type, is_whiteout, names, stat, through_fd};
+use crate::tar::{Time, Writer};
+
+/// Levels of directories that are kept open.
+const OPEN: usize = 64;
+/// Buffer for comparing contents.
+const BUFFER: usize = 64 * 1024;
+/// How files are read: never wait for a fifo, never follow.
+pub(super) const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::CLOEXEC);
+
+/// A comparison under way.
+pub(super) struct Walk<'a, W: Write> {
+    sources: &'a Sources,
+    layer: Layer<'a, W>,
+}
+
+/// A directory being walked.
+struct Level {
+    path: Vec<u8>,
+    /// Names left, last first.
+    names: Vec<Vec<u8>>,
+    /// False when nothing of the older tree is below.
+    has_lower: bool,
+    /// Descriptors, while near the top of the stack.
+    open: Option<Pair>,
+}
+
+struct Pair {
+    lower: Option<OwnedFd>,
+    upper: OwnedFd,
+}
+
+impl<'a, W: Write> Walk<'a, W> {
+    /// A walk that writes to `writer`, no time later than `epoch`.
+    pub(super) fn new(sources: &'a Sources, writer: Writer<W>, epoch: Option<Time>) -> Self {
+        Self {
+            sources,
+            layer: Layer::new(&sources.upper, writer, epoch),
+        }
+    }
+
+    /// Walks to the end and returns the finished archive's stream.
+    ///
+    /// # Errors
+    /// I/O on the trees or the stream.
+    pub(super) fn run(mut self) -> Result<W> {
+        let top = self.level(Vec::new(), self.sources.lower.is_some())?;
+        let mut stack = vec![top];
+        while let Some(level) = stack.last_mut() {
+            let Some(name) = level.names.pop() else {
+                stack.pop();
+                continue;
+            };
+            if level.open.is_none() {
+                level.open = Some(self.pair(&level.path, level.has_lower)?);
+            }
+            let path = join(&level.path, &name);
+            let Some(pair) = &level.open else { continue };
+            let below = Self::entry(&mut self.layer, self.sources, pair, &name, &path)?;
+            if let Some(has_lower) = below {
+                let next = self.level(path, has_lower)?;
+                let depth = stack.len();
+                if depth >= OPEN {
+                    stack[depth - OPEN].open = None;
+                }
+                stack.push(next);
+            }
+        }
+        self.layer.finish()
+    }
+
+    fn pair(&self, path: &[u8], has_lower: bool) -> Result<Pair> {
+        let open = |root: &Root| {
+            root.plain_directory(path)
+                .map_err(|e| entry_error("open", path, e))
+        };
+        let lower = match &self.sources.lower {
+            Some(lower) if has_lower => Some(open(lower)?),
+            _ => None,
+        };
+        Ok(Pair {
+            lower,
+            upper: open(&self.sources.upper)?,
+        })
+    }
+
+    fn level(&self, path: Vec<u8>, has_lower: bool) -> Result<Level> {
+        let pair = self.pair(&path, has_lower)?;
+        let fail = |e| entry_error("read", &path, e);
+        let mut all = names(&pair.upper).map_err(fail)?;
+        // What an upper directory does not name is as below, unless the directory is opaque.
+        let merged = self
+            .sources
+            .opaque
+            .is_some_and(|opaque| !is_opaque(&pair.upper, opaque));
+        if let Some(lower) = &pair.lower
+            && !merged
+        {
+            all.extend(names(lower).map_err(fail)?);
+        }
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        all.dedup();
+        Ok(Level {
+            path,
+            names: all,
+            has_lower,
+            open: Some(pair),
+        })
+    }
+
+    /// Handles one name; for a directory to walk, whether there is an older one.
+    fn entry(
+        layer: &mut Layer<'a, W>,
+        sources: &Sources,
+        pair: &Pair,
+        name: &[u8],
+        path: &[u8],
+    ) -> Result<Option<bool>> {
+        let fail = |e| entry_error("compare", path, e);
+        let lower = match &pair.lower {
+            Some(lower) => stat(lower, name).map_err(fail)?,
+            None => None,
+        };
+        let upper = stat(&pair.upper, name).map_err(fail)?;
+        let upper = upper.filter(|upper| {
+            let deleted = sources.opaque.is_some() && is_whiteout(upper);
+            // Parity: sockets are not archived.
+            !deleted && file_type(upper) != FileType::Socket
+        });
+        let Some(upper) = upper else {
+            if lower.is_some() {
+                layer.deleted(path)?;
+            }
+            return Ok(None);
+        };
+        if name.starts_with(b".wh.") {
+            tracing::warn!(path = %String::from_utf8_lossy(path), "a layer cannot hold this name");
+            return Ok(None);
+        }
+        let node = Node {
+            dir: &pair.upper,
+            name,
+            path,
+            stat: &upper,
+        };
+        let same = match (&lower, &pair.lower) {
+            (Some(old), Some(dir)) => {
+                same(dir, old, &node, sources.opaque.is_some()).map_err(fail)?
+            }
+            _ => false,
+        };
+        if same {
+            layer.unchanged(&node)?;
+        } else {
+            layer.changed(&node)?;
+        }
+        let directory = |stat: &Stat| file_type(stat) == FileType::Directory;
+        Ok(directory(&upper).then(|| lower.as_ref().is_some_and(directory)))
+    }
+}
+
+/// `parent/name`.
+fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() {
+        name.to_vec()
+    } else {
+        [parent, b"/", name].concat()
+    }
+}
+
+/// True when an entry is the same in both trees. `copied_up`: the newer one lies in an upper directory,
+/// so that something about it was touched and its contents are worth a look.
+fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, copied_up: bool) -> Result<bool, Errno> {
+    let stat = new.stat;
+    if (old.st_mode, old.st_uid, old.st_gid, old.st_rdev)
+        != (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev)
+    {
+        return Ok(false);
+    }
+    let kind = file_type(stat);
+    let xattrs = |dir: &OwnedFd| wanted_xattrs(&through_fd(dir, new.name));
+    if kind != FileType::Directory {
+        if old.st_size != stat.st_size || old.st_mtime != stat.st_mtime {
+            return Ok(false);
+        }
+        let (a, b) = (old.st_mtime_nsec, stat.st_mtime_nsec);
+        // Parity: archives may have cut the time to seconds.
+        if a != b && a != 0 && b != 0 {
+            return Ok(false);
+        }
+        if kind == FileType::Symlink {
+            let text = |dir| rustix::fs::readlinkat(dir, new.name, Vec::new());
+            if text(dir.as_fd())? != text(new.dir.as_fd())? {
+                return Ok(false);
+            }
+        }
+        let look = copied_up || a != b;
+        if kind == FileType::RegularFile && look && !same_contents(dir, new)? {
+            return Ok(false);
+        }
+    }
+    Ok(xattrs(dir)? == xattrs(new.dir)?)
+}
+
+fn same_contents(dir: &OwnedFd, new: &Node<'_>) -> Result<bool, Errno> {
+    let open = |dir: &OwnedFd| -> Result<File, Errno> {
+        Ok(rustix::fs::openat(dir, new.name, READ, Mode::empty())?.into())
+    };
+    let (mut a, mut b) = (open(dir)?, open(new.dir)?);
+    let (mut left, mut right) = (vec![0; BUFFER], vec![0; BUFFER]);
+    let errno = |e: std::io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
+    loop {
+        let got = a.read(&mut left).map_err(errno)?;
+        if got == 0 {
+            return Ok(b.read(&mut right).map_err(errno)? == 0);
+        }
+        match b.read_exact(&mut right[..got]) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(e) => return Err(errno(e)),
+        }
+        if left[..got] != right[..got] {
+            return Ok(false);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! Changes as archive entries: parents, hard links, whiteouts, attributes.
+//!
+//! Invariant: every entry's parent directories stand before it; a file with several names has its data
+//! at the first one written and links for the others.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{Read as _, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use types::{Error, Result};
+
+use super::changes::READ;
+use crate::extract::{Xattrs, list_xattrs};
+use crate::root::{Root, entry_error, file_type, through_fd};
+use crate::stream::CHUNK;
+use crate::tar::{Entry, Kind, Time, Writer, stream_error};
+
+/// A node of the newer tree.
+pub(super) struct Node<'a> {
+    pub(super) dir: &'a OwnedFd,
+    pub(super) name: &'a [u8],
+    pub(super) path: &'a [u8],
+    pub(super) stat: &'a Stat,
+}
+
+/// What is known of an inode with several names.
+enum Linked {
+    /// Its data stands under this name.
+    Written(Vec<u8>),
+    /// Unchanged so far, under these names.
+    Unchanged(Vec<Vec<u8>>),
+}
+
+/// The archive of changes.
+pub(super) struct Layer<'a, W: Write> {
+    root: &'a Root,
+    writer: Writer<W>,
+    epoch: Option<Time>,
+    /// Directories that stand in the archive.
+    written: HashSet<Vec<u8>>,
+    linked: HashMap<(u64, u64), Linked>,
+    buffer: Vec<u8>,
+}
+
+/// The extended attributes that belong into a layer, sorted: the others are the host's or overlayfs'.
+pub(super) fn wanted_xattrs(path: &Path) -> Result<Xattrs, Errno> {
+    let mut all = list_xattrs(path, false)?;
+    all.retain(|(name, _)| {
+        let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+        user || name == b"security.capability" || name.starts_with(b"system.posix_acl_")
+    });
+    all.sort();
+    Ok(all)
+}
+
+fn kind(stat: &Stat) -> Kind {
+    match file_type(stat) {
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Symlink,
+        FileType::CharacterDevice => Kind::Char,
+        FileType::BlockDevice => Kind::Block,
+        FileType::Fifo => Kind::Fifo,
+        _ => Kind::File,
+    }
+}
+
+impl<'a, W: Write> Layer<'a, W> {
+    pub(super) fn new(root: &'a Root, writer: Writer<W>, epoch: Option<Time>) -> Self {
+        Self {
+            root,
+            writer,
+            epoch,
+            written: HashSet::new(),
+            linked: HashMap::new(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Ends the archive.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub(super) fn finish(self) -> Result<W> {
+        self.writer.finish().map_err(stream_error)
+    }
+
+    /// A name of the older tree that is gone.
+    pub(super) fn deleted(&mut self, path: &[u8]) -> Result<()> {
+        let cut = path
+            .iter()
+            .rposition(|b| *b == b'/')
+            .map_or(0, |slash| slash + 1);
+        let name = [&path[..cut], b".wh.", &path[cut..]].concat();
+        self.parents(path)?;
+        // Parity: the time of a deletion is 1970.
+        self.put(&Entry {
+            kind: Kind::File,
+            name,
+            link: Vec::new(),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime: Time::default(),
+            atime: None,
+            major: 0,
+            minor: 0,
+            xattrs: Vec::new(),
+            sparse: None,
+        })
+    }
+
+    /// A node that is as before: written only as a further name of a file that changed.
+    pub(super) fn unchanged(&mut self, node: &Node<'_>) -> Result<()> {
+        if !has_names(node.stat) {
+            return Ok(());
+        }
+        let inode = (node.stat.st_dev, node.stat.st_ino);
+        let entry = self
+            .linked
+            .entry(inode)
+            .or_insert_with(|| Linked::Unchanged(Vec::new()));
+        match entry {
+            Linked::Unchanged(names) => {
+                names.push(node.path.to_vec());
+                Ok(())
+            }
+            Linked::Written(first) => {
+                let first = first.clone();
+                self.link(node, node.path, first)
+            }
+        }
+    }
+
+    /// A node that is new or other than before.
+    pub(super) fn changed(&mut self, node: &Node<'_>) -> Result<()> {
+        if !has_names(node.stat) {
+            return self.whole(node);
+        }
+        let inode = (node.stat.st_dev, node.stat.st_ino);
+        if let Some(Linked::Written(first)) = self.linked.get(&inode) {
+            let first = first.clone();
+            return self.link(node, node.path, first);
+        }
+        self.whole(node)?;
+        let before = self
+            .linked
+            .insert(inode, Linked::Written(node.path.to_vec()));
+        if let Some(Linked::Unchanged(names)) = before {
+            for name in names {
+                self.link(node, &name, node.path.to_vec())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, node: &Node<'_>, path: &[u8], to: Vec<u8>) -> Result<()> {
+        let mut entry = self
+            .describe(node)
+            .map_err(|e| entry_error("read", path, e))?;
+        entry.kind = Kind::Link;
+        entry.name = path.to_vec();
+        entry.link = to;
+        entry.size = 0;
+        self.parents(path)?;
+        self.put(&entry)
+    }
+
+    fn whole(&mut self, node: &Node<'_>) -> Result<()> {
+        let entry = self
+            .describe(node)
+            .map_err(|e| entry_error("read", node.path, e))?;
+        self.parents(node.path)?;
+        if entry.kind == Kind::Directory {
+            self.written.insert(node.path.to_vec());
+        }
+        self.put(&entry)?;
+        if entry.kind == Kind::File && entry.size > 0 {
+            self.data(node, entry.size)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn put(&mut self, entry: &Entry) -> Result<()> {
+        self.writer.entry(entry).map_err(stream_error)
+    }
+
+    fn describe(&self, node: &Node<'_>) -> Result<Entry, Errno> {
+        let Node {
+            dir,
+            name,
+            path,
+            stat,
+        } = node;
+        let kind = kind(stat);
+        let mut mtime = Time {
+            seconds: stat.st_mtime,
+            nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        };
+        if let Some(epoch) = self.epoch {
+            mtime = mtime.min(epoch);
+        }
+        let device = matches!(kind, Kind::Char | Kind::Block);
+        let number = if device { stat.st_rdev } else { 0 };
+        let mut full = path.to_vec();
+        if kind == Kind::Directory {
+            full.push(b'/');
+        }
+        Ok(Entry {
+            kind,
+            name: full,
+            link: if kind == Kind::Symlink {
+                rustix::fs::readlinkat(dir, *name, Vec::new())?.into_bytes()
+            } else {
+                Vec::new()
+            },
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            size: if kind == Kind::File {
+                u64::try_from(stat.st_size).unwrap_or(0)
+            } else {
+                0
+            },
+            mtime,
+            atime: None,
+            major: rustix::fs::major(number),
+            minor: rustix::fs::minor(number),
+            xattrs: wanted_xattrs(&through_fd(dir, name))?,
+            sparse: None,
+        })
+    }
+
+    /// Writes the directories above `path` that are not in the archive yet.
+    fn parents(&mut self, path: &[u8]) -> Result<()> {
+        let slashes = path
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| **b == b'/')
+            .map(|(at, _)| at);
+        for at in slashes.collect::<Vec<_>>() {
+            let parent = &path[..at];
+            if self.written.contains(parent) {
+                continue;
+            }
+            let fail = |e| entry_error("read", parent, e);
+            let dir = self.root.plain_directory(parent).map_err(fail)?;
+            let stat = rustix::fs::fstat(&dir).map_err(fail)?;
+            let node = Node {
+                dir: &dir,
+                name: b".",
+                path: parent,
+                stat: &stat,
+            };
+            let entry = self.describe(&node).map_err(fail)?;
+            self.written.insert(parent.to_vec());
+            self.put(&entry)?;
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, node: &Node<'_>, size: u64) -> Result<()> {
+        let open = |flags| rustix::fs::openat(node.dir, node.name, flags, Mode::empty());
+        // Reading must not change what is read, where we may say so.
+        let fd = open(READ | OFlags::NOATIME)
+            .or_else(|_| open(READ))
+            .map_err(|e| entry_error("open", node.path, e))?;
+        let mut file = File::from(fd);
+        self.buffer.resize(CHUNK, 0);
+        let mut left = size;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            let got = file.read(&mut self.buffer[..want]).map_err(|e| {
+                entry_error(
+                    "read",
+                    node.path,
+                    Errno::from_io_error(&e).unwrap_or(Errno::IO),
+                )
+            })?;
+            if got == 0 {
+                return Err(Error::aborted(format_args!(
+                    "{:?} shrank while it was read",
+                    String::from_utf8_lossy(node.path)
+                )));
+            }
+            self.writer
+                .data(&self.buffer[..got])
+                .map_err(stream_error)?;
+            left -= got as u64;
+        }
+        Ok(())
+    }
+}
+
+fn has_names(stat: &Stat) -> bool {
+    stat.st_nlink > 1 && file_type(stat) != FileType::Directory
+}
