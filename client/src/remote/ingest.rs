@@ -12,11 +12,12 @@ use bytes::Bytes;
 use grpc::content::ContentClient;
 use protos::services::content as wire;
 use protos::wire::{Wire as _, length, signed, time};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
-use types::{Digest, Error, IngestStatus, Labels, Result};
+use types::{Algorithm, Digest, Error, IngestStatus, Labels, Result};
 
 use crate::call::{Caller, done};
 
@@ -34,6 +35,8 @@ pub(super) struct RemoteIngest {
     status: IngestStatus,
     /// The other end's digest of its first so many bytes.
     digest: Option<(u64, Digest)>,
+    /// Hash of all that is there, unless its digest is known beforehand or it was begun by others.
+    hash: Option<Sha256>,
 }
 
 impl RemoteIngest {
@@ -65,9 +68,13 @@ impl RemoteIngest {
             unanswered: 1,
             status,
             digest: None,
+            hash: None,
         };
         let answer = made.answer().await?;
         made.status.offset = length("offset", answer.offset)?;
+        if made.status.offset == 0 && made.status.expected.is_none() {
+            made.hash = Some(Sha256::new());
+        }
         if let Some(total) = Some(length("total", answer.total)?).filter(|t| *t > 0) {
             made.status.total = total;
         }
@@ -138,6 +145,9 @@ impl Ingest for RemoteIngest {
     }
 
     fn digest(&self) -> Result<Digest> {
+        if let Some(hash) = &self.hash {
+            return Digest::from_bytes(Algorithm::Sha256, &hash.clone().finalize());
+        }
         match &self.digest {
             Some((offset, digest)) if *offset == self.status.offset => Ok(digest.clone()),
             _ => Err(Error::not_implemented(
@@ -151,6 +161,9 @@ impl Ingest for RemoteIngest {
             let piece = data.split_to(data.len().min(CHUNK));
             let length = piece.len() as u64;
             let mut message = request(&self.status, wire::WriteAction::WRITE);
+            if let Some(hash) = &mut self.hash {
+                hash.update(&piece);
+            }
             message.data = piece;
             self.send(message).await?;
             self.status.offset += length;
@@ -175,6 +188,10 @@ impl Ingest for RemoteIngest {
         }
         // The next write says offset 0, which makes the other end start anew.
         self.status.offset = size;
+        if size == 0 {
+            self.digest = None;
+            self.hash = self.status.expected.is_none().then(Sha256::new);
+        }
         Ok(())
     }
 
