@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use types::{Any, ContainerId, Error, ExecId, Exit, Namespace, Result};
+use types::{ContainerId, Error, ExecId, Exit, Namespace, Result};
 
 use crate::bootstrap::Address;
 use crate::bundle::Bundle;
@@ -115,14 +115,6 @@ impl Entry {
     /// What is known without asking.
     pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
         lock(&self.seen)
-    }
-
-    /// Takes over what an event of the shim says.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a damaged event.
-    pub(crate) fn observe(&self, event: &Any) -> Result<()> {
-        self.seen().apply(&self.id, event)
     }
 
     /// The last known state of a process, marked as such.

@@ -2,6 +2,15 @@
 //!
 //! Invariant: a task whose init process may be alive is never deleted because its shim is silent; only
 //! a kernel fact (connection refused, process gone) says that a shim is gone.
+//!
+//! ```text
+//! tasks ─┬─ create ── bundle, log ── bootstrap (shim binaries) ── client ──> shim
+//!        ├─ task (calls on one) ─── entry (link, seen) ───────── client ──> shim
+//!        ├─ shims (watch, delete, clean up after) ── bundle, bootstrap
+//!        └─ recover (after a restart) ── shims
+//! ```
+//! Called by the daemon's task service and its event service ([`Tasks::observe`]). Wire messages stay
+//! in `client` and `bootstrap`.
 
 mod bootstrap;
 mod bundle;

@@ -5,11 +5,9 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use protos::any::{is, unpack};
-use protos::events as wire;
-use types::{Any, ContainerId, ExecId, Exit, Result};
+use types::{ContainerId, ExecId, Exit};
 
-use crate::client::exit_time;
+use crate::client::event::Change;
 use crate::{ProcessState, Status, Stdio};
 
 /// Last known states.
@@ -112,125 +110,82 @@ impl Seen {
         }
     }
 
-    /// Takes over what an event of the shim says. Events of other kinds change nothing.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a damaged event.
-    pub(crate) fn apply(&mut self, id: &ContainerId, event: &Any) -> Result<()> {
-        if is::<wire::TaskExit>(event) {
-            let exit: wire::TaskExit = unpack(event)?;
-            let exec = exec_of(id, exit.id);
-            self.exit_published |= exec.is_none();
-            let at = exit_time(exit.exited_at.as_ref());
-            self.ended(exec.as_ref(), exit.pid, exit.exit_status, at);
-        } else if is::<wire::TaskStart>(event) {
-            let start: wire::TaskStart = unpack(event)?;
-            self.alive(None, Status::Running, Some(start.pid));
-        } else if is::<wire::TaskExecAdded>(event) {
-            let added: wire::TaskExecAdded = unpack(event)?;
-            if let Some(exec) = exec_of(id, added.exec_id)
-                && !self.execs.contains_key(&exec)
-            {
-                self.added(&exec, Stdio::default());
+    /// Takes over what an event of the shim says.
+    pub(crate) fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Exited { exec, exit } => {
+                self.exit_published |= exec.is_none();
+                self.ended(exec.as_ref(), exit.pid, exit.status, exit.at);
             }
-        } else if is::<wire::TaskExecStarted>(event) {
-            let started: wire::TaskExecStarted = unpack(event)?;
-            if let Some(exec) = exec_of(id, started.exec_id) {
-                self.alive(Some(&exec), Status::Running, Some(started.pid));
+            Change::Started { exec, pid } => {
+                self.alive(exec.as_ref(), Status::Running, Some(*pid));
             }
-        } else if is::<wire::TaskPaused>(event) {
-            self.alive(None, Status::Paused, None);
-        } else if is::<wire::TaskResumed>(event) {
-            self.alive(None, Status::Running, None);
+            Change::Added(exec) if !self.execs.contains_key(exec) => {
+                self.added(exec, Stdio::default());
+            }
+            Change::Added(_) => {}
+            Change::Paused => self.alive(None, Status::Paused, None),
+            Change::Resumed => self.alive(None, Status::Running, None),
         }
-        Ok(())
     }
-}
-
-/// The exec that a process id in an event means; `None` for init, whose id is the container's.
-fn exec_of(id: &ContainerId, process: String) -> Option<ExecId> {
-    if process == id.as_str() {
-        return None;
-    }
-    process.try_into().ok()
-}
-
-/// The container that an event of a shim is about.
-pub(crate) fn container_of(event: &Any) -> Option<ContainerId> {
-    if !event.type_name().starts_with("containerd.events.Task") {
-        return None;
-    }
-    // Field 1 in all of them; `TaskOOM` has nothing else, so the others parse as one.
-    let only: wire::TaskOOM = protobuf::Message::parse_from_bytes(&event.value).ok()?;
-    only.container_id.try_into().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protos::any::pack;
 
-    fn id() -> ContainerId {
-        "c1".parse().unwrap()
+    fn seen() -> Seen {
+        Seen::new(&"c1".parse().unwrap(), Stdio::default())
     }
 
-    fn exit_event(process: &str, status: u32) -> Any {
-        let event = wire::TaskExit {
-            container_id: "c1".into(),
-            id: process.into(),
-            pid: 7,
-            exit_status: status,
-            ..Default::default()
-        };
-        pack(&event).unwrap()
+    fn exited(exec: Option<&ExecId>, status: u32) -> Change {
+        Change::Exited {
+            exec: exec.cloned(),
+            exit: Exit {
+                pid: 7,
+                status,
+                at: SystemTime::UNIX_EPOCH,
+            },
+        }
     }
 
     #[test]
     fn an_ended_process_does_not_come_back() {
-        let mut seen = Seen::new(&id(), Stdio::default());
-        seen.apply(&id(), &exit_event("c1", 3)).unwrap();
-        let late = wire::TaskStart {
-            container_id: "c1".into(),
-            pid: 7,
-            ..Default::default()
-        };
-        seen.apply(&id(), &pack(&late).unwrap()).unwrap();
+        let mut seen = seen();
+        seen.apply(&exited(None, 3));
+        let late = Change::Started { exec: None, pid: 7 };
+        for change in [late, Change::Paused, Change::Resumed] {
+            seen.apply(&change);
+        }
         let state = seen.get(None).unwrap();
         assert_eq!((state.status, state.pid), (Status::Stopped, 7));
         assert_eq!(seen.exit().unwrap().status, 3);
+        assert!(seen.is_exit_published());
     }
 
     #[test]
     fn execs_are_told_from_init() {
-        let mut seen = Seen::new(&id(), Stdio::default());
+        let mut seen = seen();
         let exec: ExecId = "e1".parse().unwrap();
-        seen.added(&exec, Stdio::default());
-        seen.apply(&id(), &exit_event("e1", 9)).unwrap();
+        seen.apply(&Change::Added(exec.clone()));
+        seen.apply(&exited(Some(&exec), 9));
         assert_eq!(seen.get(Some(&exec)).unwrap().status, Status::Stopped);
         assert_eq!(seen.get(None).unwrap().status, Status::Unknown);
+        assert!(!seen.is_exit_published());
         seen.removed(&exec);
         assert!(seen.get(Some(&exec)).is_none());
     }
 
     #[test]
-    fn every_task_event_names_its_container() {
-        let exit = exit_event("e1", 1);
-        assert_eq!(container_of(&exit), Some(id()));
-        let mut prefixed = exit;
-        prefixed.type_url.insert_str(0, "type.googleapis.com/");
-        assert_eq!(container_of(&prefixed), Some(id()));
-        let other = Any {
-            type_url: "containerd.events.ImageCreate".into(),
-            value: vec![],
+    fn an_exec_that_is_known_keeps_its_streams() {
+        let mut seen = seen();
+        let exec: ExecId = "e1".parse().unwrap();
+        let stdio = Stdio {
+            stdout: "/out".into(),
+            ..Stdio::default()
         };
-        assert_eq!(container_of(&other), None);
-    }
-
-    #[test]
-    fn damaged_events_are_refused() {
-        let mut seen = Seen::new(&id(), Stdio::default());
-        let mut event = exit_event("c1", 3);
-        event.value = vec![0xff];
-        seen.apply(&id(), &event).unwrap_err();
+        seen.added(&exec, stdio.clone());
+        seen.apply(&Change::Added(exec.clone()));
+        assert_eq!(seen.get(Some(&exec)).unwrap().stdio, stdio);
     }
 }

@@ -14,8 +14,9 @@ use types::{Any, ContainerId, Error, Event, Exit, Namespace, Result, Scope};
 
 use crate::bootstrap::{self, Shims};
 use crate::bundle::Bundles;
+use crate::client::event;
 use crate::entry::{Entry, Link};
-use crate::{CreateOpts, Task, TaskManager, create, recover, seen, shims};
+use crate::{CreateOpts, Task, TaskManager, create, recover, shims};
 
 /// Tasks without a shim that are remembered for their exit; beyond it, those that nobody deletes go.
 const GONE: usize = 1024;
@@ -268,15 +269,18 @@ impl Tasks {
         if !topic.starts_with("/tasks/") {
             return;
         }
-        let Some(id) = seen::container_of(event) else {
-            return;
+        let (id, change) = match event::read(event) {
+            Ok(Some(told)) => told,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%namespace, topic, %error, "event of a shim");
+                return;
+            }
         };
         let key = (namespace.clone(), id);
         let entry = self.shared.slots().get(&key).and_then(Slot::entry).cloned();
-        if let Some(entry) = entry
-            && let Err(error) = entry.observe(event)
-        {
-            tracing::warn!(%namespace, topic, %error, "event of a shim");
+        if let Some(entry) = entry {
+            entry.seen().apply(&change);
         }
     }
 

@@ -5,6 +5,7 @@
 //! decide by that and by nothing else.
 
 mod dial;
+pub(crate) mod event;
 
 use std::time::{Duration, SystemTime};
 

@@ -1,6 +1,6 @@
 //! The whole way with real parts: the Go shim and runc of the distribution, a container of busybox.
 //!
-//! Every test has a private root and state and proves that it left no bundle, socket or process.
+//! Every test has a private root and state and proves that it left no bundle, mount or process.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,224 +9,19 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod home;
+
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
-use async_trait::async_trait;
-use protos::shim::events::ForwardRequest;
-use protos::shim::events_ttrpc::{Events, create_events};
-use protos::well_known::Empty;
-use protos::wire::Wire as _;
-use runtime_v2::{Config, CreateOpts, ExecOpts, Status, Stdio, TaskManager, Tasks};
+use runtime_v2::{ExecOpts, Status, Stdio, TaskManager};
 use serde_json::json;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use ttrpc::asynchronous::Server;
-use types::{Any, Code, ContainerId, Event, Mount, Namespace, Scope};
+use types::{Any, Code, ContainerId, Namespace, Scope};
 
-/// The distribution's shim. Another one can be tried by hand with this variable.
-const SHIM: (&str, &str) = ("SHIM", "/usr/bin/containerd-shim-runc-v2");
-const SOON: Duration = Duration::from_secs(30);
-
-/// The daemon's end of the shims' events.
-struct Sink {
-    tasks: Arc<Tasks>,
-    topics: Arc<Mutex<Vec<String>>>,
-}
-
-#[async_trait]
-impl Events for Sink {
-    async fn forward(
-        &self,
-        _: &ttrpc::asynchronous::TtrpcContext,
-        request: ForwardRequest,
-    ) -> ttrpc::Result<Empty> {
-        let envelope = request.envelope.unwrap_or_default();
-        let event = Option::from_wire(envelope.event)
-            .unwrap()
-            .unwrap_or_default();
-        let namespace = envelope.namespace.parse().unwrap();
-        self.tasks.observe(&namespace, &envelope.topic, &event);
-        self.topics.lock().unwrap().push(envelope.topic);
-        Ok(Empty::new())
-    }
-}
-
-struct Home {
-    dir: tempfile::TempDir,
-    /// What the daemon published for dead shims.
-    events: (UnboundedSender<Event>, Mutex<UnboundedReceiver<Event>>),
-    /// What shims published.
-    topics: Arc<Mutex<Vec<String>>>,
-}
-
-/// A daemon as far as tasks see one.
-struct Daemon {
-    tasks: Arc<Tasks>,
-    _server: Server,
-}
-
-impl std::ops::Deref for Daemon {
-    type Target = Tasks;
-    fn deref(&self) -> &Tasks {
-        &self.tasks
-    }
-}
-
-impl Home {
-    fn new() -> Self {
-        let (sender, receiver) = unbounded_channel();
-        let home = Self {
-            dir: tempfile::tempdir().unwrap(),
-            events: (sender, Mutex::new(receiver)),
-            topics: Arc::default(),
-        };
-        let rootfs = home.rootfs();
-        for dir in ["bin", "proc", "dev", "sys", "tmp"] {
-            std::fs::create_dir_all(rootfs.join(dir)).unwrap();
-        }
-        std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
-        for applet in ["sh", "sleep", "true"] {
-            std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
-        }
-        home
-    }
-
-    fn rootfs(&self) -> PathBuf {
-        self.dir.path().join("rootfs")
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.dir.path().join(name).display().to_string()
-    }
-
-    async fn open(&self) -> Daemon {
-        let events = self.events.0.clone();
-        let tasks = Tasks::open(Config {
-            root: self.dir.path().join("root"),
-            state: self.dir.path().join("state"),
-            grpc_address: self.path("grpc.sock"),
-            ttrpc_address: self.path("ttrpc.sock"),
-            containerd_binary: "/usr/bin/containerd".into(),
-            default_runtime: std::env::var(SHIM.0).unwrap_or_else(|_| SHIM.1.to_owned()),
-            debug: false,
-            sched_core: false,
-            publisher: Arc::new(move |_, event| drop(events.send(event))),
-            runtime_of: Arc::new(|_, _| None),
-        })
-        .unwrap();
-        let socket = self.path("ttrpc.sock");
-        drop(std::fs::remove_file(&socket));
-        let sink = Sink {
-            tasks: Arc::clone(&tasks),
-            topics: Arc::clone(&self.topics),
-        };
-        let mut server = Server::new()
-            .bind(&format!("unix://{socket}"))
-            .unwrap()
-            .register_service(create_events(Arc::new(sink)));
-        server.start().await.unwrap();
-        Daemon {
-            tasks,
-            _server: server,
-        }
-    }
-
-    /// A cgroup of this test's own, directly below the root: runc removes what it made.
-    fn cgroup(&self) -> String {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let home = self.dir.path().file_name().unwrap().to_str().unwrap();
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        format!("/runtime-v2-{}-{serial}", home.trim_start_matches('.'))
-    }
-
-    fn opts(&self, script: &str) -> CreateOpts {
-        let spec = json!({
-            "ociVersion": "1.0.2",
-            "process": {
-                "user": {"uid": 0, "gid": 0},
-                "args": ["/bin/sh", "-c", script],
-                "env": ["PATH=/bin"],
-                "cwd": "/"
-            },
-            "root": {"path": "rootfs"},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-            "linux": {
-                "cgroupsPath": self.cgroup(),
-                "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]
-            }
-        });
-        CreateOpts {
-            spec: serde_json::to_vec(&spec).unwrap(),
-            rootfs: vec![Mount {
-                kind: "bind".into(),
-                source: self.rootfs().display().to_string(),
-                options: vec!["rbind".into(), "rw".into()],
-                ..Mount::default()
-            }],
-            stdio: Stdio::default(),
-            runtime: String::new(),
-            options: None,
-            checkpoint: None,
-            sandbox: String::new(),
-        }
-    }
-
-    /// The next event that the daemon published, without waiting long.
-    fn event(&self, wanted: &str) -> &'static str {
-        let mut events = self.events.1.lock().unwrap();
-        let until = Instant::now() + SOON;
-        while Instant::now() < until {
-            if let Ok(event) = events.try_recv() {
-                return event.topic();
-            }
-            std::thread::yield_now();
-        }
-        panic!("no event {wanted}");
-    }
-
-    /// Pid of a task's shim.
-    fn shim_of(&self, name: &str) -> u32 {
-        let (id, socket) = (format!("-id\0{name}\0"), self.path("grpc.sock"));
-        for process in std::fs::read_dir("/proc").unwrap().flatten() {
-            let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line);
-            if line.contains(&id) && line.contains(&socket) {
-                return process.file_name().to_str().unwrap().parse().unwrap();
-            }
-        }
-        panic!("no shim of {name}");
-    }
-
-    /// Nothing is left below state and root but the directories of the namespaces.
-    fn assert_empty(&self) {
-        for top in ["state", "root"] {
-            let dir = self
-                .dir
-                .path()
-                .join(top)
-                .join("io.containerd.runtime.v2.task/test");
-            let left: Vec<_> = std::fs::read_dir(&dir).unwrap().collect();
-            assert!(left.is_empty(), "{left:?}");
-        }
-        let runc = self.dir.path().join("state/runc/test");
-        let left = std::fs::read_dir(runc).map_or(0, Iterator::count);
-        assert_eq!(left, 0, "runc containers are left");
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(
-            !mounts.contains(self.dir.path().to_str().unwrap()),
-            "a mount is left"
-        );
-        for process in std::fs::read_dir("/proc").unwrap().flatten() {
-            let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line);
-            let ours = line.contains("shim") && line.contains(self.dir.path().to_str().unwrap());
-            assert!(!ours, "a shim is left: {line:?}");
-        }
-    }
-}
+use home::{Home, SOON};
 
 fn scope() -> Scope {
     Scope::new("test".parse().unwrap())
@@ -238,6 +33,16 @@ fn id(text: &str) -> ContainerId {
 
 fn ns() -> Namespace {
     scope().namespace
+}
+
+async fn pid_in(file: &Path) -> u32 {
+    loop {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        if let Some(pid) = text.strip_suffix('\n') {
+            return pid.parse().unwrap();
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -381,6 +186,50 @@ async fn a_failed_create_leaves_nothing() {
         .unwrap();
     within(tasks.delete(&ns(), &id("c1"))).await.unwrap();
     home.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_whose_caller_goes_away_is_undone() {
+    let home = Home::new();
+    let tasks = home.open().await;
+    let started = home.dir.path().join("started");
+    let stuck = home.dir.path().join("stuck-runc");
+    let script = format!(
+        "#!/bin/sh\nfor word; do [ \"$word\" = create ] && {{ echo $$ > {}; exec sleep 300; }}; done\n\
+         exec runc \"$@\"\n",
+        started.display()
+    );
+    std::fs::write(&stuck, script).unwrap();
+    std::fs::set_permissions(&stuck, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut opts = home.opts("true");
+    let options = protos::runc::Options {
+        binary_name: stuck.display().to_string(),
+        ..Default::default()
+    };
+    opts.options = Some(protos::any::pack(&options).unwrap());
+    let (scope, id) = (scope(), id("c1"));
+    let runtime;
+    tokio::select! {
+        created = tasks.create(&scope, &id, opts) => panic!("cannot be created: {created:?}"),
+        pid = within(pid_in(&started)) => runtime = sys::pidfd::open(pid).unwrap(),
+    }
+    // Its id is free when everything is undone.
+    let next = async {
+        loop {
+            match tasks.create(&scope, &id, home.opts("exit 2")).await {
+                Err(error) if error.is_already_exists() => tokio::task::yield_now().await,
+                done => return done.unwrap(),
+            }
+        }
+    };
+    let task = within(next).await;
+    within(task.start(None)).await.unwrap();
+    assert_eq!(within(task.wait(None)).await.unwrap().status, 2);
+    within(tasks.delete(&ns(), &id)).await.unwrap();
+    home.assert_empty();
+    until("the runtime ends", || {
+        !sys::pidfd::is_alive(&runtime).unwrap()
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
