@@ -51,11 +51,11 @@ impl ImportOpts {
 }
 
 /// Imports an OCI layout or a Docker archive and writes its image records, ordered by name. Images
-/// without a name get none unless `digests` is set: then the list may be empty.
+/// without a name get none unless `digests` is set.
 ///
 /// # Errors
-/// Those of [`images::archive::import`]; `NotFound` when no image is for the platform or a blob is
-/// missing; those of [`crate::unpack()`].
+/// Those of [`images::archive::import`]; `NotFound` when no image is for the platform, none has a
+/// name, or a blob is missing; those of [`crate::unpack()`].
 pub async fn import(
     reader: Box<dyn Read + Send>,
     deps: &Deps,
@@ -84,6 +84,12 @@ pub async fn import(
     }
     complete(deps, &roots, &opts.platforms).await?;
     let records = names(deps, &archive, &roots, &opts).await?;
+    if records.is_empty() {
+        // Without a record the collector would take all of it again.
+        return Err(Error::not_found(
+            "no image in the archive has a name to keep it under",
+        ));
+    }
     if opts.unpack {
         for root in records.values().collect::<Distinct<'_>>().0 {
             unpack_root(deps, root, &opts).await?;

@@ -172,6 +172,25 @@ async fn names_follow_the_options() {
 }
 
 #[tokio::test]
+async fn an_import_that_would_keep_nothing_is_refused() {
+    let mut files = Files::new();
+    let one = manifest(&mut files, &host(), &[b"a"]);
+    let filter = ImportOpts {
+        prefix: Prefix::Filter("x".into()),
+        ..opts()
+    };
+    for (name, opts) in [("", opts()), ("r.io/y:1", filter)] {
+        let (world, reader) = (World::new(), archive(files.clone(), &[(&one, name, "")]));
+        let error = import(reader, &world.deps(), opts).await.unwrap_err();
+        assert!(
+            error.is_not_found() && error.to_string().contains("has a name"),
+            "{error}"
+        );
+        assert!(world.chains().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn only_wanted_platforms_need_be_complete() {
     let mut files = Files::new();
     let mine = manifest(&mut files, &host(), &[b"mine"]);
