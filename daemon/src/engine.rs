@@ -23,6 +23,8 @@ const RUNTIME: &str = "io.containerd.runtime.v2";
 /// Runtime of containers that name none.
 const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
 
+/// Where the streams of a process can go beside a plain path: clients look it up.
+const LOG_SCHEMES: &str = "fifo,binary,binary-v2,file";
 /// Directory of mounts that last no longer than a call.
 const TEMPORARY: &str = "tmpmounts";
 
@@ -59,7 +61,8 @@ impl Engine {
         let differs = Point::build(DIFFER, config, candidates)?;
         let mut rows = differs.rows().to_vec();
         let requires = &["io.containerd.event.v1", "io.containerd.metadata.v1"];
-        rows.push(Row::ready(RUNTIME, "task", requires).with(Facts::of_host()));
+        let facts = Facts::of_host().export("log-uri-schemes", LOG_SCHEMES);
+        rows.push(Row::ready(RUNTIME, "task", requires).with(facts));
 
         let section = config.section("io.containerd.service.v1.diff-service")?;
         let differs = Arc::new(Differs::select(&differs, &section));

@@ -69,7 +69,8 @@ fn run(cli: &Cli) -> Result<()> {
                 .build()
                 .map_err(|e| Error::os("start runtime", e))?;
             let address = &loaded.config.grpc.address;
-            runtime.block_on(publish::publish(address, namespace, topic.clone()))
+            let event = publish::publish(address, namespace, topic.clone(), io::stdin());
+            runtime.block_on(event)
         }
         None => serve::run(&loaded.config),
     }

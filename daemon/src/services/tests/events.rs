@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tonic::{Code, Streaming};
 
 use super::{Daemon, NAMESPACE, SOON, refused, scoped};
+use crate::publish::publish;
 
 async fn subscribe(daemon: &Daemon, filters: &[&str]) -> Streaming<Envelope> {
     let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
@@ -242,4 +243,29 @@ async fn one_connection_holds_as_many_streams_as_there_are_containers() {
         .await
         .unwrap()
         .unwrap();
+}
+
+#[tokio::test]
+async fn an_older_shim_publishes_through_the_binary() {
+    let daemon = Daemon::start().await;
+    let mut heard = subscribe(&daemon, &[]).await;
+    let event = exit().write_to_bytes().unwrap();
+    let topic = || "/tasks/exit".to_owned();
+    publish(&daemon.address, "n", topic(), event.as_slice())
+        .await
+        .unwrap();
+    let got = next(&mut heard).await;
+    assert_eq!((got.namespace.as_str(), got.event.unwrap()), ("n", exit()));
+
+    for (namespace, topic, input, part) in [
+        ("../n", topic(), &event[..], "must match"),
+        ("n", "tasks".to_owned(), &event[..], "must start with '/'"),
+        ("n", topic(), &[0xff][..], "standard input holds no event"),
+    ] {
+        let refused = publish(&daemon.address, namespace, topic, input)
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), types::Code::InvalidArgument, "{refused}");
+        assert!(refused.to_string().contains(part), "{refused}");
+    }
 }

@@ -36,6 +36,8 @@ const SOON: Duration = Duration::from_secs(10);
 struct Daemon {
     channel: Channel,
     exchange: Arc<::events::Exchange>,
+    /// Path of the main socket.
+    address: String,
     /// Path of the shims' socket.
     ttrpc: String,
     server: JoinHandle<()>,
@@ -88,6 +90,7 @@ impl Daemon {
         Self {
             channel,
             exchange,
+            address: config.grpc.address,
             ttrpc,
             server,
             _directory: directory,
