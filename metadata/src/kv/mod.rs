@@ -9,6 +9,7 @@
 //! read()   --------> snapshot of the last commit
 //! ```
 
+mod engine;
 mod tx;
 mod writer;
 
@@ -19,9 +20,10 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Database, DatabaseError, ReadOnlyTable, ReadableDatabase as _, TableDefinition};
-use types::{Code, Error, Result};
+use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition};
+use types::{Error, Result};
 
+use self::engine::{Engine, failure, opening};
 pub(crate) use self::tx::Tx;
 use self::writer::Writer;
 
@@ -68,7 +70,7 @@ pub(crate) struct Kv(Arc<Open>);
 struct Open {
     // Field order is drop order: the writer ends before the database closes and the lock is freed.
     writer: Writer,
-    database: Arc<Database>,
+    engine: Arc<Engine>,
     _lock: File,
 }
 
@@ -90,16 +92,11 @@ impl Kv {
         if !path.exists() {
             create(path)?;
         }
-        // Never `create` here: a file that was cut to nothing must not become an empty store.
-        let database = redb::Builder::new()
-            .set_cache_size(CACHE_BYTES)
-            .open(path)
-            .map_err(|e| opening(path, e))?;
-        let database = Arc::new(database);
-        let writer = Writer::start(Arc::clone(&database))?;
+        let engine = Arc::new(Engine::open(path)?);
+        let writer = Writer::start(Arc::clone(&engine))?;
         Ok(Self(Arc::new(Open {
             writer,
-            database,
+            engine,
             _lock: lock,
         })))
     }
@@ -109,8 +106,9 @@ impl Kv {
     /// # Errors
     /// I/O; `DataLoss` for a damaged file.
     pub(crate) fn read(&self) -> Result<Snapshot> {
-        let txn = self.0.database.begin_read().map_err(engine)?;
-        let table = txn.open_table(RECORDS).map_err(engine)?;
+        let begin = |database: &Database| database.begin_read().map_err(failure);
+        let txn = self.0.engine.with(begin)?;
+        let table = txn.open_table(RECORDS).map_err(failure)?;
         Ok(Snapshot { table })
     }
 
@@ -134,13 +132,13 @@ pub(crate) struct Snapshot {
 
 impl Read for Snapshot {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let found = self.table.get(key).map_err(engine)?;
+        let found = self.table.get(key).map_err(failure)?;
         Ok(found.map(|value| value.value().to_vec()))
     }
 
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()> {
-        for entry in self.table.range(prefix..).map_err(engine)? {
-            let (key, value) = entry.map_err(engine)?;
+        for entry in self.table.range(prefix..).map_err(failure)? {
+            let (key, value) = entry.map_err(failure)?;
             let Some(rest) = key.value().strip_prefix(prefix) else {
                 break;
             };
@@ -182,9 +180,9 @@ fn create(path: &Path) -> Result<()> {
         .set_cache_size(CACHE_BYTES)
         .create(&draft)
         .map_err(|e| opening(&draft, e))?;
-    let txn = database.begin_write().map_err(engine)?;
-    drop(txn.open_table(RECORDS).map_err(engine)?);
-    txn.commit().map_err(engine)?;
+    let txn = database.begin_write().map_err(failure)?;
+    drop(txn.open_table(RECORDS).map_err(failure)?);
+    txn.commit().map_err(failure)?;
     drop(database);
     std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
     let parent = path.parent().unwrap_or_else(|| Path::new("."));
@@ -202,37 +200,6 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 fn os(operation: &str, path: &Path, error: std::io::Error) -> Error {
     Error::os(format_args!("{operation} {}", path.display()), error)
-}
-
-fn opening(path: &Path, error: DatabaseError) -> Error {
-    match error {
-        DatabaseError::DatabaseAlreadyOpen => Error::unavailable(format_args!(
-            "metadata {} is in use by another process",
-            path.display()
-        )),
-        error => {
-            let text = format!(
-                "open metadata {}: {error}: restore it from a copy or move it away",
-                path.display()
-            );
-            engine(error).reclass(Code::DataLoss).ctx(text)
-        }
-    }
-}
-
-/// An error of the engine.
-fn engine(error: impl Into<redb::Error>) -> Error {
-    let error = error.into();
-    let made = match &error {
-        redb::Error::Corrupted(what) => {
-            Error::data_loss(format_args!("metadata store is damaged: {what}"))
-        }
-        redb::Error::Io(io) if io.kind() == ErrorKind::StorageFull => {
-            Error::resource_exhausted("metadata store: no space left on device")
-        }
-        error => Error::unknown(format_args!("metadata store: {error}")),
-    };
-    made.with_source(error)
 }
 
 #[cfg(test)]

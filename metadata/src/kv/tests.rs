@@ -317,3 +317,48 @@ proptest! {
         prop_assert_eq!(dump(&kv.read().unwrap(), b""), below(&model, b""));
     }
 }
+
+#[tokio::test]
+async fn a_full_disk_is_named_and_the_store_works_again_when_there_is_room() {
+    let (root, _) = place();
+    let tmpfs = types::Mount {
+        kind: "tmpfs".into(),
+        source: "tmpfs".into(),
+        options: vec!["size=16m".into()],
+        ..types::Mount::default()
+    };
+    let disk = sys::mount::TempMount::new(&[tmpfs], root.path()).unwrap();
+    let kv = Kv::open(&disk.path().join("meta.redb")).unwrap();
+    put(&kv, b"a", b"1").await;
+    let filler = disk.path().join("filler");
+    let full = std::fs::write(&filler, vec![0; 32 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    let mut answered = 0_u32;
+    let error = loop {
+        let result = kv
+            .write(move |tx| {
+                tx.put(
+                    [b"b", &answered.to_be_bytes()[..]].concat(),
+                    vec![7; 64 << 10],
+                );
+                Ok(())
+            })
+            .await;
+        match result {
+            Ok(()) => answered += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+    assert_eq!(
+        kv.read().unwrap().get(b"a").unwrap().unwrap(),
+        b"1",
+        "reads go on"
+    );
+    std::fs::remove_file(&filler).unwrap();
+    put(&kv, b"c", b"3").await;
+    let all = dump(&kv.read().unwrap(), b"b");
+    assert!(all.len() >= answered as usize, "what was answered is there");
+    drop(kv);
+    disk.unmount().unwrap();
+}

@@ -6,7 +6,7 @@ use std::ops::Bound;
 use redb::{ReadableTable as _, Table};
 use types::Result;
 
-use super::{Read, Visit, engine};
+use super::{Read, Visit, failure};
 
 /// Runs after the commit, in the order of commits.
 pub(super) type Hook = Box<dyn FnOnce() + Send>;
@@ -82,7 +82,7 @@ impl Read for Tx<'_> {
         if let Some(changed) = self.overlay.get(key) {
             return Ok(changed.clone());
         }
-        let found = self.base.get(key).map_err(engine)?;
+        let found = self.base.get(key).map_err(failure)?;
         Ok(found.map(|value| value.value().to_vec()))
     }
 
@@ -94,8 +94,8 @@ impl Read for Tx<'_> {
             .range::<[u8], _>(from)
             .take_while(|(key, _)| key.starts_with(prefix))
             .peekable();
-        for entry in self.base.range(prefix..).map_err(engine)? {
-            let (key, value) = entry.map_err(engine)?;
+        for entry in self.base.range(prefix..).map_err(failure)? {
+            let (key, value) = entry.map_err(failure)?;
             let key = key.value();
             if !key.starts_with(prefix) {
                 break;

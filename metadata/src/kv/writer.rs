@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use redb::Database;
+use redb::{Database, WriteTransaction};
 use tokio::sync::oneshot;
 use types::{Code, Error, Result};
 
 use super::tx::Done;
-use super::{RECORDS, Tx, engine};
+use super::{Engine, RECORDS, Tx, failure};
 
 /// Most changes that share one commit: bounds what one of them waits for the others.
 const MAX_GROUP: usize = 256;
@@ -31,13 +31,13 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(database: Arc<Database>) -> Result<Self> {
+    pub(super) fn start(engine: Arc<Engine>) -> Result<Self> {
         let (queue, jobs) = channel();
         let commits = Arc::<AtomicU64>::default();
         let counted = Arc::clone(&commits);
         let thread = std::thread::Builder::new()
             .name("metadata-writer".into())
-            .spawn(move || serve(&database, &jobs, &counted))
+            .spawn(move || serve(&engine, &jobs, &counted))
             .map_err(|e| Error::os("start metadata writer", e))?;
         Ok(Self {
             queue: Some(queue),
@@ -70,7 +70,7 @@ impl Writer {
             });
             (done, answer)
         });
-        let gone = || Error::unavailable("metadata store is closed");
+        let gone = || Error::unavailable("metadata store is not available");
         let queue = self.queue.as_ref().ok_or_else(gone)?;
         queue.send(job).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
@@ -91,14 +91,14 @@ impl Drop for Writer {
     }
 }
 
-fn serve(database: &Database, jobs: &Receiver<Job>, commits: &AtomicU64) {
+fn serve(engine: &Engine, jobs: &Receiver<Job>, commits: &AtomicU64) {
     while let Ok(first) = jobs.recv() {
         let group = std::iter::once(first)
             .chain(jobs.try_iter())
             .take(MAX_GROUP);
         let mut answers = Vec::new();
         let mut hooks = Vec::new();
-        let committed = commit(database, group, &mut answers, &mut hooks);
+        let committed = begin(engine).and_then(|txn| commit(txn, group, &mut answers, &mut hooks));
         if let Ok(synced) = &committed {
             commits.fetch_add((*synced).into(), Ordering::Relaxed);
             for hook in hooks {
@@ -106,24 +106,38 @@ fn serve(database: &Database, jobs: &Receiver<Job>, commits: &AtomicU64) {
             }
         }
         let committed = committed.map(drop);
+        if committed.is_err()
+            && let Err(error) = engine.reopen()
+        {
+            tracing::error!(%error, "metadata store stays closed");
+        }
         for answer in answers {
             answer(&committed);
         }
     }
 }
 
+/// Begins a transaction; a store that a failure has closed is opened again first.
+fn begin(engine: &Engine) -> Result<WriteTransaction> {
+    let begin = |database: &Database| database.begin_write().map_err(failure);
+    engine.with(begin).or_else(|error| {
+        tracing::warn!(%error, "metadata store cannot begin a transaction");
+        engine.reopen()?;
+        engine.with(begin)
+    })
+}
+
 /// Runs a group of changes and commits those that succeeded; false when none of them changed anything,
 /// which costs no disk write.
 fn commit(
-    database: &Database,
+    txn: WriteTransaction,
     group: impl Iterator<Item = Job>,
     answers: &mut Vec<Answer>,
     hooks: &mut Vec<super::tx::Hook>,
 ) -> Result<bool> {
-    let txn = database.begin_write().map_err(engine)?;
     let mut changed = false;
     {
-        let mut table = txn.open_table(RECORDS).map_err(engine)?;
+        let mut table = txn.open_table(RECORDS).map_err(failure)?;
         for job in group {
             let (done, answer) = job(Tx::new(&table));
             answers.push(answer);
@@ -135,19 +149,19 @@ fn commit(
                     Some(value) => {
                         table
                             .insert(key.as_slice(), value.as_slice())
-                            .map_err(engine)?;
+                            .map_err(failure)?;
                     }
                     None => {
-                        table.remove(key.as_slice()).map_err(engine)?;
+                        table.remove(key.as_slice()).map_err(failure)?;
                     }
                 }
             }
         }
     }
     if changed {
-        txn.commit().map_err(engine)?;
+        txn.commit().map_err(failure)?;
     } else {
-        txn.abort().map_err(engine)?;
+        txn.abort().map_err(failure)?;
     }
     Ok(changed)
 }

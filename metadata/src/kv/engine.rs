@@ -1,0 +1,104 @@
+//! The engine, and how it comes back after a failed disk.
+//!
+//! Invariant: after any I/O error the engine refuses everything until it is opened again; the writer
+//! thread does that, from the last commit, so a disk that was full for a while costs those requests
+//! that met it and nothing else.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+
+use redb::{Database, DatabaseError};
+use types::{Code, Error, Result};
+
+use super::CACHE_BYTES;
+
+/// How often, and how long apart, a new opening waits for readers of the old one.
+const REOPEN_TRIES: u32 = 50;
+const REOPEN_WAIT: Duration = Duration::from_millis(10);
+
+/// The open database, or none between a failure and its repair.
+pub(super) struct Engine {
+    path: PathBuf,
+    slot: RwLock<Option<Database>>,
+}
+
+impl Engine {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let database = open(path).map_err(|e| opening(path, e))?;
+        Ok(Self {
+            path: path.to_owned(),
+            slot: RwLock::new(Some(database)),
+        })
+    }
+
+    /// Uses the open database for something short.
+    pub(super) fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T>) -> Result<T> {
+        let slot = self.slot.read().unwrap_or_else(PoisonError::into_inner);
+        let closed = || Error::unavailable("metadata store is closed after a failure");
+        work(slot.as_ref().ok_or_else(closed)?)
+    }
+
+    /// Closes the database and opens it again at its last commit.
+    pub(super) fn reopen(&self) -> Result<()> {
+        let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
+        drop(slot.take());
+        let mut tries = 0;
+        loop {
+            match open(&self.path) {
+                Ok(database) => {
+                    tracing::warn!(path = %self.path.display(), "metadata store was opened again");
+                    *slot = Some(database);
+                    return Ok(());
+                }
+                // Readers of the old one hold it for a moment longer.
+                Err(DatabaseError::DatabaseAlreadyOpen) if tries < REOPEN_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(REOPEN_WAIT);
+                }
+                Err(error) => return Err(opening(&self.path, error)),
+            }
+        }
+    }
+}
+
+/// Never `create` here: a file that was cut to nothing must not become an empty store.
+fn open(path: &Path) -> Result<Database, DatabaseError> {
+    redb::Builder::new().set_cache_size(CACHE_BYTES).open(path)
+}
+
+/// An error of opening the file.
+pub(super) fn opening(path: &Path, error: DatabaseError) -> Error {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => Error::unavailable(format_args!(
+            "metadata {} is in use by another process",
+            path.display()
+        )),
+        error => {
+            let text = format!(
+                "open metadata {}: {error}: restore it from a copy or move it away",
+                path.display()
+            );
+            failure(error).reclass(Code::DataLoss).ctx(text)
+        }
+    }
+}
+
+/// An error of the engine.
+pub(super) fn failure(error: impl Into<redb::Error>) -> Error {
+    let error = error.into();
+    let made = match &error {
+        redb::Error::Corrupted(what) => {
+            Error::data_loss(format_args!("metadata store is damaged: {what}"))
+        }
+        redb::Error::PreviousIo | redb::Error::DatabaseClosed => {
+            Error::unavailable("metadata store is being opened again after a failure")
+        }
+        redb::Error::Io(io) if io.kind() == ErrorKind::StorageFull => {
+            Error::resource_exhausted("metadata store: no space left on device")
+        }
+        error => Error::unknown(format_args!("metadata store: {error}")),
+    };
+    made.with_source(error)
+}
