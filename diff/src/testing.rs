@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use content::{ContentStore, Hasher, IngestSpec, Local};
-use types::{Descriptor, Labels, Mount, Result, media_type};
+use types::{Descriptor, Labels, Mount, Result};
 
 use crate::extract::{Xattrs, list_xattrs};
 use crate::tar::{Entry, Kind, Time, Writer};
@@ -255,11 +255,6 @@ impl Bench {
             size,
             annotations: Labels::new(),
         }
-    }
-
-    /// Stores an uncompressed layer.
-    pub(crate) async fn layer(&self, tar: Vec<u8>) -> Descriptor {
-        self.stored(media_type::OCI_LAYER, tar).await
     }
 
     /// An overlay of directories of this bench; they are made.

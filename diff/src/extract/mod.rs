@@ -233,4 +233,6 @@ impl<'a> Tree<'a> {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

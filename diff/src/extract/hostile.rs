@@ -1,0 +1,219 @@
+//! The hostile corpus: every archive is refused or contained, and what is outside stays as it was.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use types::Code;
+
+use crate::root::MAX_NAME;
+use crate::tar::{Entry, Extent, Kind};
+use crate::testing::{dir, entry, file, link, merge, named, onto, symlink};
+
+/// Hostile archives, each with what becomes of it: refused, or contained.
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn corpus() -> Vec<(&'static str, Vec<u8>, bool)> {
+    let long = "n".repeat(10_000);
+    let deep = "d/".repeat(MAX_NAME / 2 + 10);
+    let device = |major, minor| Entry {
+        major,
+        minor,
+        ..entry(Kind::Char, "dev")
+    };
+    let huge = Entry {
+        sparse: Some(vec![Extent { offset: 0, len: 0 }]),
+        ..file("x")
+    };
+    vec![
+        (
+            "dot dot",
+            named(&[file("../../canary"), file("a/../../canary")]),
+            true,
+        ),
+        (
+            "absolute",
+            named(&[file("/canary"), file("//etc/canary")]),
+            true,
+        ),
+        (
+            "link up",
+            named(&[symlink("l", "../.."), file("l/canary")]),
+            true,
+        ),
+        (
+            "absolute link",
+            named(&[symlink("l", "/"), file("l/outside/canary")]),
+            true,
+        ),
+        (
+            "link as file",
+            named(&[symlink("canary", "../outside/canary"), file("canary")]),
+            true,
+        ),
+        (
+            "link chain",
+            named(&[symlink("a", "b"), symlink("b", ".."), file("a/a/canary")]),
+            true,
+        ),
+        (
+            "link, then directory",
+            named(&[symlink("l", "../outside"), dir("l"), file("l/canary")]),
+            true,
+        ),
+        (
+            "chmod through a link",
+            named(&[
+                symlink("l", "../outside"),
+                Entry {
+                    mode: 0o777,
+                    ..dir("l")
+                },
+            ]),
+            true,
+        ),
+        (
+            "dangling parent",
+            named(&[symlink("l", "../outside/new"), file("l/x")]),
+            true,
+        ),
+        (
+            "proc link",
+            named(&[symlink("l", "/proc/self/root/tmp"), file("l/canary")]),
+            true,
+        ),
+        (
+            "hard link out",
+            named(&[link("x", "../outside/canary")]),
+            false,
+        ),
+        (
+            "hard link to absolute",
+            named(&[link("x", "/etc/passwd")]),
+            false,
+        ),
+        (
+            "hard link through a link",
+            named(&[symlink("l", "../outside"), link("x", "l/canary"), file("x")]),
+            false,
+        ),
+        (
+            "hard link to a link, written",
+            named(&[symlink("l", "../outside/canary"), link("x", "l"), file("x")]),
+            true,
+        ),
+        (
+            "hard link to a directory",
+            named(&[dir("d"), link("x", "d")]),
+            false,
+        ),
+        (
+            "link loop",
+            named(&[symlink("a", "b"), symlink("b", "a"), file("a/x")]),
+            false,
+        ),
+        ("file as parent", named(&[file("f"), file("f/x")]), false),
+        ("whiteout of dot dot", named(&[file(".wh...")]), false),
+        ("whiteout of dot", named(&[file("d/.wh..")]), false),
+        ("whiteout of nothing", named(&[file(".wh.")]), false),
+        (
+            "whiteout through a link",
+            named(&[symlink("l", "../outside"), file("l/.wh.canary")]),
+            true,
+        ),
+        (
+            "opaque through a link",
+            named(&[symlink("l", "../outside"), file("l/.wh..wh..opq")]),
+            true,
+        ),
+        ("long component", named(&[file(&long)]), false),
+        ("deep path", named(&[file(&deep)]), false),
+        ("device number", named(&[device(4096, 0)]), false),
+        ("device minor", named(&[device(0, 1 << 20)]), false),
+        (
+            "no UTF-8",
+            named(&[Entry {
+                name: b"\xff\xfe".to_vec(),
+                ..file("x")
+            }]),
+            true,
+        ),
+        ("empty link", named(&[symlink("l", "")]), false),
+        (
+            "root replaced",
+            named(&[symlink(".", "/"), file("/"), entry(Kind::Fifo, "./")]),
+            true,
+        ),
+        (
+            "odd attribute",
+            named(&[Entry {
+                xattrs: vec![(b"nonsense".to_vec(), vec![1])],
+                ..file("f")
+            }]),
+            true,
+        ),
+        (
+            "long attribute",
+            named(&[Entry {
+                xattrs: vec![(b"user.x".to_vec(), vec![1; 70_000])],
+                ..file("f")
+            }]),
+            false,
+        ),
+        ("nothing at all", named(&[huge]), true),
+    ]
+}
+
+#[test]
+fn hostile_archives_are_refused_or_contained() {
+    for (name, tar, contained) in corpus() {
+        for upper in [false, true] {
+            let temp = tempfile::tempdir().unwrap();
+            let [root, outside, lower] = ["root", "outside", "lower"].map(|dir| {
+                let path = temp.path().join(dir);
+                std::fs::create_dir(&path).unwrap();
+                path
+            });
+            std::fs::write(outside.join("canary"), "alive").unwrap();
+            std::fs::set_permissions(&outside, std::fs::Permissions::from_mode(0o751)).unwrap();
+            let facts = |path: &Path| {
+                let facts = std::fs::symlink_metadata(path).unwrap();
+                (
+                    facts.mode(),
+                    facts.nlink(),
+                    facts.ctime_nsec(),
+                    facts.mtime_nsec(),
+                )
+            };
+            let all = || {
+                [
+                    facts(&outside),
+                    facts(&outside.join("canary")),
+                    facts(&lower),
+                ]
+            };
+            let before = all();
+            let done = if upper {
+                onto(&tar, &root, &[&lower])
+            } else {
+                merge(&tar, &root)
+            };
+            match &done {
+                Ok(()) => assert!(contained, "{name} was not refused"),
+                Err(error) => {
+                    assert!(!contained, "{name}: {error}");
+                    assert!(error.is(Code::InvalidArgument), "{name}: {error}");
+                }
+            }
+            assert_eq!(all(), before, "{name} reached outside");
+            let mut left: Vec<_> = std::fs::read_dir(temp.path())
+                .unwrap()
+                .map(|e| e.unwrap().file_name().into_string().unwrap())
+                .collect();
+            left.sort();
+            assert_eq!(left, ["lower", "outside", "root"], "{name}");
+            assert!(
+                !Path::new("/canary").exists() && !Path::new("/tmp/canary").exists(),
+                "{name}"
+            );
+        }
+    }
+}
