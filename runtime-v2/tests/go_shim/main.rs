@@ -15,13 +15,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use runtime_v2::{ExecOpts, Status, Stdio, TaskManager};
 use serde_json::json;
 use types::{Any, Code, ContainerId, Namespace, Scope};
 
-use home::{Home, SOON};
+use home::{Home, SOON, until};
 
 fn scope() -> Scope {
     Scope::new("test".parse().unwrap())
@@ -88,7 +87,7 @@ async fn a_container_runs_from_create_to_delete() {
         "/tasks/exit",
         "/tasks/delete",
     ];
-    assert_eq!(*home.topics.lock().unwrap(), topics);
+    until("all events come", || *home.topics.lock().unwrap() == topics);
     let own = home.events.1.lock().unwrap().try_recv();
     assert!(own.is_err(), "the shim publishes its own events: {own:?}");
 }
@@ -233,6 +232,32 @@ async fn a_create_whose_caller_goes_away_is_undone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn containers_of_a_group_share_a_shim_until_the_last_is_deleted() {
+    let home = Home::new();
+    let tasks = home.open().await;
+    let mut all = Vec::new();
+    for name in ["c1", "c2"] {
+        let mut opts = home.opts("sleep 300");
+        let mut spec: serde_json::Value = serde_json::from_slice(&opts.spec).unwrap();
+        spec["annotations"] = json!({"io.containerd.runc.v2.group": "pod"});
+        opts.spec = serde_json::to_vec(&spec).unwrap();
+        let (scope, id) = (scope(), id(name));
+        let task = within(tasks.create(&scope, &id, opts)).await.unwrap();
+        within(task.start(None)).await.unwrap();
+        all.push(task);
+    }
+    let addresses = ["c1", "c2"].map(|name| home.address_of(name));
+    assert_eq!(addresses[0], addresses[1]);
+    for (task, left) in all.iter().zip([1, 0]) {
+        within(task.kill(None, 9, false)).await.unwrap();
+        assert_eq!(within(task.wait(None)).await.unwrap().status, 137);
+        within(tasks.delete(&ns(), task.id())).await.unwrap();
+        assert_eq!(tasks.list(None).await.unwrap().len(), left);
+    }
+    home.assert_empty();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_shim_is_noticed_and_its_container_ended() {
     let home = Home::new();
     let tasks = home.open().await;
@@ -264,14 +289,6 @@ async fn a_killed_shim_is_noticed_and_its_container_ended() {
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Runtime::new().unwrap()
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + SOON;
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::yield_now();
-    }
 }
 
 #[test]
