@@ -207,3 +207,41 @@ async fn an_unwritable_root_is_a_clear_error() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_full_disk_is_named_and_leaves_no_blob() {
+    let root = tempfile::tempdir().unwrap();
+    let tmpfs = types::Mount {
+        kind: "tmpfs".into(),
+        source: "tmpfs".into(),
+        options: vec!["size=1m".into()],
+        ..types::Mount::default()
+    };
+    let disk = sys::mount::TempMount::new(&[tmpfs], root.path()).unwrap();
+    let local = Local::open(disk.path().join("content")).unwrap();
+    let mut ingest = local.ingest(spec("big")).await.unwrap();
+    let piece = Bytes::from(vec![7; 300 << 10]);
+    let mut refused = None;
+    for _ in 0..8 {
+        if let Err(error) = ingest.write(piece.clone()).await {
+            refused = Some(error);
+            break;
+        }
+    }
+    let error = refused.expect("2.4 MB do not fit into 1 MB");
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+    let error = ingest.commit(None, None, Labels::new()).await.unwrap_err();
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+    assert!(
+        local
+            .list(&types::Filter::default())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    local.abort(&"big".parse().unwrap()).await.unwrap();
+    let digest = put(&local, "small", b"fits").await;
+    assert_eq!(get(&local, &digest).await, b"fits");
+    drop(local);
+    disk.unmount().unwrap();
+}
