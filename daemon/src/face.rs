@@ -97,13 +97,16 @@ pub(crate) fn events(engine: &Engine) -> Events {
 /// The services over `engine`, with the standard answer for those that are not there.
 ///
 /// # Errors
-/// The errno of reading or making the daemon's UUID.
+/// `FailedPrecondition` without a required plugin; the errno of the daemon's UUID.
 pub(crate) fn routes(engine: &Engine, config: &Config) -> Result<Routes> {
     let mut routes = RoutesBuilder::default();
     add_records(&mut routes, &engine.store.metadata, config);
     add_work(&mut routes, engine, config);
+    let rows = rows(engine, config);
+    let working = rows.iter().filter(|row| row.failure.is_none());
+    config.check_required(&working.map(Row::uri).collect::<Vec<_>>())?;
     let introspection = Introspection {
-        rows: rows(engine, config).into(),
+        rows: rows.into(),
         identity: Arc::new(Identity::load(&config.root)?),
         tasks: manager(engine),
     };

@@ -66,6 +66,11 @@ impl Row {
         }
     }
 
+    /// Its full name, as the configuration writes it.
+    pub(crate) fn uri(&self) -> String {
+        format!("{}.{}", self.kind, self.id)
+    }
+
     /// The same with facts.
     pub(crate) fn with(self, facts: Facts) -> Self {
         Self { facts, ..self }

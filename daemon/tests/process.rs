@@ -138,6 +138,8 @@ fn what_cannot_start_says_why_in_one_line() {
     std::fs::write(at("file"), "").unwrap();
     std::fs::write(at("good.toml"), "version = 2\n").unwrap();
     std::fs::write(at("bad.toml"), "version = 2\nroot = 5\n").unwrap();
+    let cri = "version = 2\nrequired_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
+    std::fs::write(at("cri.toml"), cri).unwrap();
     let (good, root, state, sock) = (at("good.toml"), at("root"), at("state"), at("c.sock"));
     let (theirs, in_use) = (living.path("root"), "is in use by another containerd");
     for (config, root, state, sock, part) in [
@@ -172,6 +174,7 @@ fn what_cannot_start_says_why_in_one_line() {
             &sock,
             "no such file or directory",
         ),
+        (&at("cri.toml"), &root, &state, &sock, "required plugin"),
         (
             &at("bad.toml"),
             &root,

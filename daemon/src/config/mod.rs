@@ -180,6 +180,24 @@ impl Config {
         names(&self.required_plugins, uri)
     }
 
+    /// Checks that each required plugin is among those that work.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` with the first that is not.
+    pub(crate) fn check_required(&self, working: &[String]) -> Result<()> {
+        let works = |name: &String| {
+            working
+                .iter()
+                .any(|uri| names(std::slice::from_ref(name), uri))
+        };
+        match self.required_plugins.iter().find(|name| !works(name)) {
+            None => Ok(()),
+            Some(name) => Err(Error::failed_precondition(format_args!(
+                "required plugin {name:?} is not there"
+            ))),
+        }
+    }
+
     /// Path of the ttrpc socket.
     pub(crate) fn ttrpc_address(&self) -> String {
         match self.ttrpc.address.as_str() {

@@ -215,3 +215,21 @@ fn imports_are_merged_in_order_once() {
         .to_string();
     assert!(said.contains("conf/c.toml: line 1: invalid type"), "{said}");
 }
+
+#[test]
+fn a_required_plugin_must_be_there() {
+    let working = ["io.containerd.grpc.v1.tasks".to_owned()];
+    for (required, fits) in [
+        (vec![], true),
+        (vec!["io.containerd.grpc.v1.tasks".to_owned()], true),
+        (vec!["tasks".to_owned()], true),
+        (vec!["io.containerd.grpc.v1.cri".to_owned()], false),
+    ] {
+        let config = Config {
+            required_plugins: required,
+            ..Config::default()
+        };
+        let checked = config.check_required(&working);
+        assert_eq!(checked.is_ok(), fits, "{:?}", config.required_plugins);
+    }
+}
