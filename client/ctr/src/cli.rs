@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 use client::Client;
 use types::{Error, Namespace, Result};
@@ -163,6 +164,20 @@ fn log(debug: bool) {
     drop(made);
 }
 
+/// The help of a group that was called without a command.
+pub(crate) fn help_for(error: &clap::Error) -> Option<String> {
+    let ContextValue::String(path) = error.get(ContextKind::InvalidSubcommand)? else {
+        return None;
+    };
+    let mut root = Cli::command();
+    root.build();
+    let mut group = &mut root;
+    for name in path.split(' ').skip(1) {
+        group = group.find_subcommand_mut(name)?;
+    }
+    Some(group.render_help().to_string())
+}
+
 /// clap's message without the usage that follows it.
 pub(crate) fn one_line(message: &str) -> String {
     let head = message.split("\n\n").next().unwrap_or_default();
@@ -195,6 +210,7 @@ mod tests {
             "ctr content ingest --expected-size 3 --expected-digest sha256:0 key",
             "ctr snapshot --snapshotter native ls",
             "ctr snapshots tree",
+            "ctr snapshots unpack sha256:0",
             "ctr snapshots diff --keep --ref x a b",
             "ctr snapshots prepare --target /x --mounts key parent",
             "ctr event topic==x",
@@ -204,6 +220,14 @@ mod tests {
             let parsed = Cli::try_parse_from(line.split(' '));
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
         }
+    }
+
+    #[test]
+    fn a_group_without_a_command_gets_its_help() {
+        let error = Cli::try_parse_from(["ctr", "snapshots", "--snapshotter", "x"]).unwrap_err();
+        assert_eq!(error.kind(), clap::error::ErrorKind::MissingSubcommand);
+        let help = help_for(&error).unwrap();
+        assert!(help.contains("Usage: ctr snapshots"), "{help}");
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod run;
 mod snapshots;
 mod tasks;
 mod text;
+mod unpack;
 mod version;
 
 use std::process::ExitCode;
@@ -67,6 +68,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
     if help {
         // A reader that is gone needs no help.
         drop(out::text(&error.to_string()));
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::MissingSubcommand
+        && let Some(help) = cli::help_for(error)
+    {
+        drop(out::text(&help));
         return ExitCode::SUCCESS;
     }
     out::complain(cli::one_line(&error.to_string()));

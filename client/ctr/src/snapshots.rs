@@ -15,7 +15,7 @@ use types::{
 
 use crate::cli::Context;
 use crate::out::{self, Pad, Table};
-use crate::{changes, text};
+use crate::{changes, text, unpack};
 
 /// Arguments of the group.
 #[derive(Debug, clap::Args)]
@@ -80,6 +80,8 @@ enum Command {
     },
     /// Display the snapshots as a tree.
     Tree,
+    /// Unpack the layers of an image that is in the content store.
+    Unpack(unpack::Args),
     /// Show what snapshots take on disk.
     Usage {
         /// Display sizes in bytes.
@@ -146,6 +148,7 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
             let all = snapshotter.list(&Filter::default()).await?;
             out::text(&tree(&all))?;
         }
+        Command::Unpack(args) => unpack::run(&client, &name, args).await?,
         Command::Usage { bytes, keys } => usages(&snapshotter, bytes, keys).await?.print()?,
     }
     Ok(0)
