@@ -27,6 +27,15 @@ impl Reference {
         &self.host
     }
 
+    /// The registry's name without its port.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        match self.host.strip_prefix('[') {
+            Some(rest) => rest.split(']').next().unwrap_or_default(),
+            None => self.host.split(':').next().unwrap_or_default(),
+        }
+    }
+
     /// The repository's path, `library/busybox`.
     #[must_use]
     pub fn path(&self) -> &str {
@@ -153,6 +162,8 @@ mod tests {
             let r: Reference = text.parse().unwrap();
             assert_eq!((r.host(), r.path(), r.tag()), (host, path, tag));
             assert_eq!(r.to_string(), text);
+            let name = host.trim_end_matches(":5000").trim_matches(['[', ']']);
+            assert_eq!(r.hostname(), name);
             assert_eq!(r.digest().unwrap().is_some(), text.contains("sha256"));
         }
         let short: Reference = "r.io/a@sha256:12".parse().unwrap();

@@ -35,7 +35,8 @@ impl Fetcher {
         reference: &Reference,
         on: &OnProgress,
     ) -> Self {
-        let key = format!("{}.{}", label::DISTRIBUTION_SOURCE, reference.host());
+        // Parity: core/remotes/docker/handler.go: without the port.
+        let key = format!("{}.{}", label::DISTRIBUTION_SOURCE, reference.hostname());
         Self {
             content: Arc::clone(content),
             repository,

@@ -270,7 +270,10 @@ impl Import<'_> {
             (None, Some(hasher)) => hasher.finish()?,
             (None, None) => return Err(Error::internal("neither a digest nor a hasher")),
         };
-        match ingest.commit(Some(size), expected, Labels::new()).await {
+        match ingest
+            .commit(Some(size), Some(digest.clone()), Labels::new())
+            .await
+        {
             Ok(digest) => Ok(File {
                 digest,
                 size,
