@@ -8,6 +8,7 @@
 //! when this is done, whatever happened.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use client::stdio::{FIFO_DIR, Fifos, Input, Output, Streams};
 use client::terminal::Terminal;
@@ -15,10 +16,13 @@ use client::{Exited, StdioPaths, Tasks};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
-use types::{ContainerId, Error, ExecId, Result};
+use types::{Code, ContainerId, Error, ExecId, Result};
 
 /// Signals that are passed on to the process. Those that stop us or say that we did wrong are not.
 const FORWARDED: [i32; 11] = [1, 2, 3, 10, 12, 14, 15, 18, 20, 21, 22];
+/// Longest absence of the daemon while a process is waited for, and how often it is asked for.
+const ABSENCE: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(200);
 /// `SIGWINCH`.
 const WINDOW_CHANGED: i32 = 28;
 
@@ -31,6 +35,12 @@ pub(crate) struct IoFlags {
     /// Directory used for storing IO FIFOs
     #[arg(long)]
     fifo_dir: Option<PathBuf>,
+}
+
+/// True when it is the daemon that is gone, not the process.
+fn is_lost(error: &Error) -> bool {
+    let transport = error.is(Code::Unknown) && error.to_string().contains("transport error");
+    transport || error.is(Code::Unavailable) || error.is(Code::Cancelled)
 }
 
 /// What a process is to have as its stdio.
@@ -54,8 +64,9 @@ pub(crate) struct Io {
 }
 
 impl Io {
-    /// Makes and opens what `kind` needs for process `id`.
-    pub(crate) fn prepare(kind: Kind, flags: &IoFlags, id: &str) -> Result<Self> {
+    /// Makes and opens what `kind` needs for process `id`. A process that we leave alone needs no
+    /// terminal of ours.
+    pub(crate) fn prepare(kind: Kind, flags: &IoFlags, id: &str, detach: bool) -> Result<Self> {
         let mut made = Self {
             paths: StdioPaths::default(),
             fifos: None,
@@ -81,7 +92,7 @@ impl Io {
             return Ok(made);
         }
         let tty = kind == Kind::Terminal;
-        if tty {
+        if tty && !detach {
             made.terminal = Some(Terminal::find()?);
         }
         let base = flags
@@ -149,15 +160,35 @@ impl Target {
             Ok(size) => self.tasks.resize(&self.id, self.exec.as_ref(), size).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = done {
-            tracing::error!(%error, "resize pty");
+        match done {
+            Ok(()) => {}
+            Err(error) if error.is_not_found() => tracing::debug!(%error, "resize pty"),
+            Err(error) => tracing::error!(%error, "resize pty"),
         }
     }
 
-    /// Asks now for how it ends; the answer comes when it has.
+    /// Asks now for how it ends; the answer comes when it has. A daemon that goes away meanwhile is
+    /// asked again when it is back: the process does not go with it.
     pub(crate) fn wait(&self) -> JoinHandle<Result<Exited>> {
         let target = self.clone();
-        tokio::spawn(async move { target.tasks.wait(&target.id, target.exec.as_ref()).await })
+        tokio::spawn(async move {
+            let mut absent_since = None;
+            loop {
+                let asked = Instant::now();
+                let answer = target.tasks.wait(&target.id, target.exec.as_ref()).await;
+                if !answer.as_ref().is_err_and(is_lost) {
+                    return answer;
+                }
+                // A call that was lost after a while was heard before: a new absence begins.
+                if asked.elapsed() > RETRY {
+                    absent_since = None;
+                }
+                if absent_since.get_or_insert_with(Instant::now).elapsed() > ABSENCE {
+                    return answer;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        })
     }
 }
 
@@ -188,6 +219,23 @@ impl Signals {
     }
 }
 
+/// Why a process did not run to its end before our eyes.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// It was started, and may run on.
+    pub(crate) started: bool,
+    pub(crate) error: Error,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            started: false,
+            error,
+        }
+    }
+}
+
 /// A process that we follow to its end.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -214,16 +262,16 @@ impl Session {
 
     /// Starts the process and follows it: copies streams, passes on signals or the terminal's size,
     /// until it has ended and its output is drained.
-    pub(crate) async fn run(mut self, start: bool) -> Result<Exited> {
+    pub(crate) async fn run(mut self, start: bool) -> Result<Exited, Failure> {
         let (input, output) = self.copy();
+        if let Some(terminal) = &mut self.io.terminal {
+            terminal.make_raw()?;
+        }
         if start {
             self.target
                 .tasks
                 .start(&self.target.id, self.target.exec.as_ref())
                 .await?;
-        }
-        if let Some(terminal) = &mut self.io.terminal {
-            terminal.make_raw()?;
         }
         if let Some(terminal) = &self.io.terminal {
             self.target.resize(terminal).await;
@@ -233,11 +281,22 @@ impl Session {
         if let Some(feeding) = feeding {
             feeding.abort();
         }
-        let exited = exited?;
-        if let Some(output) = output {
-            output.drain().await;
+        match exited {
+            Ok(exited) => {
+                if let Some(output) = output {
+                    output.drain().await;
+                }
+                Ok(exited)
+            }
+            Err(error) => {
+                // It may well run on: whoever attaches finds its pipes.
+                self.io.leave();
+                Err(Failure {
+                    started: true,
+                    error,
+                })
+            }
         }
-        Ok(exited)
     }
 
     fn copy(&mut self) -> (Option<Input>, Option<Output>) {

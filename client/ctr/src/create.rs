@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use ::images::PlatformSet;
 use client::Client;
-use client::spec::{Spec, UserSpec, is_reserved_label};
+use client::spec::{DEFAULT_PATH, Spec, UserSpec, is_reserved_label};
 use transfer::OnProgress;
 use types::{
     Code, Container, ContainerId, Context as _, Error, Labels, Mount, Result, Runtime, SnapshotKey,
@@ -131,6 +131,10 @@ async fn from_directory(
         .canonicalize()
         .map_err(|e| Error::os(format_args!("rootfs {}", target.source), e))?;
     spec.root_path(&root);
+    // What comes from the flags wins.
+    let mut env = vec![DEFAULT_PATH.to_owned()];
+    env.extend(spec.environment());
+    spec.env(&env);
     flags.apply(&mut spec, &target.command)?;
     if let Some(user) = &flags.user {
         spec.user(&user.resolve(&root)?);

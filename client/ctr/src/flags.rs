@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use client::RuncOptions;
-use client::spec::{IdMapping, Limits, Spec, SpecMount, UserSpec};
+use client::spec::{IdMapping, Limits, Spec, SpecMount, UserSpec, current_capabilities};
 use serde_json::Value;
 use types::{Any, Error, Platform, Result};
 
@@ -293,7 +293,7 @@ impl ContainerFlags {
             } else {
                 devices::all(Path::new("/dev"))?
             };
-            spec.privileged(&devices);
+            spec.privileged(&current_capabilities()?, &devices);
         }
         spec.capabilities(&self.cap_add, &self.cap_drop)?;
         if self.allow_new_privs {

@@ -6,7 +6,7 @@ use client::spec::Spec;
 use client::{Client, CreateTask, RuncOptions, StdioPaths, stdio};
 use types::{Any, Container, Error, Mount, Result};
 
-use crate::attached::{Io, IoFlags, Kind, Session, Signals, Target};
+use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target};
 use crate::cli::Context;
 use crate::create::{self, Made};
 use crate::flags::ContainerFlags;
@@ -51,28 +51,12 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     let remove = match &done {
         Ok(_) => args.rm,
         // Nothing that never ran is left behind; what ran and failed later can be looked at.
-        Err(failure) => args.rm || !failure.started,
+        Err(failure) => !failure.started,
     };
     if remove && let Err(error) = create::remove(&client, &made.record, true).await {
         tracing::error!(%error, "failed to cleanup container");
     }
     done.map_err(|failure| failure.error)
-}
-
-/// Why a task did not run to its end.
-#[derive(Debug)]
-struct Failure {
-    started: bool,
-    error: Error,
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self {
-            started: false,
-            error,
-        }
-    }
 }
 
 async fn run_task(
@@ -136,7 +120,7 @@ impl Start<'_> {
         rootfs: Vec<Mount>,
         signals: Signals,
     ) -> Result<u8, Failure> {
-        let io = Io::prepare(self.kind, self.io, record.id.as_str())?;
+        let io = Io::prepare(self.kind, self.io, record.id.as_str(), self.detach)?;
         let tasks = client.tasks();
         let target = Target {
             tasks: tasks.clone(),
@@ -152,7 +136,9 @@ impl Start<'_> {
         };
         let pid = tasks.create(&record.id, opts).await?;
         let done = self.started(target.clone(), io, pid, signals).await;
-        if let Err(failure) = &done {
+        if let Err(failure) = &done
+            && !failure.started
+        {
             tracing::debug!(error = %failure.error, "removing the task");
             kill_and_delete(&target, &stdio).await;
         }
@@ -183,8 +169,7 @@ impl Start<'_> {
         let wait = target.wait();
         let exited = Session::new(target.clone(), io, wait, signals)
             .run(true)
-            .await;
-        let exited = exited?;
+            .await?;
         let ran = |error| Failure {
             started: true,
             error,

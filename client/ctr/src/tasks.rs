@@ -6,7 +6,7 @@ use client::spec::{Spec, UserSpec};
 use client::{Client, ExecTask, stdio};
 use types::{Container, ContainerId, Context as _, Error, Errors, ExecId, Result};
 
-use crate::attached::{Io, IoFlags, Kind, Session, Signals, Target};
+use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target};
 use crate::cli::Context;
 use crate::create;
 use crate::out::{self, Pad, Table};
@@ -338,11 +338,10 @@ async fn exec(ctx: &Context, args: Exec) -> Result<u8> {
     } else {
         Kind::Streams
     };
-    let io = Io::prepare(kind, &args.io, exec.as_str())?;
-    let stdio = io.paths();
+    let io = Io::prepare(kind, &args.io, exec.as_str(), args.detach)?;
     let opts = ExecTask {
         process: spec.process_to_any()?,
-        stdio: stdio.clone(),
+        stdio: io.paths(),
     };
     let tasks = client.tasks();
     tasks.exec(&record.id, &exec, opts).await?;
@@ -352,39 +351,31 @@ async fn exec(ctx: &Context, args: Exec) -> Result<u8> {
         exec: Some(exec),
     };
     let done = run_exec(&target, io, args.detach, signals).await;
-    if done.is_err() || !args.detach {
-        if let Err(error) = force_delete_ended(&target, done.is_err()).await {
-            tracing::error!(%error, "failed to cleanup process");
+    let cleaned = match &done {
+        // Somebody may attach to it, or see how it ended.
+        Ok(_) if args.detach => Ok(()),
+        Err(failure) if failure.started => Ok(()),
+        Ok(_) => {
+            let deleted = target.tasks.delete(&target.id, target.exec.as_ref()).await;
+            deleted.absent_ok().map(drop)
         }
-        stdio::remove(&stdio);
+        Err(_) => force_delete(&target).await.map(drop),
+    };
+    if let Err(error) = cleaned {
+        tracing::error!(%error, "failed to cleanup process");
     }
-    done
+    done.map_err(|failure| failure.error)
 }
 
-async fn run_exec(target: &Target, io: Io, detach: bool, signals: Signals) -> Result<u8> {
+async fn run_exec(target: &Target, io: Io, detach: bool, signals: Signals) -> Result<u8, Failure> {
     if detach {
         target.tasks.start(&target.id, target.exec.as_ref()).await?;
         io.leave();
         return Ok(0);
     }
     let wait = target.wait();
-    let exited = Session::new(target.clone(), io, wait, signals)
-        .run(true)
-        .await?;
-    Ok(code(exited.status))
-}
-
-/// Removes an exec that has ended; one that has not is killed first.
-async fn force_delete_ended(target: &Target, kill: bool) -> Result<()> {
-    if kill {
-        return force_delete(target).await.map(drop);
-    }
-    target
-        .tasks
-        .delete(&target.id, target.exec.as_ref())
-        .await
-        .absent_ok()
-        .map(drop)
+    let session = Session::new(target.clone(), io, wait, signals);
+    Ok(code(session.run(true).await?.status))
 }
 
 async fn attach(ctx: &Context, args: One) -> Result<u8> {
@@ -400,7 +391,8 @@ async fn attach(ctx: &Context, args: One) -> Result<u8> {
     let wait = target.wait();
     let exited = Session::new(target.clone(), io, wait, signals)
         .run(false)
-        .await?;
+        .await
+        .map_err(|failure| failure.error)?;
     // Parity: cmd/ctr/commands/tasks/attach.go: the task goes with the end of the attachment.
     delete_one(&target, false).await.absent_ok()?;
     Ok(code(exited.status))

@@ -101,12 +101,24 @@ impl Spec {
         }
     }
 
+    /// The environment variables, `NAME=value`.
+    #[must_use]
+    pub fn environment(&self) -> Vec<String> {
+        let all = self
+            .value()
+            .pointer("/process/env")
+            .and_then(Value::as_array);
+        let all = all.into_iter().flatten();
+        all.filter_map(|pair| pair.as_str().map(str::to_owned))
+            .collect()
+    }
+
     /// Sets the command.
     pub fn args(&mut self, args: Vec<String>) {
         self.set(&["process", "args"], args);
     }
 
-    /// The command.
+    /// True when there is a command.
     #[must_use]
     pub fn has_args(&self) -> bool {
         self.value()
@@ -220,12 +232,11 @@ impl Spec {
             .extend(gids.iter().map(entry));
     }
 
-    /// Everything that the host's root may do: all capabilities, no masked or read-only paths,
-    /// writable sysfs and cgroups. `devices`: and all of the host's devices.
-    pub fn privileged(&mut self, devices: &[Value]) {
-        let all = capabilities();
+    /// Everything that the host's root may do: the given capabilities, no masked or read-only
+    /// paths, writable sysfs and cgroups. `devices`: and all of the host's devices.
+    pub fn privileged(&mut self, capabilities: &[String], devices: &[Value]) {
         for set in ["bounding", "effective", "permitted"] {
-            self.set(&["process", "capabilities", set], all.clone());
+            self.set(&["process", "capabilities", set], capabilities);
         }
         self.set(&["linux", "maskedPaths"], json!([]));
         self.set(&["linux", "readonlyPaths"], json!([]));
@@ -334,52 +345,4 @@ impl Spec {
     pub fn rdt_class(&mut self, class: &str) {
         self.set(&["linux", "intelRdt", "closID"], class);
     }
-}
-
-/// Every capability of Linux 5.9 and later, for a privileged container.
-fn capabilities() -> Vec<String> {
-    const NAMES: [&str; 41] = [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "DAC_READ_SEARCH",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "SETGID",
-        "SETUID",
-        "SETPCAP",
-        "LINUX_IMMUTABLE",
-        "NET_BIND_SERVICE",
-        "NET_BROADCAST",
-        "NET_ADMIN",
-        "NET_RAW",
-        "IPC_LOCK",
-        "IPC_OWNER",
-        "SYS_MODULE",
-        "SYS_RAWIO",
-        "SYS_CHROOT",
-        "SYS_PTRACE",
-        "SYS_PACCT",
-        "SYS_ADMIN",
-        "SYS_BOOT",
-        "SYS_NICE",
-        "SYS_RESOURCE",
-        "SYS_TIME",
-        "SYS_TTY_CONFIG",
-        "MKNOD",
-        "LEASE",
-        "AUDIT_WRITE",
-        "AUDIT_CONTROL",
-        "SETFCAP",
-        "MAC_OVERRIDE",
-        "MAC_ADMIN",
-        "SYSLOG",
-        "WAKE_ALARM",
-        "BLOCK_SUSPEND",
-        "AUDIT_READ",
-        "PERFMON",
-        "BPF",
-        "CHECKPOINT_RESTORE",
-    ];
-    NAMES.iter().map(|name| format!("CAP_{name}")).collect()
 }

@@ -5,7 +5,7 @@ use images::ProcessDefaults;
 use super::Spec;
 
 /// Environment of an image that has none.
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Labels that containerd or its CRI part interprets: an image must not set them.
 #[must_use]
@@ -17,11 +17,7 @@ impl Spec {
     /// Environment, command and working directory of the image. What the spec has in its
     /// environment already wins over the image's; entries without `=` are no variables and dropped.
     pub fn apply_image(&mut self, image: &ProcessDefaults) {
-        let given: Vec<String> = self
-            .list(&["process", "env"])
-            .iter()
-            .filter_map(|pair| pair.as_str().map(str::to_owned))
-            .collect();
+        let given = self.environment();
         let mut base: Vec<String> = image
             .env
             .iter()

@@ -5,6 +5,7 @@
 //! stays JSON: nothing that a given spec file holds is lost. Called by clients only; daemon and
 //! metadata treat the spec as an opaque `Any`.
 
+mod capability;
 mod default;
 mod edit;
 mod image;
@@ -13,8 +14,9 @@ mod user;
 use serde_json::{Map, Value, json};
 use types::{Any, ContainerId, Error, Namespace, Result};
 
+pub use capability::current_capabilities;
 pub use edit::{IdMapping, Limits, SpecMount};
-pub use image::is_reserved_label;
+pub use image::{DEFAULT_PATH, is_reserved_label};
 pub use user::{MAX_ID, User, UserSpec};
 
 /// Type URL of a spec in an [`Any`].
