@@ -374,7 +374,7 @@ impl Container {
         process.check(Input::Delete)?;
         if !process.is_init() {
             process.drain(DRAIN).await;
-            process.step(Input::Delete)?;
+            process.delete()?;
             self.execs().remove(exec);
             exits::forget(&self.bundle, exec);
             return Ok(process.exit());
@@ -386,7 +386,7 @@ impl Container {
         }
         let unmounted = self.unmount();
         self.stop_watching_oom();
-        process.step(Input::Delete)?;
+        process.delete()?;
         let exit = process.exit();
         let event = TaskDelete {
             container_id: self.id.clone(),

@@ -28,7 +28,7 @@ pub(crate) struct Process {
     /// Held by operations that call the runtime.
     pub(crate) gate: tokio::sync::Mutex<()>,
     state: Mutex<State>,
-    exit: watch::Sender<Option<Exit>>,
+    end: watch::Sender<End>,
 }
 
 /// What changes.
@@ -52,6 +52,27 @@ struct State {
 pub(crate) enum Attached {
     Streams(Streams),
     Console(Console),
+}
+
+/// What those who wait for the end learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It has not ended.
+    Open,
+    /// It has, and that has been published.
+    Told(Exit),
+    /// It was deleted without having been started.
+    Never,
+}
+
+impl End {
+    fn or_never(self) -> Self {
+        if self == Self::Open {
+            Self::Never
+        } else {
+            self
+        }
+    }
 }
 
 /// A snapshot for answers.
@@ -92,7 +113,7 @@ impl Process {
                 console: None,
                 logger: None,
             }),
-            exit: watch::Sender::new(None),
+            end: watch::Sender::new(End::Open),
         }
     }
 
@@ -200,7 +221,7 @@ impl Process {
 
     /// Wakes those who wait for the end. To be called when its event is queued.
     pub(crate) fn tell(&self, exit: Exit) {
-        self.exit.send_replace(Some(exit));
+        self.end.send_replace(End::Told(exit));
     }
 
     /// Waits for the end, which may be long ago.
@@ -208,11 +229,23 @@ impl Process {
     /// # Errors
     /// `NotFound` when the record goes without an end.
     pub(crate) async fn wait(&self) -> Result<Exit> {
-        let mut exit = self.exit.subscribe();
-        let seen = exit.wait_for(Option::is_some).await.map(|exit| *exit);
-        seen.ok()
-            .flatten()
-            .ok_or_else(|| Error::not_found("process"))
+        let mut end = self.end.subscribe();
+        let seen = end.wait_for(|end| *end != End::Open).await.map(|end| *end);
+        match seen {
+            Ok(End::Told(exit)) => Ok(exit),
+            _ => Err(Error::not_found("process was not started")),
+        }
+    }
+
+    /// Its record goes. Those who wait for a process that was never started wait no longer.
+    ///
+    /// # Errors
+    /// As [`Process::step`].
+    pub(crate) fn delete(&self) -> Result<()> {
+        self.step(Input::Delete)?;
+        self.end
+            .send_if_modified(|end| std::mem::replace(end, end.or_never()) == End::Open);
+        Ok(())
     }
 
     /// Waits until output is delivered, at most `limit`, and lets go of the streams.
@@ -260,7 +293,10 @@ impl Process {
     /// How it ended, for an answer: the time is zero while it has not.
     pub(crate) fn exit(&self) -> Exit {
         let state = self.state();
-        let told = *self.exit.borrow();
+        let told = match *self.end.borrow() {
+            End::Told(exit) => Some(exit),
+            End::Open | End::Never => None,
+        };
         let alive = Exit {
             pid: state.pid,
             status: 0,
@@ -322,8 +358,9 @@ mod tests {
             assert!(!process.view().active);
             assert_eq!(process.wait().await.unwrap(), EXIT);
             assert_eq!(process.wait().await.unwrap(), EXIT);
-            process.step(Input::Delete).unwrap();
+            process.delete().unwrap();
             assert_eq!(process.exit(), EXIT);
+            assert_eq!(process.wait().await.unwrap(), EXIT);
         });
     }
 
@@ -333,7 +370,13 @@ mod tests {
         process.starting();
         process.did_not_start();
         assert!(!process.view().active && !process.has_ended());
-        process.step(Input::Delete).unwrap();
+        block_on(async {
+            let waiting = std::pin::pin!(process.wait());
+            let deleted = std::pin::pin!(async { process.delete() });
+            let (waited, deleted) = tokio::join!(waiting, deleted);
+            deleted.unwrap();
+            assert!(waited.unwrap_err().is_not_found());
+        });
         assert!(process.step(Input::Start).unwrap_err().is_not_found());
     }
 

@@ -34,8 +34,6 @@ pub(crate) struct Shim {
     pub(crate) namespace: Namespace,
     pub(crate) reap: Arc<Reap>,
     pub(crate) publisher: Arc<Publisher>,
-    /// The shim's own group: a container in the same one has none of its own.
-    pub(crate) own_group: Option<Cgroup>,
     containers: Mutex<Containers>,
     /// The shim shall end.
     pub(crate) stop: Notify,
@@ -53,7 +51,6 @@ impl Shim {
             publisher: Arc::new(Publisher::new(namespace.clone())),
             namespace,
             reap: Arc::new(Reap::default()),
-            own_group: Cgroup::of(std::process::id()).ok(),
             containers: Mutex::new(Containers::default()),
             stop: Notify::new(),
         }
@@ -170,7 +167,9 @@ impl Shim {
 
     fn pids(&self, id: &str) -> Result<Vec<ProcessInfo>> {
         let container = self.container(id)?;
-        let pids = container.pids(self.own_group.as_ref());
+        // A container in the shim's group has none of its own.
+        let own = Cgroup::of(std::process::id()).ok();
+        let pids = container.pids(own.as_ref());
         pids.into_iter()
             .map(|(pid, exec)| {
                 let details = exec.map(|exec_id| {
