@@ -41,14 +41,7 @@ impl House {
     }
 
     async fn on(root: tempfile::TempDir, memory: Arc<Memory>, policy: Policy) -> Self {
-        let codec = Codec {
-            encode: |event| Any {
-                type_url: event.topic().to_owned(),
-                value: format!("{event:?}").into_bytes(),
-            },
-            field: |_, _| None,
-        };
-        let exchange = Arc::new(Exchange::new(codec));
+        let exchange = Arc::new(exchange());
         let local = Local::open(root.path().join("content")).unwrap();
         let metadata = Metadata::open(
             &root.path().join("meta/meta.redb"),
@@ -155,6 +148,17 @@ impl fmt::Debug for House {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("House")
     }
+}
+
+/// An exchange whose events tell only their topic.
+pub(crate) fn exchange() -> Exchange {
+    Exchange::new(Codec {
+        encode: |event| Any {
+            type_url: event.topic().to_owned(),
+            value: format!("{event:?}").into_bytes(),
+        },
+        field: |_, _| None,
+    })
 }
 
 pub(crate) fn namespace(name: &str) -> Namespace {

@@ -1,3 +1,5 @@
+//! Tests of module `local`.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! Tests of module `exchange`.
+
 use std::time::{Duration, SystemTime};
 
 use types::{Any, Code, Event, Filter, Labels, Namespace, Topic};

@@ -180,7 +180,10 @@ fn daemons_that_cannot_start() {
     let host = Host::new("bad-daemon");
     let other = tempfile::tempdir().expect("directory");
     let used = refused(daemon(other.path(), &host.address()));
-    assert!(used.contains("c.sock") && used.contains("in use"), "{used}");
+    assert!(
+        used.contains("c.sock") && used.contains("another daemon"),
+        "{used}"
+    );
     let root = refused(daemon(host.dir(), &other.path().join("x.sock")));
     assert!(root.contains(&*host.root().to_string_lossy()), "{root}");
     let file = other.path().join("file");

@@ -19,8 +19,6 @@ fn output_and_code(host: Host) {
         out.stderr
     );
     assert!(out.stderr.contains("err\n"), "{}", out.stderr);
-    let killed = host.run(&["--rm"], "killed", &["sh", "-c", "kill -9 $$"]);
-    assert_eq!(killed.code, 137);
     host.finish();
 }
 
@@ -108,15 +106,17 @@ fn a_task_goes_through_its_states() {
         "{metrics}"
     );
     let refused = host.ctr(["tasks", "rm", "s"]).err();
-    assert!(
-        refused.contains("must be stopped") || refused.contains("running"),
-        "{refused}"
-    );
+    assert!(refused.contains("failed precondition"), "{refused}");
     drop(host.ctr(["tasks", "kill", "-s", "TERM", "s"]).ok());
     // busybox's sleep is pid 1 and has no handler: TERM does nothing to it.
     drop(host.ctr(["tasks", "kill", "-s", "KILL", "s"]).ok());
     until("it stops", || host.task("s", "STOPPED").is_some());
-    assert_eq!(host.ctr(["tasks", "rm", "s"]).code, 137);
+    let told = host.ctr(["tasks", "rm", "s"]);
+    assert!(
+        told.stderr.contains("exit with non-zero exit code 137"),
+        "{}",
+        told.stderr
+    );
     drop(host.ctr(["containers", "rm", "s"]).ok());
     host.finish();
 }

@@ -1,3 +1,5 @@
+//! Tests of module `containers`.
+
 use std::collections::BTreeMap;
 
 use types::{Any, Code, Container, Filter};

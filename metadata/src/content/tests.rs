@@ -1,3 +1,5 @@
+//! Tests of module `content`.
+
 use std::sync::Arc;
 
 use ::content::testsuite::{self, Caps, get, spec};

@@ -1,3 +1,5 @@
+//! Tests of module `gc`.
+
 use std::time::{Duration, SystemTime};
 
 use ::content::testsuite::spec;

@@ -1,3 +1,5 @@
+//! Tests of module `images`.
+
 use std::time::{Duration, SystemTime};
 
 use types::{Code, Filter, Image, gc_label};

@@ -1,3 +1,5 @@
+//! Tests of module `kv`.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! Tests of module `leases`.
+
 use types::{Code, Filter, LeaseId, Resource};
 
 use crate::fixture::{House, code, labels, namespace, put, scope, sha};

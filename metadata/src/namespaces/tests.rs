@@ -1,3 +1,5 @@
+//! Tests of module `namespaces`.
+
 use types::{Code, Labels, NamespaceInfo};
 
 use crate::fixture::{

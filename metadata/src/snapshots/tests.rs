@@ -1,3 +1,5 @@
+//! Tests of module `snapshots`.
+
 use types::{Code, Filter, Labels, SnapshotInfo, SnapshotKind};
 
 use crate::fixture::{House, code, fields, labels, lost, name, scope};

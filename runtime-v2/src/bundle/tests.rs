@@ -1,3 +1,5 @@
+//! Tests of module `bundle`.
+
 use super::*;
 use std::os::unix::fs::MetadataExt as _;
 

@@ -1,11 +1,34 @@
 //! The hard cases: remote snapshots, backends that misbehave, crashes between two steps, races.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use types::{Code, Labels, SnapshotKind, label};
+use types::{Code, Filter, Labels, SnapshotKind, label};
 
 use super::names;
-use crate::fixture::{House, code, labels, name, scope};
+use crate::fixture::{House, code, exchange, labels, name, scope};
+use crate::{Metadata, OpenOpts, Policy};
+
+/// The suite of all snapshotters, through a namespace and over a real one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conforms() {
+    let root = tempfile::tempdir().unwrap();
+    let native = ::snapshotters::Native::open(&root.path().join("native")).unwrap();
+    let native: Arc<dyn ::snapshotters::Snapshotter> = Arc::new(native);
+    let opts = OpenOpts {
+        content: Arc::new(::content::Local::open(root.path().join("content")).unwrap()),
+        snapshotters: BTreeMap::from([("native".to_owned(), Arc::clone(&native))]),
+        events: Arc::new(exchange()),
+        policy: Policy::Shared,
+    };
+    let metadata = Metadata::open(&root.path().join("meta.redb"), opts)
+        .await
+        .unwrap();
+    let scoped = metadata.scoped(&scope("a")).snapshotter("native").unwrap();
+    ::snapshotters::testsuite::all(&scoped).await;
+    metadata.gc().await.unwrap();
+    assert!(native.list(&Filter::default()).await.unwrap().is_empty());
+}
 
 #[tokio::test]
 async fn a_remote_snapshot_is_adopted_and_answered_with_already_exists() {
