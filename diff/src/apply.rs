@@ -147,12 +147,20 @@ impl Job {
     fn extract(self, root: &Root, tree: &TreeOpts) -> Result<Descriptor> {
         let (files, source) = pipe();
         let (sums, summed) = pipe();
-        let (extracted, read, hashed) = std::thread::scope(|scope| {
-            let reading = scope.spawn(|| self.read(&[files, sums]));
-            let hashing = scope.spawn(|| hash(summed));
+        let (extracted, read, hashed) = std::thread::scope(|scope| -> Result<_> {
+            let spawn = |name: &str| std::thread::Builder::new().name(name.into());
+            let fail = |e| Error::os("start layer thread", e);
+            let job = &self;
+            let reading = spawn("layer-read")
+                .spawn_scoped(scope, move || job.read(&[files, sums]))
+                .map_err(fail)?;
+            // Should this one not start, the reader finds nobody and ends.
+            let hashing = spawn("layer-hash")
+                .spawn_scoped(scope, move || hash(summed))
+                .map_err(fail)?;
             let extracted = apply_tar(source, root, tree);
-            (extracted, join(reading), join(hashing))
-        });
+            Ok((extracted, join(reading), join(hashing)))
+        })?;
         // The extractor's error names the entry; when it is the stream's own, both are the same.
         extracted?;
         let blob = read?;
