@@ -362,7 +362,11 @@ pub(crate) async fn delete(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<E
             return gone.ok_or_else(|| entry.failed(Failure::Lost));
         }
         // The shim has forgotten it already: an earlier delete was cut off.
-        Err(Failure::Answer(error)) if error.is_not_found() => entry.seen().exit().ok_or(error)?,
+        Err(Failure::Answer(error)) if error.is_not_found() => {
+            let seen = entry.seen();
+            let pid = seen.get(None).map_or(0, |state| state.pid);
+            seen.exit().unwrap_or_else(|| lost(pid))
+        }
         Err(failure) => return Err(entry.failed(failure)),
     };
     if shared.is_shared(entry) {
