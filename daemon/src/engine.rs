@@ -61,12 +61,17 @@ impl Engine {
         let differs = Point::build(DIFFER, config, candidates)?;
         let mut rows = differs.rows().to_vec();
         let requires = &["io.containerd.event.v1", "io.containerd.metadata.v1"];
-        let facts = Facts::of_host().export("log-uri-schemes", LOG_SCHEMES);
+        let section: config::Tasks = config.section(&format!("{RUNTIME}.task"))?;
+        let platforms = section.platforms.iter().map(|platform| platform.parse());
+        let facts = Facts {
+            platforms: platforms.collect::<Result<_>>()?,
+            ..Facts::default().export("log-uri-schemes", LOG_SCHEMES)
+        };
         rows.push(Row::ready(RUNTIME, "task", requires).with(facts));
 
-        let section = config.section("io.containerd.service.v1.diff-service")?;
-        let differs = Arc::new(Differs::select(&differs, &section));
-        let tasks = Tasks::open(tasks_config(&store, config)?)?;
+        let order = config.section("io.containerd.service.v1.diff-service")?;
+        let differs = Arc::new(Differs::select(&differs, &order));
+        let tasks = Tasks::open(tasks_config(&store, config, section.sched_core)?)?;
         Ok(Self {
             store,
             differs,
@@ -108,7 +113,7 @@ fn empty(directory: PathBuf) -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn tasks_config(store: &Store, config: &Config) -> Result<runtime_v2::Config> {
+fn tasks_config(store: &Store, config: &Config, sched_core: bool) -> Result<runtime_v2::Config> {
     let binary = std::env::current_exe().map_err(|e| Error::os("find own binary", e))?;
     let events = Arc::clone(&store.ground.events);
     let metadata = store.metadata.clone();
@@ -120,7 +125,7 @@ fn tasks_config(store: &Store, config: &Config) -> Result<runtime_v2::Config> {
         containerd_binary: binary,
         default_runtime: DEFAULT_RUNTIME.into(),
         debug: matches!(config.debug.level, Level::Debug | Level::Trace),
-        sched_core: false,
+        sched_core,
         publisher: Arc::new(move |namespace, event| events.publish(&namespace, &event)),
         runtime_of: Arc::new(move |namespace, id| runtime_of(&metadata, namespace, id)),
     })

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use types::{Error, Result};
+use types::{Error, Platform, Result};
 
 use super::duration;
 
@@ -107,6 +107,25 @@ impl Default for Diff {
     }
 }
 
+/// `io.containerd.runtime.v2.task`: what keeps tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Tasks {
+    /// Platforms that containers can be of, as clients are told.
+    pub(crate) platforms: Vec<String>,
+    /// Give each container a core scheduling domain of its own.
+    pub(crate) sched_core: bool,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            platforms: vec![Platform::host().to_string()],
+            sched_core: false,
+        }
+    }
+}
+
 /// Reads a table and writes it again in full, with the defaults filled in.
 type Complete = fn(toml::Table) -> Result<toml::Table>;
 
@@ -118,9 +137,10 @@ fn complete_as<T: DeserializeOwned + Serialize>(table: toml::Table) -> Result<to
 }
 
 /// Every section that exists.
-const SECTIONS: [(&str, Complete); 5] = [
+const SECTIONS: [(&str, Complete); 6] = [
     ("io.containerd.gc.v1.scheduler", complete_as::<Scheduler>),
     ("io.containerd.metadata.v1.bolt", complete_as::<Metadata>),
+    ("io.containerd.runtime.v2.task", complete_as::<Tasks>),
     ("io.containerd.service.v1.diff-service", complete_as::<Diff>),
     (
         "io.containerd.snapshotter.v1.native",

@@ -178,14 +178,14 @@ fn unknown_keys(
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     let known = Table::try_from(Config::default()).map_err(Error::internal)?;
-    for (key, value) in given {
+    for (key, value) in said(given) {
         match (known.get(key), value) {
             (None, _) => warnings.push(format!("unknown key {key:?} in config ignored")),
             (Some(_), Value::Table(tables)) if key == "plugins" => {
                 plugin_keys(tables, plugins, warnings);
             }
             (Some(Value::Table(known)), Value::Table(given)) => {
-                for name in given.keys().filter(|name| !known.contains_key(*name)) {
+                for (name, _) in said(given).filter(|(name, _)| !known.contains_key(*name)) {
                     warnings.push(format!("unknown key \"{key}.{name}\" in config ignored"));
                 }
             }
@@ -197,7 +197,7 @@ fn unknown_keys(
 
 /// The same for plugin sections.
 fn plugin_keys(given: &Table, full: &BTreeMap<String, Table>, warnings: &mut Vec<String>) {
-    for (uri, section) in given {
+    for (uri, section) in said(given) {
         let Some(known) = full.get(uri) else {
             if !SERVERS.contains(&uri.as_str()) {
                 warnings.push(format!(
@@ -206,12 +206,29 @@ fn plugin_keys(given: &Table, full: &BTreeMap<String, Table>, warnings: &mut Vec
             }
             continue;
         };
-        let keys = section.as_table().into_iter().flat_map(Table::keys);
-        for key in keys.filter(|key| !known.contains_key(*key)) {
+        let keys = section.as_table().into_iter().flat_map(said);
+        for (key, _) in keys.filter(|(key, _)| !known.contains_key(*key)) {
             warnings.push(format!(
                 "unknown key {key:?} of plugin {uri:?} in config ignored"
             ));
         }
+    }
+}
+
+/// What a table says. A value that asks for nothing is as good as absent, and ignoring it loses
+/// nothing: complete files are full of them.
+fn said(table: &Table) -> impl Iterator<Item = (&String, &Value)> {
+    table.iter().filter(|(_, value)| !is_empty(value))
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Integer(number) => *number == 0,
+        Value::Boolean(set) => !set,
+        Value::Array(list) => list.is_empty(),
+        Value::Table(table) => table.values().all(is_empty),
+        Value::Float(_) | Value::Datetime(_) => false,
     }
 }
 

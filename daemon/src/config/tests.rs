@@ -233,3 +233,25 @@ fn a_required_plugin_must_be_there() {
         assert_eq!(checked.is_ok(), fits, "{:?}", config.required_plugins);
     }
 }
+
+#[test]
+fn a_key_without_a_value_is_no_news() {
+    let text = r#"
+        version = 2
+        plugin_dir = ""
+        [cgroup]
+          path = ""
+        [debug]
+          address = ""
+          gid = 0
+        [proxy_plugins]
+        [plugins."io.containerd.snapshotter.v1.zfs"]
+          root_path = ""
+        [timeouts]
+          "io.containerd.timeout.task.state" = "2s"
+    "#;
+    assert_eq!(
+        parse(text).unwrap().warnings,
+        ["unknown key \"timeouts\" in config ignored"]
+    );
+}
