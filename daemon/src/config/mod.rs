@@ -222,9 +222,6 @@ impl Config {
         if self.root.as_os_str().is_empty() || self.state.as_os_str().is_empty() {
             return bad("root and state must not be empty".into());
         }
-        if !self.root.is_absolute() || !self.state.is_absolute() {
-            return bad("root and state must be absolute paths".into());
-        }
         if self.root == self.state {
             return bad(format!(
                 "root and state must be different paths: {:?}",

@@ -53,8 +53,10 @@ pub(crate) fn load(path: Option<&Path>, flags: Overrides) -> Result<Loaded> {
     config.root = flags.root.unwrap_or(std::mem::take(&mut config.root));
     config.state = flags.state.unwrap_or(std::mem::take(&mut config.state));
     config.debug.level = flags.level.unwrap_or(config.debug.level);
-    config.grpc.address = bare(&config.grpc.address);
-    config.ttrpc.address = bare(&config.ttrpc.address);
+    config.root = absolute(&config.root)?;
+    config.state = absolute(&config.state)?;
+    config.grpc.address = socket(&config.grpc.address)?;
+    config.ttrpc.address = socket(&config.ttrpc.address)?;
     config.validate().ctx("config")?;
     Ok(loaded)
 }
@@ -90,12 +92,18 @@ fn files(first: &Path) -> Result<Loaded> {
     Ok(Loaded { config, warnings })
 }
 
-/// The path in `unix:///path`.
-fn bare(address: &str) -> String {
-    address
-        .strip_prefix("unix://")
-        .unwrap_or(address)
-        .to_owned()
+/// The socket's path in an address, from the root: shims are told it and run elsewhere.
+fn socket(address: &str) -> Result<String> {
+    let path = address.strip_prefix("unix://").unwrap_or(address);
+    Ok(absolute(Path::new(path))?.display().to_string())
+}
+
+/// The path from the root. An empty one stays: what it means is decided elsewhere.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    if path.as_os_str().is_empty() {
+        return Ok(PathBuf::new());
+    }
+    std::path::absolute(path).map_err(|e| Error::os(format_args!("resolve {}", path.display()), e))
 }
 
 /// Reads one file's text, without what it imports.

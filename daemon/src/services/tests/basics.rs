@@ -9,7 +9,9 @@ use protos::health::HealthCheckRequest;
 use protos::health::health_check_response::ServingStatus;
 use protos::services::containers::{GetContainerRequest, ListContainersRequest};
 use protos::services::introspection::{PluginInfoRequest, PluginsRequest};
+use protos::types::RuntimeRequest;
 use protos::well_known::{Any, Empty};
+use protos::wire::Wire as _;
 use tonic::{Code, Request};
 
 use super::{Daemon, SOON, refused, scoped};
@@ -146,6 +148,11 @@ async fn the_server_and_its_plugins_tell_of_themselves() {
         options: options.into(),
         ..Default::default()
     };
+    let runtime = RuntimeRequest {
+        runtime_path: "io.containerd.nosuch.v1".into(),
+        ..Default::default()
+    };
+    let runtime = protos::any::pack(&runtime).unwrap().to_wire();
     let content = info("io.containerd.content.v1", "content", None);
     let plugin = client
         .plugin_info(content)
@@ -163,6 +170,10 @@ async fn the_server_and_its_plugins_tell_of_themselves() {
         (
             info("io.containerd.content.v1", "content", Some(Any::new())),
             Code::Unimplemented,
+        ),
+        (
+            info("io.containerd.runtime.v2", "task", Some(runtime)),
+            Code::NotFound,
         ),
         (
             info("io.containerd.runtime.v2", "task", Some(Any::new())),
