@@ -145,6 +145,8 @@ impl Publisher {
                     filled.await;
                 } else if timeout(IDLE, filled).await.is_err() {
                     client = None;
+                    // Nothing has happened for a while: the moment to give memory back.
+                    sys::limits::trim_heap();
                 }
                 continue;
             };
