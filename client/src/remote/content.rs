@@ -49,21 +49,28 @@ impl RemoteContent {
                 .await
                 .map_err(|s| grpc::status::to_error(&s))
         };
-        let Some(first) = next().await? else {
-            return Ok(Bytes::new());
-        };
-        if first.data.len() >= len {
-            return Ok(first.data);
-        }
-        let mut all = BytesMut::with_capacity(len);
-        all.extend_from_slice(&first.data);
-        while let Some(more) = next().await? {
-            if all.len() + more.data.len() > len {
+        let mut first = Bytes::new();
+        let mut all = BytesMut::new();
+        // Read to the very end: a stream that is dropped before is reset, and a server takes many
+        // resets for an attack.
+        while let Some(message) = next().await? {
+            if first.len() + all.len() + message.data.len() > len {
                 return Err(Error::internal(
                     "content service sent more than was asked for",
                 ));
             }
-            all.extend_from_slice(&more.data);
+            if first.is_empty() && all.is_empty() {
+                first = message.data;
+                continue;
+            }
+            if all.is_empty() {
+                all.reserve(len);
+                all.extend_from_slice(&std::mem::take(&mut first));
+            }
+            all.extend_from_slice(&message.data);
+        }
+        if all.is_empty() {
+            return Ok(first);
         }
         Ok(all.freeze())
     }

@@ -210,6 +210,19 @@ impl Ingest for RemoteIngest {
         message.labels = labels.to_wire();
         self.send(message).await?;
         let answer = self.answer().await?;
+        // To the very end: a stream that is dropped before is reset.
+        let Self {
+            requests,
+            mut answers,
+            ..
+        } = *self;
+        drop(requests);
+        while answers
+            .message()
+            .await
+            .map_err(|s| grpc::status::to_error(&s))?
+            .is_some()
+        {}
         answer.digest.parse()
     }
 }

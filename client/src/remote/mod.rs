@@ -9,6 +9,9 @@ mod images;
 mod ingest;
 mod snapshots;
 
+#[cfg(test)]
+mod tests;
+
 pub use content::RemoteContent;
 pub use diff::RemoteDiff;
 pub use snapshots::RemoteSnapshotter;
