@@ -3,11 +3,13 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use proptest::prelude::*;
+use sys::mount::TempMount;
 use types::Code;
 
 use crate::root::MAX_NAME;
 use crate::tar::{Entry, Extent, Kind};
-use crate::testing::{dir, entry, file, link, merge, named, onto, symlink};
+use crate::testing::{Bench, dir, entry, file, link, merge, named, onto, symlink, tree};
 
 /// Hostile archives, each with what becomes of it: refused, or contained.
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -215,5 +217,115 @@ fn hostile_archives_are_refused_or_contained() {
                 "{name}"
             );
         }
+    }
+}
+
+/// Names that collide, nest, delete and try to get out.
+fn name() -> impl Strategy<Value = String> {
+    let part = || {
+        proptest::sample::select(vec![
+            "a",
+            "b",
+            "l",
+            "a",
+            "b",
+            "..",
+            ".",
+            "",
+            ".wh.a",
+            ".wh.b",
+            ".wh..wh..opq",
+            ".wh.l",
+        ])
+    };
+    proptest::collection::vec(part(), 1..4).prop_map(|parts| parts.join("/"))
+}
+
+fn any_entry() -> impl Strategy<Value = Entry> {
+    let target = prop_oneof![
+        Just("/".to_owned()),
+        Just("../outside".to_owned()),
+        Just("../../outside/canary".to_owned()),
+        name(),
+    ];
+    (0..7_u8, name(), target, 0..0o10000_u32).prop_map(|(kind, name, target, mode)| {
+        let made = match kind {
+            0..=1 => dir(&name),
+            2..=3 => file(&name),
+            4 => symlink(&name, &target),
+            5 => link(&name, &target),
+            _ => entry(Kind::Fifo, &name),
+        };
+        Entry {
+            mode: mode | 0o500,
+            ..made
+        }
+    })
+}
+
+/// A layer below without links: through those the two ways differ on purpose, as in Go.
+fn below() -> impl Strategy<Value = Vec<Entry>> {
+    let name = proptest::sample::select(vec!["a", "b", "a/a", "a/b", "b/a", "a/a/b", "l"]);
+    let one = (name, any::<bool>())
+        .prop_map(|(name, is_dir)| if is_dir { dir(name) } else { file(name) });
+    proptest::collection::vec(one, 0..6)
+}
+
+/// Extracts `layer` over `lower` into a plain tree and into an upper directory.
+fn contained_and_alike(lower: &[Entry], layer: &[Entry]) {
+    let bench = Bench::new();
+    let [outside, base, plain, upper] =
+        ["outside", "base", "plain", "upper"].map(|name| bench.dir(name));
+    std::fs::write(outside.join("canary"), "alive").unwrap();
+    for root in [&base, &plain] {
+        // A layer that does not unpack is no layer.
+        if merge(&named(lower), root).is_err() {
+            return;
+        }
+    }
+    let facts = |path: &Path| {
+        let facts = std::fs::symlink_metadata(path).unwrap();
+        (
+            facts.mode(),
+            facts.nlink(),
+            facts.ctime(),
+            facts.ctime_nsec(),
+        )
+    };
+    let guarded = [
+        outside.clone(),
+        outside.join("canary"),
+        base.clone(),
+        bench.temp.path().into(),
+    ];
+    let all = || guarded.iter().map(|path| facts(path)).collect::<Vec<_>>();
+    let (before, lower_tree) = (all(), tree(&base, true));
+    let tar = named(layer);
+    let done = [merge(&tar, &plain), onto(&tar, &upper, &[&base])];
+    assert_eq!(all(), before, "outside was touched");
+    assert_eq!(tree(&base, true), lower_tree, "the lower layer was touched");
+    for error in done.iter().filter_map(|done| done.as_ref().err()) {
+        assert!(error.is(Code::InvalidArgument), "{error}");
+    }
+    if done.iter().all(Result::is_ok) {
+        let mounts = bench.overlay("upper", &[&base]);
+        let mounted = TempMount::new(&mounts, &bench.dir("points")).unwrap();
+        assert_eq!(
+            tree(mounted.path(), false),
+            tree(&plain, false),
+            "the two ways differ"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_archives_are_contained_and_both_ways_agree(
+        lower in below(),
+        layer in proptest::collection::vec(any_entry(), 1..9),
+    ) {
+        contained_and_alike(&lower, &layer);
     }
 }

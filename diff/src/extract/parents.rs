@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use rustix::fs::{FileType, Mode, RawMode, XattrFlags};
@@ -13,6 +14,7 @@ use types::{Error, Result};
 
 use super::attributes::copy_directory;
 use super::{Time, Tree};
+use crate::lower::{Found, is_opaque};
 use crate::root::{DIRECTORY, MAX_NAME, entry_error, file_type, is_whiteout, stat};
 
 /// Most descriptors held.
@@ -175,6 +177,30 @@ impl Tree<'_> {
         Ok(made)
     }
 
+    /// What the layers below an upper directory show at `parts`, whose parents are no links.
+    pub(super) fn below(&self, parts: &[&[u8]]) -> Result<Option<Found>, Errno> {
+        let Some(upper) = &self.upper else {
+            return Ok(None);
+        };
+        for end in 1..parts.len() {
+            // An opaque directory of this layer hides what is below it.
+            let Ok(dir) = self.root.plain_directory(&parts[..end].join(&b'/')) else {
+                break;
+            };
+            if is_opaque(&dir, upper.opaque) {
+                return Ok(None);
+            }
+        }
+        upper.lowers.find(parts)
+    }
+
+    /// The path of an open directory below the root, without links.
+    pub(super) fn canonical(&self, dir: &OwnedFd) -> Option<PathBuf> {
+        let root = std::fs::read_link(sys::fs::fd_path(self.root.fd())).ok()?;
+        let path = std::fs::read_link(sys::fs::fd_path(dir)).ok()?;
+        path.strip_prefix(root).ok().map(PathBuf::from)
+    }
+
     /// Brings the lower file `parts` up into the upper directory, as overlayfs does before it links.
     ///
     /// # Errors
@@ -189,23 +215,7 @@ impl Tree<'_> {
         };
         let fail = |e| entry_error("copy up", &name, e);
         let (base, parents) = parts.split_last().ok_or_else(missing)?;
-        let Some(upper) = &self.upper else {
-            return Err(missing());
-        };
-        // An opaque directory of this layer hides what is below it.
-        for end in 1..=parents.len() {
-            let Ok(dir) = self.root.plain_directory(&parents[..end].join(&b'/')) else {
-                break;
-            };
-            if crate::lower::is_opaque(&dir, upper.opaque) {
-                return Err(missing());
-            }
-        }
-        let found = upper
-            .lowers
-            .find(parts)
-            .map_err(fail)?
-            .ok_or_else(missing)?;
+        let found = self.below(parts).map_err(fail)?.ok_or_else(missing)?;
         if file_type(&found.stat) == FileType::Directory {
             return Err(entry_error("link", &name, Errno::ISDIR));
         }

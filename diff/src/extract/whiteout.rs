@@ -27,6 +27,8 @@ impl Tree<'_> {
             return Ok(());
         };
         match stat(&dir.fd, target)? {
+            // Where nothing is to be hidden, a listing would show the whiteout itself.
+            None if !self.hides(&dir.fd, target)? => Ok(()),
             None => {
                 rustix::fs::mknodat(&dir.fd, target, FileType::CharacterDevice, Mode::empty(), 0)?;
                 let owner = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
@@ -40,6 +42,17 @@ impl Tree<'_> {
             }
             Some(_) => Ok(()),
         }
+    }
+
+    /// True when a whiteout `target` in `dir` has something below it, or that cannot be told.
+    fn hides(&self, dir: &OwnedFd, target: &[u8]) -> Result<bool, Errno> {
+        use std::os::unix::ffi::OsStrExt;
+        let Some(path) = self.canonical(dir) else {
+            return Ok(true);
+        };
+        let mut parts: Vec<&[u8]> = path.iter().map(OsStrExt::as_bytes).collect();
+        parts.push(target);
+        Ok(self.below(&parts)?.is_some())
     }
 
     /// Removes `target` unless this archive wrote it; of a directory that it wrote, the rest.
