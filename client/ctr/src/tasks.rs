@@ -1,6 +1,6 @@
 //! `ctr tasks`: what runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use client::spec::{Spec, UserSpec};
 use client::{Client, ExecTask, stdio};
@@ -312,20 +312,18 @@ async fn exec(ctx: &Context, args: Exec) -> Result<u8> {
     let (client, record) = load(ctx, id).await?;
     let mut spec = Spec::from_any(record.spec.as_ref())?;
     if let Some(user) = args.user {
-        let mounts = match record.snapshot_key.as_str() {
+        match record.snapshot_key.as_str() {
             "" => {
-                return Err(Error::not_implemented(
-                    "--user for a container without snapshot",
-                ));
+                let root = spec.root_dir().map(Path::to_owned);
+                let missing = || Error::invalid_argument("rootfs absolute path is required");
+                spec.user(&user.resolve(&root.ok_or_else(missing)?)?);
             }
             key => {
-                client
-                    .snapshotter(&record.snapshotter)
-                    .mounts(&key.parse()?)
-                    .await?
+                let snapshotter = client.snapshotter(&record.snapshotter);
+                let mounts = snapshotter.mounts(&key.parse()?).await?;
+                create::resolve_user(&mut spec, user, &mounts).await?;
             }
-        };
-        create::resolve_user(&mut spec, user, &mounts).await?;
+        }
     }
     spec.args(command.to_vec());
     spec.set_terminal(args.tty);

@@ -29,7 +29,7 @@ struct Fake {
 }
 
 impl Fake {
-    fn take(&self, message: wire::WriteContentRequest) -> wire::WriteContentResponse {
+    fn take(&self, message: &wire::WriteContentRequest) -> wire::WriteContentResponse {
         let mut written = self.written.lock().unwrap();
         if message.offset == 0 {
             written.clear();
@@ -98,7 +98,7 @@ impl Content for Fake {
             if fail.is_some_and(|fail| at >= fail) {
                 return Err(Status::resource_exhausted("disk full: resource exhausted"));
             }
-            Ok(fake.take(message?))
+            Ok(fake.take(&message?))
         });
         Ok(Response::new(Box::pin(answers)))
     }

@@ -11,6 +11,8 @@ mod edit;
 mod image;
 mod user;
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 use types::{Any, ContainerId, Error, Namespace, Result};
 
@@ -105,6 +107,13 @@ impl Spec {
             .pointer("/process/terminal")
             .and_then(Value::as_bool)
             .unwrap_or(false)
+    }
+
+    /// The root file system, when it is a directory of the host and not one of the bundle.
+    #[must_use]
+    pub fn root_dir(&self) -> Option<&Path> {
+        let path = self.0.pointer("/root/path").and_then(Value::as_str)?;
+        path.starts_with('/').then(|| Path::new(path))
     }
 
     /// Host ids of the container's root, when it has a user namespace with mappings.

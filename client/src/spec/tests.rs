@@ -222,6 +222,14 @@ fn limits_are_written_only_when_given() {
 }
 
 #[test]
+fn a_root_directory_is_absolute() {
+    let mut spec = spec();
+    assert_eq!(spec.root_dir(), None);
+    spec.root_path(Path::new("/r"));
+    assert_eq!(spec.root_dir(), Some(Path::new("/r")));
+}
+
+#[test]
 fn mappings_name_the_hosts_root() {
     let mut spec = spec();
     assert_eq!(spec.root_owner(), (None, None));
