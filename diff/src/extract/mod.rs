@@ -169,9 +169,7 @@ impl<'a> Tree<'a> {
         let fail = |call: &'static str| move |e| entry_error(call, &entry.name, e);
         let dir = self.parent(parents)?;
         if *base == OPAQUE {
-            return self
-                .opaque(&dir, parents.is_empty())
-                .map_err(fail("opaque"));
+            return self.opaque(&dir).map_err(fail("opaque"));
         }
         if let Some(target) = base.strip_prefix(WHITEOUT) {
             if matches!(target, b"" | b"." | b"..") {

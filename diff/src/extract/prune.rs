@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, FileType, Mode, ResolveFlags};
 use rustix::io::Errno;
 
 use super::Tree;
-use crate::root::{DIRECTORY, Root, file_type, names, stat};
+use crate::root::{DIRECTORY, file_type, names, stat};
 
 /// Longest path given to one call.
 const STEP: usize = 2048;
@@ -93,9 +93,4 @@ impl Tree<'_> {
         }
         Ok(())
     }
-}
-
-/// Opens the root itself as an owned descriptor.
-pub(super) fn reopen(root: &Root) -> Result<OwnedFd, Errno> {
-    root.plain_directory(b"")
 }

@@ -10,7 +10,6 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::parents::Directory;
-use super::prune::reopen;
 use crate::root::{DIRECTORY, file_type, is_whiteout, stat};
 use crate::tar::Entry;
 
@@ -71,12 +70,12 @@ impl Tree<'_> {
     }
 
     /// Hides everything that the layers below have in `dir`.
-    pub(super) fn opaque(&mut self, dir: &Directory, is_root: bool) -> Result<(), Errno> {
-        let fd: OwnedFd = if is_root {
-            reopen(self.root)?
-        } else {
-            rustix::fs::openat(&dir.fd, c".", DIRECTORY, Mode::empty())?
-        };
+    pub(super) fn opaque(&mut self, dir: &Directory) -> Result<(), Errno> {
+        let facts = rustix::fs::fstat(&dir.fd)?;
+        let root = rustix::fs::fstat(self.root.fd())?;
+        // A link may have led there.
+        let is_root = (facts.st_dev, facts.st_ino) == (root.st_dev, root.st_ino);
+        let fd = rustix::fs::openat(&dir.fd, c".", DIRECTORY, Mode::empty())?;
         self.empty(&fd, true)?;
         let Some(upper) = &self.upper else {
             return Ok(());
