@@ -46,7 +46,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             bytes: 1 << 40,
-            entries: 20_000_000,
+            entries: 4_000_000,
         }
     }
 }

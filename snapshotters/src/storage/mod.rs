@@ -8,6 +8,7 @@
 //! and reservations name; an id is never given twice while anything on disk bears it.
 
 mod db;
+mod reservation;
 mod row;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,6 +21,7 @@ use types::{
 };
 
 use db::{Db, Log};
+pub(crate) use reservation::Reservation;
 pub(crate) use row::Row;
 use row::{Change, Group};
 
@@ -61,15 +63,6 @@ struct State {
 struct Reserved {
     id: u64,
     parent: Option<SnapshotKey>,
-}
-
-/// A key and an id that are taken while their directory is being made; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Reservation {
-    index: Arc<Index>,
-    key: SnapshotKey,
-    row: Row,
-    parents: Vec<u64>,
 }
 
 fn missing(key: &SnapshotKey) -> Error {
@@ -325,12 +318,12 @@ impl Index {
             updated_at: now,
             usage: Usage::default(),
         };
-        Ok(Reservation {
-            index: Arc::clone(self),
-            key: key.clone(),
+        Ok(Reservation::new(
+            Arc::clone(self),
+            key.clone(),
             row,
             parents,
-        })
+        ))
     }
 
     /// Turns active `key` into committed `name`, durably.
@@ -500,52 +493,6 @@ fn drop_orphans(state: &mut State, directories: &[u64]) -> Result<()> {
         tracing::error!(%key, id = row.id, "snapshot has lost its directory but has children");
     }
     Ok(())
-}
-
-impl Reservation {
-    /// The id.
-    pub(crate) fn id(&self) -> u64 {
-        self.row.id
-    }
-
-    /// Ids of the ancestors, nearest first.
-    pub(crate) fn parents(&self) -> &[u64] {
-        &self.parents
-    }
-
-    /// Makes the row: the directory is in place. Survives a killed process at once and a power cut
-    /// from the next durable change on.
-    ///
-    /// # Errors
-    /// I/O; there is no row then.
-    pub(crate) fn keep(self) -> Result<Chain> {
-        let chain = Chain {
-            id: self.row.id,
-            kind: self.row.kind,
-            labels: self.row.labels.clone(),
-            parents: self.parents.clone(),
-        };
-        let change = Change {
-            key: self.key.clone(),
-            row: Some(self.row.clone()),
-        };
-        self.index.state().change(vec![change])?;
-        let index = Arc::clone(&self.index);
-        drop(self);
-        if let Err(error) = index.fold() {
-            tracing::warn!(%error, "snapshot log not folded");
-        }
-        Ok(chain)
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let mut state = self.index.state();
-        if let Some(held) = state.reserved.remove(&self.key) {
-            state.count(held.parent.as_ref(), false);
-        }
-    }
 }
 
 #[cfg(test)]
