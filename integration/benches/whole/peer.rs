@@ -278,6 +278,14 @@ impl Peer {
     }
 }
 
+impl Drop for Peer {
+    /// A bench that fails must not leave its daemon behind. (`stop` has ended it otherwise.)
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
 fn request<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     let value = NAMESPACE.parse().expect("a header value");

@@ -46,6 +46,35 @@ fn an_imported_image_is_listed_and_its_removal_frees_everything() {
 }
 
 #[test]
+fn a_second_namespace_shares_the_blobs_of_the_first() {
+    let host = Host::new("image-shared");
+    host.image();
+    let other = |args: &[&str]| {
+        let made = std::process::Command::new(integration::bin_dir().join("ctr"))
+            .arg("--address")
+            .arg(host.address())
+            .args(["-n", "image-shared-too"])
+            .args(args)
+            .output()
+            .expect("start ctr");
+        let errors = String::from_utf8_lossy(&made.stderr).into_owned();
+        assert!(made.status.success(), "{args:?}: {errors}");
+        String::from_utf8_lossy(&made.stdout).into_owned()
+    };
+    let archive = integration::archive();
+    other(&["images", "import", &archive.to_string_lossy()]);
+    let blobs = |text: String| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let first = blobs(host.ctr(["content", "ls", "-q"]).ok());
+    assert_eq!(blobs(other(&["content", "ls", "-q"])), first);
+    assert!(other(&["images", "check"]).contains("complete (2/2)"));
+    drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+    assert_eq!(blobs(other(&["content", "ls", "-q"])), first);
+    other(&["images", "rm", "--sync", IMAGE]);
+    other(&["namespaces", "rm", "image-shared-too"]);
+    host.finish();
+}
+
+#[test]
 fn a_pulled_image_runs() {
     let host = Host::new("image-pull");
     let registry = Registry::start();
