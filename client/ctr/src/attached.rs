@@ -263,7 +263,6 @@ impl Session {
     /// Starts the process and follows it: copies streams, passes on signals or the terminal's size,
     /// until it has ended and its output is drained.
     pub(crate) async fn run(mut self, start: bool) -> Result<Exited, Failure> {
-        let (input, output) = self.copy();
         if let Some(terminal) = &mut self.io.terminal {
             terminal.make_raw()?;
         }
@@ -273,6 +272,8 @@ impl Session {
                 .start(&self.target.id, self.target.exec.as_ref())
                 .await?;
         }
+        // Only now: what a runtime that failed to start it said there is in the error already.
+        let (input, output) = self.copy();
         if let Some(terminal) = &self.io.terminal {
             self.target.resize(terminal).await;
         }

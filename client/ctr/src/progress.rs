@@ -1,4 +1,5 @@
-//! What a transfer does, shown while it does it: bars on a terminal, a line per step elsewhere.
+//! What a transfer does, shown while it does it: bars on a terminal's standard error, else a line
+//! per step on standard output.
 
 use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal as _;
@@ -67,7 +68,8 @@ impl Display {
                 // Bytes are for bars: a line tells each step once.
                 if told.insert((progress.reference.clone(), progress.status)) {
                     let (name, word) = (short(&progress.reference), progress.status.word());
-                    out::note(format_args!("{name}: {word}"));
+                    // A reader that is gone must not end the transfer; the last line tells of it.
+                    drop(out::line(&format_args!("{name}: {word}")));
                 }
             }
         }
