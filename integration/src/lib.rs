@@ -16,7 +16,9 @@ mod host;
 mod inventory;
 mod program;
 mod registry;
+mod watch;
 
 pub use host::{Host, IMAGE, Oci, archive};
 pub use program::{Output, Program, bin_dir, need, until};
 pub use registry::Registry;
+pub use watch::Watch;

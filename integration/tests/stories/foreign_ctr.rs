@@ -1,9 +1,6 @@
 //! Debian's `ctr` 1.6.20, unchanged, against our daemon: the whole list of what users do with it.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
-
-use integration::{Host, IMAGE, Program, Registry, archive, need, until};
+use integration::{Host, IMAGE, Program, Registry, Watch, archive, need, until};
 
 #[test]
 fn images_content_and_snapshots() {
@@ -168,57 +165,20 @@ fn events() {
         host.go_ctr(["images", "import", &archive().to_string_lossy()])
             .ok(),
     );
-    let mut events = Command::new(need("ctr"))
-        .arg("--address")
-        .arg(host.address())
-        .args(["-n", host.namespace(), "events"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start ctr events");
-    let mut lines = BufReader::new(events.stdout.take().expect("piped")).lines();
-    let mut made = 0;
-    std::thread::scope(|scope| {
-        let first = scope.spawn(|| lines.next().expect("a line").expect("text"));
-        while !first.is_finished() {
-            made += 1;
-            drop(
-                host.ctr(["namespaces", "create", &format!("probe{made}")])
-                    .ok(),
-            );
-        }
-        drop(first.join().expect("reader"));
-    });
+    let mut events = Watch::start(&host, &need("ctr"));
     drop(host.go_ctr(["run", "--rm", IMAGE, "e", "true"]).ok());
-    let mut topics = Vec::new();
-    for line in lines.by_ref() {
-        let line = line.expect("text");
-        let topic = line
-            .split_whitespace()
-            .find(|w| w.starts_with('/'))
-            .unwrap_or("")
-            .to_owned();
-        topics.push(topic.clone());
-        if topic == "/containers/delete" {
-            break;
-        }
-    }
-    events.kill().expect("kill");
-    events.wait().expect("wait");
+    let topics = events.topics_until("/containers/delete");
     let tasks: Vec<_> = topics.iter().filter(|t| t.starts_with("/tasks/")).collect();
-    assert_eq!(
-        tasks,
-        [
-            "/tasks/create",
-            "/tasks/start",
-            "/tasks/exit",
-            "/tasks/delete"
-        ]
-    );
+    let life = [
+        "/tasks/create",
+        "/tasks/start",
+        "/tasks/exit",
+        "/tasks/delete",
+    ];
+    assert_eq!(tasks, life);
     for want in ["/containers/create", "/snapshot/prepare"] {
         assert!(topics.iter().any(|t| t == want), "{want} in {topics:?}");
     }
-    for n in 1..=made {
-        drop(host.ctr(["namespaces", "rm", &format!("probe{n}")]).ok());
-    }
+    drop(events);
     host.finish();
 }

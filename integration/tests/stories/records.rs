@@ -1,9 +1,6 @@
 //! Namespaces, leases, events, plugins and the daemon's own facts through our `ctr`.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
-
-use integration::{Host, bin_dir};
+use integration::{Host, Watch, bin_dir};
 
 #[test]
 fn namespaces_are_made_labelled_and_refused_while_full() {
@@ -44,58 +41,18 @@ fn leases_keep_content_alive() {
 fn events_tell_a_container_s_life_in_order() {
     let host = Host::new("records-events");
     host.image();
-    let mut events = Command::new(bin_dir().join("ctr"))
-        .arg("--address")
-        .arg(host.address())
-        .args(["-n", host.namespace(), "events"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start ctr events");
-    let mut lines = BufReader::new(events.stdout.take().expect("piped")).lines();
-    // The stream says nothing before the first event: make some until one is seen.
-    let mut made = 0;
-    let seen = std::thread::scope(|scope| {
-        let first = scope.spawn(|| lines.next().expect("a line").expect("text"));
-        while !first.is_finished() {
-            made += 1;
-            drop(
-                host.ctr(["namespaces", "create", &format!("probe{made}")])
-                    .ok(),
-            );
-        }
-        first.join().expect("reader")
-    });
-    assert!(seen.contains("/namespaces/create"), "{seen}");
+    let mut events = Watch::start(&host, &bin_dir().join("ctr"));
     assert_eq!(host.run(&["--rm"], "e", &["sh", "-c", "exit 6"]).code, 6);
-    let mut topics = Vec::new();
-    for line in lines.by_ref() {
-        let line = line.expect("text");
-        let topic = line
-            .split_whitespace()
-            .find(|w| w.starts_with('/'))
-            .unwrap_or("")
-            .to_owned();
-        if topic.starts_with("/tasks/") {
-            topics.push(topic.clone());
-        }
-        if topic == "/containers/delete" {
-            break;
-        }
-    }
-    events.kill().expect("kill");
-    events.wait().expect("wait");
-    assert_eq!(
-        topics,
-        [
-            "/tasks/create",
-            "/tasks/start",
-            "/tasks/exit",
-            "/tasks/delete"
-        ]
-    );
-    for n in 1..=made {
-        drop(host.ctr(["namespaces", "rm", &format!("probe{n}")]).ok());
-    }
+    let mut topics = events.topics_until("/containers/delete");
+    topics.retain(|topic| topic.starts_with("/tasks/"));
+    let life = [
+        "/tasks/create",
+        "/tasks/start",
+        "/tasks/exit",
+        "/tasks/delete",
+    ];
+    assert_eq!(topics, life);
+    drop(events);
     host.finish();
 }
 
