@@ -45,6 +45,7 @@ binaries-dev:
 		|| cp -f $(TARGET_DIR)/debug/$$b $(DEV)/$$b; done
 	@cp -f $(TARGET_DIR)/$(HOST)/shim/containerd-shim-runc-v2 $(DEV)/
 
+binaries-release: export CONTAINERD_REVISION = $(shell git rev-parse HEAD 2>/dev/null)
 binaries-release:
 	$(CARGO) build --locked --release -p daemon -p ctr
 	$(CARGO) build --locked --profile shim -p shim $(SHIM_FLAGS)
