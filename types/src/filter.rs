@@ -2,7 +2,9 @@
 //!
 //! `field`, `field==v`, `field!=v`, `field~=regex`, joined by commas (AND); a list of filters is an OR.
 //! Field parts are separated by dots and may be quoted: `labels."a.b/c"`. Values may be quoted with
-//! `"`, and after `~=` also with `/…/` or `|…|`.
+//! `"`, and after `~=` also with `/…/` or `|…|`. White space may stand before a field, an operator
+//! and a value. `!=` and `~=` take a field that is not there as the empty text. All of this is as Go
+//! containerd does it, except that a pattern that cannot be compiled is refused here.
 
 use std::iter::Peekable;
 use std::str::CharIndices;
@@ -11,7 +13,8 @@ use crate::{Error, Result};
 
 /// Something whose fields filters can ask for.
 pub trait Filterable {
-    /// The value of the field at `path`; `None` when there is no such field.
+    /// The value of the field at `path`; `None` when there is no such field, and for the empty value
+    /// of one that need not be set.
     fn field(&self, path: &[&str]) -> Option<String>;
 }
 
@@ -38,6 +41,8 @@ enum Test {
 
 /// Longest filter string, in bytes: filters come from clients.
 const MAX_FILTER: usize = 64 * 1024;
+/// What operators are made of; a run of these is one operator.
+const OPERATORS: [char; 3] = ['=', '!', '~'];
 /// Limit of a compiled regular expression, in bytes.
 const MAX_REGEX: usize = 1 << 20;
 
@@ -80,11 +85,13 @@ impl Selector {
     fn matches(&self, object: &(impl Filterable + ?Sized)) -> bool {
         let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
         let found = object.field(&path);
-        match (&self.test, found) {
-            (Test::Present, found) => found.is_some_and(|v| !v.is_empty()),
-            (Test::Equal(want), found) => found.is_some_and(|v| v == *want),
-            (Test::NotEqual(want), found) => found.is_none_or(|v| v != *want),
-            (Test::Matches(regex), found) => found.is_some_and(|v| regex.is_match(&v)),
+        // Only the first two tests tell what is absent from what is empty.
+        let value = found.as_deref().unwrap_or_default();
+        match &self.test {
+            Test::Present => found.is_some(),
+            Test::Equal(want) => found.is_some() && value == want,
+            Test::NotEqual(want) => value != want,
+            Test::Matches(regex) => regex.is_match(value),
         }
     }
 }
@@ -128,26 +135,33 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// White space is skipped before a field, an operator and a value, and nowhere else.
+    fn skip_space(&mut self) {
+        while self.rest.next_if(|(_, c)| c.is_whitespace()).is_some() {}
+    }
+
     fn selector(&mut self) -> Result<Selector> {
         let mut path = vec![self.field()?];
         while self.rest.next_if(|(_, c)| *c == '.').is_some() {
             path.push(self.field()?);
         }
-        let test = match self.rest.peek().map(|(_, c)| *c) {
-            None | Some(',') => Test::Present,
-            Some(first @ ('=' | '!' | '~')) => {
-                self.rest.next();
-                if self.rest.next_if(|(_, c)| *c == '=').is_none() {
-                    return self.fail("expected '=' in the operator");
-                }
-                let value = self.value(first == '~')?;
-                match first {
-                    '=' => Test::Equal(value),
-                    '!' => Test::NotEqual(value),
-                    _ => Test::Matches(self.regex(&value)?),
-                }
+        if matches!(self.rest.peek(), None | Some((_, ','))) {
+            let test = Test::Present;
+            return Ok(Selector { path, test });
+        }
+        self.skip_space();
+        let mut operator = String::new();
+        while let Some((_, c)) = self.rest.next_if(|(_, c)| OPERATORS.contains(c)) {
+            operator.push(c);
+        }
+        let test = match operator.as_str() {
+            "==" => Test::Equal(self.value(false)?),
+            "!=" => Test::NotEqual(self.value(false)?),
+            "~=" => {
+                let pattern = self.value(true)?;
+                Test::Matches(self.regex(&pattern)?)
             }
-            Some(_) => return self.fail("unsupported operator"),
+            _ => return self.fail("expected an operator (\"==\"|\"!=\"|\"~=\")"),
         };
         Ok(Selector { path, test })
     }
@@ -163,11 +177,15 @@ impl<'a> Parser<'a> {
     }
 
     fn field(&mut self) -> Result<String> {
+        self.skip_space();
         if self.rest.peek().is_some_and(|(_, c)| *c == '"') {
             return self.quoted();
         }
         let mut name = String::new();
-        while let Some((_, c)) = self.rest.next_if(|(_, c)| c.is_alphanumeric() || *c == '_') {
+        while let Some((_, c)) = self
+            .rest
+            .next_if(|(_, c)| c.is_ascii_alphanumeric() || *c == '_')
+        {
             name.push(c);
         }
         if name.is_empty() {
@@ -176,82 +194,102 @@ impl<'a> Parser<'a> {
         Ok(name)
     }
 
+    /// Quoted, or everything up to a comma or white space; never empty without quotes.
     fn value(&mut self, pattern: bool) -> Result<String> {
+        self.skip_space();
         match self.rest.peek().map(|(_, c)| *c) {
-            Some('"') => self.quoted(),
-            Some(delimiter @ ('/' | '|')) if pattern => {
-                self.rest.next();
-                self.until(delimiter)
-            }
-            _ => {
-                let mut value = String::new();
-                while let Some((_, c)) = self.rest.next_if(|(_, c)| *c != ',' && *c != '"') {
-                    value.push(c);
-                }
-                Ok(value)
-            }
+            Some('"') => return self.quoted(),
+            Some('/' | '|') if pattern => return self.quoted(),
+            Some('/' | '|') => return self.fail("invalid quote encountered"),
+            // What cannot begin a value without quotes can stand inside of it.
+            None | Some('.' | ',') => return self.fail("expected value or quoted"),
+            Some(_) => {}
         }
-    }
-
-    /// Up to an unescaped `delimiter`; `\delimiter` stands for itself, other escapes stay.
-    fn until(&mut self, delimiter: char) -> Result<String> {
         let mut value = String::new();
-        while let Some((_, c)) = self.rest.next() {
-            match c {
-                '\\' => match self.rest.next() {
-                    Some((_, next)) if next == delimiter => value.push(next),
-                    Some((_, next)) => value.extend(['\\', next]),
-                    None => break,
-                },
-                c if c == delimiter => return Ok(value),
-                c => value.push(c),
-            }
+        let goes_on = |c: &char| *c != ',' && !c.is_whitespace() && !c.is_control();
+        while let Some((_, c)) = self.rest.next_if(|(_, c)| goes_on(c)) {
+            value.push(c);
         }
-        self.fail("quoted text is not closed")
+        Ok(value)
     }
 
-    /// A Go string literal in double quotes.
+    /// A Go string literal; the first character is the quote. Its escapes hold between `/…/` and
+    /// `|…|` as well: a backslash of the pattern is written twice there.
     fn quoted(&mut self) -> Result<String> {
-        self.rest.next();
-        let mut value = String::new();
+        let Some((_, quote)) = self.rest.next() else {
+            return self.fail("expected value or quoted");
+        };
+        let mut value = Vec::new();
         while let Some((_, c)) = self.rest.next() {
             match c {
-                '"' => return Ok(value),
-                '\\' => {
-                    let Some((_, escape)) = self.rest.next() else {
-                        break;
+                c if c == quote => {
+                    return match String::from_utf8(value) {
+                        Ok(value) => Ok(value),
+                        Err(_) => self.fail("quoted text is not UTF-8"),
                     };
-                    value.push(match escape {
-                        'n' => '\n',
-                        't' => '\t',
-                        'r' => '\r',
-                        '\\' | '"' => escape,
-                        'x' => self.code_point(2)?,
-                        'u' => self.code_point(4)?,
-                        'U' => self.code_point(8)?,
-                        _ => return self.fail("unknown escape"),
-                    });
                 }
+                '\\' => self.escape(quote, &mut value)?,
                 '\n' => return self.fail("line break in quoted text"),
-                c => value.push(c),
+                c => push(&mut value, c),
             }
         }
         self.fail("quoted text is not closed")
     }
 
-    fn code_point(&mut self, digits: usize) -> Result<char> {
-        let mut code = 0;
-        for _ in 0..digits {
-            match self.rest.next().and_then(|(_, c)| c.to_digit(16)) {
-                Some(digit) => code = code * 16 + digit,
+    fn escape(&mut self, quote: char, value: &mut Vec<u8>) -> Result<()> {
+        let Some((_, escape)) = self.rest.next() else {
+            return self.fail("quoted text is not closed");
+        };
+        match escape {
+            'a' => value.push(0x07),
+            'b' => value.push(0x08),
+            'f' => value.push(0x0c),
+            'n' => value.push(b'\n'),
+            'r' => value.push(b'\r'),
+            't' => value.push(b'\t'),
+            'v' => value.push(0x0b),
+            '\\' => value.push(b'\\'),
+            c if c == quote => push(value, c),
+            // These two name a byte, the next two a character.
+            'x' => match u8::try_from(self.digits(0, 2, 16)?) {
+                Ok(byte) => value.push(byte),
+                Err(_) => return self.fail("bad escape"),
+            },
+            '0'..='7' => {
+                let first = escape.to_digit(8).unwrap_or_default();
+                match u8::try_from(self.digits(first, 2, 8)?) {
+                    Ok(byte) => value.push(byte),
+                    Err(_) => return self.fail("bad escape"),
+                }
+            }
+            'u' | 'U' => {
+                let count = if escape == 'u' { 4 } else { 8 };
+                match char::from_u32(self.digits(0, count, 16)?) {
+                    Some(c) => push(value, c),
+                    None => return self.fail("bad escape"),
+                }
+            }
+            _ => return self.fail("unknown escape"),
+        }
+        Ok(())
+    }
+
+    /// `count` more digits behind what `number` holds already.
+    fn digits(&mut self, mut number: u32, count: usize, base: u32) -> Result<u32> {
+        for _ in 0..count {
+            let digit = self.rest.next().and_then(|(_, c)| c.to_digit(base));
+            let more = digit.and_then(|digit| number.checked_mul(base)?.checked_add(digit));
+            match more {
+                Some(more) => number = more,
                 None => return self.fail("bad escape"),
             }
         }
-        match char::from_u32(code) {
-            Some(c) => Ok(c),
-            None => self.fail("bad escape"),
-        }
+        Ok(number)
     }
+}
+
+fn push(text: &mut Vec<u8>, c: char) {
+    text.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
 }
 
 #[cfg(test)]
@@ -267,6 +305,7 @@ mod tests {
             match path {
                 ["name"] => Some("alpine".into()),
                 ["empty"] => Some(String::new()),
+                ["tasks"] => Some("/tasks/a.b".into()),
                 ["labels", rest @ ..] => self.0.field(rest),
                 _ => None,
             }
@@ -283,7 +322,20 @@ mod tests {
         for (filter, want) in [
             ("", true),
             ("name", true),
-            ("empty", false),
+            ("empty", true),
+            ("empty==\"\"", true),
+            ("nothing==\"\"", false),
+            ("nothing!=\"\"", false),
+            ("nothing~=^$", true),
+            ("nothing~=[a-z]", false),
+            (" name  ==\talpine, labels.k == v", true),
+            ("name!=x\"y", true),
+            ("tasks~=|^/tasks/|", true),
+            ("tasks~=^/tasks/", true),
+            ("tasks~=/a\\\\.b$/", true),
+            ("tasks~=/s\\/a/", true),
+            ("tasks~=a\\.b", true),
+            ("name==\"\\x61\\154\\u0070\\U00000069ne\"", true),
             ("nothing", false),
             ("name==alpine", true),
             ("name==debian", false),
@@ -297,7 +349,7 @@ mod tests {
             ("labels.\"a.b/c\"==\"x,y\"", true),
             ("name==alpine,labels.k==w", false),
             ("name==alpine,labels.k==v", true),
-            ("name~=|a\\|p|", true),
+            ("name~=|z\\|al|", true),
         ] {
             assert_eq!(run(filter), want, "{filter}");
         }
@@ -324,8 +376,20 @@ mod tests {
             "name,",
             ",",
             "a..b",
-            "name==x\"",
             "name!x",
+            "name==",
+            "name===x",
+            "name==x y",
+            "name==x ,tasks",
+            "name ",
+            "name .x",
+            "name==/x/",
+            "name==.x",
+            "näme",
+            "name==\"\\xff\"",
+            "name==\"\\777\"",
+            "name==\"\\ud800\"",
+            "name~=/\\d/",
             "a b",
             "name~=/x",
             "\"\\q\"",

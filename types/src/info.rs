@@ -98,7 +98,12 @@ impl Filterable for SnapshotInfo {
         match path {
             ["kind"] => Some(self.kind.name().to_owned()),
             ["name"] => Some(self.name.to_string()),
-            ["parent"] => self.parent.as_ref().map(ToString::to_string),
+            // There also when it is empty: `parent==""` asks for the bottom layers.
+            ["parent"] => Some(
+                self.parent
+                    .as_ref()
+                    .map_or(String::new(), ToString::to_string),
+            ),
             ["labels", key @ ..] => self.labels.field(key),
             _ => None,
         }
@@ -112,4 +117,26 @@ pub struct Usage {
     pub inodes: u64,
     /// Bytes.
     pub size: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Filter;
+
+    #[test]
+    fn bottom_layers_are_those_whose_parent_is_empty() {
+        let mut info = SnapshotInfo {
+            kind: SnapshotKind::Committed,
+            name: "layer".parse().unwrap(),
+            parent: None,
+            labels: Labels::new(),
+            created_at: SystemTime::UNIX_EPOCH,
+            updated_at: SystemTime::UNIX_EPOCH,
+        };
+        let bottom = Filter::parse(&["kind==committed,parent==\"\""]).unwrap();
+        assert!(bottom.matches(&info));
+        info.parent = Some("below".parse().unwrap());
+        assert!(!bottom.matches(&info));
+    }
 }

@@ -86,7 +86,7 @@ impl Filterable for Container {
         match path {
             ["id"] => Some(self.id.to_string()),
             ["runtime", "name"] => Some(self.runtime.name.clone()),
-            ["image"] => Some(self.image.clone()),
+            ["image"] => Some(self.image.clone()).filter(|image| !image.is_empty()),
             ["labels", key @ ..] => self.labels.field(key),
             _ => None,
         }
