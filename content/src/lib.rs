@@ -16,7 +16,7 @@ pub use self::hasher::Hasher;
 pub use self::local::Local;
 use async_trait::async_trait;
 use bytes::Bytes;
-use types::{BlobInfo, Digest, Fields, Filter, IngestRef, IngestStatus, Labels, Result};
+use types::{BlobInfo, Digest, Error, Fields, Filter, IngestRef, IngestStatus, Labels, Result};
 
 /// What a writer wants to write.
 #[derive(Clone, Debug)]
@@ -88,6 +88,14 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NotFound`.
     async fn abort(&self, reference: &IngestRef) -> Result<()>;
+
+    /// Frees what no call can name (half-made ingests that a crash has left).
+    ///
+    /// # Errors
+    /// `NotImplemented` where there is nothing to do.
+    async fn cleanup(&self) -> Result<()> {
+        Err(Error::not_implemented("cleanup"))
+    }
 }
 
 /// An open blob.

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use types::{Error, IngestStatus, Result};
+use types::{Error, IngestRef, IngestStatus, Result};
 
 use super::layout::os;
 use crate::{Hasher, IngestSpec};
@@ -39,7 +39,9 @@ impl Ticket {
     pub(super) fn status(&self) -> Result<IngestStatus> {
         let data = self.data();
         let found = fs::metadata(&data).map_err(|e| not_found(&data, e))?;
-        let reference = self.read("ref")?.try_into()?;
+        // A power cut can leave the name empty or zeroed: that is none.
+        let reference = IngestRef::try_from(self.read("ref")?)
+            .map_err(|e| Error::not_found(format_args!("{}: {e}", self.path.display())))?;
         let started_at = parse_time(&self.read("startedat")?)?;
         let mut updated_at = parse_time(&self.read("updatedat")?)?;
         // Not written with every write: the file's time may be later.
@@ -128,6 +130,14 @@ impl Ticket {
         status.total = status.total.max(total);
         status.expected.clone_from(&spec.expected);
         Ok((file, status))
+    }
+
+    /// Removes what is of no more use; a leftover is begun anew or cleaned up.
+    pub(super) fn remove(&self) {
+        let path = &self.path;
+        if let Err(error) = fs::remove_dir_all(path) {
+            tracing::warn!(path = %path.display(), %error, "ingest directory stays");
+        }
     }
 
     /// Notes when the ingest was last written.

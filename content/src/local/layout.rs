@@ -1,15 +1,13 @@
 //! Paths of the local store and the plain operations on them. All of it blocks.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use types::{
-    Algorithm, BlobInfo, Context as _, Digest, Error, Filter, IngestRef, IngestStatus, Labels,
-    Result,
-};
+use types::{Algorithm, BlobInfo, Digest, Error, Filter, IngestRef, IngestStatus, Labels, Result};
 
 use super::ingest::Ticket;
 use crate::Hasher;
@@ -24,7 +22,7 @@ impl Layout {
     pub(super) fn open(root: PathBuf) -> Result<Self> {
         make_dir(&root, 0o700)?;
         let layout = Self { root };
-        make_dir(&layout.root.join("ingest"), 0o755)?;
+        make_dir(&layout.ingests(), 0o755)?;
         for algorithm in Algorithm::ALL {
             make_dir(&layout.blobs(algorithm), 0o755)?;
         }
@@ -41,10 +39,19 @@ impl Layout {
         self.blobs(digest.algorithm()).join(digest.hex())
     }
 
-    /// Directory of an ingest: the name is hashed, so that it may hold anything.
+    /// Directory of an ingest.
     pub(super) fn ingest(&self, reference: &IngestRef) -> Result<PathBuf> {
-        let name = Hasher::digest(reference.as_str().as_bytes())?;
-        Ok(self.root.join("ingest").join(name.hex()))
+        Ok(self.ingests().join(ticket_name(reference)?))
+    }
+
+    pub(super) fn ingests(&self) -> PathBuf {
+        self.root.join("ingest")
+    }
+
+    /// Names of the ingest directories, among them those of no use any more.
+    pub(super) fn tickets(&self) -> Result<Vec<OsString>> {
+        let entries = read_dir(&self.ingests())?;
+        Ok(entries.iter().map(fs::DirEntry::file_name).collect())
     }
 
     pub(super) fn info(&self, digest: &Digest) -> Result<BlobInfo> {
@@ -97,13 +104,13 @@ impl Layout {
 
     pub(super) fn statuses(&self, filter: &Filter) -> Result<Vec<IngestStatus>> {
         let mut all = Vec::new();
-        for entry in read_dir(&self.root.join("ingest"))? {
-            // Half-made or just gone: not an ingest that anybody could resume.
-            let Some(status) = Ticket::new(entry.path()).status().absent_ok()? else {
-                continue;
-            };
-            if filter.matches(&status) {
-                all.push(status);
+        for name in self.tickets()? {
+            match Ticket::new(self.ingests().join(&name)).status() {
+                Ok(status) if filter.matches(&status) => all.push(status),
+                Ok(_) => {}
+                // Half-made or just gone: not an ingest that anybody could resume.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => tracing::warn!(?name, %error, "ingest left out of a list"),
             }
         }
         all.sort_by(|a, b| a.reference.cmp(&b.reference));
@@ -114,6 +121,12 @@ impl Layout {
         let path = self.ingest(reference)?;
         fs::remove_dir_all(&path).map_err(|e| absent(e, "remove", &path, || no_ingest(reference)))
     }
+}
+
+/// Name of an ingest's directory: hashed, so that the reference may hold anything.
+pub(super) fn ticket_name(reference: &IngestRef) -> Result<String> {
+    let name = Hasher::digest(reference.as_str().as_bytes())?;
+    Ok(name.hex().to_owned())
 }
 
 fn missing(digest: &Digest) -> Error {

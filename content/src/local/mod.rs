@@ -15,6 +15,7 @@ mod layout;
 mod writer;
 
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +27,8 @@ use types::{
 };
 
 use self::blob::LocalBlob;
-use self::layout::Layout;
+use self::ingest::Ticket;
+use self::layout::{Layout, ticket_name};
 use self::writer::LocalIngest;
 use crate::{Blob, ContentStore, Ingest, IngestSpec};
 
@@ -37,8 +39,11 @@ pub struct Local(Arc<Store>);
 /// What the store's handles and writers share.
 struct Store {
     layout: Layout,
-    writers: Mutex<HashMap<IngestRef, Arc<AtomicU64>>>,
+    /// Live writers by the name of their directory.
+    writers: Mutex<Writers>,
 }
+
+type Writers = HashMap<OsString, Arc<AtomicU64>>;
 
 impl Local {
     /// Opens the store at `root` and makes its directories.
@@ -70,41 +75,62 @@ impl fmt::Debug for Local {
 }
 
 impl Store {
-    fn writers(&self) -> std::sync::MutexGuard<'_, HashMap<IngestRef, Arc<AtomicU64>>> {
+    fn writers(&self) -> std::sync::MutexGuard<'_, Writers> {
         self.writers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The offset of a live writer, which may be ahead of the file.
     fn live(&self, mut status: IngestStatus) -> IngestStatus {
-        if let Some(offset) = self.writers().get(&status.reference) {
+        if let Ok(name) = ticket_name(&status.reference)
+            && let Some(offset) = self.writers().get(OsStr::new(&name))
+        {
             status.offset = status.offset.max(offset.load(Ordering::Relaxed));
         }
         status
     }
+
+    /// Removes the directories of ingests that nobody writes and nobody could resume: a crash within
+    /// their beginning or their commit has left them.
+    fn cleanup(self: &Arc<Self>) -> Result<()> {
+        for name in self.layout.tickets()? {
+            let ticket = Ticket::new(self.layout.ingests().join(&name));
+            let is_dead = || ticket.status().is_err_and(|e| e.is_not_found());
+            if !is_dead() {
+                continue;
+            }
+            // Looked at once more under the claim: a writer may have come and gone.
+            let Some(_claim) = Claim::take(self, name) else {
+                continue;
+            };
+            if is_dead() {
+                ticket.remove();
+            }
+        }
+        Ok(())
+    }
 }
 
-/// The right to write one ingest; one holder at a time.
+/// The right to the directory of one ingest; one holder at a time.
 pub(crate) struct Claim {
     store: Arc<Store>,
-    reference: IngestRef,
+    /// Name of the directory.
+    name: OsString,
     /// Bytes accepted so far.
     offset: Arc<AtomicU64>,
 }
 
 impl Claim {
-    fn take(store: &Arc<Store>, reference: &IngestRef) -> Result<Self> {
-        let mut writers = store.writers();
-        if writers.contains_key(reference) {
-            return Err(Error::unavailable(format_args!(
-                "ref {reference} locked by another writer"
-            )));
-        }
+    fn take(store: &Arc<Store>, name: OsString) -> Option<Self> {
         let offset = Arc::<AtomicU64>::default();
-        writers.insert(reference.clone(), Arc::clone(&offset));
+        let mut writers = store.writers();
+        if writers.contains_key(&name) {
+            return None;
+        }
+        writers.insert(name.clone(), Arc::clone(&offset));
         drop(writers);
-        Ok(Self {
+        Some(Self {
             store: Arc::clone(store),
-            reference: reference.clone(),
+            name,
             offset,
         })
     }
@@ -112,7 +138,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.store.writers().remove(&self.reference);
+        self.store.writers().remove(&self.name);
     }
 }
 
@@ -155,7 +181,11 @@ impl ContentStore for Local {
             {
                 return Err(Error::already_exists(format_args!("content {expected}")));
             }
-            let claim = Claim::take(&store, &spec.reference)?;
+            let name = ticket_name(&spec.reference)?;
+            let claim = Claim::take(&store, name.into()).ok_or_else(|| {
+                let reference = &spec.reference;
+                Error::unavailable(format_args!("ref {reference} locked by another writer"))
+            })?;
             LocalIngest::open(claim, &spec)
         })
         .await?;
@@ -177,6 +207,11 @@ impl ContentStore for Local {
     async fn abort(&self, reference: &IngestRef) -> Result<()> {
         let reference = reference.clone();
         self.run(move |layout| layout.abort(&reference)).await
+    }
+
+    async fn cleanup(&self) -> Result<()> {
+        let store = Arc::clone(&self.0);
+        blocking(move || store.cleanup()).await
     }
 }
 

@@ -247,3 +247,44 @@ async fn a_full_disk_is_named_and_leaves_no_blob() {
     drop(local);
     disk.unmount().unwrap();
 }
+
+#[tokio::test]
+async fn cleanup_takes_what_a_crash_has_left_and_nothing_else() {
+    let (root, local) = store();
+    let ingests = root.path().join("content/ingest");
+    for reference in ["whole", "no data", "no name"] {
+        let mut ingest = local.ingest(spec(reference)).await.unwrap();
+        ingest.write(Bytes::from_static(b"12")).await.unwrap();
+    }
+    let ticket =
+        |reference: &str| ingests.join(Hasher::digest(reference.as_bytes()).unwrap().hex());
+    // Killed between the rename of the data and the removal; a power cut that emptied a file; killed
+    // in between the first steps; and a live writer whose directory looks the same.
+    fs::remove_file(ticket("no data").join("data")).unwrap();
+    fs::write(ticket("no name").join("ref"), "").unwrap();
+    fs::create_dir(ticket("begun")).unwrap();
+    let live = local.ingest(spec("live")).await.unwrap();
+    fs::remove_file(ticket("live").join("ref")).unwrap();
+    let listed = local.statuses(&types::Filter::default()).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    local.cleanup().await.unwrap();
+    let mut left: Vec<_> = fs::read_dir(&ingests)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    left.sort();
+    let mut want = [ticket("whole"), ticket("live")];
+    want.sort();
+    assert_eq!(left, want);
+    drop(live);
+    local.cleanup().await.unwrap();
+    assert_eq!(fs::read_dir(&ingests).unwrap().count(), 1);
+    assert_eq!(
+        local
+            .status(&"whole".parse().unwrap())
+            .await
+            .unwrap()
+            .offset,
+        2
+    );
+}

@@ -267,7 +267,9 @@ impl LocalIngest {
         // A file of another length cannot be the blob: it is replaced by what was just verified.
         if fs::metadata(&target).is_ok_and(|there| there.len() == size) {
             self.committed = true;
-            self.remove();
+            // Who made it may not have come to this step yet, or ever.
+            sync_dir(&layout.blobs(digest.algorithm()))?;
+            self.ticket.remove();
             return Err(Error::already_exists(format_args!("content {digest}")));
         }
         let data = self.ticket.data();
@@ -284,16 +286,8 @@ impl LocalIngest {
         fs::rename(&data, &target).map_err(|e| os("rename", &data, e))?;
         self.committed = true;
         sync_dir(&layout.blobs(digest.algorithm()))?;
-        self.remove();
+        self.ticket.remove();
         Ok(())
-    }
-
-    /// What is left of the ingest is of no more use; a leftover is begun anew or collected.
-    fn remove(&self) {
-        let path = self.ticket.path();
-        if let Err(error) = fs::remove_dir_all(path) {
-            tracing::warn!(path = %path.display(), %error, "ingest directory stays");
-        }
     }
 }
 
