@@ -398,7 +398,10 @@ impl Snapshotter for Memory {
         parent: Option<&SnapshotKey>,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        self.create(key, parent, labels, SnapshotKind::Active)
+        let made = self.create(key, parent, labels, SnapshotKind::Active);
+        // As from another thread: done here, not yet known to the caller.
+        tokio::task::yield_now().await;
+        made
     }
 
     async fn view(

@@ -18,6 +18,7 @@ use types::{Digest, Error, Event, IngestRef, IngestStatus, Labels, Resource, Res
 
 use crate::content::ScopedContent;
 use crate::db::WriteTx;
+use crate::detach::detached;
 use crate::key::{Bucket, own};
 use crate::kv::Read as _;
 use crate::leases;
@@ -224,17 +225,21 @@ impl Ingest for ScopedIngest {
             source,
             ..
         } = *self;
-        if let Source::Own(writer) = source {
-            let committed = writer.commit(Some(found), Some(digest.clone()), Labels::new());
-            match committed.await {
-                // Another namespace has it, or this one before a crash: link it.
-                Err(e) if e.is_already_exists() => {}
-                other => drop(other?),
+        // Whoever goes away now: no blob without its record.
+        let publish = async move {
+            if let Source::Own(writer) = source {
+                let committed = writer.commit(Some(found), Some(digest.clone()), Labels::new());
+                match committed.await {
+                    // Another namespace has it, or this one before a crash: link it.
+                    Err(e) if e.is_already_exists() => {}
+                    other => drop(other?),
+                }
             }
-        }
-        let linked = Self::link(&content, spec.reference, digest, found, labels).await;
-        drop(gate);
-        linked
+            let linked = Self::link(&content, spec.reference, digest, found, labels).await;
+            drop(gate);
+            linked
+        };
+        detached(publish).await
     }
 }
 

@@ -17,6 +17,7 @@ mod codec;
 mod containers;
 mod content;
 mod db;
+mod detach;
 #[cfg(test)]
 mod fixture;
 mod gate;
@@ -162,7 +163,8 @@ impl Metadata {
     /// # Errors
     /// Those of the store; failures of backends are logged and tried again with the next run.
     pub async fn gc(&self) -> Result<gc::Stats> {
-        gc::run(self).await
+        let this = self.clone();
+        detach::detached(async move { gc::run(&this).await }).await
     }
 }
 

@@ -80,7 +80,16 @@ async fn content(metadata: &Metadata, stats: &mut Stats) -> Result<()> {
             stats.ingests += u64::from(errors.note(gone).is_some());
         }
     }
+    note_cleanup(&mut errors, backend.cleanup().await);
     errors.into_result()
+}
+
+/// Not every backend has something to clean up.
+fn note_cleanup(errors: &mut Errors, result: Result<()>) {
+    match result {
+        Err(error) if error.is(Code::NotImplemented) => {}
+        result => drop(errors.note(result)),
+    }
 }
 
 /// What the records name in the content backend.
@@ -156,10 +165,7 @@ async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result
             }
         }
     }
-    match backend.snapshotter.cleanup().await {
-        Err(error) if error.is(Code::NotImplemented) => {}
-        result => drop(errors.note(result)),
-    }
+    note_cleanup(&mut errors, backend.snapshotter.cleanup().await);
     errors.into_result().map(|()| removed)
 }
 

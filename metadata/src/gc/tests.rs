@@ -454,3 +454,31 @@ async fn the_scheduler_collects_after_the_start_and_after_deletions() {
         .expect("collects after a removal");
     scheduler.abort();
 }
+
+#[tokio::test]
+async fn a_collection_goes_on_when_its_caller_goes_away() {
+    let house = House::new().await;
+    let scope = scope("a");
+    blob(&house, &scope, "garbage", &[]).await;
+    {
+        let mut gc = Box::pin(house.metadata.gc());
+        assert!(futures::poll!(&mut gc).is_pending());
+    }
+    let empty = async {
+        while !house.blobs().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), empty)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_collection_cleans_the_content_backend_up() {
+    let house = House::new().await;
+    let half = house.root.path().join("content/ingest/half-made");
+    std::fs::create_dir(&half).unwrap();
+    house.metadata.gc().await.unwrap();
+    assert!(!half.exists());
+}

@@ -22,6 +22,7 @@ use types::{
     SnapshotInfo, SnapshotKey, Usage,
 };
 
+use crate::detach::detached;
 use crate::gate::Gate;
 use crate::key::{Bucket, below, key, names};
 use crate::kv::{Flow, Read};
@@ -189,7 +190,8 @@ impl Snapshotter for ScopedSnapshotter {
         parent: Option<&SnapshotKey>,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        self.create(key, parent, labels, true).await
+        let (this, key, parent) = (self.clone(), key.clone(), parent.cloned());
+        detached(async move { this.create(&key, parent.as_ref(), labels, true).await }).await
     }
 
     async fn view(
@@ -198,11 +200,13 @@ impl Snapshotter for ScopedSnapshotter {
         parent: Option<&SnapshotKey>,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        self.create(key, parent, labels, false).await
+        let (this, key, parent) = (self.clone(), key.clone(), parent.cloned());
+        detached(async move { this.create(&key, parent.as_ref(), labels, false).await }).await
     }
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
-        self.commit_as(name, key, labels).await
+        let (this, name, key) = (self.clone(), name.clone(), key.clone());
+        detached(async move { this.commit_as(&name, &key, labels).await }).await
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {

@@ -212,3 +212,30 @@ async fn prepares_and_collections_race_without_losing_a_snapshot() {
     house.metadata.gc().await.unwrap();
     assert_eq!(house.memory.keys().len(), 4 * 7);
 }
+
+/// A request whose client goes away while the backend works leaves a record for what was made.
+#[tokio::test]
+async fn a_cancelled_prepare_leaves_nothing_without_a_record() {
+    let house = House::new().await;
+    house.metadata.gc().await.unwrap();
+    let leased = house.leased("a", Labels::new()).await;
+    let a = house.snapshots(&leased);
+    let key = name("k");
+    {
+        let mut prepare = a.prepare(&key, None, Labels::new());
+        while house.memory.keys().is_empty() {
+            let step = futures::poll!(&mut prepare);
+            assert!(step.is_pending(), "the backend yields before the answer");
+            tokio::task::yield_now().await;
+        }
+    }
+    let made = async {
+        while a.stat(&key).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), made)
+        .await
+        .unwrap();
+    assert_eq!(house.held(&leased).await.len(), 1);
+}
