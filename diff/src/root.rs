@@ -133,6 +133,24 @@ pub(crate) fn through_fd(dir: impl AsFd, name: &[u8]) -> PathBuf {
     path
 }
 
+/// Opens for reading the regular file that `facts` were taken of, and nothing that took its place since:
+/// a container may be at work in the tree, and the nodes of its devices are the host's devices.
+pub(crate) fn open_regular(dir: impl AsFd, name: &[u8], facts: &Stat) -> Result<OwnedFd, Errno> {
+    let by_name = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let pinned = rustix::fs::openat(dir, name, by_name, Mode::empty())?;
+    let now = rustix::fs::fstat(&pinned)?;
+    let same = (now.st_dev, now.st_ino) == (facts.st_dev, facts.st_ino);
+    if !same || file_type(&now) != FileType::RegularFile {
+        return Err(Errno::STALE);
+    }
+    let open = |more| {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | more;
+        rustix::fs::open(sys::fs::fd_path(&pinned), flags, Mode::empty())
+    };
+    // Reading must not change what is read, where we may say so.
+    open(OFlags::NOATIME).or_else(|_| open(OFlags::empty()))
+}
+
 /// The error of a call on an entry of an archive or a tree. What only a name or a link of the
 /// archive can have caused is `InvalidArgument`.
 pub(crate) fn entry_error(call: &str, name: &[u8], errno: Errno) -> Error {
@@ -143,6 +161,8 @@ pub(crate) fn entry_error(call: &str, name: &[u8], errno: Errno) -> Error {
     );
     match errno {
         Errno::NOSPC | Errno::DQUOT => made.reclass(Code::ResourceExhausted),
+        // The tree changed under our hands.
+        Errno::STALE => made.reclass(Code::Aborted),
         Errno::NAMETOOLONG
         | Errno::NOTDIR
         | Errno::LOOP
@@ -173,6 +193,34 @@ mod tests {
         ] {
             let want: Vec<&[u8]> = want.into_iter().map(str::as_bytes).collect();
             assert_eq!(components(name.as_bytes()), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_file_that_was_looked_at_is_opened() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = Root::open(temp.path()).unwrap();
+        let path = temp.path().join("f");
+        std::fs::write(&path, "text").unwrap();
+        let facts = stat(&dir.fd, b"f").unwrap().unwrap();
+        open_regular(&dir.fd, b"f", &facts).unwrap();
+        let aside = temp.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        let number = rustix::fs::makedev(1, 5);
+        let swaps: [&dyn Fn(); 4] = [
+            &|| std::fs::write(&path, "other").unwrap(),
+            &|| std::os::unix::fs::symlink("aside", &path).unwrap(),
+            &|| {
+                let (kind, mode) = (FileType::CharacterDevice, Mode::RUSR);
+                rustix::fs::mknodat(&dir.fd, "f", kind, mode, number).unwrap();
+            },
+            &|| rustix::fs::mknodat(&dir.fd, "f", FileType::Fifo, Mode::RUSR, 0).unwrap(),
+        ];
+        for swap in swaps {
+            swap();
+            let error = open_regular(&dir.fd, b"f", &facts).unwrap_err();
+            assert_eq!(error, Errno::STALE);
+            std::fs::remove_file(&path).unwrap();
         }
     }
 

@@ -7,25 +7,22 @@ use std::fs::File;
 use std::io::{Read as _, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use types::Result;
 
 use super::layer::{Layer, Node, wanted_xattrs};
 use super::sources::Sources;
 use crate::lower::is_opaque;
-use crate::root::{Root, entry_error, file_type, is_whiteout, names, stat, through_fd};
+use crate::root::{
+    Root, entry_error, file_type, is_whiteout, names, open_regular, stat, through_fd,
+};
 use crate::tar::{Time, Writer};
 
 /// Levels of directories that are kept open.
 const OPEN: usize = 64;
 /// Buffer for comparing contents.
 const BUFFER: usize = 64 * 1024;
-/// How files are read: never wait for a fifo, never follow.
-pub(super) const READ: OFlags = OFlags::RDONLY
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::NONBLOCK)
-    .union(OFlags::CLOEXEC);
 
 /// A comparison under way.
 pub(super) struct Walk<'a, W: Write> {
@@ -214,18 +211,18 @@ fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, copied_up: bool) -> Result<bo
             }
         }
         let look = copied_up || a != b;
-        if kind == FileType::RegularFile && look && !same_contents(dir, new)? {
+        if kind == FileType::RegularFile && look && !same_contents(dir, old, new)? {
             return Ok(false);
         }
     }
     Ok(xattrs(dir)? == xattrs(new.dir)?)
 }
 
-fn same_contents(dir: &OwnedFd, new: &Node<'_>) -> Result<bool, Errno> {
-    let open = |dir: &OwnedFd| -> Result<File, Errno> {
-        Ok(rustix::fs::openat(dir, new.name, READ, Mode::empty())?.into())
+fn same_contents(dir: &OwnedFd, old: &Stat, new: &Node<'_>) -> Result<bool, Errno> {
+    let open = |dir: &OwnedFd, facts: &Stat| -> Result<File, Errno> {
+        Ok(open_regular(dir, new.name, facts)?.into())
     };
-    let (mut a, mut b) = (open(dir)?, open(new.dir)?);
+    let (mut a, mut b) = (open(dir, old)?, open(new.dir, new.stat)?);
     let (mut left, mut right) = (vec![0; BUFFER], vec![0; BUFFER]);
     let errno = |e: std::io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
     loop {

@@ -9,13 +9,12 @@ use std::io::{Read as _, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use types::{Error, Result};
 
-use super::changes::READ;
 use crate::extract::{Xattrs, list_xattrs};
-use crate::root::{Root, entry_error, file_type, through_fd};
+use crate::root::{Root, entry_error, file_type, open_regular, through_fd};
 use crate::stream::CHUNK;
 use crate::tar::{Entry, Kind, Time, Writer, stream_error};
 
@@ -265,10 +264,7 @@ impl<'a, W: Write> Layer<'a, W> {
     }
 
     fn data(&mut self, node: &Node<'_>, size: u64) -> Result<()> {
-        let open = |flags| rustix::fs::openat(node.dir, node.name, flags, Mode::empty());
-        // Reading must not change what is read, where we may say so.
-        let fd = open(READ | OFlags::NOATIME)
-            .or_else(|_| open(READ))
+        let fd = open_regular(node.dir, node.name, node.stat)
             .map_err(|e| entry_error("open", node.path, e))?;
         let mut file = File::from(fd);
         self.buffer.resize(CHUNK, 0);
