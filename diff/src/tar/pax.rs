@@ -3,6 +3,8 @@
 //! Invariant: a record that does not add up fails the archive; the last record of a key wins; an empty
 //! value takes the key away.
 
+use std::collections::HashSet;
+
 use types::Result;
 
 use super::header::{id, size};
@@ -49,6 +51,7 @@ impl Records {
             records.take(key, value)?;
             data = rest;
         }
+        records.keep_last_attributes();
         Ok(records)
     }
 
@@ -97,11 +100,17 @@ impl Records {
     }
 
     fn attribute(&mut self, key: &[u8], value: &[u8]) {
-        let Some(name) = key.strip_prefix(XATTR) else {
-            return;
-        };
-        self.xattrs.retain(|(old, _)| old != name);
-        self.xattrs.push((name.to_vec(), value.to_vec()));
+        if let Some(name) = key.strip_prefix(XATTR) {
+            self.xattrs.push((name.to_vec(), value.to_vec()));
+        }
+    }
+
+    /// Of attributes that come twice the last, in one pass: a header can hold fifty thousand.
+    fn keep_last_attributes(&mut self) {
+        let mut seen = HashSet::new();
+        self.xattrs.reverse();
+        self.xattrs.retain(|(name, _)| seen.insert(name.clone()));
+        self.xattrs.reverse();
     }
 }
 
@@ -213,6 +222,26 @@ mod tests {
             })
         );
         assert_eq!(records.xattrs, [(b"a".to_vec(), b"x=y".to_vec())]);
+    }
+
+    #[test]
+    fn a_header_full_of_attributes_is_read_in_one_pass() {
+        let mut data = Vec::new();
+        for _ in 0..2 {
+            for number in 10_000..27_000 {
+                data.extend_from_slice(format!("26 SCHILY.xattr.u.{number}=v\n").as_bytes());
+            }
+        }
+        data.extend_from_slice(b"26 SCHILY.xattr.u.10000=w\n");
+        let started = std::time::Instant::now();
+        let records = Records::parse(&data).unwrap();
+        assert_eq!(records.xattrs.len(), 17_000);
+        assert_eq!(
+            records.xattrs.last().unwrap(),
+            &(b"u.10000".to_vec(), b"w".to_vec())
+        );
+        // One comparison with each other took tens of seconds here.
+        assert!(started.elapsed().as_secs() < 5);
     }
 
     #[test]
