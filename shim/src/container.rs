@@ -381,9 +381,6 @@ impl Container {
         }
         self.remove().await?;
         process.drain(DRAIN).await;
-        for exec in self.active_execs() {
-            exec.drain(Duration::ZERO).await;
-        }
         let unmounted = self.unmount();
         self.stop_watching_oom();
         process.delete()?;

@@ -83,6 +83,10 @@ impl Container {
         shim.publisher.publish("/tasks/exec-started", &event);
         process.announced();
         self.watch(shim, &process, made.pid, made.ending);
+        if self.init.has_ended() {
+            // It came too late to die with the others; the init's exit waits for its end.
+            drop(self.runtime.reap.signal(made.pid, libc::SIGKILL));
+        }
         Ok(made.pid)
     }
 
@@ -123,7 +127,11 @@ impl Container {
                 .exec(&spec, &pid, &files.log, None, Some(socket.name()))
                 .await?;
             let (pid, ending) = claim(shim, &files.pid, hold)?;
-            let console = Console::attach(socket.receive()?, prepared)?;
+            let console = socket
+                .receive()
+                .and_then(|master| Console::attach(master, prepared))
+                // It runs already, and nobody would know of it.
+                .inspect_err(|_| drop(shim.reap.signal(pid, libc::SIGKILL)))?;
             Ok(Made {
                 pid,
                 ending,
@@ -156,10 +164,11 @@ struct ExecFiles {
 
 impl ExecFiles {
     fn new(bundle: &std::path::Path, exec: &str) -> Self {
-        let log = format!("{exec}-log.json");
+        // The prefix keeps an exec that is called `init` away from the init's files.
+        let log = format!("exec-{exec}-log.json");
         Self {
-            spec: bundle.join(format!("{exec}-process.json")),
-            pid: bundle.join(format!("{exec}.pid")),
+            spec: bundle.join(format!("exec-{exec}-process.json")),
+            pid: bundle.join(format!("exec-{exec}.pid")),
             log_path: bundle.join(&log),
             log,
         }
@@ -186,6 +195,17 @@ fn spec_with_terminal(spec: &[u8], terminal: bool) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use types::bundle_file;
+
+    #[test]
+    fn no_exec_has_the_files_of_the_init() {
+        let bundle = std::path::Path::new("/b");
+        let files = ExecFiles::new(bundle, "init");
+        let taken = [bundle_file::INIT_PID, "log.json", bundle_file::EXIT];
+        for file in [&files.spec, &files.pid, &files.log_path] {
+            assert!(!taken.iter().any(|name| *file == bundle.join(name)));
+        }
+    }
 
     #[test]
     fn the_terminal_is_as_requested_and_the_rest_untouched() {
