@@ -24,7 +24,7 @@ const KILLED: u32 = 137;
 /// shim recorded it, else as killed now.
 ///
 /// # Errors
-/// When the root file system cannot be unmounted.
+/// When the runtime fails and the init lives, or the root file system cannot be unmounted.
 pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     let bundle = std::path::absolute(&flags.bundle).map_err(|e| Error::os("bundle", e))?;
     let recorded = exits::read(&bundle);
@@ -33,7 +33,11 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0);
-    remove_container(flags, &bundle);
+    let removed = remove_container(flags, &bundle);
+    if recorded.is_none() && is_alive(pid) {
+        // What lives keeps its root file system and its record; somebody must come again.
+        removed?;
+    }
     sys::mount::unmount_recursive(&bundle.join(bundle_file::ROOTFS))?;
     remove_socket(&bundle);
     let exit = recorded.unwrap_or(Exit {
@@ -50,20 +54,30 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     response.write_to_bytes().map_err(Error::internal)
 }
 
-fn remove_container(flags: &Flags, bundle: &Path) {
+fn remove_container(flags: &Flags, bundle: &Path) -> Result<()> {
     let options = Options::load(bundle);
     let root = options.runtime_root(bundle, &flags.namespace);
     if is_plain(options.binary()) && !root.join(&flags.id).exists() {
-        return;
+        return Ok(());
     }
     let removed = Spawn::new(options.binary())
         .arg("--root")
         .arg(root)
         .args(["delete", "--force", &flags.id])
-        .output(b"", RUNTIME_OUTPUT, RUNTIME_TIME);
-    // Standard error goes to the daemon's log together with the answer, so nothing may be said: a
-    // runtime that is missing or fails leaves its processes to the next attempt.
-    drop(removed);
+        .output(b"", RUNTIME_OUTPUT, RUNTIME_TIME)?;
+    if removed.status.is_success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&removed.text);
+    Err(Error::unknown(format_args!(
+        "{} delete: {}",
+        options.binary(),
+        text.trim()
+    )))
+}
+
+fn is_alive(pid: u32) -> bool {
+    sys::pidfd::open(pid).is_ok_and(|fd| sys::pidfd::is_alive(fd).unwrap_or(false))
 }
 
 /// A shim that was killed leaves its socket file; one that lives (for others of its group) keeps it.
@@ -110,6 +124,19 @@ mod tests {
             assert_eq!((answer.pid, answer.exit_status), (0, 137));
             assert!(answer.exited_at.seconds > 0);
         }
+    }
+
+    #[test]
+    fn what_lives_is_not_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("runtime"), "/no/such/runtime").unwrap();
+        let child = Spawn::new("sleep").arg("60").spawn().unwrap();
+        std::fs::write(dir.path().join("init.pid"), child.pid().to_string()).unwrap();
+        let error = delete(&flags(dir.path())).unwrap_err();
+        assert!(error.to_string().contains("/no/such/runtime"), "{error}");
+        child.kill(libc::SIGKILL).unwrap();
+        child.wait().unwrap();
+        delete(&flags(dir.path())).unwrap();
     }
 
     #[test]
