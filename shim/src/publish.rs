@@ -16,7 +16,7 @@ use protos::wire::Wire as _;
 use protos::{MessageField, call};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use ttrpc::asynchronous::{Client, transport::Socket};
 use types::{Error, Namespace, Result};
 
@@ -39,6 +39,8 @@ pub(crate) struct Publisher {
     queue: Mutex<Queue>,
     filled: Notify,
     emptied: Notify,
+    /// The daemon is there: ends a pause.
+    back: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +57,7 @@ impl Publisher {
             queue,
             filled: Notify::new(),
             emptied: Notify::new(),
+            back: Notify::new(),
         }
     }
 
@@ -116,6 +119,11 @@ impl Publisher {
         }
     }
 
+    /// A daemon has come: what it missed need not wait for the next attempt.
+    pub(crate) fn hurry(&self) {
+        self.back.notify_waiters();
+    }
+
     /// Waits until everything was taken, at most `limit`.
     pub(crate) async fn drain(&self, limit: Duration) {
         let empty = async {
@@ -170,8 +178,15 @@ impl Publisher {
                     }
                 }
             }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = self.rest(pause).await;
+        }
+    }
+
+    /// Waits so long, or until the daemon is back. Returns the pause after this one.
+    async fn rest(&self, pause: Duration) -> Duration {
+        match timeout(pause, self.back.notified()).await {
+            Ok(()) => FIRST_PAUSE,
+            Err(_) => (pause * 2).min(LONGEST_PAUSE),
         }
     }
 

@@ -196,6 +196,7 @@ impl Shim {
     }
 
     fn connect(&self, id: &str) -> api::ConnectResponse {
+        self.publisher.hurry();
         let task = self
             .container(id)
             .map_or(0, |container| container.init.view().pid);
@@ -234,16 +235,20 @@ pub(crate) fn tables(shim: &Arc<Shim>) -> HashMap<String, Table> {
     if let Some(table) = create_task(Arc::new(Service(Arc::clone(shim)))).remove(V3) {
         tables.insert(V2.to_owned(), table);
     }
-    tables.insert(
-        "containerd.runtime.sandbox.v1.Sandbox".to_owned(),
-        sandbox_table(),
-    );
+    tables.extend(ABSENT.map(|name| (name.to_owned(), absent())));
     tables
 }
 
-/// Daemons ask for this service to find out whether it is there: the answer must be the class that
-/// says no, which the server gives only for methods of services that it knows.
-fn sandbox_table() -> Table {
+/// Services that daemons ask shims for and that are not offered here. Of a service that it has never
+/// heard of the server says that the argument is invalid, and daemons would not know what that means.
+const ABSENT: [&str; 3] = [
+    "containerd.runtime.sandbox.v1.Sandbox",
+    "containerd.services.streaming.v1.Streaming",
+    "grpc.health.v1.Health",
+];
+
+/// A service without methods: every call is answered with `Unimplemented`.
+fn absent() -> Table {
     let methods: HashMap<String, Box<dyn MethodHandler + Send + Sync>> = HashMap::new();
     Table {
         methods,

@@ -112,6 +112,23 @@ fn a_refused_event_does_not_stop_the_ones_behind_it() {
 }
 
 #[test]
+fn a_daemon_that_is_back_ends_the_pause() {
+    block_on(async {
+        let publisher = publisher();
+        let rest = publisher.rest(Duration::from_secs(3600));
+        let ((), next) = tokio::join!(
+            async {
+                tokio::task::yield_now().await;
+                publisher.hurry();
+            },
+            rest
+        );
+        assert_eq!(next, FIRST_PAUSE);
+        assert_eq!(publisher.rest(FIRST_PAUSE).await, FIRST_PAUSE * 2);
+    });
+}
+
+#[test]
 fn the_queue_is_bounded_and_drops_the_oldest() {
     let publisher = publisher();
     for n in 0..=CAPACITY {
