@@ -68,11 +68,14 @@ impl Seen {
         self.exit_published
     }
 
-    /// The shim told the state of a process.
+    /// The shim told the state of a process. An answer may be older than an end that came as event.
     pub(crate) fn told(&mut self, exec: Option<&ExecId>, state: &ProcessState) {
-        match exec {
-            None => self.init = state.clone(),
-            Some(id) => drop(self.execs.insert(id.clone(), state.clone())),
+        match self.get_mut(exec) {
+            Some(known) if known.exit.is_some() && state.exit.is_none() => {}
+            Some(known) => *known = state.clone(),
+            None => self
+                .execs
+                .extend(exec.map(|id| (id.clone(), state.clone()))),
         }
     }
 
@@ -110,9 +113,22 @@ impl Seen {
         }
     }
 
-    /// Takes over what an event of the shim says.
+    fn is_not_init(&self, pid: u32) -> bool {
+        pid != 0 && self.init.pid != 0 && pid != self.init.pid
+    }
+
+    /// Takes over what an event of the shim says. Execs are known from the calls that add them; an
+    /// event about one that was deleted meanwhile must not bring it back.
     pub(crate) fn apply(&mut self, change: &Change) {
         match change {
+            // The event of an exec that is called like its container looks like init's.
+            Change::Exited { exec: None, exit } if self.is_not_init(exit.pid) => {
+                let mut execs = self.execs.values_mut();
+                if let Some(exec) = execs.find(|exec| exec.pid == exit.pid) {
+                    exec.status = Status::Stopped;
+                    exec.exit = Some((exit.status, exit.at));
+                }
+            }
             Change::Exited { exec, exit } => {
                 self.exit_published |= exec.is_none();
                 self.ended(exec.as_ref(), exit.pid, exit.status, exit.at);
@@ -120,10 +136,6 @@ impl Seen {
             Change::Started { exec, pid } => {
                 self.alive(exec.as_ref(), Status::Running, Some(*pid));
             }
-            Change::Added(exec) if !self.execs.contains_key(exec) => {
-                self.added(exec, Stdio::default());
-            }
-            Change::Added(_) => {}
             Change::Paused => self.alive(None, Status::Paused, None),
             Change::Resumed => self.alive(None, Status::Running, None),
         }
@@ -167,7 +179,7 @@ mod tests {
     fn execs_are_told_from_init() {
         let mut seen = seen();
         let exec: ExecId = "e1".parse().unwrap();
-        seen.apply(&Change::Added(exec.clone()));
+        seen.added(&exec, Stdio::default());
         seen.apply(&exited(Some(&exec), 9));
         assert_eq!(seen.get(Some(&exec)).unwrap().status, Status::Stopped);
         assert_eq!(seen.get(None).unwrap().status, Status::Unknown);
@@ -177,15 +189,38 @@ mod tests {
     }
 
     #[test]
-    fn an_exec_that_is_known_keeps_its_streams() {
+    fn a_late_event_does_not_bring_a_deleted_exec_back() {
         let mut seen = seen();
         let exec: ExecId = "e1".parse().unwrap();
-        let stdio = Stdio {
-            stdout: "/out".into(),
-            ..Stdio::default()
-        };
-        seen.added(&exec, stdio.clone());
-        seen.apply(&Change::Added(exec.clone()));
-        assert_eq!(seen.get(Some(&exec)).unwrap().stdio, stdio);
+        seen.added(&exec, Stdio::default());
+        seen.removed(&exec);
+        let id = Some(exec.clone());
+        seen.apply(&Change::Started { exec: id, pid: 9 });
+        seen.apply(&exited(Some(&exec), 0));
+        assert!(seen.get(Some(&exec)).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_is_older_than_the_end_is_not_believed() {
+        let mut seen = seen();
+        let running = fresh("c1".into(), Status::Running, Stdio::default());
+        seen.told(None, &running);
+        seen.apply(&exited(None, 3));
+        seen.told(None, &running);
+        assert_eq!(seen.get(None).unwrap().status, Status::Stopped);
+        assert_eq!(seen.exit().unwrap().status, 3);
+    }
+
+    #[test]
+    fn the_end_of_an_exec_called_like_its_container_is_not_the_inits() {
+        let mut seen = seen();
+        seen.alive(None, Status::Running, Some(40));
+        let exec: ExecId = "c1".parse().unwrap();
+        seen.added(&exec, Stdio::default());
+        seen.alive(Some(&exec), Status::Running, Some(7));
+        seen.apply(&exited(None, 5));
+        assert_eq!(seen.get(None).unwrap().status, Status::Running);
+        assert!(!seen.is_exit_published());
+        assert_eq!(seen.get(Some(&exec)).unwrap().status, Status::Stopped);
     }
 }

@@ -13,8 +13,6 @@ pub(crate) enum Change {
     Exited { exec: Option<ExecId>, exit: Exit },
     /// A process runs.
     Started { exec: Option<ExecId>, pid: u32 },
-    /// An exec was added.
-    Added(ExecId),
     /// All processes are frozen.
     Paused,
     /// They are thawed.
@@ -43,10 +41,6 @@ pub(crate) fn read(event: &Any) -> Result<Option<(ContainerId, Change)>> {
             let told: wire::TaskStart = unpack(event)?;
             let (exec, pid) = (None, told.pid);
             (told.container_id, Change::Started { exec, pid })
-        }
-        wire::TaskExecAdded::FULL_NAME => {
-            let told: wire::TaskExecAdded = unpack(event)?;
-            (told.container_id, Change::Added(told.exec_id.try_into()?))
         }
         wire::TaskExecStarted::FULL_NAME => {
             let told: wire::TaskExecStarted = unpack(event)?;
