@@ -10,14 +10,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use protos::any::{is, pack, unpack};
-use protos::runc::Options;
 use tokio::sync::oneshot;
 use types::{Any, Code, ContainerId, Context as _, Error, Namespace, Result};
 
 use crate::bootstrap::Target;
 use crate::bundle::Bundle;
-use crate::client::{Client, NewTask};
+use crate::client::{self, Client, NewTask};
 use crate::entry::Entry;
 use crate::log::Tap;
 use crate::tasks::{Config, Place, Shared, is_default_state};
@@ -167,21 +165,14 @@ fn with_root(config: &Config, binary: &Path, options: Option<Any>) -> Result<Opt
     if !is_runc || is_default_state(&config.state) {
         return Ok(options);
     }
-    let mut parsed = match &options {
-        None => Options::default(),
-        Some(any) if is::<Options>(any) => unpack(any)?,
-        Some(_) => return Ok(options),
-    };
-    if !parsed.root.is_empty() {
-        return Ok(options);
-    }
-    parsed.root = config.state.join("runc").display().to_string();
-    pack(&parsed).map(Some)
+    client::options::with_root(options, &config.state.join("runc"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protos::any::{pack, unpack};
+    use protos::runc::Options;
 
     fn config(state: &str) -> Config {
         Config {

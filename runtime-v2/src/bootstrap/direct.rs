@@ -7,11 +7,11 @@
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use protos::any::{is, unpack};
-use protos::runc::Options;
 use sha2::{Digest as _, Sha256};
 use sys::process::{Child, Spawn};
 use types::{Any, Error, Result};
+
+use crate::client::options::keep_shim_group;
 
 use super::{Address, DEFAULT_STATE, Target, socket_dir};
 
@@ -27,10 +27,9 @@ const SIGKILL: i32 = 9;
 /// True when nothing is asked for that only `start` does.
 pub(super) fn fits(target: Target<'_>, spec: &[u8], options: Option<&Any>) -> bool {
     let mentions = |key: &str| spec.windows(key.len()).any(|part| part == key.as_bytes());
-    let plain = options.is_none_or(|any| {
-        is::<Options>(any) && unpack::<Options>(any).is_ok_and(|o| o.shim_cgroup.is_empty())
-    });
-    plain && !target.config.sched_core && !GROUPS.iter().any(|key| mentions(key))
+    options.is_none_or(keep_shim_group)
+        && !target.config.sched_core
+        && !GROUPS.iter().any(|key| mentions(key))
 }
 
 /// Starts the server. `None` when somebody listens on its socket already.
@@ -127,6 +126,7 @@ mod tests {
     use super::*;
     use crate::tasks::Config;
     use protos::any::pack;
+    use protos::runc::Options;
     use std::sync::Arc;
 
     fn config(sched_core: bool) -> Config {

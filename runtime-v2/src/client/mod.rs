@@ -6,6 +6,7 @@
 
 mod dial;
 pub(crate) mod event;
+pub(crate) mod options;
 
 use std::time::{Duration, SystemTime};
 
