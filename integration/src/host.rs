@@ -28,6 +28,10 @@ pub struct Host {
     namespace: String,
     oci: Oci,
     daemon: Option<Child>,
+    /// Descriptors that the daemon had open when it began to serve.
+    descriptors: usize,
+    /// Pinned network namespaces of the machine before the test.
+    pinned: usize,
     finished: bool,
 }
 
@@ -60,6 +64,8 @@ impl Host {
             namespace,
             oci,
             daemon: None,
+            descriptors: 0,
+            pinned: pinned_namespaces(),
             finished: false,
         };
         host.start();
@@ -166,6 +172,8 @@ impl Host {
             self.ctr(["version"]).code == 0
         });
         self.daemon = Some(child);
+        // The connection of the question that it answered may still be on its way out.
+        self.descriptors = self.descriptors();
     }
 
     /// Kills the daemon with SIGKILL.
@@ -328,7 +336,8 @@ impl Host {
         loop {
             places.mounts = fs::read_to_string(&table).expect("mount table");
             found.clone_from(&traces(&places));
-            if found.is_empty() || std::time::Instant::now() > deadline {
+            let settled = found.is_empty() && self.descriptors() <= self.descriptors;
+            if settled || std::time::Instant::now() > deadline {
                 break;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -338,6 +347,15 @@ impl Host {
             found.is_empty(),
             "left behind:\n{}\n\nlog:\n{log}",
             found.join("\n")
+        );
+        let (open, at_start) = (self.descriptors(), self.descriptors);
+        assert!(
+            open <= at_start,
+            "{open} descriptors are open, {at_start} were at the start"
+        );
+        assert!(
+            pinned_namespaces() <= self.pinned,
+            "a network namespace stays pinned"
         );
         self.stop();
         assert!(!self.address().exists(), "the socket outlived the daemon");
@@ -362,6 +380,15 @@ impl Drop for Host {
         }
         kill_traces(self.dir.path(), &self.namespace);
     }
+}
+
+/// Bind mounts that keep a namespace alive without a process.
+fn pinned_namespaces() -> usize {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mount table");
+    mounts
+        .lines()
+        .filter(|line| line.contains(" - nsfs "))
+        .count()
 }
 
 fn writeln_stderr(line: &str) -> std::io::Result<()> {
