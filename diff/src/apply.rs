@@ -12,6 +12,7 @@ use std::io::{BufRead, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -80,8 +81,11 @@ impl Applier for Walking {
                 layer.size
             )));
         }
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let _guard = Abandon(Arc::clone(&abandoned));
         let job = Job {
             blob,
+            abandoned,
             handle: Handle::current(),
             digest: layer.digest.clone(),
             limits: self.limits,
@@ -103,9 +107,19 @@ enum Place {
     Mounted,
 }
 
+/// Tells the threads when the caller has dropped its call.
+struct Abandon(Arc<AtomicBool>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// One apply.
 struct Job {
     blob: Arc<dyn Blob>,
+    abandoned: Arc<AtomicBool>,
     handle: Handle,
     digest: Digest,
     limits: Limits,
@@ -212,6 +226,9 @@ impl Job {
             let chunk = fill_chunk(&mut stream).map_err(decode_error)?;
             if chunk.is_empty() {
                 break;
+            }
+            if self.abandoned.load(Ordering::Relaxed) {
+                return Err(Error::cancelled("apply was abandoned"));
             }
             total += chunk.len() as u64;
             if total > self.limits.bytes {

@@ -119,6 +119,7 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
         let run = |digest: Digest| {
             let job = Job {
                 blob: Arc::new(Liar(packed(compression, &sample()))),
+                abandoned: Arc::default(),
                 handle: Handle::current(),
                 digest,
                 limits: Limits::default(),
@@ -136,6 +137,43 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
         sha512.update(&packed(compression, &sample()));
         run(sha512.finish().unwrap()).await.unwrap().unwrap();
     }
+}
+
+/// A blob of zeroes without end: an archive that is over at once, and then much to read.
+#[derive(Debug)]
+struct Endless(Arc<AtomicBool>);
+
+#[async_trait]
+impl Blob for Endless {
+    fn size(&self) -> u64 {
+        u64::MAX
+    }
+
+    async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
+        if offset > 8 * CHUNK as u64 {
+            // The caller goes away.
+            drop(Abandon(Arc::clone(&self.0)));
+        }
+        Ok(vec![0; len].into())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_abandoned_apply_ends() {
+    let temp = tempfile::tempdir().unwrap();
+    let abandoned = Arc::new(AtomicBool::new(false));
+    let job = Job {
+        blob: Arc::new(Endless(Arc::clone(&abandoned))),
+        abandoned,
+        handle: Handle::current(),
+        digest: Hasher::digest(b"").unwrap(),
+        limits: Limits::default(),
+        sync: false,
+    };
+    let to = temp.path().to_owned();
+    let done = tokio::task::spawn_blocking(move || job.into_directory(&to, Target::Merged));
+    let error = done.await.unwrap().unwrap_err();
+    assert!(error.is(Code::Cancelled), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,7 +226,7 @@ async fn a_stream_beyond_the_limit_is_refused() {
         .await;
     let limited = bench.walking.clone().with_limits(Limits {
         bytes: 1 << 20,
-        entries: 10,
+        ..Limits::default()
     });
     let mounts = bind(&bench.dir("t"));
     let error = limited
