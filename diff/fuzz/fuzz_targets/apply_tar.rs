@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
         } else {
             Target::Merged
         };
-        let limits = Limits { bytes: 64 << 20, entries: 4096 };
+        let limits = Limits { bytes: 64 << 20, entries: 4096, ..Limits::default() };
         let opts = TreeOpts { target, limits, skip_devices: false };
         let root = Root::open(&root).expect("open");
         if let Err(error) = apply_tar(data, &root, &opts) {

@@ -40,6 +40,8 @@ pub struct Limits {
     pub bytes: u64,
     /// Entries.
     pub entries: u64,
+    /// Bytes of the paths of all directories together, which are remembered to the end.
+    pub paths: usize,
 }
 
 impl Default for Limits {
@@ -47,6 +49,7 @@ impl Default for Limits {
         Self {
             bytes: 1 << 40,
             entries: 4_000_000,
+            paths: 256 << 20,
         }
     }
 }
@@ -94,7 +97,20 @@ pub fn apply_tar(stream: impl BufRead, root: &Root, opts: &TreeOpts) -> Result<(
                 opts.limits.entries
             )));
         }
+        // Holes are not in the stream, and so not in its length.
+        if entry.size > opts.limits.bytes {
+            return Err(Error::resource_exhausted(format_args!(
+                "file of {} bytes in layer, more than {}",
+                entry.size, opts.limits.bytes
+            )));
+        }
         tree.entry(&entry, &mut reader)?;
+        if tree.times.bytes > opts.limits.paths {
+            return Err(Error::resource_exhausted(format_args!(
+                "paths of directories in layer have more than {} bytes",
+                opts.limits.paths
+            )));
+        }
     }
     tree.finish()?;
     reader.drain()
@@ -117,9 +133,25 @@ struct Tree<'a> {
     skip_devices: bool,
     /// Hashes of (directory inode, name) of what this archive wrote: deletions spare it.
     written: HashSet<u64>,
+    /// Inodes of directories that were emptied before: what they hold now is this archive's.
+    emptied: HashSet<u64>,
     hasher: RandomState,
-    /// Directories whose times are set at the end.
-    times: Vec<(Box<[u8]>, Time, Option<Time>)>,
+    times: Times,
+}
+
+/// Directories whose times are set at the end, in order.
+#[derive(Debug, Default)]
+struct Times {
+    all: Vec<(Box<[u8]>, Time, Option<Time>)>,
+    /// Bytes of their paths.
+    bytes: usize,
+}
+
+impl Times {
+    fn push(&mut self, path: &[u8], mtime: Time, atime: Option<Time>) {
+        self.bytes += path.len();
+        self.all.push((path.into(), mtime, atime));
+    }
 }
 
 impl<'a> Tree<'a> {
@@ -145,8 +177,9 @@ impl<'a> Tree<'a> {
             attributes: Attributes::of_process(),
             skip_devices: opts.skip_devices,
             written: HashSet::new(),
+            emptied: HashSet::new(),
             hasher: RandomState::new(),
-            times: Vec::new(),
+            times: Times::default(),
         })
     }
 
@@ -215,7 +248,7 @@ impl<'a> Tree<'a> {
     /// Sets the times of directories, which every later entry in them would have changed.
     fn finish(&mut self) -> Result<()> {
         self.parents.clear();
-        for (path, mtime, atime) in std::mem::take(&mut self.times) {
+        for (path, mtime, atime) in std::mem::take(&mut self.times).all {
             let parts = components(&path);
             let Some((base, parents)) = parts.split_last() else {
                 continue;

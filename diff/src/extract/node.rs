@@ -128,8 +128,7 @@ impl Tree<'_> {
             None => self.attributes.set(What::Open(&fd), entry, dir.inherits)?,
         }
         let path = parts.join(&b'/');
-        self.times
-            .push((path.as_slice().into(), entry.mtime, entry.atime));
+        self.times.push(&path, entry.mtime, entry.atime);
         // Entries in it come next, as a rule.
         self.parents.forget(&path);
         self.parents.put(path, Directory::new(fd)?);

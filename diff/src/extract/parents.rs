@@ -4,11 +4,12 @@
 //! link empties the cache.
 
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use rustix::fs::{FileType, Mode, RawMode, XattrFlags};
+use rustix::fs::{CWD, FileType, Mode, RawMode, XattrFlags};
 use rustix::io::Errno;
 use types::{Error, Result};
 
@@ -32,7 +33,12 @@ pub(super) struct Directory {
 }
 
 impl Directory {
+    /// # Errors
+    /// `NAMETOOLONG` beyond what a path can be: links would let a tree grow deeper with each name, until
+    /// nobody can remove it.
     pub(super) fn new(fd: OwnedFd) -> Result<Self, Errno> {
+        let mut path = [MaybeUninit::uninit(); MAX_NAME + 1];
+        rustix::fs::readlinkat_raw(CWD, sys::fs::fd_path(&fd), &mut path)?;
         let facts = rustix::fs::fstat(&fd)?;
         let set_gid = RawMode::from(facts.st_mode) & 0o2000 != 0;
         let mut none = [0_u8; 0];
@@ -172,7 +178,7 @@ impl Tree<'_> {
             };
             let mtime = time(found.stat.st_mtime, found.stat.st_mtime_nsec);
             let atime = time(found.stat.st_atime, found.stat.st_atime_nsec);
-            self.times.push((path.into(), mtime, Some(atime)));
+            self.times.push(&path, mtime, Some(atime));
         }
         Ok(made)
     }

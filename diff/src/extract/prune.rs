@@ -34,6 +34,16 @@ fn open_below(dir: impl AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     Ok(at)
 }
 
+/// A directory being emptied.
+struct Level {
+    /// Length of its path.
+    path: usize,
+    /// Directories in it that are still to be emptied, and whether this archive wrote them.
+    below: Vec<(Vec<u8>, bool)>,
+    /// It stays itself.
+    keep: bool,
+}
+
 impl Tree<'_> {
     /// Removes the entry `name` of `dir` and all below it; with `spare` not what this archive wrote.
     pub(super) fn remove(&mut self, dir: &OwnedFd, name: &[u8], spare: bool) -> Result<(), Errno> {
@@ -58,31 +68,21 @@ impl Tree<'_> {
     /// Removes everything in `top`; with `spare` not what this archive wrote, nor the way to it.
     pub(super) fn empty(&mut self, top: &OwnedFd, spare: bool) -> Result<(), Errno> {
         self.parents.clear();
-        let mut visit: Vec<Vec<u8>> = vec![Vec::new()];
-        // Directories to take away, parents before children.
-        let mut emptied: Vec<Vec<u8>> = Vec::new();
-        while let Some(path) = visit.pop() {
-            let dir = open_below(top, &path)?;
-            let inode = rustix::fs::fstat(&dir)?.st_ino;
-            for name in names(&dir)? {
-                let written = spare && self.written.contains(&self.hash(inode, &name));
-                let Some(facts) = stat(&dir, &name)? else {
-                    continue;
-                };
-                if file_type(&facts) != FileType::Directory {
-                    if !written {
-                        rustix::fs::unlinkat(&dir, &*name, AtFlags::empty())?;
-                    }
-                    continue;
-                }
-                let inner = [path.as_slice(), b"/", &name].concat();
-                if !written {
-                    emptied.push(inner.clone());
-                }
-                visit.push(inner);
+        let mut path = Vec::new();
+        let mut stack = vec![self.level(top, &path, true, spare)?];
+        while let Some(level) = stack.last_mut() {
+            path.truncate(level.path);
+            if let Some((name, written)) = level.below.pop() {
+                path.push(b'/');
+                path.extend_from_slice(&name);
+                stack.push(self.level(top, &path, written, spare)?);
+                continue;
             }
-        }
-        for path in emptied.iter().rev() {
+            let keep = level.keep;
+            stack.pop();
+            if keep {
+                continue;
+            }
             let cut = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
             let dir = open_below(top, &path[..cut])?;
             match rustix::fs::unlinkat(&dir, &path[cut + 1..], AtFlags::REMOVEDIR) {
@@ -92,5 +92,37 @@ impl Tree<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Removes what is no directory in the directory `path` below `top`, and lists the directories.
+    fn level(
+        &mut self,
+        top: &OwnedFd,
+        path: &[u8],
+        keep: bool,
+        spare: bool,
+    ) -> Result<Level, Errno> {
+        let mut level = Level {
+            path: path.len(),
+            below: Vec::new(),
+            keep,
+        };
+        let dir = open_below(top, path)?;
+        let inode = rustix::fs::fstat(&dir)?.st_ino;
+        if spare && !self.emptied.insert(inode) {
+            return Ok(level);
+        }
+        for name in names(&dir)? {
+            let written = spare && self.written.contains(&self.hash(inode, &name));
+            let Some(facts) = stat(&dir, &name)? else {
+                continue;
+            };
+            if file_type(&facts) == FileType::Directory {
+                level.below.push((name, written));
+            } else if !written {
+                rustix::fs::unlinkat(&dir, &*name, AtFlags::empty())?;
+            }
+        }
+        Ok(level)
     }
 }

@@ -366,3 +366,55 @@ fn gnu_tar(arguments: &[String]) {
         .unwrap();
     assert!(status.success(), "tar {arguments:?}");
 }
+
+#[test]
+fn links_do_not_let_a_tree_grow_deeper_than_a_path() {
+    let temp = tempfile::tempdir().unwrap();
+    let deep = vec!["d"; 1500].join("/");
+    let mut entries = vec![dir(&deep), symlink("l", &deep)];
+    entries.extend((1..=1500).map(|depth| dir(&format!("l/{}", vec!["e"; depth].join("/")))));
+    let error = merge(&named(&entries), temp.path()).unwrap_err();
+    assert!(error.is(Code::InvalidArgument), "{error}");
+    // Still within reach of everyone.
+    std::fs::remove_dir_all(temp.path()).unwrap();
+}
+
+#[test]
+fn a_directory_is_emptied_once() {
+    let lower: Vec<_> = (0..500).map(|n| file(&format!("d/old{n}"))).collect();
+    let bench = Bench::new();
+    let [base, plain, upper] = ["base", "plain", "upper"].map(|name| bench.dir(name));
+    for to in [&base, &plain] {
+        merge(&named(&lower), to).unwrap();
+    }
+    let mut tar: Vec<_> = (0..1000).map(|n| file(&format!("d/new{n}"))).collect();
+    tar.extend((0..5000).map(|_| file("d/.wh..wh..opq")));
+    tar.extend((0..5000).map(|_| file(".wh.d")));
+    let started = std::time::Instant::now();
+    merge(&named(&tar), &plain).unwrap();
+    onto(&named(&tar), &upper, &[&base]).unwrap();
+    // Ten million looks at files took minutes.
+    assert!(started.elapsed().as_secs() < 20);
+    for root in [&plain, &upper] {
+        assert_eq!(std::fs::read_dir(root.join("d")).unwrap().count(), 1000);
+    }
+}
+
+#[test]
+fn what_is_remembered_to_the_end_is_bounded() {
+    let temp = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        bytes: 1 << 20,
+        paths: 1000,
+        ..Limits::default()
+    };
+    let opts = TreeOpts {
+        limits,
+        ..TreeOpts::default()
+    };
+    let root = Root::open(temp.path()).unwrap();
+    let again: Vec<_> = (0..200).map(|_| dir("directory")).collect();
+    apply_tar(&*named(&again[..100]), &root, &opts).unwrap();
+    let error = apply_tar(&*named(&again), &root, &opts).unwrap_err();
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+}
