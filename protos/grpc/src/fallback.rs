@@ -10,7 +10,7 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::{Layer, Service};
 
-use crate::Method;
+use crate::{Method, status};
 
 /// The same routes with an answer for unknown services and methods; put on last. Also notes the
 /// method's path in each request, for the spans of [`crate::serve`].
@@ -44,7 +44,8 @@ impl<S> Layer<S> for Named {
     }
 }
 
-/// Fills in the text that generated servers leave out when they have no such method.
+/// Puts Go's words in place of what generated servers say on their own: nothing when they have no
+/// such method, another class when a message is over the limit.
 #[derive(Clone, Debug)]
 struct NamedMethods<S>(S);
 
@@ -76,10 +77,16 @@ where
                     let text = format!("unknown method {method} for service {service}");
                     Ok(Status::unimplemented(text).into_http())
                 }
-                _ => Ok(answer),
+                _ => Ok(sized(answer.headers()).unwrap_or(answer)),
             }
         })
     }
+}
+
+/// The answer to a message over the limit, which a generated server refuses before any body runs.
+fn sized<O: Default>(headers: &HeaderMap) -> Option<Response<O>> {
+    let refused = Status::from_header_map(headers)?;
+    Some(status::too_large(&refused)?.into_http())
 }
 
 /// True for the answer of a generated server to a method that it does not have: a method that

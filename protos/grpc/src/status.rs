@@ -14,8 +14,30 @@ pub fn from_error(error: &Error) -> Status {
 /// Error of a status that came over the wire.
 #[must_use]
 pub fn to_error(status: &Status) -> Error {
+    let sized = too_large(status);
+    let status = sized.as_ref().unwrap_or(status);
     let code = protos::status::refine(code_from_wire(status.code()), status.message());
     Error::from_wire(code, status.message())
+}
+
+/// Go's answer in place of tonic's to a message over the limit, which tonic calls out of range.
+pub(crate) fn too_large(status: &Status) -> Option<Status> {
+    if status.code() != tonic::Code::OutOfRange {
+        return None;
+    }
+    let (way, sizes) = status
+        .message()
+        .strip_prefix("Error, ")?
+        .split_once(" message length too large: found ")?;
+    let (size, limit) = sizes
+        .strip_suffix(" bytes")?
+        .split_once(" bytes, the limit is: ")?;
+    let what = match way {
+        "decoded" => "received message",
+        _ => "trying to send message",
+    };
+    let text = format!("grpc: {what} larger than max ({size} vs. {limit})");
+    Some(Status::resource_exhausted(text))
 }
 
 /// Wire code of a class.

@@ -141,7 +141,25 @@ async fn a_message_above_the_limit_is_refused_by_the_server() {
     let request = crate::request(&scope, tokio_stream::once(item)).unwrap();
     let mut incoming = client.stream(request).await.unwrap().into_inner();
     let failed = incoming.message().await.unwrap_err();
-    assert_eq!(failed.code(), tonic::Code::OutOfRange, "{failed}");
+    assert_eq!(failed.code(), tonic::Code::ResourceExhausted, "{failed}");
+
+    // A unary call is refused before there is a body that could say so.
+    let mut unknown = Empty::new();
+    unknown
+        .special_fields
+        .mut_unknown_fields()
+        .add_length_delimited(9, vec![7; MAX_MESSAGE]);
+    let client = VersionClient::new(connect(serving.dir.path()).await);
+    let mut client = client.max_encoding_message_size(2 * MAX_MESSAGE);
+    let failed = client.version(unknown).await.unwrap_err();
+    let text = format!(
+        "grpc: received message larger than max ({} vs. {MAX_MESSAGE})",
+        MAX_MESSAGE + 5
+    );
+    assert_eq!(
+        (failed.code(), failed.message()),
+        (tonic::Code::ResourceExhausted, text.as_str())
+    );
 }
 
 #[tokio::test]
