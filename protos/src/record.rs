@@ -55,7 +55,10 @@ impl Wire for domain::Container {
 
     fn from_wire(proto: Self::Proto) -> Result<Self> {
         Ok(Self {
-            id: proto.id.try_into()?,
+            id: proto
+                .id
+                .try_into()
+                .map_err(|e: domain::Error| e.ctx("container.ID"))?,
             labels: Labels::from_wire(proto.labels)?,
             image: proto.image,
             runtime: Wire::from_wire(proto.runtime.unwrap_or_default())?,

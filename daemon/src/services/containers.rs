@@ -13,7 +13,9 @@ use protos::services::containers::{
 use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask};
 use tonic::{Request, Response, Status};
-use types::{Container, Filter, Result};
+use types::{Container, ContainerId, Context as _, Filter, Result};
+
+use super::known;
 
 /// Serves the namespace's container records.
 #[derive(Clone, Debug)]
@@ -48,7 +50,7 @@ impl Service for Containers {
         serve(request, |scope, request| async move {
             let container = metadata
                 .containers(&scope)
-                .get(&request.id.try_into()?)
+                .get(&known(&request.id, "container")?)
                 .await?;
             let container = MessageField::some(container.to_wire());
             Ok(GetContainerResponse {
@@ -91,7 +93,8 @@ impl Service for Containers {
     ) -> Result<Response<CreateContainerResponse>, Status> {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
-            let container = Container::from_wire(request.container.unwrap_or_default())?;
+            let container = Container::from_wire(request.container.unwrap_or_default())
+                .ctx("create container failed validation")?;
             let container = metadata.containers(&scope).create(container).await?;
             let container = MessageField::some(container.to_wire());
             Ok(CreateContainerResponse {
@@ -108,7 +111,11 @@ impl Service for Containers {
     ) -> Result<Response<UpdateContainerResponse>, Status> {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
-            let container = Container::from_wire(request.container.unwrap_or_default())?;
+            let container = request.container.unwrap_or_default();
+            if !container.id.is_empty() {
+                known::<ContainerId>(&container.id, "container")?;
+            }
+            let container = Container::from_wire(container)?;
             let fields = mask(request.update_mask)?;
             let container = metadata
                 .containers(&scope)
@@ -131,7 +138,7 @@ impl Service for Containers {
         serve(request, |scope, request| async move {
             metadata
                 .containers(&scope)
-                .delete(&request.id.try_into()?)
+                .delete(&known(&request.id, "container")?)
                 .await?;
             Ok(Empty::new())
         })

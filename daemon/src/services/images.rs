@@ -127,5 +127,10 @@ async fn changed(images: &Records, mut image: wire::Image, fields: &Fields) -> R
             ..current
         });
     }
-    Image::from_wire(image)
+    let name = image.name.clone();
+    match Image::from_wire(image) {
+        // That there is no such image comes before what is wrong with the change.
+        Err(refused) if !name.is_empty() => Err(images.get(&name).await.err().unwrap_or(refused)),
+        made => made,
+    }
 }

@@ -14,6 +14,8 @@ use protos::wire::Wire as _;
 use tonic::{Request, Response, Status};
 use types::{Filter, Labels, LeaseId, Resource, Result};
 
+use super::known;
+
 /// Serves the namespace's leases.
 #[derive(Clone, Debug)]
 pub(crate) struct Leases {
@@ -50,7 +52,7 @@ impl Service for Leases {
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<Empty>, Status> {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
-            let id = request.id.try_into()?;
+            let id = known(&request.id, "lease")?;
             metadata
                 .leases(&scope.namespace)
                 .delete(&id, request.sync)
@@ -82,7 +84,7 @@ impl Service for Leases {
             let resource = Resource::from_wire(request.resource.unwrap_or_default())?;
             metadata
                 .leases(&scope.namespace)
-                .add(&request.id.try_into()?, resource)
+                .add(&known(&request.id, "lease")?, resource)
                 .await?;
             Ok(Empty::new())
         })
@@ -98,7 +100,7 @@ impl Service for Leases {
             let resource = Resource::from_wire(request.resource.unwrap_or_default())?;
             metadata
                 .leases(&scope.namespace)
-                .remove(&request.id.try_into()?, resource)
+                .remove(&known(&request.id, "lease")?, resource)
                 .await?;
             Ok(Empty::new())
         })
@@ -112,7 +114,7 @@ impl Service for Leases {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
             let leases = metadata.leases(&scope.namespace);
-            let resources = leases.resources(&request.id.try_into()?).await?;
+            let resources = leases.resources(&known(&request.id, "lease")?).await?;
             Ok(ListResourcesResponse {
                 resources: resources.to_wire(),
                 ..Default::default()

@@ -16,5 +16,19 @@ pub(crate) mod snapshots;
 pub(crate) mod tasks;
 pub(crate) mod version;
 
+use std::str::FromStr;
+
+use types::{Error, Result};
+
+/// The id in a request that looks something up. Parity: metadata/*.go: a text that can be no id
+/// names nothing, which is `NotFound`; only what makes something says what is wrong with the id.
+///
+/// # Errors
+/// `NotFound`.
+fn known<T: FromStr<Err = Error>>(id: &str, what: &str) -> Result<T> {
+    id.parse()
+        .map_err(|e: Error| Error::not_found(format_args!("{what} {id:?}")).with_source(e))
+}
+
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,8 @@ use protos::wire::{Wire as _, mask};
 use tonic::{Request, Response, Status};
 use types::{NamespaceInfo, Result};
 
+use super::known;
+
 /// Serves the namespaces.
 #[derive(Clone, Debug)]
 pub(crate) struct Namespaces {
@@ -97,7 +99,9 @@ impl Service for Namespaces {
     ) -> Result<Response<Empty>, Status> {
         let namespaces = self.metadata.namespaces();
         serve_unscoped(request, |request| async move {
-            namespaces.delete(&request.name.try_into()?).await?;
+            namespaces
+                .delete(&known(&request.name, "namespace")?)
+                .await?;
             Ok(Empty::new())
         })
         .await

@@ -19,6 +19,8 @@ use snapshotters::Snapshotter;
 use tonic::{Request, Response, Status};
 use types::{Error, Filter, Labels, Result, Scope, SnapshotInfo, SnapshotKey};
 
+use super::known;
+
 /// Serves the namespace's view of each snapshotter.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshots {
@@ -85,7 +87,9 @@ impl Service for Snapshots {
         let snapshots = self.clone();
         serve(request, |scope, request| async move {
             let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            let mounts = snapshotter.mounts(&request.key.try_into()?).await?;
+            let mounts = snapshotter
+                .mounts(&known(&request.key, "snapshot")?)
+                .await?;
             Ok(MountsResponse {
                 mounts: mounts.to_wire(),
                 ..Default::default()
@@ -104,7 +108,7 @@ impl Service for Snapshots {
             if !request.parent.is_empty() {
                 return Err(Error::not_implemented("commit onto another parent"));
             }
-            let (name, key) = (request.name.try_into()?, request.key.try_into()?);
+            let (name, key) = (request.name.try_into()?, known(&request.key, "snapshot")?);
             snapshotter
                 .commit(&name, &key, Labels::from_wire(request.labels)?)
                 .await?;
@@ -120,7 +124,9 @@ impl Service for Snapshots {
         let snapshots = self.clone();
         serve(request, |scope, request| async move {
             let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            snapshotter.remove(&request.key.try_into()?).await?;
+            snapshotter
+                .remove(&known(&request.key, "snapshot")?)
+                .await?;
             Ok(Empty::new())
         })
         .await
@@ -133,7 +139,7 @@ impl Service for Snapshots {
         let snapshots = self.clone();
         serve(request, |scope, request| async move {
             let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            let info = snapshotter.stat(&request.key.try_into()?).await?;
+            let info = snapshotter.stat(&known(&request.key, "snapshot")?).await?;
             let info = MessageField::some(info.to_wire());
             Ok(StatSnapshotResponse {
                 info,
@@ -193,7 +199,10 @@ impl Service for Snapshots {
         let snapshots = self.clone();
         serve(request, |scope, request| async move {
             let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            Ok(snapshotter.usage(&request.key.try_into()?).await?.to_wire())
+            Ok(snapshotter
+                .usage(&known(&request.key, "snapshot")?)
+                .await?
+                .to_wire())
         })
         .await
     }

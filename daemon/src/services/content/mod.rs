@@ -21,6 +21,8 @@ use protos::wire::{Wire as _, mask, signed};
 use tonic::{Request, Response, Status, Streaming};
 use types::{BlobInfo, Error, Filter, Result};
 
+use crate::services::known;
+
 /// Bytes in one message of `Read`.
 const CHUNK: usize = 1 << 20;
 
@@ -131,7 +133,7 @@ impl Service for Content {
         serve(request, |scope, request| async move {
             let store = metadata.scoped(&scope).content();
             let status = store
-                .status(&request.ref_.parse()?)
+                .status(&known(&request.ref_, "reference")?)
                 .await
                 .map_err(|e| e.ctx(format!("could not get status for ref {:?}", request.ref_)))?;
             let status = MessageField::some(status.to_wire());
@@ -177,7 +179,7 @@ impl Service for Content {
             metadata
                 .scoped(&scope)
                 .content()
-                .abort(&request.ref_.parse()?)
+                .abort(&known(&request.ref_, "reference")?)
                 .await?;
             Ok(Empty::new())
         })

@@ -40,7 +40,7 @@ pub(super) async fn serve(
             return session.give_up().await;
         }
         let reply = match request.action.enum_value() {
-            Ok(WriteAction::STAT) => session.stat()?,
+            Ok(WriteAction::STAT) => session.reply(WriteAction::STAT)?,
             Ok(WriteAction::WRITE) => session.write(request).await?,
             Ok(WriteAction::COMMIT) => return replies.send(session.commit(request).await?).await,
             Err(number) => {
@@ -139,17 +139,10 @@ impl Session {
             action: action.into(),
             offset: signed(status.offset),
             digest: self.ingest.digest()?.to_string(),
-            ..Default::default()
-        })
-    }
-
-    fn stat(&self) -> Result<WriteContentResponse> {
-        let status = self.ingest.status();
-        Ok(WriteContentResponse {
             started_at: Some(status.started_at.to_wire()).into(),
             updated_at: Some(status.updated_at.to_wire()).into(),
             total: signed(self.total.unwrap_or(0)),
-            ..self.reply(WriteAction::STAT)?
+            ..Default::default()
         })
     }
 

@@ -8,6 +8,8 @@ use protos::wire::Wire as _;
 use runtime_v2::{CreateOpts, Stdio};
 use types::{Any, ContainerId, Error, Mount, Result, Scope};
 
+use crate::services::known;
+
 /// Everything for the task of a container.
 ///
 /// # Errors
@@ -26,7 +28,7 @@ pub(super) async fn gather(
             "restore from a checkpoint in the content store",
         ));
     }
-    let id: ContainerId = request.container_id.try_into()?;
+    let id: ContainerId = known(&request.container_id, "container")?;
     let container = metadata.containers(scope).get(&id).await?;
     let spec = container
         .spec

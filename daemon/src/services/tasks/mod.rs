@@ -27,6 +27,8 @@ use runtime_v2::{ExecOpts, Stdio, Task, TaskManager};
 use tonic::{Request, Response, Status};
 use types::{Any, Error, ExecId, Filter, Result, Scope};
 
+use super::known;
+
 /// Serves the namespace's tasks.
 #[derive(Clone, Debug)]
 pub(crate) struct Tasks {
@@ -38,16 +40,17 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     async fn task(&self, scope: &Scope, id: &str) -> Result<Arc<dyn Task>> {
-        self.manager.get(&scope.namespace, &id.parse()?).await
+        let id = known(id, "task")?;
+        self.manager.get(&scope.namespace, &id).await
     }
 }
 
 /// The exec that a request means; the empty text is the init process.
-fn exec(id: String) -> Result<Option<ExecId>> {
-    Some(id)
-        .filter(|id| !id.is_empty())
-        .map(TryInto::try_into)
-        .transpose()
+fn exec(id: &str) -> Result<Option<ExecId>> {
+    match id {
+        "" => Ok(None),
+        id => known(id, "process").map(Some),
+    }
 }
 
 #[async_trait]
@@ -77,7 +80,7 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
             let task = tasks.task(&scope, &request.container_id).await?;
-            let pid = task.start(exec(request.exec_id)?.as_ref()).await?;
+            let pid = task.start(exec(&request.exec_id)?.as_ref()).await?;
             Ok(StartResponse {
                 pid,
                 ..Default::default()
@@ -92,7 +95,7 @@ impl Service for Tasks {
     ) -> Result<Response<DeleteResponse>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let id = request.container_id.try_into()?;
+            let id = known(&request.container_id, "task")?;
             let exit = tasks.manager.delete(&scope.namespace, &id).await?;
             Ok(process::deleted("", &exit))
         })
@@ -106,7 +109,9 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
             let task = tasks.task(&scope, &request.container_id).await?;
-            let exit = task.delete_exec(&request.exec_id.parse()?).await?;
+            let exit = task
+                .delete_exec(&known(&request.exec_id, "process")?)
+                .await?;
             Ok(process::deleted(&request.exec_id, &exit))
         })
         .await
@@ -116,7 +121,7 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
             let task = tasks.task(&scope, &request.container_id).await?;
-            let state = task.state(exec(request.exec_id)?.as_ref()).await?;
+            let state = task.state(exec(&request.exec_id)?.as_ref()).await?;
             let process = MessageField::some(process::to_wire(state));
             Ok(GetResponse {
                 process,
@@ -146,8 +151,12 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
             let task = tasks.task(&scope, &request.container_id).await?;
-            task.kill(exec(request.exec_id)?.as_ref(), request.signal, request.all)
-                .await?;
+            task.kill(
+                exec(&request.exec_id)?.as_ref(),
+                request.signal,
+                request.all,
+            )
+            .await?;
             Ok(Empty::new())
         })
         .await
@@ -156,8 +165,10 @@ impl Service for Tasks {
     async fn exec(&self, request: Request<ExecProcessRequest>) -> Result<Response<Empty>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let id = exec(request.exec_id)?
-                .ok_or_else(|| Error::invalid_argument("exec id cannot be empty"))?;
+            if request.exec_id.is_empty() {
+                return Err(Error::invalid_argument("exec id cannot be empty"));
+            }
+            let id = request.exec_id.try_into()?;
             let task = tasks.task(&scope, &request.container_id).await?;
             let spec = Any::from_wire(request.spec.unwrap_or_default())?;
             let (stdin, stdout, stderr) = (request.stdin, request.stdout, request.stderr);
@@ -180,7 +191,7 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
             let task = tasks.task(&scope, &request.container_id).await?;
-            let exec = exec(request.exec_id)?;
+            let exec = exec(&request.exec_id)?;
             task.resize(exec.as_ref(), request.width, request.height)
                 .await?;
             Ok(Empty::new())
@@ -193,7 +204,7 @@ impl Service for Tasks {
         serve(request, |scope, request| async move {
             let task = tasks.task(&scope, &request.container_id).await?;
             if request.stdin {
-                task.close_io(exec(request.exec_id)?.as_ref()).await?;
+                task.close_io(exec(&request.exec_id)?.as_ref()).await?;
             }
             Ok(Empty::new())
         })
@@ -294,7 +305,7 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve_cancellable(request, |scope, request| async move {
             let task = tasks.task(&scope, &request.container_id).await?;
-            let exit = task.wait(exec(request.exec_id)?.as_ref()).await?;
+            let exit = task.wait(exec(&request.exec_id)?.as_ref()).await?;
             let exited_at = MessageField::some(exit.at.to_wire());
             Ok(WaitResponse {
                 exit_status: exit.status,

@@ -94,6 +94,8 @@ async fn a_blob_is_written_resumed_and_committed() {
     let offsets: Vec<_> = answers.iter().map(|answer| answer.offset).collect();
     assert_eq!(offsets, [3, 4, 5]);
     assert_eq!(answers[2].digest, HELLO);
+    assert_eq!(answers[2].total, 5);
+    assert!(answers.iter().all(|answer| answer.updated_at.is_some()));
 
     let asked = InfoRequest {
         digest: HELLO.into(),

@@ -196,7 +196,7 @@ async fn a_subscriber_that_hangs_up_is_forgotten() {
 #[tokio::test]
 async fn a_shim_publishes_over_ttrpc() {
     let daemon = Daemon::start().await;
-    let mut heard = subscribe(&daemon, &["topic==/tasks/exit"]).await;
+    let mut heard = subscribe(&daemon, &["topic==\"/tasks/exit\""]).await;
     let address = format!("unix://{}", daemon.ttrpc);
     let connection = ttrpc::r#async::Client::connect(&address);
     let client = EventsShimClient::new(connection.await.unwrap());

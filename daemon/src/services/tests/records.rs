@@ -224,7 +224,7 @@ async fn bad_containers_are_refused_in_their_class() {
         (
             container(""),
             Code::InvalidArgument,
-            "identifier must not be empty",
+            "create container failed validation: container.ID: identifier must not be empty",
         ),
         (container("../c"), Code::InvalidArgument, "must match"),
         (container("a/b"), Code::InvalidArgument, "must match"),
@@ -327,7 +327,6 @@ async fn images_are_named_relabelled_and_deleted_by_target() {
         refused(client.update(scoped(whole)).await).0,
         Code::InvalidArgument
     );
-
     for (target, code) in [
         ('b', Some(Code::NotFound)),
         ('a', None),
@@ -434,4 +433,35 @@ async fn leases_hold_what_they_are_given() {
     let (code, text) = refused(client.delete(scoped(delete)).await);
     assert_eq!(code, Code::NotFound);
     assert!(text.ends_with("not found"), "{text}");
+}
+
+/// As in Go: looking for something by a name that nothing can have finds nothing.
+#[tokio::test]
+async fn what_has_a_bad_name_is_not_found() {
+    let daemon = Daemon::start().await;
+    let mut client = ContainersClient::new(daemon.channel());
+    for id in ["", "../c", "a/b"] {
+        let delete = DeleteContainerRequest {
+            id: id.into(),
+            ..Default::default()
+        };
+        let (code, text) = refused(client.delete(scoped(delete)).await);
+        assert_eq!(
+            (code, text),
+            (Code::NotFound, format!("container {id:?}: not found"))
+        );
+    }
+    let absent = UpdateImageRequest {
+        image: MessageField::some(Image {
+            name: "none".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut client = ImagesClient::new(daemon.channel());
+    let (code, text) = refused(client.update(scoped(absent)).await);
+    assert_eq!(
+        (code, text.as_str()),
+        (Code::NotFound, "image \"none\": not found")
+    );
 }

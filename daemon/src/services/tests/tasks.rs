@@ -55,7 +55,11 @@ async fn a_task_needs_its_container_and_its_runtime() {
             Code::NotFound,
             "container \"none\" in namespace \"test\": not found",
         ),
-        (create("../c"), Code::InvalidArgument, "must match"),
+        (
+            create("../c"),
+            Code::NotFound,
+            "container \"../c\": not found",
+        ),
         (create("c"), Code::NotFound, "containerd-shim-nosuch-v1"),
         (
             CreateTaskRequest {
@@ -120,6 +124,17 @@ async fn what_does_not_run_is_not_found() {
         refused(client.delete(scoped(delete)).await).0,
         Code::NotFound
     );
+    for bad in ["", "../c", "a/b"] {
+        let get = GetRequest {
+            container_id: bad.into(),
+            ..Default::default()
+        };
+        let (code, text) = refused(client.get(scoped(get)).await);
+        assert_eq!(
+            (code, text),
+            (Code::NotFound, format!("task {bad:?}: not found"))
+        );
+    }
     let exec = ExecProcessRequest {
         container_id: id(),
         ..Default::default()
