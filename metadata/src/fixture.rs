@@ -339,6 +339,25 @@ impl Memory {
         state.all.insert(key.clone(), info);
         Ok(vec![mount(key)])
     }
+
+    /// Turns an active snapshot into a committed one.
+    fn turn(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.check()?;
+        let mut info = state.get(key)?.clone();
+        if info.kind != SnapshotKind::Active {
+            return Err(Error::failed_precondition("not active"));
+        }
+        if state.all.contains_key(name) {
+            return Err(Error::already_exists(name));
+        }
+        state.all.remove(key);
+        info.kind = SnapshotKind::Committed;
+        info.name = name.clone();
+        info.labels = labels;
+        state.all.insert(name.clone(), info);
+        Ok(())
+    }
 }
 
 fn mount(key: &SnapshotKey) -> Mount {
@@ -414,21 +433,9 @@ impl Snapshotter for Memory {
     }
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
-        let mut state = self.state.lock().unwrap();
-        state.check()?;
-        let mut info = state.get(key)?.clone();
-        if info.kind != SnapshotKind::Active {
-            return Err(Error::failed_precondition("not active"));
-        }
-        if state.all.contains_key(name) {
-            return Err(Error::already_exists(name));
-        }
-        state.all.remove(key);
-        info.kind = SnapshotKind::Committed;
-        info.name = name.clone();
-        info.labels = labels;
-        state.all.insert(name.clone(), info);
-        Ok(())
+        let done = self.turn(name, key, labels);
+        tokio::task::yield_now().await;
+        done
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {

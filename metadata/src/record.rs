@@ -193,6 +193,13 @@ pub(crate) fn put_container(container: &Container) -> Vec<u8> {
     e.finish()
 }
 
+/// What a container's record names: labels, snapshotter and the key there. They stand first, so that
+/// the collector need not copy specs.
+pub(crate) fn get_container_refs(record: &[u8]) -> Result<(Labels, String, String)> {
+    let mut d = open(record)?;
+    Ok((d.labels()?, d.text()?.to_owned(), d.text()?.to_owned()))
+}
+
 pub(crate) fn get_container(id: &str, record: &[u8]) -> Result<Container> {
     let mut d = open(record)?;
     Ok(Container {
@@ -277,6 +284,10 @@ mod tests {
         };
         let back = get_container("c1", &put_container(&container)).unwrap();
         assert_eq!(back, container);
+        assert_eq!(
+            get_container_refs(&put_container(&container)).unwrap(),
+            (labels(), "s".to_owned(), "k".to_owned())
+        );
         let snapshot = SnapshotRecord {
             backend: "ns/1/k".into(),
             parent: Some("p".into()),

@@ -12,7 +12,7 @@ use super::link::{Link, Node, links};
 use crate::key::{Bucket, all, names};
 use crate::kv::{Flow, Read};
 use crate::record::{
-    BlobRecord, IngestRecord, SnapshotRecord, get_container, get_image, get_lease,
+    BlobRecord, IngestRecord, SnapshotRecord, get_container_refs, get_image, get_lease,
 };
 use crate::{leases, namespaces};
 
@@ -170,17 +170,14 @@ impl Graph {
         })?;
         tx.scan(&all(Bucket::Container, ns), &mut |rest, record| {
             let [id] = names(rest)?;
-            let container = get_container(id, record)?;
+            let (labels, snapshotter, key) = get_container_refs(record)?;
             let node = Node::Container(id.to_owned());
             let mut solid = Vec::new();
-            if !container.snapshotter.is_empty() {
-                solid.push(Node::Snapshot(
-                    container.snapshotter,
-                    container.snapshot_key,
-                ));
+            if !snapshotter.is_empty() {
+                solid.push(Node::Snapshot(snapshotter, key));
             }
             self.root(node.clone());
-            self.add(node, solid, &container.labels, false);
+            self.add(node, solid, &labels, false);
             Ok(Flow::Continue(()))
         })
     }

@@ -62,7 +62,12 @@ impl ScopedSnapshotter {
             }
             Err(error) => return Err(error),
         }
-        self.store_commit(name, key, &to, labels).await
+        let stored = self.store_commit(name, key, &to, labels).await;
+        if stored.is_err() {
+            // The key may have been removed meanwhile: then nobody names what was committed.
+            self.leave_to_collector();
+        }
+        stored
     }
 
     async fn store_commit(

@@ -224,12 +224,17 @@ impl ScopedSnapshotter {
     async fn undo(&self, backend: &Backend, made: &SnapshotKey) {
         if let Err(error) = backend.snapshotter.remove(made).await {
             tracing::warn!(key = %made, %error, "snapshot without record stays until collection");
-            self.metadata.0.db.outlet.add(crate::db::Marks {
-                deletions: 1,
-                snapshotters: [self.name.clone()].into(),
-                ..Default::default()
-            });
+            self.leave_to_collector();
         }
+    }
+
+    /// The backend may hold something without a record.
+    pub(super) fn leave_to_collector(&self) {
+        self.metadata.0.db.outlet.add(crate::db::Marks {
+            deletions: 1,
+            snapshotters: [self.name.clone()].into(),
+            ..Default::default()
+        });
     }
 
     /// Name of a key's gate.

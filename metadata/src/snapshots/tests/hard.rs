@@ -6,7 +6,7 @@ use std::sync::Arc;
 use types::{Code, Filter, Labels, SnapshotKind, label};
 
 use super::names;
-use crate::fixture::{House, code, exchange, labels, name, scope};
+use crate::fixture::{House, SNAPSHOTTER, code, exchange, labels, name, scope};
 use crate::{Metadata, OpenOpts, Policy};
 
 /// The suite of all snapshotters, through a namespace and over a real one.
@@ -238,4 +238,35 @@ async fn a_cancelled_prepare_leaves_nothing_without_a_record() {
         .await
         .unwrap();
     assert_eq!(house.held(&leased).await.len(), 1);
+}
+
+/// The active snapshot is removed while its commit is on the way from the backend to the record: the
+/// collector hears of what nobody names then.
+#[tokio::test]
+async fn a_commit_that_meets_a_removal_leaves_nothing_for_good() {
+    let house = House::new().await;
+    let a = house.snapshots(&scope("a"));
+    let (key, base) = (name("k"), name("base"));
+    a.prepare(&key, None, Labels::new()).await.unwrap();
+    let mut commit = a.commit(&base, &key, Labels::new());
+    while !house.memory.keys().iter().any(|key| key.ends_with("/base")) {
+        assert!(futures::poll!(&mut commit).is_pending());
+        tokio::task::yield_now().await;
+    }
+    // As a collection does that begins now.
+    let outlet = &house.metadata.0.db.outlet;
+    drop(outlet.take());
+    a.remove(&key).await.unwrap();
+    assert_eq!(code(commit.await), Code::NotFound);
+    assert_eq!(
+        outlet.take().deletions,
+        2,
+        "one more for what was committed"
+    );
+    outlet.add(crate::db::Marks {
+        snapshotters: [SNAPSHOTTER.to_owned()].into(),
+        ..Default::default()
+    });
+    house.metadata.gc().await.unwrap();
+    assert!(house.memory.keys().is_empty());
 }
