@@ -40,7 +40,7 @@ use std::sync::Arc;
 use ::content::ContentStore;
 use ::snapshotters::Snapshotter;
 use events::Exchange;
-use types::{Error, LeaseId, Namespace, Result, Scope};
+use types::{Error, Filter, LeaseId, Namespace, Result, Scope};
 
 pub use self::containers::Containers;
 pub use self::images::Images;
@@ -95,8 +95,9 @@ impl Metadata {
     ///
     /// # Errors
     /// `Unavailable`, at once, when another daemon has it; `DataLoss` when the file is damaged;
-    /// `FailedPrecondition` when a newer daemon wrote it; I/O.
+    /// `FailedPrecondition` when a newer daemon wrote it, or when it is not there but data is; I/O.
     pub async fn open(path: &Path, opts: OpenOpts) -> Result<Self> {
+        refuse_old_data(path, opts.content.as_ref()).await?;
         let kv = Kv::open(path)?;
         let marks = Marks {
             content: true,
@@ -168,6 +169,29 @@ impl Metadata {
     }
 }
 
+/// Never begins empty over what another daemon or lost records have left: to the first collection all
+/// of that would be garbage.
+async fn refuse_old_data(path: &Path, content: &dyn ContentStore) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let foreign = path.with_file_name("meta.db");
+    if foreign.exists() {
+        return Err(Error::failed_precondition(format_args!(
+            "{} belongs to another containerd, whose data cannot be taken over yet: choose another root",
+            foreign.display()
+        )));
+    }
+    let blobs = content.list(&Filter::default()).await?.len();
+    if blobs > 0 {
+        return Err(Error::failed_precondition(format_args!(
+            "metadata {} is missing, but there are {blobs} blobs: restore it or choose another root",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
 impl fmt::Debug for Metadata {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metadata")
@@ -218,5 +242,44 @@ impl Scoped {
     #[must_use]
     pub fn lease(&self) -> Option<&LeaseId> {
         self.scope.lease.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::Code;
+
+    use super::*;
+    use crate::fixture::{House, code, exchange, put, scope};
+
+    /// Without records all data is garbage: who starts like that has lost them or is not the owner.
+    #[tokio::test]
+    async fn no_store_begins_empty_over_old_data() {
+        let house = House::new().await;
+        let content = house.content(&scope("a"));
+        put(content.as_ref(), b"precious", types::Labels::new()).await;
+        let open = async |at: &str, data: &str| {
+            let opts = OpenOpts {
+                content: Arc::new(::content::Local::open(house.root.path().join(data))?),
+                snapshotters: BTreeMap::new(),
+                events: Arc::new(exchange()),
+                policy: Policy::Shared,
+            };
+            Metadata::open(&house.root.path().join(at), opts).await
+        };
+        for _ in 0..2 {
+            assert_eq!(
+                code(open("lost/meta.redb", "content").await),
+                Code::FailedPrecondition
+            );
+        }
+        std::fs::create_dir(house.root.path().join("go")).unwrap();
+        std::fs::write(house.root.path().join("go/meta.db"), "bolt").unwrap();
+        assert_eq!(
+            code(open("go/meta.redb", "none").await),
+            Code::FailedPrecondition
+        );
+        open("new/meta.redb", "none").await.unwrap();
+        assert_eq!(house.blobs().await.len(), 1);
     }
 }

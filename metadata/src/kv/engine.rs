@@ -77,7 +77,7 @@ pub(super) fn opening(path: &Path, error: DatabaseError) -> Error {
         )),
         error => {
             let text = format!(
-                "open metadata {}: {error}: restore it from a copy or move it away",
+                "open metadata {}: {error}: restore it from a copy or choose another root",
                 path.display()
             );
             failure(error).reclass(Code::DataLoss).ctx(text)
