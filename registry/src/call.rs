@@ -62,7 +62,7 @@ impl Tries {
             .saturating_mul(1 << self.failed.min(16).saturating_sub(1));
         // Up to half more, so that many clients do not come back in step.
         let jitter = rand::rng().random_range(1.0..1.5);
-        let pause = wish.unwrap_or(doubled).mul_f64(jitter).min(MAX_PAUSE);
+        let pause = pause(wish.unwrap_or(doubled), jitter);
         let over = self.since.elapsed() + pause > limits.patience;
         if !error.is(Code::Unavailable) || self.failed >= limits.attempts || over {
             return Err(error);
@@ -163,6 +163,11 @@ impl Call {
     }
 }
 
+/// How long to wait for who wants `wished`: whatever a server says is cut before it is reckoned with.
+fn pause(wished: Duration, jitter: f64) -> Duration {
+    wished.min(MAX_PAUSE).mul_f64(jitter).min(MAX_PAUSE)
+}
+
 /// The server's wish, in seconds.
 fn retry_after(answer: &Response<Incoming>) -> Option<Duration> {
     let seconds = answer
@@ -173,4 +178,21 @@ fn retry_after(answer: &Response<Incoming>) -> Option<Duration> {
         .parse()
         .ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_wish_of_a_server_is_too_long() {
+        for (wished, want) in [
+            (Duration::from_secs(u64::MAX), MAX_PAUSE),
+            (Duration::MAX, MAX_PAUSE),
+            (Duration::from_secs(2), Duration::from_secs(3)),
+            (Duration::ZERO, Duration::ZERO),
+        ] {
+            assert_eq!(pause(wished, 1.5), want, "{wished:?}");
+        }
+    }
 }
