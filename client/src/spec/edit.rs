@@ -86,19 +86,20 @@ impl Spec {
     pub fn env(&mut self, pairs: &[String]) {
         let name =
             |pair: &Value| -> Option<String> { Some(pair.as_str()?.split('=').next()?.to_owned()) };
-        let all = self.list(&["process", "env"]);
-        for pair in pairs {
-            let (key, value) = pair
-                .split_once('=')
-                .map_or((pair.as_str(), None), |(k, v)| (k, Some(v)));
-            let at = all.iter().position(|old| name(old).as_deref() == Some(key));
-            match (at, value) {
-                (Some(at), Some(_)) => all[at] = json!(pair),
-                (Some(at), None) => drop(all.remove(at)),
-                (None, Some(_)) => all.push(json!(pair)),
-                (None, None) => {}
+        self.edit_list(&["process", "env"], |all| {
+            for pair in pairs {
+                let (key, value) = pair
+                    .split_once('=')
+                    .map_or((pair.as_str(), None), |(k, v)| (k, Some(v)));
+                let at = all.iter().position(|old| name(old).as_deref() == Some(key));
+                match (at, value) {
+                    (Some(at), Some(_)) => all[at] = json!(pair),
+                    (Some(at), None) => drop(all.remove(at)),
+                    (None, Some(_)) => all.push(json!(pair)),
+                    (None, None) => {}
+                }
             }
-        }
+        });
     }
 
     /// The environment variables, `NAME=value`.
@@ -158,19 +159,20 @@ impl Spec {
 
     /// Adds mounts; one at the same place takes the place of the default.
     pub fn mounts(&mut self, mounts: &[SpecMount]) {
-        let all = self.list(&["mounts"]);
-        all.retain(|old| {
-            let place = old["destination"].as_str().unwrap_or_default();
-            !mounts.iter().any(|new| new.destination == place)
+        self.edit_list(&["mounts"], |all| {
+            all.retain(|old| {
+                let place = old["destination"].as_str().unwrap_or_default();
+                !mounts.iter().any(|new| new.destination == place)
+            });
+            all.extend(mounts.iter().map(|mount| {
+                json!({
+                    "destination": mount.destination,
+                    "type": mount.kind,
+                    "source": mount.source,
+                    "options": mount.options,
+                })
+            }));
         });
-        all.extend(mounts.iter().map(|mount| {
-            json!({
-                "destination": mount.destination,
-                "type": mount.kind,
-                "source": mount.source,
-                "options": mount.options,
-            })
-        }));
     }
 
     /// Sets annotations.
@@ -197,14 +199,15 @@ impl Spec {
         } else {
             json!({ "type": kind, "path": path })
         };
-        self.list(&["linux", "namespaces"]).push(entry);
+        self.extend(&["linux", "namespaces"], [entry]);
         Ok(())
     }
 
     /// Uses the host's namespace of this kind.
     pub fn leave_namespace(&mut self, kind: &str) {
-        self.list(&["linux", "namespaces"])
-            .retain(|entry| entry["type"] != kind);
+        self.edit_list(&["linux", "namespaces"], |all| {
+            all.retain(|entry| entry["type"] != kind);
+        });
     }
 
     /// The host's network, with its host names and name servers.
@@ -223,13 +226,10 @@ impl Spec {
     /// Runs in a user namespace with these mappings.
     pub fn user_namespace(&mut self, uids: &[IdMapping], gids: &[IdMapping]) {
         self.leave_namespace("user");
-        self.list(&["linux", "namespaces"])
-            .push(json!({ "type": "user" }));
+        self.extend(&["linux", "namespaces"], [json!({ "type": "user" })]);
         let entry = |map: &IdMapping| json!({ "containerID": map.container, "hostID": map.host, "size": map.size });
-        self.list(&["linux", "uidMappings"])
-            .extend(uids.iter().map(entry));
-        self.list(&["linux", "gidMappings"])
-            .extend(gids.iter().map(entry));
+        self.extend(&["linux", "uidMappings"], uids.iter().map(entry));
+        self.extend(&["linux", "gidMappings"], gids.iter().map(entry));
     }
 
     /// Everything that the host's root may do: the given capabilities, no masked or read-only
@@ -240,21 +240,12 @@ impl Spec {
         }
         self.set(&["linux", "maskedPaths"], json!([]));
         self.set(&["linux", "readonlyPaths"], json!([]));
-        for mount in self.list(&["mounts"]) {
-            if matches!(mount["type"].as_str(), Some("sysfs" | "cgroup"))
-                && let Some(options) = mount["options"].as_array_mut()
-            {
-                for option in options.iter_mut().filter(|o| **o == "ro") {
-                    *option = json!("rw");
-                }
-            }
-        }
+        self.edit_list(&["mounts"], |all| all.iter_mut().for_each(make_writable));
         self.new_privileges();
         if devices.is_empty() {
             return;
         }
-        self.list(&["linux", "devices"])
-            .extend(devices.iter().cloned());
+        self.extend(&["linux", "devices"], devices.iter().cloned());
         let any = json!([{ "allow": true, "access": "rwm" }]);
         self.set(&["linux", "resources", "devices"], any);
     }
@@ -268,8 +259,8 @@ impl Spec {
             "minor": device["minor"],
             "access": "rwm",
         });
-        self.list(&["linux", "devices"]).push(device.clone());
-        self.list(&["linux", "resources", "devices"]).push(rule);
+        self.extend(&["linux", "devices"], [device.clone()]);
+        self.extend(&["linux", "resources", "devices"], [rule]);
     }
 
     /// Lets the process gain privileges by set-uid programs.
@@ -288,13 +279,14 @@ impl Spec {
             ));
         }
         for set in ["bounding", "effective", "permitted"] {
-            let list = self.list(&["process", "capabilities", set]);
-            for name in add {
-                if !list.iter().any(|old| old == name.as_str()) {
-                    list.push(json!(name));
+            self.edit_list(&["process", "capabilities", set], |list| {
+                for name in add {
+                    if !list.iter().any(|old| old == name.as_str()) {
+                        list.push(json!(name));
+                    }
                 }
-            }
-            list.retain(|old| !drop.iter().any(|name| old == name.as_str()));
+                list.retain(|old| !drop.iter().any(|name| old == name.as_str()));
+            });
         }
         Ok(())
     }
@@ -321,9 +313,10 @@ impl Spec {
 
     /// Sets the limit of open files.
     pub fn open_files(&mut self, soft: u64, hard: u64) {
-        let all = self.list(&["process", "rlimits"]);
-        all.retain(|limit| limit["type"] != "RLIMIT_NOFILE");
-        all.push(json!({ "type": "RLIMIT_NOFILE", "hard": hard, "soft": soft }));
+        self.edit_list(&["process", "rlimits"], |all| {
+            all.retain(|limit| limit["type"] != "RLIMIT_NOFILE");
+            all.push(json!({ "type": "RLIMIT_NOFILE", "hard": hard, "soft": soft }));
+        });
     }
 
     /// Sets the propagation of mounts between host and container.
@@ -344,5 +337,16 @@ impl Spec {
     /// Puts the container into a class of service.
     pub fn rdt_class(&mut self, class: &str) {
         self.set(&["linux", "intelRdt", "closID"], class);
+    }
+}
+
+/// Takes `ro` from a mount of the kernel's own settings.
+fn make_writable(mount: &mut Value) {
+    if matches!(mount["type"].as_str(), Some("sysfs" | "cgroup"))
+        && let Some(options) = mount["options"].as_array_mut()
+    {
+        for option in options.iter_mut().filter(|o| **o == "ro") {
+            *option = json!("rw");
+        }
     }
 }

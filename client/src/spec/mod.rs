@@ -13,7 +13,7 @@ mod user;
 
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use types::{Any, ContainerId, Error, Namespace, Result};
 
 pub use capability::current_capabilities;
@@ -143,16 +143,21 @@ impl Spec {
         *self.slot(path) = value.into();
     }
 
-    /// The list at `path`, made when it is missing.
-    fn list(&mut self, path: &[&str]) -> &mut Vec<Value> {
+    /// Changes the list at `path`, which is made when it is missing.
+    fn edit_list<T>(&mut self, path: &[&str], edit: impl FnOnce(&mut Vec<Value>) -> T) -> T {
         let slot = self.slot(path);
-        if !slot.is_array() {
-            *slot = json!([]);
-        }
-        match slot {
+        let mut list = match slot.take() {
             Value::Array(list) => list,
-            _ => unreachable!("an array was put here"),
-        }
+            _ => Vec::new(),
+        };
+        let done = edit(&mut list);
+        *slot = Value::Array(list);
+        done
+    }
+
+    /// Adds to the list at `path`.
+    fn extend(&mut self, path: &[&str], values: impl IntoIterator<Item = Value>) {
+        self.edit_list(path, |list| list.extend(values));
     }
 }
 

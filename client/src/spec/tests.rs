@@ -2,6 +2,7 @@
 
 use super::*;
 use images::ProcessDefaults;
+use serde_json::json;
 
 fn spec() -> Spec {
     Spec(default::linux("/ns/id", 1024))
@@ -263,4 +264,20 @@ fn a_given_spec_keeps_what_is_not_known_here() {
         );
     }
     Spec::from_any(None).unwrap_err();
+}
+
+#[test]
+fn a_list_of_another_type_becomes_a_list() {
+    let mut spec = Spec::parse(br#"{"process": 1, "mounts": {"a": 1}, "linux": null}"#).unwrap();
+    spec.env(&["A=1".to_owned()]);
+    spec.mounts(&[]);
+    spec.join_namespace("pid", "").unwrap();
+    assert_eq!(
+        spec.value(),
+        &json!({
+            "process": {"env": ["A=1"]},
+            "mounts": [],
+            "linux": {"namespaces": [{"type": "pid"}]},
+        })
+    );
 }
