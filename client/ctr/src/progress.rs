@@ -86,17 +86,18 @@ impl Display {
     }
 }
 
-/// Bytes count while something moves.
+/// Bytes count while something moves, and the bar takes the width that is left: a line that does not
+/// fit would be drawn again and again. Names are whole where nothing follows that could be cut off.
 fn style(status: Status) -> ProgressStyle {
     let template = match status {
         Status::Downloading | Status::Saving => {
-            "{prefix:40!} {msg:<11} [{bar:38.green}] {bytes}/{total_bytes}"
+            "{prefix:32!} {msg:<11} [{wide_bar:.green}] {bytes:>10}/{total_bytes}"
         }
         Status::Waiting | Status::Resolving | Status::Extracting => {
-            "{prefix:40!} {msg:<11} {spinner}"
+            "{prefix:32} {msg:<11} {spinner}"
         }
         Status::Resolved | Status::Exists | Status::Done | Status::Unpacked => {
-            "{prefix:40!} {msg:<11}"
+            "{prefix:32} {msg:<11}"
         }
     };
     ProgressStyle::with_template(template).map_or_else(
@@ -132,6 +133,59 @@ mod tests {
         );
         for name in ["docker.io/library/x:1", "layer-sha256:short", "blobs/x"] {
             assert_eq!(short(name), name);
+        }
+    }
+
+    /// A terminal of this width that keeps what is written.
+    #[derive(Clone, Debug)]
+    struct Screen(u16, Arc<Mutex<String>>);
+
+    impl indicatif::TermLike for Screen {
+        fn width(&self) -> u16 {
+            self.0
+        }
+        fn move_cursor_up(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> std::io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> std::io::Result<()> {
+            self.write_str(text)
+        }
+        fn write_str(&self, text: &str) -> std::io::Result<()> {
+            self.1.lock().unwrap().push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> std::io::Result<()> {
+            self.1.lock().unwrap().clear();
+            Ok(())
+        }
+        fn flush(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn bars_fit_the_terminal() {
+        for width in [72, 80, 200] {
+            let screen = Screen(width, Arc::default());
+            let target = indicatif::ProgressDrawTarget::term_like(Box::new(screen.clone()));
+            let bar = ProgressBar::with_draw_target(Some(10 << 20), target);
+            bar.set_style(style(Status::Downloading));
+            bar.set_prefix("layer (abababababab)");
+            bar.set_message(Status::Downloading.word());
+            bar.set_position(5 << 20);
+            bar.force_draw();
+            let shown = screen.1.lock().unwrap().trim_end().to_owned();
+            assert!(shown.chars().count() <= usize::from(width), "{shown}");
+            assert!(shown.contains('[') && shown.ends_with("MiB"), "{shown}");
         }
     }
 
