@@ -20,6 +20,8 @@ use types::{Code, ContainerId, Error, ExecId, Result};
 
 /// Signals that are passed on to the process. Those that stop us or say that we did wrong are not.
 const FORWARDED: [i32; 11] = [1, 2, 3, 10, 12, 14, 15, 18, 20, 21, 22];
+/// Those of them that people and service managers stop programs with.
+const ENDING: [i32; 4] = [1, 2, 3, 15];
 /// Longest absence of the daemon while a process is waited for, and how often it is asked for.
 const ABSENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(200);
@@ -217,6 +219,19 @@ impl Signals {
             _listeners: listeners,
         })
     }
+
+    /// Before the process runs there is nobody to pass a signal on to: it is meant for us.
+    ///
+    /// # Errors
+    /// `Cancelled` when one came that ends programs.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        while let Ok(number) = self.arrived.try_recv() {
+            if ENDING.contains(&number) {
+                return Err(Error::cancelled("interrupted"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why a process did not run to its end before our eyes.
@@ -355,5 +370,29 @@ async fn feed(target: Target, input: Input) {
     };
     if let Err(error) = input.feed(tokio::io::stdin(), close).await {
         tracing::debug!(%error, "standard input");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_before_the_start_is_for_us() {
+        for (numbers, ends) in [
+            (&[][..], false),
+            (&[WINDOW_CHANGED, 10], false),
+            (&[WINDOW_CHANGED, 2], true),
+            (&[15], true),
+        ] {
+            let (sender, arrived) = mpsc::unbounded_channel();
+            numbers.iter().for_each(|n| sender.send(*n).unwrap());
+            let mut signals = Signals {
+                arrived,
+                _listeners: JoinSet::new(),
+            };
+            let checked = signals.check();
+            assert_eq!(checked.is_err_and(|e| e.is(Code::Cancelled)), ends);
+        }
     }
 }

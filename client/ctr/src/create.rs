@@ -15,7 +15,7 @@ use types::{
 };
 
 use crate::flags::{ContainerFlags, read};
-use crate::pull::deps;
+use crate::pull::{deps, interruptible};
 use crate::text;
 
 /// Label with the signal that stops a container, as Go's client keeps it.
@@ -88,6 +88,11 @@ pub(crate) async fn create(
             if let Some(config) = &flags.config {
                 let spec = Spec::parse(&read(config)?)
                     .ctx_with(|| format!("spec config file {}", config.display()))?;
+                if flags.tty && !spec.terminal() {
+                    return Err(Error::invalid_argument(
+                        "--tty with a spec config file that has no terminal",
+                    ));
+                }
                 return record_it(&client, record, spec, Vec::new(), flags).await;
             }
             let mut spec = Spec::linux(client.namespace(), &target.id);
@@ -178,7 +183,10 @@ async fn from_image(
     {
         Err(e) if e.is_not_found() => {
             // Not unpacked yet, or not for this snapshotter.
-            transfer::unpack_image(&deps, &image.target, &wanted, &OnProgress::default()).await?;
+            let quiet = OnProgress::default();
+            let unpacked = transfer::unpack_image(&deps, &image.target, &wanted, &quiet);
+            // The only step that takes long. The others are seen through.
+            interruptible(unpacked).await?;
             snapshotter.prepare(&key, parent.as_ref(), labels).await?
         }
         other => other?,

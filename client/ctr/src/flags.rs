@@ -14,6 +14,46 @@ use crate::text;
 const RUNTIME: &str = "io.containerd.runc.v2";
 /// Length of a CPU period that `--cpus` counts in, in microseconds.
 const CPU_PERIOD: u32 = 100_000;
+/// Flags that make the spec, or the snapshot of an image: a spec that is given leaves them nothing
+/// to do. The snapshotter is not among them because the environment may name it for all commands.
+const OF_THE_SPEC: [&str; 36] = [
+    "snapshotter_label",
+    "cwd",
+    "env",
+    "env_file",
+    "annotation",
+    "mount",
+    "net_host",
+    "privileged",
+    "privileged_without_host_devices",
+    "read_only",
+    "with_ns",
+    "allow_new_privs",
+    "memory_limit",
+    "cap_add",
+    "cap_drop",
+    "seccomp_profile",
+    "seccomp",
+    "apparmor_profile",
+    "rdt_class",
+    "hostname",
+    "user",
+    "rootfs",
+    "cpu_quota",
+    "cpu_period",
+    "rootfs_propagation",
+    "device",
+    "cgroup",
+    "platform",
+    "uidmap",
+    "gidmap",
+    "remap_labels",
+    "cpus",
+    "cpu_shares",
+    "cpuset_cpus",
+    "cpuset_mems",
+    "rlimit_nofile",
+];
 
 /// Flags of a container.
 #[derive(Clone, Debug, clap::Args)]
@@ -39,8 +79,8 @@ pub(crate) struct ContainerFlags {
     /// Labels added to the new snapshot for this container
     #[arg(long)]
     pub(crate) snapshotter_label: Vec<String>,
-    /// Path to a runtime spec that is used as it is
-    #[arg(short, long)]
+    /// Path to a runtime spec that is used as it is, so that no flag about the spec goes with it
+    #[arg(short, long, conflicts_with_all = OF_THE_SPEC)]
     pub(crate) config: Option<PathBuf>,
     /// Working directory of the process
     #[arg(long)]
@@ -112,11 +152,8 @@ pub(crate) struct ContainerFlags {
     #[arg(short, long)]
     pub(crate) user: Option<UserSpec>,
     /// Use a root file system directory instead of an image
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["snapshotter_label", "platform"])]
     pub(crate) rootfs: bool,
-    /// Disable use of pivot-root
-    #[arg(long)]
-    no_pivot: bool,
     /// Limit CPU CFS quota
     #[arg(long, allow_hyphen_values = true, conflicts_with = "cpus")]
     cpu_quota: Option<i64>,
@@ -170,6 +207,11 @@ impl ContainerFlags {
     /// Options of the runtime, as the container's record keeps them.
     pub(crate) fn runtime_options(&self) -> Result<Option<Any>> {
         if self.runtime == RUNTIME {
+            if self.runtime_config_path.is_some() {
+                return Err(Error::invalid_argument(format_args!(
+                    "--runtime-config-path is not for {RUNTIME:?}"
+                )));
+            }
             let options = RuncOptions {
                 binary: self.runc_binary.clone().unwrap_or_default(),
                 root: self.runc_root.clone().unwrap_or_default(),
@@ -187,11 +229,6 @@ impl ContainerFlags {
             .as_deref()
             .map(RuncOptions::config_path)
             .transpose()
-    }
-
-    /// True when runc must not pivot into the root file system.
-    pub(crate) fn no_pivot(&self) -> bool {
-        self.no_pivot
     }
 
     /// Labels that tell the snapshotter about id mappings.

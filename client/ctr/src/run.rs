@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// Write the generated OCI config to a file
     #[arg(long)]
     dump_config: Option<PathBuf>,
+    /// Disable use of pivot-root
+    #[arg(long)]
+    no_pivot: bool,
     #[command(flatten)]
     io: IoFlags,
     #[command(flatten)]
@@ -79,7 +82,7 @@ async fn run_task(
     let start = Start {
         kind,
         io: &args.io,
-        no_pivot: args.container.no_pivot(),
+        no_pivot: args.no_pivot,
         pid_file: args.pid_file.as_ref(),
         detach: args.detach,
     };
@@ -150,7 +153,7 @@ impl Start<'_> {
         target: Target,
         io: Io,
         pid: u32,
-        signals: Signals,
+        mut signals: Signals,
     ) -> Result<u8, Failure> {
         if let Some(path) = self.pid_file {
             let path = std::path::absolute(path).map_err(|e| Error::os("pid file", e))?;
@@ -161,6 +164,7 @@ impl Start<'_> {
                 sys::fs::Flush::Volatile,
             )?;
         }
+        signals.check()?;
         if self.detach {
             target.tasks.start(&target.id, None).await?;
             io.leave();

@@ -142,6 +142,13 @@ fn what_cannot_be_meant_is_refused() {
         "--seccomp",
         "--platform a/b/c/d",
         "--gpus 0",
+        "--config f --env A=1",
+        "--config f --cpu-shares 5",
+        "--config f --rootfs",
+        "--rootfs --platform linux/arm64",
+        "--rootfs --snapshotter-label a=b",
+        // It belongs to the task: `run` and `tasks start` have it.
+        "--no-pivot",
     ] {
         assert!(parse(line).is_err(), "{line}");
     }
@@ -177,6 +184,11 @@ fn runtime_options_belong_to_runc() {
         (options.binary.as_str(), options.root.as_str()),
         ("crun", "/r")
     );
+    parse("--config f --label a=b --runc-binary crun").unwrap();
+    parse("--runtime-config-path /c")
+        .unwrap()
+        .runtime_options()
+        .unwrap_err();
     parse("--runtime io.x.v1 --runc-binary crun")
         .unwrap()
         .runtime_options()
