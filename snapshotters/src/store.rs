@@ -16,7 +16,7 @@ use types::{
     Usage,
 };
 
-use crate::storage::{Chain, Index, Row};
+use crate::storage::{Chain, Index, Row, db};
 use crate::tree;
 
 /// Prefix of a directory that is being made.
@@ -57,7 +57,8 @@ impl Store {
     /// Opens or makes the store in `root`.
     ///
     /// # Errors
-    /// `Unavailable` while another process has it; `DataLoss`; I/O.
+    /// `Unavailable` while another process has it; `FailedPrecondition` when there are directories but
+    /// no index; `DataLoss`; I/O.
     pub(crate) fn open(root: &Path, sync_remove: bool) -> Result<Self> {
         let directories = root.join("snapshots");
         make_dir(&directories, 0o700)?;
@@ -65,6 +66,13 @@ impl Store {
             .iter()
             .filter_map(|name| name.parse().ok())
             .collect();
+        // Without its index every directory would be garbage.
+        if !ids.is_empty() && !root.join(db::FILE).exists() {
+            return Err(Error::failed_precondition(format_args!(
+                "{} holds snapshots but their index is missing: restore it or choose another root",
+                root.display()
+            )));
+        }
         let index = Arc::new(Index::open(root, &ids)?);
         Ok(Self {
             directories,

@@ -48,3 +48,21 @@ async fn a_child_is_a_copy_of_its_own() {
     );
     assert_eq!(sn.usage(&key("A")).await.unwrap().inodes, 2);
 }
+
+#[tokio::test]
+async fn directories_without_an_index_are_not_taken_for_garbage() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = Native::open(temp.path()).unwrap();
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    drop(sn);
+    let index = temp.path().join("metadata.redb");
+    std::fs::rename(&index, temp.path().join("elsewhere")).unwrap();
+    for _ in 0..2 {
+        let error = Native::open(temp.path()).unwrap_err();
+        assert!(error.is(types::Code::FailedPrecondition), "{error}");
+    }
+    std::fs::rename(temp.path().join("elsewhere"), &index).unwrap();
+    let sn = Native::open(temp.path()).unwrap();
+    sn.cleanup().await.unwrap();
+    sn.stat(&key("a")).await.unwrap();
+}

@@ -15,6 +15,8 @@ use types::{Error, Result, SnapshotKey};
 
 use super::row::{Change, Group, Row};
 
+/// Name of the file in the root.
+pub(crate) const FILE: &str = "metadata.redb";
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 /// Counter: the last group in the file.

@@ -7,7 +7,7 @@
 //! Invariant: rows in memory = redb + log. A parent is committed and has no less children than rows
 //! and reservations name; an id is never given twice while anything on disk bears it.
 
-mod db;
+pub(crate) mod db;
 mod reservation;
 mod row;
 
@@ -160,7 +160,7 @@ impl Index {
     /// # Errors
     /// `Unavailable` while another process has it; `DataLoss`; I/O.
     pub(crate) fn open(root: &Path, directories: &[u64]) -> Result<Self> {
-        let mut db = Db::open(&root.join("metadata.redb"))?;
+        let mut db = Db::open(&root.join(db::FILE))?;
         let loaded = db.load()?;
         let (log, groups) = Log::open(&root.join("metadata.log"), loaded.sequence)?;
         let mut state = State {
