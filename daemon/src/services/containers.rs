@@ -13,9 +13,9 @@ use protos::services::containers::{
 use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask};
 use tonic::{Request, Response, Status};
-use types::{Container, ContainerId, Context as _, Filter, Result};
+use types::{Container, ContainerId, Context as _, Result};
 
-use super::known;
+use super::{filter, known};
 
 /// Serves the namespace's container records.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ impl Containers {
         serve(request, |scope, request| async move {
             metadata
                 .containers(&scope)
-                .list(&Filter::parse(&request.filters)?)
+                .list(&filter(&request.filters)?)
                 .await
         })
         .await

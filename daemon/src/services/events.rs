@@ -16,7 +16,9 @@ use protos::wire::{Wire as _, time};
 use runtime_v2::Tasks;
 use tonic::{Request, Response, Status};
 use ttrpc::r#async::TtrpcContext;
-use types::{Any, Error, Filter, Result, Topic};
+use types::{Any, Error, Result, Topic};
+
+use super::filter;
 
 /// Publishes, forwards and subscribes.
 #[derive(Clone, Debug)]
@@ -75,7 +77,7 @@ impl Service for Events {
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         serve_unscoped_stream(request, |request, sender| {
             // Subscribed before the answer's head goes out: who sees it misses nothing after it.
-            let subscribed = Filter::parse(&request.filters).map(|f| self.exchange.subscribe(f));
+            let subscribed = filter(&request.filters).map(|f| self.exchange.subscribe(f));
             async move {
                 let mut subscription = subscribed?;
                 loop {

@@ -13,7 +13,9 @@ use protos::services::images::{
 use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask};
 use tonic::{Request, Response, Status};
-use types::{Fields, Filter, Image, Result};
+use types::{Fields, Image, Result};
+
+use super::filter;
 
 /// Serves the namespace's images.
 #[derive(Clone, Debug)]
@@ -48,7 +50,7 @@ impl Service for Images {
         serve(request, |scope, request| async move {
             let images = metadata
                 .images(&scope)
-                .list(&Filter::parse(&request.filters)?)
+                .list(&filter(&request.filters)?)
                 .await?;
             Ok(ListImagesResponse {
                 images: images.to_wire(),

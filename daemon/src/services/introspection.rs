@@ -14,7 +14,9 @@ use protos::well_known::Empty;
 use protos::wire::Wire as _;
 use runtime_v2::TaskManager;
 use tonic::{Request, Response, Status};
-use types::{Any, Error, Filter, Result};
+use types::{Any, Error, Result};
+
+use super::filter;
 
 use crate::identity::Identity;
 use crate::point::Row;
@@ -41,7 +43,7 @@ impl Service for Introspection {
     ) -> Result<Response<PluginsResponse>, Status> {
         let rows = Arc::clone(&self.rows);
         serve_unscoped(request, |request| async move {
-            let filter = Filter::parse(&request.filters)?;
+            let filter = filter(&request.filters)?;
             let matching = rows.iter().filter(|row| filter.matches(*row));
             Ok(PluginsResponse {
                 plugins: matching.map(plugin).collect(),

@@ -12,9 +12,9 @@ use protos::services::leases::{
 use protos::well_known::Empty;
 use protos::wire::Wire as _;
 use tonic::{Request, Response, Status};
-use types::{Filter, Labels, LeaseId, Resource, Result};
+use types::{Labels, LeaseId, Resource, Result};
 
-use super::known;
+use super::{filter, known};
 
 /// Serves the namespace's leases.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ impl Service for Leases {
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
-            let filter = Filter::parse(&request.filters)?;
+            let filter = filter(&request.filters)?;
             let leases = metadata.leases(&scope.namespace).list(&filter).await?;
             Ok(ListResponse {
                 leases: leases.to_wire(),

@@ -17,9 +17,9 @@ use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask};
 use snapshotters::Snapshotter;
 use tonic::{Request, Response, Status};
-use types::{Error, Filter, Labels, Result, Scope, SnapshotInfo, SnapshotKey};
+use types::{Error, Labels, Result, Scope, SnapshotInfo, SnapshotKey};
 
-use super::known;
+use super::{filter, known};
 
 /// Serves the namespace's view of each snapshotter.
 #[derive(Clone, Debug)]
@@ -181,7 +181,7 @@ impl Service for Snapshots {
         let snapshots = self.clone();
         let list = serve(request, |scope, request| async move {
             let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            snapshotter.list(&Filter::parse(&request.filters)?).await
+            snapshotter.list(&filter(&request.filters)?).await
         })
         .await?;
         Ok(list.map(|list| {

@@ -19,9 +19,9 @@ use protos::services::content::{
 use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask, signed};
 use tonic::{Request, Response, Status, Streaming};
-use types::{BlobInfo, Error, Filter, Result};
+use types::{BlobInfo, Error, Result};
 
-use crate::services::known;
+use crate::services::{filter, known};
 
 /// Bytes in one message of `Read`.
 const CHUNK: usize = 1 << 20;
@@ -80,7 +80,7 @@ impl Service for Content {
             metadata
                 .scoped(&scope)
                 .content()
-                .list(&Filter::parse(&request.filters)?)
+                .list(&filter(&request.filters)?)
                 .await
         })
         .await?;
@@ -151,7 +151,7 @@ impl Service for Content {
     ) -> Result<Response<ListStatusesResponse>, Status> {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
-            let filter = Filter::parse(&request.filters)?;
+            let filter = filter(&request.filters)?;
             let statuses = metadata.scoped(&scope).content().statuses(&filter).await?;
             Ok(ListStatusesResponse {
                 statuses: statuses.to_wire(),

@@ -25,9 +25,9 @@ use protos::well_known::Empty;
 use protos::wire::Wire as _;
 use runtime_v2::{ExecOpts, Stdio, Task, TaskManager};
 use tonic::{Request, Response, Status};
-use types::{Any, Error, ExecId, Filter, Result, Scope};
+use types::{Any, Error, ExecId, Result, Scope};
 
-use super::known;
+use super::{filter, known};
 
 /// Serves the namespace's tasks.
 #[derive(Clone, Debug)]
@@ -290,7 +290,7 @@ impl Service for Tasks {
     ) -> Result<Response<MetricsResponse>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let filter = Filter::parse(&request.filters)?;
+            let filter = filter(&request.filters)?;
             let all = tasks.manager.list(Some(&scope.namespace)).await?;
             let metrics = process::metrics(&all, &filter).await;
             Ok(MetricsResponse {
