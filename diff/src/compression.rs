@@ -182,6 +182,27 @@ mod tests {
     }
 
     #[test]
+    fn a_zstd_frame_may_not_ask_for_more_memory_than_128_mib() {
+        let windowed = |log: u8| vec![0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3, 1, 0, 0];
+        // The window is the length of the content, four bytes of it.
+        let single = |len: u32| {
+            let head = [0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+            [&head[..], &len.to_le_bytes(), &[1, 0, 0]].concat()
+        };
+        let read = |frame: Vec<u8>| {
+            let mut out = Vec::new();
+            decoder(&frame[..])
+                .and_then(|mut stream| stream.read_to_end(&mut out))
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(read(windowed(27)), Ok(0));
+        for greedy in [windowed(28), windowed(41), single((128 << 20) + 1)] {
+            let error = read(greedy).unwrap_err();
+            assert!(error.contains("too much memory"), "{error}");
+        }
+    }
+
+    #[test]
     fn unknown_media_types_are_not_ours() {
         for known in LAYERS {
             Compression::check(known).unwrap();
