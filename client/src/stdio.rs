@@ -175,14 +175,20 @@ impl Streams {
         stderr: impl AsyncWrite + Send + Unpin + 'static,
     ) -> (Option<Input>, Output) {
         let (progress, seen) = watch::channel(0);
+        let (refusal, refused) = watch::channel(false);
         let mut copies = JoinSet::new();
         if let Some(from) = self.stdout {
-            copies.spawn(copy_out(from, stdout, progress.clone()));
+            copies.spawn(copy_out(from, stdout, progress.clone(), refusal.clone()));
         }
         if let Some(from) = self.stderr {
-            copies.spawn(copy_out(from, stderr, progress));
+            copies.spawn(copy_out(from, stderr, progress, refusal));
         }
-        (self.stdin.map(Input), Output { copies, seen })
+        let output = Output {
+            copies,
+            seen,
+            refused,
+        };
+        (self.stdin.map(Input), output)
     }
 }
 
@@ -229,9 +235,18 @@ impl Input {
 pub struct Output {
     copies: JoinSet<()>,
     seen: watch::Receiver<u64>,
+    refused: watch::Receiver<bool>,
 }
 
 impl Output {
+    /// Returns when somebody who read the output is gone, never when all of them stay. Safe to
+    /// cancel.
+    pub async fn refused(&mut self) {
+        if self.refused.wait_for(|refused| *refused).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Waits for the end of the output of a process that has ended.
     pub async fn drain(mut self) {
         let mut quiet = false;
@@ -261,6 +276,7 @@ async fn copy_out(
     mut from: pipe::Receiver,
     mut to: impl AsyncWrite + Unpin,
     progress: watch::Sender<u64>,
+    refusal: watch::Sender<bool>,
 ) {
     let mut buffer = vec![0; BUFFER];
     let mut taken = true;
@@ -281,6 +297,7 @@ async fn copy_out(
             if let Err(error) = written.await {
                 tracing::debug!(%error, "output is not taken any more");
                 taken = false;
+                refusal.send_replace(true);
             }
         }
         progress.send_modify(|count| *count += length as u64);
@@ -355,7 +372,12 @@ mod tests {
         let streams = Streams::open(fifos.paths()).unwrap();
         let (sender, receiver) = tokio::io::duplex(1024);
         let (progress, _seen) = watch::channel(0);
-        let copy = tokio::spawn(copy_out(streams.stdout.unwrap(), sender, progress));
+        let copy = tokio::spawn(copy_out(
+            streams.stdout.unwrap(),
+            sender,
+            progress,
+            watch::Sender::new(false),
+        ));
         let path = fifos.paths().stdout.clone();
         let written = tokio::task::spawn_blocking(move || {
             let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
@@ -367,5 +389,21 @@ mod tests {
         let mut receiver = receiver;
         receiver.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "out");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_gone_is_told_of_and_blocks_nobody() {
+        let base = tempfile::tempdir().unwrap();
+        let fifos = Fifos::create(base.path(), "c", false).unwrap();
+        let streams = Streams::open(fifos.paths()).unwrap();
+        let (gone, _) = tokio::io::duplex(1);
+        let (_input, mut output) = streams.copy(gone, tokio::io::sink());
+        let path = fifos.paths().stdout.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
+            file.write_all(&vec![0; 4 * BUFFER])
+        });
+        output.refused().await;
+        written.await.unwrap().unwrap();
     }
 }

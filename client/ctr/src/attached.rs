@@ -25,6 +25,8 @@ const ENDING: [i32; 4] = [1, 2, 3, 15];
 /// Longest absence of the daemon while a process is waited for, and how often it is asked for.
 const ABSENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(200);
+/// `SIGPIPE`.
+const NO_READER: i32 = 13;
 /// `SIGWINCH`.
 const WINDOW_CHANGED: i32 = 28;
 
@@ -288,12 +290,12 @@ impl Session {
                 .await?;
         }
         // Only now: what a runtime that failed to start it said there is in the error already.
-        let (input, output) = self.copy();
+        let (input, mut output) = self.copy();
         if let Some(terminal) = &self.io.terminal {
             self.target.resize(terminal).await;
         }
         let feeding = input.map(|input| tokio::spawn(feed(self.target.clone(), input)));
-        let exited = self.follow().await;
+        let exited = self.follow(output.as_mut()).await;
         if let Some(feeding) = feeding {
             feeding.abort();
         }
@@ -325,13 +327,26 @@ impl Session {
         }
     }
 
-    async fn follow(&mut self) -> Result<Exited> {
+    async fn follow(&mut self, output: Option<&mut Output>) -> Result<Exited> {
+        // In a pipeline without us the process would get this signal itself.
+        let refused = async {
+            match output {
+                Some(output) => output.refused().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(refused);
+        let mut told = false;
         loop {
             tokio::select! {
                 exited = &mut self.wait => {
                     return exited.map_err(|e| Error::internal("wait").with_source(e))?;
                 }
                 Some(number) = self.signals.arrived.recv() => self.pass_on(number).await,
+                () = &mut refused, if !told => {
+                    told = true;
+                    self.pass_on(NO_READER).await;
+                }
             }
         }
     }

@@ -51,6 +51,7 @@ impl Display {
                 let (bar, status) = bars.entry(progress.reference.clone()).or_insert_with(|| {
                     let bar = all.add(ProgressBar::new(progress.total).with_prefix(name));
                     bar.set_style(style(Status::Waiting));
+                    bar.set_message(Status::Waiting.word());
                     (bar, Status::Waiting)
                 });
                 if *status != progress.status {
