@@ -3,7 +3,7 @@
 //! ```text
 //! start ─ read stdin ─ group ─┬─ its shim answers ──────────────> print its address
 //!                             └─ listen ─ fork ─┬─ parent ──────> print the address
-//!                                               └─ child: session, log, descriptors ─ serve
+//!                                               └─ child: group, log, descriptors ─ serve
 //! ```
 //! Invariant: the socket listens before the answer is printed; nothing but the answer is printed.
 
@@ -209,8 +209,7 @@ fn be_server(
 }
 
 fn isolate(bundle: &Path, listener: UnixListener) -> Result<UnixListener> {
-    // A session leader already when a daemon made it one.
-    drop(sys::process::new_session());
+    sys::process::new_group()?;
     let null = sys::process::null()?;
     let log = open_log(bundle).map_or_else(|_| sys::process::null(), Ok)?;
     for (fd, number) in [(&null, 0), (&null, 1), (&log, 2)] {

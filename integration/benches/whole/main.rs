@@ -61,6 +61,11 @@ fn main() {
             }
         }
         report(&binary, &all);
+        println!("  call, ms            ours  debian");
+        for ((name, o), (_, d)) in ours.calls().into_iter().zip(debian.calls()) {
+            println!("  {name:17} {o:6.2}  {d:6.2}");
+        }
+        println!();
     }
     memory(&runtime, &mut ours, &mut debian);
     ours.stop();

@@ -1,5 +1,6 @@
 //! A daemon under measurement, driven over gRPC by the same client whichever it is.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,6 +32,35 @@ pub(crate) struct Peer {
     channel: Channel,
     /// Chain id of the test image's only layer.
     parent: String,
+    laps: RefCell<Laps>,
+}
+
+/// What each call took, in ms, in the order of the life cycle.
+#[derive(Debug)]
+struct Laps {
+    last: Instant,
+    all: Vec<(&'static str, Vec<f64>)>,
+}
+
+impl Laps {
+    fn new() -> Self {
+        Self {
+            last: Instant::now(),
+            all: Vec::new(),
+        }
+    }
+
+    fn lap(&mut self, name: &'static str) {
+        let now = Instant::now();
+        let took = now
+            .duration_since(std::mem::replace(&mut self.last, now))
+            .as_secs_f64()
+            * 1e3;
+        match self.all.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, times)) => times.push(took),
+            None => self.all.push((name, vec![took])),
+        }
+    }
 }
 
 impl Peer {
@@ -111,7 +141,21 @@ impl Peer {
             child,
             channel,
             parent: String::new(),
+            laps: RefCell::new(Laps::new()),
         }
+    }
+
+    fn lap(&self, name: &'static str) {
+        self.laps.borrow_mut().lap(name);
+    }
+
+    /// The median of each call since the last time it was asked.
+    pub(crate) fn calls(&self) -> Vec<(&'static str, f64)> {
+        let laps = self.laps.replace(Laps::new());
+        laps.all
+            .into_iter()
+            .map(|(name, times)| (name, crate::median(times)))
+            .collect()
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -173,6 +217,7 @@ impl Peer {
     }
 
     async fn begin(&self, binary: &Path, id: &str, args: &[&str]) -> u32 {
+        self.laps.borrow_mut().last = Instant::now();
         let prepare = snapshots::PrepareSnapshotRequest {
             snapshotter: "overlayfs".into(),
             key: id.into(),
@@ -188,6 +233,7 @@ impl Peer {
             .expect("prepare")
             .into_inner()
             .mounts;
+        self.lap("Snapshots.Prepare");
         let options = protos::runc::Options {
             binary_name: binary.to_string_lossy().into_owned(),
             ..Default::default()
@@ -226,6 +272,7 @@ impl Peer {
             .create(request(create))
             .await
             .expect("create container");
+        self.lap("Containers.Create");
         let create = tasks::CreateTaskRequest {
             container_id: id.into(),
             rootfs: mounts,
@@ -239,11 +286,13 @@ impl Peer {
             .expect("create")
             .into_inner()
             .pid;
+        self.lap("Tasks.Create");
         let start = tasks::StartRequest {
             container_id: id.into(),
             ..Default::default()
         };
         self.tasks().start(request(start)).await.expect("start");
+        self.lap("Tasks.Start");
         pid
     }
 
@@ -253,11 +302,13 @@ impl Peer {
             ..Default::default()
         };
         self.tasks().wait(request(wait)).await.expect("wait");
+        self.lap("Tasks.Wait");
         let delete = tasks::DeleteTaskRequest {
             container_id: id.into(),
             ..Default::default()
         };
         self.tasks().delete(request(delete)).await.expect("delete");
+        self.lap("Tasks.Delete");
         let delete = containers::DeleteContainerRequest {
             id: id.into(),
             ..Default::default()
@@ -266,6 +317,7 @@ impl Peer {
             .delete(request(delete))
             .await
             .expect("delete container");
+        self.lap("Containers.Delete");
         let remove = snapshots::RemoveSnapshotRequest {
             snapshotter: "overlayfs".into(),
             key: id.into(),
@@ -275,6 +327,7 @@ impl Peer {
             .remove(request(remove))
             .await
             .expect("remove snapshot");
+        self.lap("Snapshots.Remove");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Starting a shim's server without its `start`: the daemon listens, the server inherits the socket.
 //!
 //! Invariant: what comes out is what `start` would have made: the same socket name, which clients
-//! compute, the same files in the bundle, a process in a session of its own. It saves an exec and a
+//! compute, the same files in the bundle, a process in a group of its own. It saves an exec and a
 //! round of parsing per container.
 
 use std::os::unix::fs::DirBuilderExt as _;
@@ -78,7 +78,7 @@ fn command(target: Target<'_>) -> Spawn {
         .arg(target.bundle)
         .env("TTRPC_ADDRESS", &config.ttrpc_address)
         .cwd(target.bundle)
-        .new_session();
+        .new_group();
     if config.debug {
         spawn.arg("-debug")
     } else {

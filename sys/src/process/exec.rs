@@ -23,7 +23,6 @@ pub(super) struct Image<'a> {
     /// (descriptor of the parent, number in the child); numbers are distinct.
     pub(super) fds: &'a mut [(RawFd, RawFd)],
     pub(super) new_group: bool,
-    pub(super) new_session: bool,
     pub(super) death_signal: c_int,
     /// Limit of open files, when it is not to be ours.
     pub(super) files: Option<libc::rlimit>,
@@ -125,10 +124,6 @@ fn check(result: c_int, step: Step) -> Result<(), Step> {
 }
 
 fn prepare_and_exec(image: &mut Image<'_>) -> Result<(), Step> {
-    if image.new_session {
-        // SAFETY: no memory involved.
-        check(unsafe { libc::setsid() }, Step::Other("setsid"))?;
-    }
     if image.new_group {
         // SAFETY: no memory involved.
         check(unsafe { libc::setpgid(0, 0) }, Step::Other("setpgid"))?;

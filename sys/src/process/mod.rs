@@ -61,15 +61,8 @@ pub struct Spawn {
     env: Vec<(OsString, Option<OsString>)>,
     cwd: Option<PathBuf>,
     fds: Vec<(OwnedFd, RawFd)>,
-    session: Session,
+    own_group: bool,
     death_signal: i32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Session {
-    Callers,
-    OwnGroup,
-    Own,
 }
 
 impl Spawn {
@@ -82,7 +75,7 @@ impl Spawn {
             env: Vec::new(),
             cwd: None,
             fds: Vec::new(),
-            session: Session::Callers,
+            own_group: false,
             death_signal: 0,
         }
     }
@@ -158,14 +151,7 @@ impl Spawn {
     /// A process group of its own.
     #[must_use]
     pub fn new_group(mut self) -> Self {
-        self.session = Session::OwnGroup;
-        self
-    }
-
-    /// A session of its own, without a terminal.
-    #[must_use]
-    pub fn new_session(mut self) -> Self {
-        self.session = Session::Own;
+        self.own_group = true;
         self
     }
 
@@ -210,8 +196,7 @@ impl Spawn {
             envp: &exec::pointers(&envp),
             cwd: cwd.as_deref(),
             fds: &mut fds,
-            new_group: self.session == Session::OwnGroup,
-            new_session: self.session == Session::Own,
+            new_group: self.own_group,
             death_signal: self.death_signal,
             files: crate::limits::files_of_children(),
         };
@@ -269,8 +254,7 @@ pub fn find(program: &OsStr) -> Result<PathBuf> {
         .find(|file| is_executable(file))
         .ok_or_else(|| {
             Error::not_found(format_args!(
-                "executable file {} in $PATH",
-                program.display()
+                "exec: {program:?}: executable file not in $PATH"
             ))
         })
 }
@@ -376,13 +360,15 @@ pub fn fork() -> Result<Fork> {
     }
 }
 
-/// Leaves the caller's session and terminal.
+/// Leaves the caller's process group, and with it the reach of its terminal's keys.
+///
+/// Not its session: the kernel schedules each session as one unit against all others
+/// (sched(7), autogroup), and a session that has just begun waits longest on a busy machine.
 ///
 /// # Errors
-/// The errno of `setsid`.
-pub fn new_session() -> Result<()> {
-    rustix::process::setsid().map_err(|e| op("setsid", e))?;
-    Ok(())
+/// The errno of `setpgid`.
+pub fn new_group() -> Result<()> {
+    rustix::process::setpgid(None, None).map_err(|e| op("setpgid", e))
 }
 
 /// Puts `fd` under the number `target` in this process, as shells redirect.

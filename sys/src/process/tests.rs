@@ -80,10 +80,10 @@ fn signal_state_of_the_child_is_clean() {
 }
 
 #[test]
-fn a_session_of_its_own_has_its_pid() {
-    let child = Spawn::new("sleep").arg("60").new_session().spawn().unwrap();
+fn a_group_of_its_own_has_its_pid() {
+    let child = Spawn::new("sleep").arg("60").new_group().spawn().unwrap();
     let pid = rustix::process::Pid::from_raw(child.pid().cast_signed());
-    assert_eq!(rustix::process::getsid(pid).ok(), pid);
+    assert_eq!(rustix::process::getpgid(pid).ok(), pid);
     child.kill(libc::SIGKILL).unwrap();
     assert_eq!(child.wait().unwrap(), Status::Signaled(9));
     child.kill(libc::SIGKILL).unwrap();
