@@ -1,12 +1,12 @@
-//! The arguments before the group's name, and what every group gets to see of them.
+//! The arguments before the group's name, and which group they lead to.
 
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
-use client::Client;
-use types::{Error, Namespace, Result};
+use types::{Error, Result};
 
+use crate::context::Context;
 use crate::{
     containers, content, events, images, info, leases, namespaces, oci, out, plugins, run,
     snapshots, tasks, text, version,
@@ -129,23 +129,6 @@ impl Group {
             Self::Oci(args) => oci::run(ctx, args).await,
             Self::Info(args) => info::run(ctx, args).await,
         }
-    }
-}
-
-/// What was said before the group's name.
-#[derive(Debug)]
-pub(crate) struct Context {
-    /// The daemon's address.
-    pub(crate) address: String,
-    /// The namespace of the command.
-    pub(crate) namespace: Namespace,
-    connect: Duration,
-}
-
-impl Context {
-    /// Connects to the daemon.
-    pub(crate) async fn client(&self) -> Result<Client> {
-        Client::connect(&self.address, self.namespace.clone(), self.connect).await
     }
 }
 

@@ -5,7 +5,7 @@ use client::spec::Spec;
 use serde_json::{Map, Value, json};
 use types::{Container, ContainerId, Context as _, Error, Errors, Fields, Filter, Labels, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::create;
 use crate::flags::ContainerFlags;
 use crate::out::{self, Pad, Table};

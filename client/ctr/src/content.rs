@@ -9,7 +9,7 @@ use types::{
     BlobInfo, Context as _, Digest, Error, Fields, Filter, IngestStatus, Labels, Result, gc_label,
 };
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out::{self, Pad, Table};
 use crate::text;
 

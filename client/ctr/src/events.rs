@@ -3,7 +3,7 @@
 use client::Envelope;
 use types::{Error, Filter, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::{out, text};
 
 /// Arguments of the command.

@@ -9,7 +9,7 @@ use types::{
     Context as _, Descriptor, Error, Fields, Filter, Image, Platform, Result, SnapshotKey,
 };
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out::{self, Pad, Table};
 use crate::text;
 use crate::{import, pull};

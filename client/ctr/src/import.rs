@@ -10,7 +10,7 @@ use client::Client;
 use transfer::ImportOpts;
 use types::{Error, Platform, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::progress::Display;
 use crate::pull::{deps, interruptible, platforms};
 use crate::{out, text};

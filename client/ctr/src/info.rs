@@ -4,7 +4,7 @@ use client::ServerInfo;
 use serde_json::{Map, Value, json};
 use types::Result;
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out;
 
 /// Arguments: none.

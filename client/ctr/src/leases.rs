@@ -5,7 +5,7 @@ use std::time::Duration;
 use client::default_lease_id;
 use types::{Context as _, Filter, Lease, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out::{self, Pad, Table};
 use crate::text;
 

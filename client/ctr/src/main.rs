@@ -14,6 +14,7 @@ mod changes;
 mod cli;
 mod containers;
 mod content;
+mod context;
 mod create;
 mod devices;
 mod events;

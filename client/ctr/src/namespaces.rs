@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use types::{Context as _, Error, Namespace, NamespaceInfo, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out::{self, Pad, Table};
 use crate::text;
 

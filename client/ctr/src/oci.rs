@@ -3,7 +3,7 @@
 use client::spec::Spec;
 use types::{Error, Platform, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out;
 
 /// Arguments of the group.

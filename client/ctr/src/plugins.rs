@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use client::Plugin;
 use types::{Filter, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out::{self, Pad, Table};
 
 /// Arguments of the group.

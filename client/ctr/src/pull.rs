@@ -8,7 +8,7 @@ use registry::{Credentials, RegistryOpts};
 use transfer::{Deps, PullOpts};
 use types::{Error, Platform, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out;
 use crate::progress::Display;
 use crate::text;

@@ -7,7 +7,7 @@ use client::{Client, CreateTask, RuncOptions, StdioPaths, stdio};
 use types::{Any, Container, Error, Mount, Result};
 
 use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target};
-use crate::cli::Context;
+use crate::context::Context;
 use crate::create::{self, Made};
 use crate::flags::ContainerFlags;
 

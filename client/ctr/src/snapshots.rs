@@ -13,7 +13,7 @@ use types::{
     Usage, gc_label,
 };
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out::{self, Pad, Table};
 use crate::{changes, text, unpack};
 

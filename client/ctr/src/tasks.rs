@@ -7,7 +7,7 @@ use client::{Client, ExecTask, stdio};
 use types::{Container, ContainerId, Context as _, Error, Errors, ExecId, Result};
 
 use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target};
-use crate::cli::Context;
+use crate::context::Context;
 use crate::create;
 use crate::out::{self, Pad, Table};
 use crate::run::{Start, code, force_delete};

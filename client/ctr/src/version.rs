@@ -2,7 +2,7 @@
 
 use types::Result;
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::out;
 
 /// Version of this program.
