@@ -74,15 +74,39 @@ impl Db {
             path: path.to_owned(),
             file: None,
         };
+        if !path.exists() {
+            db.create()?;
+        }
         db.database()?;
         Ok(db)
     }
 
+    /// Makes the file under another name first: the real name is a complete file or nothing.
+    fn create(&self) -> Result<()> {
+        let draft = self.path.with_extension("new");
+        match std::fs::remove_file(&draft) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::os(format_args!("remove {}", draft.display()), e));
+            }
+            _ => {}
+        }
+        let made = redb::Builder::new()
+            .set_cache_size(CACHE)
+            .create(&draft)
+            .map_err(|e| engine("make snapshot index", e))?;
+        drop(made);
+        std::fs::rename(&draft, &self.path)
+            .map_err(|e| Error::os(format_args!("rename {}", draft.display()), e))?;
+        let parent = self.path.parent().unwrap_or_else(|| Path::new("."));
+        sys::fs::fsync_dir(parent)
+    }
+
+    /// Never makes the file: one that was cut to nothing must not become an empty index.
     fn database(&mut self) -> Result<&Database> {
         if self.file.is_none() {
             let file = redb::Builder::new()
                 .set_cache_size(CACHE)
-                .create(&self.path)
+                .open(&self.path)
                 .map_err(|e| engine("open snapshot index", e))?;
             self.file = Some(file);
         }

@@ -198,3 +198,18 @@ fn waiting_callers_share_one_durable_write() {
     assert_eq!((state.flushed, state.dirty.len()), (16, 0));
     assert_eq!(state.log.len(), 0);
 }
+
+#[test]
+fn the_file_is_complete_or_not_there() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join(db::FILE);
+    // What a process leaves that is killed while it makes the file.
+    std::fs::write(file.with_extension("new"), "half").unwrap();
+    drop(Index::open(temp.path(), &[]).unwrap());
+    assert!(!file.with_extension("new").exists());
+    // What nobody of ours leaves: cut to nothing, it is damage and no new beginning.
+    std::fs::write(&file, "").unwrap();
+    let refused = Index::open(temp.path(), &[]).unwrap_err();
+    assert!(refused.to_string().contains("snapshot index"), "{refused}");
+    assert_eq!(std::fs::metadata(&file).unwrap().len(), 0);
+}
