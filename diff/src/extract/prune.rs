@@ -42,6 +42,7 @@ struct Level {
     below: Vec<(Vec<u8>, bool)>,
     /// It stays itself.
     keep: bool,
+    inode: u64,
 }
 
 impl Tree<'_> {
@@ -61,8 +62,16 @@ impl Tree<'_> {
         self.empty(&inner, spare)?;
         match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOTEMPTY | Errno::EXIST) if spare => Ok(()),
-            other => other,
+            other => {
+                self.forget(facts.st_ino);
+                other
+            }
         }
+    }
+
+    /// A file system gives the number of a directory that is gone to the next one.
+    fn forget(&mut self, inode: u64) {
+        self.emptied.remove(&inode);
     }
 
     /// Removes everything in `top`; with `spare` not what this archive wrote, nor the way to it.
@@ -78,7 +87,7 @@ impl Tree<'_> {
                 stack.push(self.level(top, &path, written, spare)?);
                 continue;
             }
-            let keep = level.keep;
+            let (keep, inode) = (level.keep, level.inode);
             stack.pop();
             if keep {
                 continue;
@@ -88,7 +97,7 @@ impl Tree<'_> {
             match rustix::fs::unlinkat(&dir, &path[cut + 1..], AtFlags::REMOVEDIR) {
                 Err(Errno::NOTEMPTY | Errno::EXIST) if spare => {}
                 Err(e) => return Err(e),
-                Ok(()) => {}
+                Ok(()) => self.forget(inode),
             }
         }
         Ok(())
@@ -102,13 +111,14 @@ impl Tree<'_> {
         keep: bool,
         spare: bool,
     ) -> Result<Level, Errno> {
+        let dir = open_below(top, path)?;
+        let inode = rustix::fs::fstat(&dir)?.st_ino;
         let mut level = Level {
             path: path.len(),
             below: Vec::new(),
             keep,
+            inode,
         };
-        let dir = open_below(top, path)?;
-        let inode = rustix::fs::fstat(&dir)?.st_ino;
         if spare && !self.emptied.insert(inode) {
             return Ok(level);
         }
