@@ -60,19 +60,19 @@ fn a_detached_exec_is_listed_and_killed_by_its_id() {
     let host = Host::new("exec-detached");
     host.image();
     host.sleeper("s");
-    drop(
-        host.ctr([
-            "tasks",
-            "exec",
-            "-d",
-            "--exec-id",
-            "bg",
-            "s",
-            "sleep",
-            "999",
-        ])
-        .ok(),
-    );
+    // The fifos of a detached exec are its user's: keep them where the test clears up.
+    let fifos = host.path("fifo").to_string_lossy().into_owned();
+    let exec = [
+        "tasks",
+        "exec",
+        "-d",
+        "--fifo-dir",
+        &fifos,
+        "--exec-id",
+        "bg",
+    ];
+    let program = host.ctr_program().args(exec);
+    drop(program.args(["s", "sleep", "999"]).run().ok());
     until("ps shows two processes", || {
         host.ctr(["tasks", "ps", "s"]).ok().lines().count() == 3
     });
