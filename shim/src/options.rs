@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use protos::runc::Options as Wire;
+use protos::runc::{CheckpointOptions, Options as Wire};
 use protos::well_known::Any;
 use protos::{Message as _, any::Named as _};
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,37 @@ impl Options {
     }
 }
 
+/// The runtime's flags for the options of a checkpoint (runc-checkpoint(8)).
+pub(crate) fn checkpoint_flags(options: &CheckpointOptions) -> Vec<String> {
+    let switches = [
+        (!options.exit, "--leave-running"),
+        (options.open_tcp, "--tcp-established"),
+        (options.external_unix_sockets, "--ext-unix-sk"),
+        (options.terminal, "--shell-job"),
+        (options.file_locks, "--file-locks"),
+    ];
+    let values = [
+        ("--work-path", &options.work_path),
+        ("--parent-path", &options.parent_path),
+        ("--manage-cgroups-mode", &options.cgroups_mode),
+    ];
+    let switches = switches
+        .iter()
+        .filter(|(set, _)| *set)
+        .map(|(_, flag)| *flag);
+    let values = values.into_iter().filter(|(_, value)| !value.is_empty());
+    let values = values.flat_map(|(flag, value)| [flag, value.as_str()]);
+    let empty = options
+        .empty_namespaces
+        .iter()
+        .flat_map(|kind| ["--empty-ns", kind.as_str()]);
+    switches
+        .chain(values)
+        .chain(empty)
+        .map(str::to_owned)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,5 +216,28 @@ mod tests {
         );
         options.root = "/elsewhere".into();
         assert_eq!(root(&options, "/srv/state"), Path::new("/elsewhere/ns"));
+    }
+
+    #[test]
+    fn every_option_of_a_checkpoint_reaches_the_runtime() {
+        assert_eq!(
+            checkpoint_flags(&CheckpointOptions::default()),
+            ["--leave-running"]
+        );
+        let all = CheckpointOptions {
+            exit: true,
+            open_tcp: true,
+            external_unix_sockets: true,
+            terminal: true,
+            file_locks: true,
+            empty_namespaces: vec!["network".into()],
+            cgroups_mode: "soft".into(),
+            work_path: "/w".into(),
+            parent_path: "/p".into(),
+            ..CheckpointOptions::default()
+        };
+        let want = "--tcp-established --ext-unix-sk --shell-job --file-locks --work-path /w \
+                    --parent-path /p --manage-cgroups-mode soft --empty-ns network";
+        assert_eq!(checkpoint_flags(&all).join(" "), want);
     }
 }

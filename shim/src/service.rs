@@ -109,22 +109,7 @@ impl Shim {
             None => CheckpointOptions::default(),
         };
         let mut args = vec!["--image-path".to_owned(), request.path.clone()];
-        let flags = [
-            (!options.exit, "--leave-running"),
-            (options.open_tcp, "--tcp-established"),
-            (options.external_unix_sockets, "--ext-unix-sk"),
-            (options.terminal, "--shell-job"),
-            (options.file_locks, "--file-locks"),
-        ];
-        args.extend(
-            flags
-                .iter()
-                .filter(|(set, _)| *set)
-                .map(|(_, flag)| (*flag).to_owned()),
-        );
-        if !options.work_path.is_empty() {
-            args.extend(["--work-path".to_owned(), options.work_path]);
-        }
+        args.extend(crate::options::checkpoint_flags(&options));
         container.runtime.checkpoint(&args).await?;
         let event = TaskCheckpointed {
             container_id: request.id.clone(),
