@@ -10,6 +10,7 @@ pub mod call;
 #[cfg(test)]
 mod contract;
 pub mod event;
+pub mod frame;
 mod record;
 pub mod status;
 pub mod wire;

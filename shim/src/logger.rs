@@ -93,8 +93,7 @@ impl Logger {
         let mut byte = [0];
         let spoke = matches!(sys::pipe::read(ready.get_ref(), &mut byte), Ok(1));
         // A process that has ended has closed its end too.
-        self.reap.round();
-        if self.ending.try_recv().is_ok() {
+        if sys::process::is_exiting(self.pid) {
             return Err(Error::failed_precondition("ended before it was ready"));
         }
         if must_speak && !spoke {

@@ -31,6 +31,7 @@ mod service;
 mod stats;
 mod stdio;
 mod watch;
+mod wire;
 
 use std::io::Write as _;
 use std::process::ExitCode;

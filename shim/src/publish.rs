@@ -5,22 +5,25 @@
 //! absent daemon costs one connection attempt every few seconds, and only while something waits.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use protos::MessageField;
 use protos::any::{Named, pack};
 use protos::shim::events::ForwardRequest;
-use protos::shim::events_ttrpc::EventsClient;
 use protos::types::Envelope;
+use protos::well_known::Empty;
 use protos::wire::Wire as _;
-use protos::{MessageField, call};
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use ttrpc::asynchronous::{Client, transport::Socket};
-use types::{Error, Namespace, Result};
+use types::{Namespace, Result};
 
 use crate::log;
+use crate::wire::{Client, Failed};
+
+/// Where the daemon takes events.
+const FORWARD: (&str, &str) = ("containerd.services.events.ttrpc.v1.Events", "Forward");
 
 /// As many as Go's publisher keeps.
 const CAPACITY: usize = 2048;
@@ -164,11 +167,11 @@ impl Publisher {
                     (pause, refusals) = (FIRST_PAUSE, 0);
                     continue;
                 }
-                Err(Failure::Away(error)) => {
+                Err(Failed::Lost(error)) => {
                     client = None;
                     log::debug(format_args!("daemon is away: {error}"));
                 }
-                Err(Failure::Refused(error)) => {
+                Err(Failed::Refused(error)) => {
                     refusals += 1;
                     if refusals >= REFUSALS {
                         log::error(format_args!("event {} dropped: {error}", envelope.topic));
@@ -192,44 +195,22 @@ impl Publisher {
 
     async fn send(
         &self,
-        client: &mut Option<EventsClient>,
+        client: &mut Option<Client>,
         address: &str,
         envelope: Envelope,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Failed> {
+        let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
         let connected = match client {
             Some(connected) => connected,
-            None => client.insert(connect(address).await.map_err(Failure::Away)?),
+            None => client.insert(Client::connect(path, CALL).await.map_err(Failed::Lost)?),
         };
-        let context = call::context(&self.namespace, Some(CALL));
         let request = ForwardRequest {
             envelope: MessageField::some(envelope),
             ..ForwardRequest::default()
         };
-        match timeout(CALL, connected.forward(context, &request)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error @ ttrpc::Error::RpcStatus(_))) => {
-                Err(Failure::Refused(protos::status::from_ttrpc(&error)))
-            }
-            Ok(Err(error)) => Err(Failure::Away(protos::status::from_ttrpc(&error))),
-            Err(_) => Err(Failure::Away(Error::deadline_exceeded("forward"))),
-        }
+        let taken = connected.call::<Empty>(FORWARD, &request, &self.namespace, CALL);
+        taken.await.map(drop)
     }
-}
-
-enum Failure {
-    /// Nobody there, or gone in the middle: tried again until somebody is.
-    Away(Error),
-    /// Answered with an error.
-    Refused(Error),
-}
-
-async fn connect(address: &str) -> Result<EventsClient> {
-    let path = address.strip_prefix("unix://").unwrap_or(address);
-    let stream = timeout(CALL, UnixStream::connect(path))
-        .await
-        .map_err(|_| Error::deadline_exceeded(format_args!("connect {path}")))?
-        .map_err(|e| Error::os(format_args!("connect {path}"), e))?;
-    Ok(EventsClient::new(Client::new(Socket::from(stream))))
 }
 
 #[cfg(test)]

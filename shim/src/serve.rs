@@ -7,12 +7,19 @@ use std::time::Duration;
 
 use sys::signal::SignalFd;
 use tokio::io::unix::AsyncFd;
-use ttrpc::asynchronous::{Server, transport::Listener};
-use types::{Context as _, Error, Namespace, Result};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+use types::{Error, Namespace, Result};
 
 use crate::log;
-use crate::service::{Shim, tables};
+use crate::service::{Shim, dispatch};
 use crate::watch::watch;
+use crate::wire;
+
+/// Connections at a time: a daemon has one, clients that attach have one each.
+const CONNECTIONS: usize = 1024;
+/// After a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the end waits for the daemon to take the last events.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
@@ -54,14 +61,7 @@ async fn run(listener: UnixListener, signals: SignalFd, setup: Setup) -> Result<
     if !setup.events.is_empty() {
         drop(tokio::spawn(Arc::clone(&shim.publisher).run(setup.events)));
     }
-    let mut server = Server::new()
-        .add_listener(Listener::from(listener))
-        .register_service(tables(&shim));
-    server
-        .start()
-        .await
-        .map_err(|e| protos::status::from_ttrpc(&e))
-        .ctx("serve")?;
+    drop(tokio::spawn(accept(listener, Arc::clone(&shim))));
     let signals = watch(signals)?;
     tokio::select! {
         () = shim.stop.notified() => {}
@@ -83,6 +83,50 @@ async fn run(listener: UnixListener, signals: SignalFd, setup: Setup) -> Result<
             () = follow_children(&shim, &signals) => {}
         }
     }
+}
+
+/// Takes connections as long as the shim lives.
+async fn accept(listener: tokio::net::UnixListener, shim: Arc<Shim>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, for one: it passes.
+                log::warn(format_args!("accept: {error}"));
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(error) = admit(&stream, connections.len()) {
+            log::warn(format_args!("connection refused: {error}"));
+            continue;
+        }
+        let shim = Arc::clone(&shim);
+        drop(connections.spawn(async move {
+            wire::converse(stream, |request| dispatch(Arc::clone(&shim), request)).await;
+        }));
+    }
+}
+
+/// Only this user's processes speak to the shim, and not too many at once.
+fn admit(stream: &UnixStream, there: usize) -> Result<()> {
+    let peer = sys::socket::peer(stream)?;
+    let own = sys::process::effective_uid();
+    if peer.uid != own {
+        let text = format_args!("user {} is not {own}", peer.uid);
+        return Err(Error::permission_denied(text));
+    }
+    if there >= CONNECTIONS {
+        return Err(Error::resource_exhausted(format_args!(
+            "{there} connections"
+        )));
+    }
+    Ok(())
 }
 
 /// Until a signal says stop.

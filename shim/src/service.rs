@@ -3,22 +3,20 @@
 //! Invariant: a request that changes something runs on a task of its own, so that a client which
 //! hangs up cannot stop it half-way and a bug in it ends only that request.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use async_trait::async_trait;
 use protos::any::pack;
 use protos::events::TaskCheckpointed;
+use protos::frame::Request;
 use protos::runc::{CheckpointOptions, ProcessDetails};
 use protos::shim::task as api;
-use protos::shim::task_v3_ttrpc::{Task, create_task};
 use protos::task::ProcessInfo;
 use protos::well_known::{Any, Empty, Timestamp};
 use protos::wire::Wire as _;
-use protos::{EnumOrUnknown, Message as _, MessageField, status};
+use protos::{EnumOrUnknown, Message, MessageField};
 use sys::cgroup::Cgroup;
 use tokio::sync::Notify;
-use ttrpc::asynchronous::{MethodHandler, Service as Table, TtrpcContext};
 use types::{Context as _, Error, Exit, Namespace, Result};
 
 use crate::container::Container;
@@ -27,6 +25,7 @@ use crate::log;
 use crate::publish::Publisher;
 use crate::reap::Reap;
 use crate::stats;
+use crate::wire::Reply;
 
 /// Everything that this shim keeps.
 #[derive(Debug)]
@@ -180,6 +179,58 @@ impl Shim {
         stats::to_any(&group.stats()?)
     }
 
+    async fn start(self: &Arc<Self>, request: &api::StartRequest) -> Result<u32> {
+        let container = self.container(&request.id)?;
+        if request.exec_id.is_empty() {
+            container.start(self).await
+        } else {
+            container.start_exec(self, &request.exec_id).await
+        }
+    }
+
+    async fn kill(&self, request: &api::KillRequest) -> Result<()> {
+        let container = self.container(&request.id)?;
+        container
+            .kill(&request.exec_id, request.signal, request.all)
+            .await
+    }
+
+    async fn update(&self, request: &api::UpdateTaskRequest) -> Result<()> {
+        let container = self.container(&request.id)?;
+        container.update(&request.resources.value).await
+    }
+
+    fn add_exec(&self, request: &api::ExecProcessRequest) -> Result<()> {
+        self.container(&request.id)?.add_exec(self, request)
+    }
+
+    fn resize(&self, request: &api::ResizePtyRequest) -> Result<()> {
+        let process = self.container(&request.id)?.process(&request.exec_id)?;
+        process.resize(request.width, request.height).ctx("resize")
+    }
+
+    fn close_io(&self, request: &api::CloseIORequest) -> Result<()> {
+        let process = self.container(&request.id)?.process(&request.exec_id)?;
+        if request.stdin {
+            process.close_stdin();
+        }
+        Ok(())
+    }
+
+    fn answer_pids(&self, request: &api::PidsRequest) -> Result<Reply> {
+        message(&api::PidsResponse {
+            processes: self.pids(&request.id)?,
+            ..Default::default()
+        })
+    }
+
+    fn answer_stats(&self, request: &api::StatsRequest) -> Result<Reply> {
+        message(&api::StatsResponse {
+            stats: MessageField::some(self.stats(&request.id)?),
+            ..Default::default()
+        })
+    }
+
     fn connect(&self, id: &str) -> api::ConnectResponse {
         self.publisher.hurry();
         let task = self
@@ -208,251 +259,113 @@ fn time(exit: Exit) -> MessageField<Timestamp> {
     MessageField::some(exit.at.to_wire())
 }
 
-/// The service over a shim.
-#[derive(Clone, Debug)]
-struct Service(Arc<Shim>);
+/// The Task service under both of its names: version 2 differs in nothing else.
+const TASK: [&str; 2] = ["containerd.task.v3.Task", "containerd.task.v2.Task"];
 
-/// Version 3, version 2 under its own name, and answers for services that are not offered.
-pub(crate) fn tables(shim: &Arc<Shim>) -> HashMap<String, Table> {
-    const V3: &str = "containerd.task.v3.Task";
-    const V2: &str = "containerd.task.v2.Task";
-    let mut tables = create_task(Arc::new(Service(Arc::clone(shim))));
-    if let Some(table) = create_task(Arc::new(Service(Arc::clone(shim)))).remove(V3) {
-        tables.insert(V2.to_owned(), table);
+/// Answers a call.
+///
+/// # Errors
+/// `NotImplemented` for a service or method that is not here, else the method's own.
+pub(crate) async fn dispatch(shim: Arc<Shim>, request: Request) -> Result<Reply> {
+    let service = request.service.as_str();
+    if !TASK.contains(&service) {
+        return Err(Error::not_implemented(format_args!("service {service}")));
     }
-    tables.extend(ABSENT.map(|name| (name.to_owned(), absent())));
-    tables
+    let body = request.payload.as_slice();
+    match request.method.as_str() {
+        "State" => message(&shim.state(&decode(body)?)?),
+        "Pids" => shim.answer_pids(&decode(body)?),
+        "Stats" => shim.answer_stats(&decode(body)?),
+        "Connect" => message(&shim.connect(&decode::<api::ConnectRequest>(body)?.id)),
+        "Wait" => wait(&shim, &decode(body)?).await,
+        "Exec" => done(shim.add_exec(&decode(body)?)),
+        "ResizePty" => done(shim.resize(&decode(body)?)),
+        "CloseIO" => done(shim.close_io(&decode(body)?)),
+        "Shutdown" => {
+            shim.shutdown(decode::<api::ShutdownRequest>(body)?.now);
+            done(Ok(()))
+        }
+        "Create" => {
+            let request = decode(body)?;
+            let pid = run(async move { shim.create(request).await }).await?;
+            message(&api::CreateTaskResponse {
+                pid,
+                ..Default::default()
+            })
+        }
+        "Start" => {
+            let request = decode(body)?;
+            let pid = run(async move { shim.start(&request).await }).await?;
+            message(&api::StartResponse {
+                pid,
+                ..Default::default()
+            })
+        }
+        "Delete" => {
+            let request = decode(body)?;
+            let exit = run(async move { shim.delete(&request).await }).await?;
+            message(&api::DeleteResponse {
+                pid: exit.pid,
+                exit_status: exit.status,
+                exited_at: time(exit),
+                ..Default::default()
+            })
+        }
+        "Pause" => {
+            let request: api::PauseRequest = decode(body)?;
+            done(run(async move { shim.container(&request.id)?.pause(&shim).await }).await)
+        }
+        "Resume" => {
+            let request: api::ResumeRequest = decode(body)?;
+            done(run(async move { shim.container(&request.id)?.resume(&shim).await }).await)
+        }
+        "Checkpoint" => {
+            let request = decode(body)?;
+            done(run(async move { shim.checkpoint(&request).await }).await)
+        }
+        "Kill" => {
+            let request = decode(body)?;
+            done(run(async move { shim.kill(&request).await }).await)
+        }
+        "Update" => {
+            let request = decode(body)?;
+            done(run(async move { shim.update(&request).await }).await)
+        }
+        other => Err(Error::not_implemented(format_args!("method {other}"))),
+    }
 }
 
-/// Services that daemons ask shims for and that are not offered here. Of a service that it has never
-/// heard of the server says that the argument is invalid, and daemons would not know what that means.
-const ABSENT: [&str; 3] = [
-    "containerd.runtime.sandbox.v1.Sandbox",
-    "containerd.services.streaming.v1.Streaming",
-    "grpc.health.v1.Health",
-];
-
-/// A service without methods: every call is answered with `Unimplemented`.
-fn absent() -> Table {
-    let methods: HashMap<String, Box<dyn MethodHandler + Send + Sync>> = HashMap::new();
-    Table {
-        methods,
-        streams: HashMap::new(),
-    }
+/// Waits for an end. The record may be deleted meanwhile; the end is told all the same.
+async fn wait(shim: &Shim, request: &api::WaitRequest) -> Result<Reply> {
+    let process = shim.container(&request.id)?.process(&request.exec_id)?;
+    let exit = process.wait().await?;
+    message(&api::WaitResponse {
+        exit_status: exit.status,
+        exited_at: time(exit),
+        ..Default::default()
+    })
 }
 
 /// Runs a change to its end whatever becomes of the caller.
 async fn run<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
-) -> ttrpc::Result<T> {
-    let done = match tokio::spawn(work).await {
-        Ok(done) => done,
-        Err(_) => Err(Error::internal("request failed in the shim")),
-    };
-    done.map_err(|error| status::to_ttrpc(&error))
+) -> Result<T> {
+    tokio::spawn(work)
+        .await
+        .unwrap_or_else(|_| Err(Error::internal("request failed in the shim")))
 }
 
-fn answer<T>(result: Result<T>) -> ttrpc::Result<T> {
-    result.map_err(|error| status::to_ttrpc(&error))
+fn decode<M: Message>(body: &[u8]) -> Result<M> {
+    M::parse_from_bytes(body).map_err(|e| Error::invalid_argument(format_args!("request: {e}")))
 }
 
-#[async_trait]
-impl Task for Service {
-    async fn state(
-        &self,
-        _: &TtrpcContext,
-        request: api::StateRequest,
-    ) -> ttrpc::Result<api::StateResponse> {
-        answer(self.0.state(&request))
-    }
+fn message(message: &impl Message) -> Result<Reply> {
+    Ok(Reply {
+        payload: message.write_to_bytes().map_err(Error::internal)?,
+        fds: Vec::new(),
+    })
+}
 
-    async fn create(
-        &self,
-        _: &TtrpcContext,
-        request: api::CreateTaskRequest,
-    ) -> ttrpc::Result<api::CreateTaskResponse> {
-        let shim = Arc::clone(&self.0);
-        let pid = run(async move { shim.create(request).await }).await?;
-        Ok(api::CreateTaskResponse {
-            pid,
-            ..Default::default()
-        })
-    }
-
-    async fn start(
-        &self,
-        _: &TtrpcContext,
-        request: api::StartRequest,
-    ) -> ttrpc::Result<api::StartResponse> {
-        let shim = Arc::clone(&self.0);
-        let pid = run(async move {
-            let container = shim.container(&request.id)?;
-            if request.exec_id.is_empty() {
-                container.start(&shim).await
-            } else {
-                container.start_exec(&shim, &request.exec_id).await
-            }
-        })
-        .await?;
-        Ok(api::StartResponse {
-            pid,
-            ..Default::default()
-        })
-    }
-
-    async fn delete(
-        &self,
-        _: &TtrpcContext,
-        request: api::DeleteRequest,
-    ) -> ttrpc::Result<api::DeleteResponse> {
-        let shim = Arc::clone(&self.0);
-        let exit = run(async move { shim.delete(&request).await }).await?;
-        Ok(api::DeleteResponse {
-            pid: exit.pid,
-            exit_status: exit.status,
-            exited_at: time(exit),
-            ..Default::default()
-        })
-    }
-
-    async fn pids(
-        &self,
-        _: &TtrpcContext,
-        request: api::PidsRequest,
-    ) -> ttrpc::Result<api::PidsResponse> {
-        let processes = answer(self.0.pids(&request.id))?;
-        Ok(api::PidsResponse {
-            processes,
-            ..Default::default()
-        })
-    }
-
-    async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> ttrpc::Result<Empty> {
-        let shim = Arc::clone(&self.0);
-        run(async move { shim.container(&request.id)?.pause(&shim).await }).await?;
-        Ok(Empty::new())
-    }
-
-    async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> ttrpc::Result<Empty> {
-        let shim = Arc::clone(&self.0);
-        run(async move { shim.container(&request.id)?.resume(&shim).await }).await?;
-        Ok(Empty::new())
-    }
-
-    async fn checkpoint(
-        &self,
-        _: &TtrpcContext,
-        request: api::CheckpointTaskRequest,
-    ) -> ttrpc::Result<Empty> {
-        let shim = Arc::clone(&self.0);
-        run(async move { shim.checkpoint(&request).await }).await?;
-        Ok(Empty::new())
-    }
-
-    async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> ttrpc::Result<Empty> {
-        let shim = Arc::clone(&self.0);
-        run(async move {
-            let container = shim.container(&request.id)?;
-            container
-                .kill(&request.exec_id, request.signal, request.all)
-                .await
-        })
-        .await?;
-        Ok(Empty::new())
-    }
-
-    async fn exec(
-        &self,
-        _: &TtrpcContext,
-        request: api::ExecProcessRequest,
-    ) -> ttrpc::Result<Empty> {
-        let container = answer(self.0.container(&request.id))?;
-        answer(container.add_exec(&self.0, &request))?;
-        Ok(Empty::new())
-    }
-
-    async fn resize_pty(
-        &self,
-        _: &TtrpcContext,
-        request: api::ResizePtyRequest,
-    ) -> ttrpc::Result<Empty> {
-        let container = answer(self.0.container(&request.id))?;
-        let process = answer(container.process(&request.exec_id))?;
-        answer(process.resize(request.width, request.height).ctx("resize"))?;
-        Ok(Empty::new())
-    }
-
-    async fn close_io(
-        &self,
-        _: &TtrpcContext,
-        request: api::CloseIORequest,
-    ) -> ttrpc::Result<Empty> {
-        let container = answer(self.0.container(&request.id))?;
-        let process = answer(container.process(&request.exec_id))?;
-        if request.stdin {
-            process.close_stdin();
-        }
-        Ok(Empty::new())
-    }
-
-    async fn update(
-        &self,
-        _: &TtrpcContext,
-        request: api::UpdateTaskRequest,
-    ) -> ttrpc::Result<Empty> {
-        let shim = Arc::clone(&self.0);
-        run(async move {
-            shim.container(&request.id)?
-                .update(&request.resources.value)
-                .await
-        })
-        .await?;
-        Ok(Empty::new())
-    }
-
-    async fn wait(
-        &self,
-        _: &TtrpcContext,
-        request: api::WaitRequest,
-    ) -> ttrpc::Result<api::WaitResponse> {
-        let container = answer(self.0.container(&request.id))?;
-        let process = answer(container.process(&request.exec_id))?;
-        // The record may be deleted while somebody waits; the end is told all the same.
-        drop(container);
-        let exit = answer(process.wait().await)?;
-        Ok(api::WaitResponse {
-            exit_status: exit.status,
-            exited_at: time(exit),
-            ..Default::default()
-        })
-    }
-
-    async fn stats(
-        &self,
-        _: &TtrpcContext,
-        request: api::StatsRequest,
-    ) -> ttrpc::Result<api::StatsResponse> {
-        let stats = answer(self.0.stats(&request.id))?;
-        Ok(api::StatsResponse {
-            stats: MessageField::some(stats),
-            ..Default::default()
-        })
-    }
-
-    async fn connect(
-        &self,
-        _: &TtrpcContext,
-        request: api::ConnectRequest,
-    ) -> ttrpc::Result<api::ConnectResponse> {
-        Ok(self.0.connect(&request.id))
-    }
-
-    async fn shutdown(
-        &self,
-        _: &TtrpcContext,
-        request: api::ShutdownRequest,
-    ) -> ttrpc::Result<Empty> {
-        self.0.shutdown(request.now);
-        Ok(Empty::new())
-    }
+fn done(result: Result<()>) -> Result<Reply> {
+    result.and_then(|()| message(&Empty::new()))
 }

@@ -1,6 +1,6 @@
 //! Unix sockets: listening with a mode, who is at the other end, descriptors as messages.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,8 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use types::{Error, Result};
 
@@ -57,7 +57,7 @@ pub fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
     }
     let listener = match UnixListener::bind(path) {
         Ok(listener) => listener,
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
             if UnixStream::connect(path).is_ok() {
                 return Err(at("listen", path, e).reclass(types::Code::AlreadyExists));
             }
@@ -71,54 +71,84 @@ pub fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// Most descriptors of one message here; the kernel allows 253.
+const MOST_FDS: usize = 8;
+
 /// Receives one descriptor. Blocks unless the socket does not.
 ///
 /// # Errors
 /// The errno of `recvmsg`; `InvalidArgument` when the message carries none.
 pub fn receive_fd(socket: impl AsFd) -> Result<OwnedFd> {
     let mut data = [0; 4096];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let (_, fds) = receive(socket, &mut data).map_err(|e| Error::os("recvmsg", e))?;
+    // Further ones are dropped, that is closed.
+    fds.into_iter()
+        .next()
+        .ok_or_else(|| Error::invalid_argument("message without a descriptor"))
+}
+
+/// Receives what is there with the descriptors that came along, close-on-exec. No bytes are the end.
+///
+/// # Errors
+/// The errno of `recvmsg`, as an `io::Error` for the caller's readiness loop.
+pub fn receive(socket: impl AsFd, data: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
-    rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut data)],
-        &mut ancillary,
-        flags,
-    )
-    .map_err(|e| op("recvmsg", e))?;
-    let mut found = None;
+    let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(data)], &mut ancillary, flags)?;
+    let mut all = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
-            // Further ones are dropped, that is closed.
-            for fd in fds {
-                found.get_or_insert(fd);
-            }
+            all.extend(fds);
         }
     }
-    found.ok_or_else(|| Error::invalid_argument("message without a descriptor"))
+    Ok((got.bytes, all))
 }
 
 /// Sends descriptors with a message.
 ///
 /// # Errors
-/// The errno of `sendmsg`; `InvalidArgument` for more than 4.
+/// The errno of `sendmsg`; `InvalidArgument` for too many descriptors.
 pub fn send_fds(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    send(socket, data, fds)
+        .map(drop)
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidInput => Error::invalid_argument(e),
+            _ => Error::os("sendmsg", e),
+        })
+}
+
+/// Sends bytes, and with the first of them descriptors. Returns how many bytes were taken.
+///
+/// # Errors
+/// The errno of `sendmsg`, as an `io::Error` for the caller's readiness loop; `InvalidInput` for too
+/// many descriptors. A vanished peer is `EPIPE`, never a signal.
+pub fn send(socket: impl AsFd, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Error::invalid_argument(
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
             "too many descriptors for one message",
         ));
     }
-    rustix::net::sendmsg(
+    let flags = SendFlags::NOSIGNAL;
+    Ok(rustix::net::sendmsg(
         socket,
         &[IoSlice::new(data)],
         &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )
-    .map_err(|e| op("sendmsg", e))?;
-    Ok(())
+        flags,
+    )?)
+}
+
+/// A connected pair whose messages stay apart and whose end is seen: close-on-exec, not blocking.
+///
+/// # Errors
+/// The errno of `socketpair`.
+pub fn message_pair() -> Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        .map_err(|e| op("socketpair", e))
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use async_trait::async_trait;
 use protos::events::{TaskOOM, TaskStart};
 use protos::shim::events_ttrpc::{Events, create_events};
 use protos::well_known::Empty;
-use std::path::Path;
 use tokio::sync::mpsc;
 use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
+use types::Error;
 
 struct Daemon {
     got: mpsc::UnboundedSender<String>,

@@ -263,6 +263,28 @@ fn is_executable(file: &Path) -> bool {
     file.is_file() && rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
+/// True for a process that is on its way out, or gone. Its descriptors are closed before it can be
+/// waited for: in between only this tells it from one that closed them itself.
+#[must_use]
+pub fn is_exiting(pid: u32) -> bool {
+    /// `PF_EXITING` of the kernel's task flags, field 9 of the file (proc_pid_stat(5)).
+    const EXITING: u64 = 0x4;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return true;
+    };
+    // The name, field 2, may hold anything; what follows its last parenthesis is field 3.
+    let flags = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & EXITING != 0)
+}
+
+/// The user that this process acts as.
+#[must_use]
+pub fn effective_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// `/dev/null`, for reading and writing.
 ///
 /// # Errors

@@ -143,3 +143,15 @@ fn deadline_and_limit_end_the_helper() {
         .unwrap_err();
     assert!(chatty.is(types::Code::ResourceExhausted), "{chatty}");
 }
+
+#[test]
+fn a_process_on_its_way_out_is_known_before_it_can_be_waited_for() {
+    let (ready, theirs) = pipe::new().unwrap();
+    let child = Spawn::new("true").fd(theirs, 3).spawn().unwrap();
+    let mut end = Vec::new();
+    // It never closes the descriptor itself: the end of the pipe is the beginning of its own.
+    std::io::Read::read_to_end(&mut File::from(ready), &mut end).unwrap();
+    assert!(is_exiting(child.pid()));
+    child.wait().unwrap();
+    assert!(!is_exiting(std::process::id()));
+}

@@ -1,0 +1,245 @@
+//! One connection of the socket: frames in, answers out, descriptors with them.
+//!
+//! ```text
+//! socket ─ frames ─┬─ a task per call ─ handler ─ answer (and descriptors) ─> socket
+//!                  └─ too long, no request, too many: answered or ignored here
+//! ```
+//! Invariant: nothing that a peer sends or fails to send harms more than its own connection. Memory
+//! grows with what has arrived, never with what a header promises; a call that panics is answered,
+//! and when the connection ends its calls end with it.
+
+mod client;
+
+use std::future::poll_fn;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use protos::Message as _;
+use protos::frame::{self, HEADER, Header, Kind, LONGEST, Request, Response};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use types::{Error, Result};
+
+use crate::log;
+
+pub(crate) use client::{Client, Failed};
+
+/// Calls that one connection may have under way; a daemon waits for each process with one.
+const CALLS: usize = 16 * 1024;
+/// Read at a time; a usual request fits.
+const STEP: usize = 4 * 1024;
+/// How long the rest of a frame may take.
+const STALL: Duration = Duration::from_secs(30);
+
+/// An answer, and the descriptors that travel with it.
+#[derive(Debug, Default)]
+pub(crate) struct Reply {
+    pub(crate) payload: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// Serves one connection to its end. Every call is given to `handle`.
+pub(crate) async fn converse<F>(stream: UnixStream, handle: impl Fn(Request) -> F)
+where
+    F: Future<Output = Result<Reply>> + Send + 'static,
+{
+    let peer = Arc::new(Peer {
+        stream,
+        writing: Mutex::new(()),
+    });
+    let mut calls = JoinSet::new();
+    let mut frames = Frames::of(Kind::Request);
+    loop {
+        let next = tokio::select! {
+            next = frames.next(&peer.stream) => next,
+            Some(_) = calls.join_next() => continue,
+        };
+        match next {
+            Some(Frame::Message(stream, body)) => {
+                let request = accept(stream, &body, calls.len());
+                let peer = Arc::clone(&peer);
+                match request {
+                    Ok(request) => {
+                        let work = within(request.timeout_nano, guard(handle(request)));
+                        drop(calls.spawn(async move { peer.answer(stream, work.await).await }));
+                    }
+                    Err(error) => peer.answer(stream, Err(error)).await,
+                }
+            }
+            Some(Frame::TooLong(stream, length)) => {
+                let text = format!("message of {length} bytes: at most {LONGEST}");
+                peer.answer(stream, Err(Error::resource_exhausted(text)))
+                    .await;
+            }
+            None => return,
+        }
+    }
+}
+
+fn accept(stream: u32, body: &[u8], under_way: usize) -> Result<Request> {
+    if stream.is_multiple_of(2) {
+        return Err(Error::invalid_argument("stream id must be odd"));
+    }
+    if under_way >= CALLS {
+        return Err(Error::resource_exhausted(format_args!(
+            "{under_way} calls under way"
+        )));
+    }
+    Request::parse_from_bytes(body)
+        .map_err(|e| Error::invalid_argument(format_args!("request: {e}")))
+}
+
+/// Ends a call when its caller does not wait any longer. Zero waits for ever.
+async fn within(nanoseconds: i64, work: impl Future<Output = Result<Reply>>) -> Result<Reply> {
+    match u64::try_from(nanoseconds) {
+        Ok(limit @ 1..) => timeout(Duration::from_nanos(limit), work)
+            .await
+            .unwrap_or_else(|_| Err(Error::deadline_exceeded("the caller's time is over"))),
+        _ => work.await,
+    }
+}
+
+/// Makes an error of a panic: it ends the call, not the shim.
+async fn guard(work: impl Future<Output = Result<Reply>>) -> Result<Reply> {
+    let mut work = pin!(work);
+    poll_fn(
+        |context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+            Ok(poll) => poll,
+            Err(_) => Poll::Ready(Err(Error::internal("request failed in the shim"))),
+        },
+    )
+    .await
+}
+
+struct Peer {
+    stream: UnixStream,
+    /// Held for a whole frame.
+    writing: Mutex<()>,
+}
+
+impl Peer {
+    /// Sends an answer. A peer that is gone will never know.
+    async fn answer(&self, stream: u32, result: Result<Reply>) {
+        let (response, fds) = match result {
+            Ok(reply) => {
+                let response = Response {
+                    payload: reply.payload,
+                    ..Response::default()
+                };
+                (response, reply.fds)
+            }
+            Err(error) => (frame::failure(&error), Vec::new()),
+        };
+        let encoded = frame::encode(stream, Kind::Response, &response)
+            .or_else(|error| frame::encode(stream, Kind::Response, &frame::failure(&error)));
+        match encoded {
+            Ok(bytes) => {
+                if let Err(error) = self.send(&bytes, &fds).await {
+                    log::debug(format_args!("answer not sent: {error}"));
+                }
+            }
+            Err(error) => log::error(format_args!("answer not encoded: {error}")),
+        }
+    }
+
+    async fn send(&self, mut bytes: &[u8], fds: &[OwnedFd]) -> std::io::Result<()> {
+        let _whole = self.writing.lock().await;
+        let mut fds = fds;
+        while !bytes.is_empty() {
+            let sent = self
+                .stream
+                .async_io(Interest::WRITABLE, || {
+                    let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
+                    sys::socket::send(&self.stream, bytes, &borrowed)
+                })
+                .await?;
+            bytes = &bytes[sent..];
+            // They went with the first byte.
+            fds = &[];
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+enum Frame {
+    Message(u32, Vec<u8>),
+    TooLong(u32, usize),
+}
+
+/// What has been read and not yet used.
+#[derive(Debug)]
+struct Frames {
+    /// The kind that has a receiver here. There are no streams; their data, and what later versions
+    /// bring, is left out.
+    kind: Kind,
+    buffer: Vec<u8>,
+    /// Bytes of a refused message that are still to come.
+    discard: usize,
+}
+
+impl Frames {
+    fn of(kind: Kind) -> Self {
+        Self {
+            kind,
+            buffer: Vec::new(),
+            discard: 0,
+        }
+    }
+
+    /// The next frame that matters; none when the connection is over. Safe to cancel.
+    async fn next(&mut self, stream: &UnixStream) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.take() {
+                return Some(frame);
+            }
+            let in_the_middle = self.discard > 0 || !self.buffer.is_empty();
+            let ready = if in_the_middle {
+                timeout(STALL, stream.readable()).await.ok()?
+            } else {
+                self.buffer.shrink_to(0);
+                stream.readable().await
+            };
+            ready.ok()?;
+            self.buffer.reserve(STEP);
+            match stream.try_read_buf(&mut self.buffer) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// The first whole frame of what is there.
+    fn take(&mut self) -> Option<Frame> {
+        loop {
+            let skipped = self.discard.min(self.buffer.len());
+            self.buffer.drain(..skipped);
+            self.discard -= skipped;
+            let (head, rest) = self.buffer.split_first_chunk::<HEADER>()?;
+            let header = Header::parse(head);
+            if header.length > LONGEST {
+                self.buffer.drain(..HEADER);
+                self.discard = header.length;
+                return Some(Frame::TooLong(header.stream, header.length));
+            }
+            let body = rest.get(..header.length)?.to_vec();
+            self.buffer.drain(..HEADER + header.length);
+            if header.kind == self.kind {
+                return Some(Frame::Message(header.stream, body));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
