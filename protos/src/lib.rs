@@ -91,6 +91,7 @@ pub mod services {
 pub mod shim {
     pub use crate::generated::shim_events as events;
     pub use crate::generated::shim_sandbox as sandbox;
+    pub use crate::generated::stdio;
     pub use crate::generated::task_v3 as task;
     pub use crate::generated::{bootstrap, task_v2_ttrpc, task_v3_ttrpc};
     pub use crate::generated::{

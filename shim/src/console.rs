@@ -1,5 +1,8 @@
-//! A process's terminal: the master side, received from the runtime, pumped with splice.
+//! A process's terminal: the master side, received from the runtime.
 //!
+//! ```text
+//! fifo or logger of a client <── splice ── master ── hub ──> clients that attach, logs, nobody
+//! ```
 //! Invariant: the shim holds the master as long as the process record lives; output is pumped until
 //! every process has closed the other side, so what was written before the end arrives.
 
@@ -19,7 +22,7 @@ use types::{Context as _, Error, Result};
 
 use crate::log;
 use crate::logger::Logger;
-use crate::stdio::{Owner, Paths, Target, let_go, open_file};
+use crate::stdio::{Base, Format, Hub, Logs, Owner, Paths, Tag, Target, let_go};
 use crate::watch::watch;
 
 /// As much as a pipe holds.
@@ -90,17 +93,28 @@ impl Drop for ConsoleSocket {
 #[derive(Debug)]
 pub(crate) struct Console {
     master: Arc<AsyncFd<OwnedFd>>,
-    output: JoinHandle<()>,
+    output: Output,
     input: Option<JoinHandle<()>>,
+    /// The client's fifo for input.
+    keyboard: Option<Fifo>,
     logger: Option<Logger>,
     closed: Arc<Notify>,
+}
+
+/// What becomes of the output.
+#[derive(Debug)]
+enum Output {
+    /// It is spliced into a client's fifo or a logger's pipe.
+    Pumped(JoinHandle<()>),
+    /// Clients and logs take it.
+    Hub(Arc<Hub>),
 }
 
 /// Where output goes. Opened before the process exists, so that a bad path fails early.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     sink: Sink,
-    input: Option<OwnedFd>,
+    keyboard: Option<Fifo>,
     logger: Option<Logger>,
 }
 
@@ -108,8 +122,8 @@ pub(crate) struct Prepared {
 enum Sink {
     /// A client's fifo, open for both; waited for when it is full.
     Fifo(OwnedFd),
-    /// Anything that takes what it is given.
-    Plain(OwnedFd),
+    /// Everything else.
+    Base(Base),
 }
 
 impl Prepared {
@@ -118,21 +132,19 @@ impl Prepared {
     /// # Errors
     /// As for streams without one.
     pub(crate) async fn open(paths: &Paths, owner: Owner<'_>) -> Result<Self> {
-        let input = match Target::parse(&paths.stdin)? {
-            Target::Fifo(path) => {
-                // Both ends: a client that detaches is not the end of input.
-                Some(
-                    Fifo::find(path)
-                        .and_then(|f| f.open_nonblocking(End::Both))
-                        .ctx("stdin")?,
-                )
+        let keyboard = match Target::parse(&paths.stdin)? {
+            Target::Fifo(path) => Some(Fifo::find(path).ctx("stdin")?),
+            Target::Null | Target::Held | Target::File(_) | Target::Cri(_) | Target::Logger(_) => {
+                None
             }
-            _ => None,
         };
         let mut logger = None;
+        let mut logs = Logs::default();
         let sink = match Target::parse(&paths.stdout)? {
-            Target::Null => Sink::Plain(sys::process::null()?),
-            Target::File(path) => Sink::Plain(open_file(path)?),
+            Target::Null => Sink::Base(Base::Discard),
+            Target::Held => Sink::Base(Base::Wait),
+            Target::File(path) => Sink::Base(logs.open(path, Format::Bare).ctx("stdout")?),
+            Target::Cri(path) => Sink::Base(logs.open(path, Format::Cri).ctx("stdout")?),
             Target::Fifo(path) => Sink::Fifo(
                 Fifo::find(path)
                     .and_then(|f| f.open_nonblocking(End::Both))
@@ -148,7 +160,7 @@ impl Prepared {
         };
         Ok(Self {
             sink,
-            input,
+            keyboard,
             logger,
         })
     }
@@ -161,6 +173,7 @@ impl Console {
     /// The errno of registering the descriptors.
     pub(crate) fn attach(master: OwnedFd, prepared: Prepared) -> Result<Self> {
         sys::fs::set_nonblocking(&master, true)?;
+        let own = master.try_clone().map_err(|e| Error::os("dup", e))?;
         let master = Arc::new(watch(master)?);
         let closed = Arc::new(Notify::new());
         let is_logger = prepared.logger.is_some();
@@ -168,27 +181,27 @@ impl Console {
             Sink::Fifo(fd) => {
                 let sink = watch(fd)?;
                 let (master, closed) = (Arc::clone(&master), Arc::clone(&closed));
-                tokio::spawn(async move {
+                Output::Pumped(tokio::spawn(async move {
                     pump(&master, &sink).await;
                     // A logger's pipe has its one reader; a fifo's reader may be late.
                     if !is_logger {
                         let_go(sink.into_inner(), &closed);
                     }
-                })
+                }))
             }
-            Sink::Plain(fd) => {
-                let master = Arc::clone(&master);
-                tokio::spawn(async move { pump_plain(&master, &fd).await })
-            }
+            Sink::Base(base) => Output::Hub(Hub::new(own, Tag::Stdout, true, base)),
         };
-        let input = prepared.input.map(watch).transpose()?.map(|from| {
+        // Both ends: a client that detaches is not the end of input.
+        let input = prepared.keyboard.as_ref().map(|fifo| {
+            let from = watch(fifo.open_nonblocking(End::Both)?)?;
             let master = Arc::clone(&master);
-            tokio::spawn(async move { pump(&from, &master).await })
+            Ok::<_, Error>(tokio::spawn(async move { pump(&from, &master).await }))
         });
         Ok(Self {
             master,
             output,
-            input,
+            input: input.transpose()?,
+            keyboard: prepared.keyboard,
             logger: prepared.logger,
             closed,
         })
@@ -209,14 +222,49 @@ impl Console {
         }
     }
 
+    /// The process has ended.
+    pub(crate) fn end(&mut self) {
+        self.close_stdin();
+        if let Output::Hub(hub) = &self.output {
+            hub.flush();
+        }
+    }
+
+    /// The output, unless it goes where a client or a logger takes it by itself.
+    pub(crate) fn hub(&self) -> Option<&Arc<Hub>> {
+        match &self.output {
+            Output::Hub(hub) => Some(hub),
+            Output::Pumped(_) => None,
+        }
+    }
+
+    /// A client's end of the input: the terminal itself, or the fifo that is pumped into it.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn stdin(&self) -> Result<OwnedFd> {
+        match &self.keyboard {
+            Some(fifo) => fifo.open_nonblocking(End::Write),
+            None => {
+                let master = self.master.get_ref();
+                master.try_clone().map_err(|e| Error::os("dup terminal", e))
+            }
+        }
+    }
+
     /// Waits until all output is delivered, at most `limit`, then lets go of everything.
     pub(crate) async fn drain(mut self, limit: Duration) {
         self.close_stdin();
-        if timeout(limit, &mut self.output).await.is_err() {
-            log::warn(format_args!("terminal output is not taken: dropped"));
+        match &mut self.output {
+            Output::Hub(hub) => hub.finish(limit).await,
+            Output::Pumped(output) => {
+                if timeout(limit, &mut *output).await.is_err() {
+                    log::warn(format_args!("terminal output is not taken: dropped"));
+                }
+                output.abort();
+            }
         }
         if let Some(logger) = self.logger.take() {
-            self.output.abort();
             logger.stop(limit).await;
         }
     }
@@ -225,7 +273,9 @@ impl Console {
 impl Drop for Console {
     fn drop(&mut self) {
         self.close_stdin();
-        self.output.abort();
+        if let Output::Pumped(output) = &self.output {
+            output.abort();
+        }
         self.closed.notify_waiters();
     }
 }
@@ -279,140 +329,5 @@ async fn copy_some(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> std::io::R
     Ok(read)
 }
 
-/// To a file or `/dev/null`: they are always ready.
-async fn pump_plain(from: &AsyncFd<OwnedFd>, to: &OwnedFd) {
-    let mut buffer = [0; BUFFER];
-    loop {
-        let Ok(mut readable) = from.readable().await else {
-            return;
-        };
-        let read = match readable.try_io(|fd| sys::pipe::read(fd.get_ref(), &mut buffer)) {
-            Ok(Ok(0) | Err(_)) => return,
-            Ok(Ok(read)) => read,
-            Err(_not_yet) => continue,
-        };
-        let mut left = &buffer[..read];
-        while let Ok(written @ 1..) = sys::pipe::write(to, left) {
-            left = &left[written..];
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::options::Options;
-    use crate::reap::Reap;
-    use std::fs::File;
-    use std::io::{Read as _, Write as _};
-
-    fn block_on<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(work)
-    }
-
-    fn fifo(dir: &Path, name: &str) -> (String, OwnedFd) {
-        let path = dir.join(name);
-        let hold = Fifo::make(&path, 0o600)
-            .unwrap()
-            .open_nonblocking(End::Both)
-            .unwrap();
-        (path.display().to_string(), hold)
-    }
-
-    async fn prepare(paths: &Paths) -> Result<Prepared> {
-        let reap = Arc::new(Reap::default());
-        let options = Options::default();
-        let owner = Owner {
-            reap: &reap,
-            options: &options,
-            namespace: "ns",
-            id: "c1",
-        };
-        Prepared::open(paths, owner).await
-    }
-
-    #[test]
-    fn both_directions_flow_and_the_last_bytes_arrive() {
-        block_on(async {
-            let dir = tempfile::tempdir().unwrap();
-            let (stdin, client_in) = fifo(dir.path(), "in");
-            let (stdout, _hold) = fifo(dir.path(), "out");
-            let paths = Paths {
-                stdin,
-                stdout: stdout.clone(),
-                terminal: true,
-                ..Paths::default()
-            };
-            let prepared = prepare(&paths).await.unwrap();
-            let (master, peer) = sys::pty::open().unwrap();
-            let _modes = sys::pty::make_raw(&peer).unwrap();
-            let console = Console::attach(master, prepared).unwrap();
-            console.resize(100, 30).unwrap();
-            assert_eq!(sys::pty::size(&peer).unwrap(), (100, 30));
-            let mut client_in = File::from(client_in);
-            client_in.write_all(b"typed").unwrap();
-            let peer_watch = watch(peer.try_clone().unwrap()).unwrap();
-            drop(peer_watch.readable().await.unwrap());
-            let mut typed = [0; 5];
-            let mut process = File::from(peer);
-            process.read_exact(&mut typed).unwrap();
-            assert_eq!(&typed, b"typed");
-            drop(peer_watch);
-            let reader = Fifo::find(Path::new(&stdout)).unwrap();
-            let reader = reader.open_nonblocking(End::Read).unwrap();
-            process.write_all(&[b'x'; 3000]).unwrap();
-            drop(process);
-            console.drain(Duration::from_secs(20)).await;
-            let mut got = [0; 4096];
-            assert_eq!(sys::pipe::read(&reader, &mut got).unwrap(), 3000);
-        });
-    }
-
-    #[test]
-    fn a_file_takes_the_output_of_a_terminal() {
-        block_on(async {
-            let dir = tempfile::tempdir().unwrap();
-            let file = dir.path().join("log");
-            let stdout = format!("file://{}", file.display());
-            let prepared = prepare(&Paths {
-                stdout,
-                ..Paths::default()
-            })
-            .await
-            .unwrap();
-            let (master, peer) = sys::pty::open().unwrap();
-            let console = Console::attach(master, prepared).unwrap();
-            File::from(peer).write_all(b"line\n").unwrap();
-            console.drain(Duration::from_secs(20)).await;
-            assert_eq!(std::fs::read(file).unwrap(), b"line\r\n");
-        });
-    }
-
-    #[test]
-    fn a_runtime_that_sends_nothing_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = ConsoleSocket::bind(dir.path(), "c1").unwrap();
-        assert!(dir.path().join(socket.name()).exists());
-        let error = socket.receive().unwrap_err();
-        assert!(error.is(types::Code::FailedPrecondition), "{error}");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn the_master_is_received() {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = ConsoleSocket::bind(dir.path(), "c1").unwrap();
-        let path = dir.path().join(socket.name());
-        let (master, peer) = sys::pty::open().unwrap();
-        let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
-        sys::socket::send_fds(&stream, b"/dev/pts/1", &[master.as_fd()]).unwrap();
-        drop((stream, master));
-        let master = socket.receive().unwrap();
-        sys::pty::resize(&master, 10, 20).unwrap();
-        assert_eq!(sys::pty::size(&peer).unwrap(), (10, 20));
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@
 //!                                                            publish               logger
 //! ```
 
+mod attach;
 mod boot;
 mod cleanup;
 mod config;

@@ -4,7 +4,8 @@
 //! until the start has been announced, so that its event follows the start's. Operations that call
 //! the runtime hold the process's gate; nothing holds the state's lock across a wait.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use protos::task::Status;
@@ -15,7 +16,7 @@ use crate::console::Console;
 use crate::lifecycle::{Denied, Input, Phase};
 use crate::log;
 use crate::logger::Logger;
-use crate::stdio::{Paths, Streams};
+use crate::stdio::{Hub, Paths, Streams, Tag, Target};
 
 /// A process.
 #[derive(Debug)]
@@ -45,6 +46,15 @@ struct State {
     streams: Streams,
     console: Option<Console>,
     logger: Option<Logger>,
+    /// The client's own fifos, once somebody attached to them.
+    shared: Vec<Arc<Hub>>,
+}
+
+/// Where a process's stdio can be had.
+#[derive(Debug, Default)]
+pub(crate) struct Outlets {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) outputs: Vec<Arc<Hub>>,
 }
 
 /// The shim's side of a started process's streams.
@@ -112,6 +122,7 @@ impl Process {
                 streams: Streams::default(),
                 console: None,
                 logger: None,
+                shared: Vec::new(),
             }),
             end: watch::Sender::new(End::Open),
         }
@@ -193,7 +204,7 @@ impl Process {
         state.ended = Some(exit);
         state.logger = state.streams.end();
         if let Some(console) = &mut state.console {
-            console.close_stdin();
+            console.end();
         }
     }
 
@@ -250,17 +261,74 @@ impl Process {
 
     /// Waits until output is delivered, at most `limit`, and lets go of the streams.
     pub(crate) async fn drain(&self, limit: Duration) {
-        let (console, logger) = {
+        let (console, hubs, logger) = {
             let mut state = self.state();
             let logger = state.logger.take().or_else(|| state.streams.end());
-            state.streams = Streams::default();
-            (state.console.take(), logger)
+            state.shared.clear();
+            let streams = std::mem::take(&mut state.streams);
+            (state.console.take(), streams.hubs().to_vec(), logger)
         };
+        for hub in hubs {
+            hub.finish(limit).await;
+        }
         if let Some(console) = console {
             console.drain(limit).await;
         }
         if let Some(logger) = logger {
             logger.stop(limit).await;
+        }
+    }
+
+    /// Its stdio, for a client that attaches.
+    ///
+    /// # Errors
+    /// `NotFound` or `InvalidArgument` for a fifo that is not there any more, else the errno.
+    pub(crate) fn outlets(&self) -> Result<Outlets> {
+        let mut state = self.state();
+        let (stdin, mut outputs) = match &state.console {
+            Some(console) => (
+                Some(console.stdin()?),
+                console.hub().into_iter().map(Arc::clone).collect(),
+            ),
+            None => (state.streams.stdin()?, state.streams.hubs().to_vec()),
+        };
+        if state.shared.is_empty() && state.active {
+            state.shared = self.shared_fifos()?;
+        }
+        outputs.extend(state.shared.iter().map(Arc::clone));
+        Ok(Outlets { stdin, outputs })
+    }
+
+    /// The fifos of the client that made the process: who attaches takes their output instead of it.
+    fn shared_fifos(&self) -> Result<Vec<Arc<Hub>>> {
+        let mut hubs = Vec::new();
+        for (path, tag) in [
+            (&self.paths.stdout, Tag::Stdout),
+            (&self.paths.stderr, Tag::Stderr),
+        ] {
+            if let Target::Fifo(path) = Target::parse(path)?
+                && !path.is_file()
+            {
+                hubs.push(Hub::of_fifo(path, tag)?);
+            }
+        }
+        Ok(hubs)
+    }
+
+    /// Opens its logs anew.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it has none, else the errno.
+    pub(crate) fn reopen_logs(&self) -> Result<()> {
+        let outputs = self.outlets()?.outputs;
+        let mut found = false;
+        for hub in outputs {
+            found |= hub.reopen()?;
+        }
+        if found {
+            Ok(())
+        } else {
+            Err(Error::failed_precondition("process has no log"))
         }
     }
 

@@ -19,6 +19,7 @@ use sys::cgroup::Cgroup;
 use tokio::sync::Notify;
 use types::{Context as _, Error, Exit, Namespace, Result};
 
+use crate::attach;
 use crate::container::Container;
 use crate::lifecycle::Input;
 use crate::log;
@@ -61,7 +62,7 @@ impl Shim {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn container(&self, id: &str) -> Result<Arc<Container>> {
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
         let found = self.containers().made.get(id).map(Arc::clone);
         found.ok_or_else(|| Error::not_found("container not created"))
     }
@@ -268,6 +269,9 @@ const TASK: [&str; 2] = ["containerd.task.v3.Task", "containerd.task.v2.Task"];
 /// `NotImplemented` for a service or method that is not here, else the method's own.
 pub(crate) async fn dispatch(shim: Arc<Shim>, request: Request) -> Result<Reply> {
     let service = request.service.as_str();
+    if service == attach::SERVICE {
+        return attach::dispatch(&shim, &request).await;
+    }
     if !TASK.contains(&service) {
         return Err(Error::not_implemented(format_args!("service {service}")));
     }
@@ -355,11 +359,11 @@ async fn run<T: Send + 'static>(
         .unwrap_or_else(|_| Err(Error::internal("request failed in the shim")))
 }
 
-fn decode<M: Message>(body: &[u8]) -> Result<M> {
+pub(crate) fn decode<M: Message>(body: &[u8]) -> Result<M> {
     M::parse_from_bytes(body).map_err(|e| Error::invalid_argument(format_args!("request: {e}")))
 }
 
-fn message(message: &impl Message) -> Result<Reply> {
+pub(crate) fn message(message: &impl Message) -> Result<Reply> {
     Ok(Reply {
         payload: message.write_to_bytes().map_err(Error::internal)?,
         fds: Vec::new(),

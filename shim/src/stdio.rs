@@ -1,5 +1,11 @@
 //! Standard streams without a terminal.
 //!
+//! ```text
+//! fifo of a client ─── is the process's stream; the shim holds both ends
+//! attach:// ───────── a pipe of the shim, whose other end goes to who attaches ┐
+//! file://, cri:// ─── a pipe that the shim reads, into a log                   ├─ hub
+//! binary:// ───────── pipes to a logger
+//! ```
 //! A fifo goes to the process as it is: no byte passes through the shim. The shim only keeps both
 //! ends of an output open, so that a reader which goes away is neither a signal nor an end for the
 //! process, and lets go when the process has ended, so that the reader sees the end.
@@ -8,10 +14,14 @@
 //! a reader is there. Until a client has opened standard input for writing, or said that there is no
 //! more, the process does not see end-of-file.
 
+mod hub;
+mod logfile;
+mod session;
+mod target;
+
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sys::fifo::{End, Fifo};
@@ -24,6 +34,13 @@ use crate::logger::Logger;
 use crate::options::Options;
 use crate::reap::Reap;
 use crate::runc::ChildIo;
+
+pub(crate) use hub::{Base, Hub};
+pub(crate) use logfile::{Format, Tag};
+pub(crate) use session::Session;
+pub(crate) use target::Target;
+
+use logfile::LogFile;
 
 /// How long an ended process's output waits for a first reader.
 const READER_GRACE: Duration = Duration::from_secs(10);
@@ -49,59 +66,29 @@ pub(crate) struct Owner<'a> {
     pub(crate) id: &'a str,
 }
 
-/// A stream's address.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Target<'a> {
-    /// `/dev/null`.
-    Null,
-    /// A fifo that the client made.
-    Fifo(&'a Path),
-    /// A log file, appended to.
-    File(&'a Path),
-    /// A logger, with the whole address.
-    Logger(&'a str),
-}
-
-impl<'a> Target<'a> {
-    /// What an address means.
-    ///
-    /// # Errors
-    /// `NotImplemented` for an unknown scheme, `InvalidArgument` for a relative path.
-    pub(crate) fn parse(text: &'a str) -> Result<Self> {
-        if text.is_empty() {
-            return Ok(Self::Null);
-        }
-        let (scheme, path) = text.split_once("://").unwrap_or(("fifo", text));
-        match scheme {
-            "binary" | "binary-v2" => return Ok(Self::Logger(text)),
-            "fifo" | "file" => {}
-            _ => {
-                return Err(Error::not_implemented(format_args!(
-                    "stdio scheme {scheme:?}"
-                )));
-            }
-        }
-        let path = Path::new(path);
-        if !path.is_absolute() {
-            return Err(Error::invalid_argument(format_args!("stdio path {text:?}")));
-        }
-        Ok(if scheme == "file" {
-            Self::File(path)
-        } else {
-            Self::Fifo(path)
-        })
-    }
-}
-
 /// The shim's side of a process's streams.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
-    stdin: Option<Stdin>,
+    stdin: Input,
     /// One descriptor per output fifo, open for both.
     holds: Vec<OwnedFd>,
+    /// Outputs that are not the client's fifos: standard output first.
+    hubs: Vec<Arc<Hub>>,
     logger: Option<Logger>,
     /// Ends the waiting for readers.
     closed: Arc<Notify>,
+}
+
+/// The shim's side of standard input.
+#[derive(Debug, Default)]
+enum Input {
+    /// There is none, or no more.
+    #[default]
+    None,
+    /// The client's fifo.
+    Fifo(Stdin),
+    /// The write end of a pipe of the shim: no end of input while it is held.
+    Held(OwnedFd),
 }
 
 /// Keeps end-of-file away until a client has standard input open.
@@ -129,12 +116,7 @@ impl Streams {
             };
             return Ok((streams, io));
         }
-        let stdout = streams.open_output(&paths.stdout, owner).ctx("stdout")?;
-        let stderr = if paths.stderr == paths.stdout {
-            stdout.try_clone().map_err(|e| Error::os("dup", e))?
-        } else {
-            streams.open_output(&paths.stderr, owner).ctx("stderr")?
-        };
+        let (stdout, stderr) = streams.open_outputs(paths, owner)?;
         Ok((
             streams,
             ChildIo {
@@ -146,57 +128,147 @@ impl Streams {
     }
 
     fn open_stdin(&mut self, path: &str, owner: Owner<'_>) -> Result<OwnedFd> {
-        let Target::Fifo(path) = Target::parse(path)? else {
-            return sys::process::null();
-        };
-        let fifo = Fifo::find(path)?;
-        let end = fifo.open(End::Read)?;
-        own(&end, owner.options)?;
-        let mut stdin = Stdin { fifo, hold: None };
-        stdin.hold_unless_open();
-        self.stdin = Some(stdin);
-        Ok(end)
+        match Target::parse(path)? {
+            Target::Fifo(path) => {
+                let fifo = Fifo::find(path)?;
+                let end = fifo.open(End::Read)?;
+                own(&end, owner.options)?;
+                let mut stdin = Stdin { fifo, hold: None };
+                stdin.hold_unless_open();
+                self.stdin = Input::Fifo(stdin);
+                Ok(end)
+            }
+            Target::Held => {
+                let (read, write) = sys::pipe::new()?;
+                own(&read, owner.options)?;
+                self.stdin = Input::Held(write);
+                Ok(read)
+            }
+            Target::Null | Target::File(_) | Target::Cri(_) | Target::Logger(_) => {
+                sys::process::null()
+            }
+        }
     }
 
-    fn open_output(&mut self, address: &str, owner: Owner<'_>) -> Result<OwnedFd> {
-        match Target::parse(address)? {
-            Target::Null => sys::process::null(),
-            Target::File(path) => open_file(path),
-            Target::Logger(_) => Err(Error::invalid_argument(
-                "a logging binary takes stdout and stderr together, its address is stdout's",
-            )),
+    fn open_outputs(&mut self, paths: &Paths, owner: Owner<'_>) -> Result<(OwnedFd, OwnedFd)> {
+        let mut logs = Logs::default();
+        let stdout = self
+            .open_output(&paths.stdout, Tag::Stdout, &mut logs, owner)
+            .ctx("stdout")?;
+        let stderr = match Target::parse(&paths.stderr)? {
+            // Entries name their stream, and who attaches can tell the two apart.
+            Target::Cri(_) | Target::Held | Target::Null => None,
+            Target::Fifo(_) | Target::File(_) | Target::Logger(_) => {
+                (paths.stderr == paths.stdout).then(|| stdout.try_clone())
+            }
+        };
+        let stderr = match stderr {
+            Some(same) => same.map_err(|e| Error::os("dup", e))?,
+            None => self
+                .open_output(&paths.stderr, Tag::Stderr, &mut logs, owner)
+                .ctx("stderr")?,
+        };
+        Ok((stdout, stderr))
+    }
+
+    fn open_output(
+        &mut self,
+        address: &str,
+        tag: Tag,
+        logs: &mut Logs,
+        owner: Owner<'_>,
+    ) -> Result<OwnedFd> {
+        let base = match Target::parse(address)? {
+            Target::Null => return sys::process::null(),
+            Target::Logger(_) => {
+                return Err(Error::invalid_argument(
+                    "a logging binary takes stdout and stderr together, its address is stdout's",
+                ));
+            }
             // Parity: io.go copyPipes appends to a plain file under a bare path.
-            Target::Fifo(path) if !address.contains("://") && path.is_file() => open_file(path),
+            Target::Fifo(path) if !address.contains("://") && path.is_file() => {
+                logs.open(path, Format::Bare)?
+            }
             Target::Fifo(path) => {
                 let fifo = Fifo::find(path)?;
                 self.holds.push(fifo.open_nonblocking(End::Both)?);
                 let end = fifo.open(End::Write)?;
                 own(&end, owner.options)?;
-                Ok(end)
+                return Ok(end);
             }
-        }
+            Target::File(path) => logs.open(path, Format::Bare)?,
+            Target::Cri(path) => logs.open(path, Format::Cri)?,
+            Target::Held => Base::Wait,
+        };
+        let (read, write) = sys::pipe::new()?;
+        own(&write, owner.options)?;
+        sys::fs::set_nonblocking(&read, true)?;
+        self.hubs.push(Hub::new(read, tag, false, base));
+        Ok(write)
     }
 
     /// Looks again whether a client has opened standard input. For the moment before the process
     /// starts to read.
     pub(crate) fn look_for_stdin(&mut self) {
-        if let Some(stdin) = self.stdin.as_mut().filter(|stdin| stdin.hold.is_some()) {
+        if let Input::Fifo(stdin) = &mut self.stdin
+            && stdin.hold.is_some()
+        {
             stdin.hold_unless_open();
         }
     }
 
     /// No more input: the process sees end-of-file when the client closes its end too.
     pub(crate) fn close_stdin(&mut self) {
-        self.stdin = None;
+        self.stdin = Input::None;
     }
 
     /// The process has ended: readers see the end after the last byte. Returns the logger.
     pub(crate) fn end(&mut self) -> Option<Logger> {
-        self.stdin = None;
+        self.stdin = Input::None;
         for hold in self.holds.drain(..) {
             let_go(hold, &self.closed);
         }
+        for hub in &self.hubs {
+            hub.flush();
+        }
         self.logger.take()
+    }
+
+    /// The outputs that the shim has.
+    pub(crate) fn hubs(&self) -> &[Arc<Hub>] {
+        &self.hubs
+    }
+
+    /// A client's end of standard input.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn stdin(&self) -> Result<Option<OwnedFd>> {
+        match &self.stdin {
+            Input::None => Ok(None),
+            Input::Fifo(stdin) => stdin.fifo.open_nonblocking(End::Write).map(Some),
+            Input::Held(write) => sys::fifo::reopen(write, End::Write).map(Some),
+        }
+    }
+}
+
+/// Log files of one process: two streams with one path share it.
+#[derive(Debug, Default)]
+pub(crate) struct Logs(Vec<(PathBuf, Format, Arc<Mutex<LogFile>>)>);
+
+impl Logs {
+    /// A log at `path`.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn open(&mut self, path: &Path, format: Format) -> Result<Base> {
+        let known = self.0.iter().find(|(p, f, _)| p == path && *f == format);
+        if let Some((_, _, file)) = known {
+            return Ok(Base::Log(Arc::clone(file)));
+        }
+        let file = Arc::new(Mutex::new(LogFile::open(path, format)?));
+        self.0.push((path.to_owned(), format, Arc::clone(&file)));
+        Ok(Base::Log(file))
     }
 }
 
@@ -256,21 +328,6 @@ fn own(fd: &OwnedFd, options: &Options) -> Result<()> {
         return Ok(());
     }
     sys::fs::chown_fd(fd, options.io_uid, options.io_gid)
-}
-
-pub(crate) fn open_file(path: &Path) -> Result<OwnedFd> {
-    let failed = |e| Error::os(format_args!("open {}", path.display()), e);
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
-    let mut options = std::fs::OpenOptions::new();
-    let file = options
-        .append(true)
-        .create(true)
-        .mode(0o644)
-        .open(path)
-        .map_err(failed)?;
-    Ok(file.into())
 }
 
 #[cfg(test)]

@@ -35,30 +35,6 @@ fn client_end(path: &str, end: End) -> OwnedFd {
 }
 
 #[test]
-fn addresses_have_schemes() {
-    let cases = [
-        ("", Target::Null),
-        ("/a", Target::Fifo(Path::new("/a"))),
-        ("fifo:///a", Target::Fifo(Path::new("/a"))),
-        ("file:///a/b", Target::File(Path::new("/a/b"))),
-        ("binary:///a?x=y", Target::Logger("binary:///a?x=y")),
-    ];
-    for (text, want) in cases {
-        assert_eq!(Target::parse(text).unwrap(), want, "{text}");
-    }
-    assert!(
-        Target::parse("a/b")
-            .unwrap_err()
-            .is(types::Code::InvalidArgument)
-    );
-    assert!(
-        Target::parse("ttrpc+unix:///a")
-            .unwrap_err()
-            .is(types::Code::NotImplemented)
-    );
-}
-
-#[test]
 fn a_reader_that_goes_and_comes_back_sees_everything_and_then_the_end() {
     block_on(async {
         let dir = tempfile::tempdir().unwrap();
@@ -156,11 +132,66 @@ fn files_are_appended_to_and_shared() {
             ..Paths::default()
         };
         for round in ["one ", "two "] {
-            let (_streams, io) = open(&paths).await.unwrap();
+            let (mut streams, io) = open(&paths).await.unwrap();
             File::from(io.stdout).write_all(round.as_bytes()).unwrap();
             File::from(io.stderr).write_all(b"err ").unwrap();
+            // What is there at the end is in the file before anybody hears of the end.
+            assert!(streams.end().is_none());
         }
         assert_eq!(std::fs::read_to_string(file).unwrap(), "one err two err ");
+    });
+}
+
+#[test]
+fn a_cri_log_tells_the_streams_apart() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log");
+        let address = format!("cri://{}", file.display());
+        let paths = Paths {
+            stdout: address.clone(),
+            stderr: address,
+            ..Paths::default()
+        };
+        let (mut streams, io) = open(&paths).await.unwrap();
+        File::from(io.stdout).write_all(b"good\ncut").unwrap();
+        File::from(io.stderr).write_all(b"bad\n").unwrap();
+        assert!(streams.end().is_none());
+        for hub in streams.hubs() {
+            hub.finish(Duration::from_secs(20)).await;
+        }
+        let text = std::fs::read_to_string(file).unwrap();
+        let ends: Vec<_> = text
+            .lines()
+            .map(|line| line.split_once(' ').unwrap().1)
+            .collect();
+        assert_eq!(ends, ["stdout F good", "stderr F bad", "stdout P cut"]);
+    });
+}
+
+#[test]
+fn held_streams_are_pipes_whose_input_ends_when_that_is_said() {
+    block_on(async {
+        let paths = Paths {
+            stdin: "attach://".into(),
+            stdout: "attach://".into(),
+            stderr: "attach://".into(),
+            terminal: false,
+        };
+        let (mut streams, io) = open(&paths).await.unwrap();
+        let tags: Vec<_> = streams.hubs().iter().map(|hub| hub.tag()).collect();
+        assert_eq!(tags, [Tag::Stdout, Tag::Stderr]);
+        let mut client = File::from(streams.stdin().unwrap().unwrap());
+        client.write_all(b"typed").unwrap();
+        drop(client);
+        let mut stdin = File::from(io.stdin);
+        let mut typed = [0; 5];
+        stdin.read_exact(&mut typed).unwrap();
+        assert_eq!(&typed, b"typed");
+        // A client that detaches is not the end of input.
+        assert!(!sys::pipe::is_readable(&stdin));
+        streams.close_stdin();
+        assert_eq!(stdin.read(&mut typed).unwrap(), 0);
     });
 }
 

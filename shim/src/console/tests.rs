@@ -1,0 +1,117 @@
+//! Terminals with the test as client, as runtime and as process.
+
+use super::*;
+use crate::options::Options;
+use crate::reap::Reap;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(work)
+}
+
+fn fifo(dir: &Path, name: &str) -> (String, OwnedFd) {
+    let path = dir.join(name);
+    let hold = Fifo::make(&path, 0o600)
+        .unwrap()
+        .open_nonblocking(End::Both)
+        .unwrap();
+    (path.display().to_string(), hold)
+}
+
+async fn prepare(paths: &Paths) -> Result<Prepared> {
+    let reap = Arc::new(Reap::default());
+    let options = Options::default();
+    let owner = Owner {
+        reap: &reap,
+        options: &options,
+        namespace: "ns",
+        id: "c1",
+    };
+    Prepared::open(paths, owner).await
+}
+
+#[test]
+fn both_directions_flow_and_the_last_bytes_arrive() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let (stdin, client_in) = fifo(dir.path(), "in");
+        let (stdout, _hold) = fifo(dir.path(), "out");
+        let paths = Paths {
+            stdin,
+            stdout: stdout.clone(),
+            terminal: true,
+            ..Paths::default()
+        };
+        let prepared = prepare(&paths).await.unwrap();
+        let (master, peer) = sys::pty::open().unwrap();
+        let _modes = sys::pty::make_raw(&peer).unwrap();
+        let console = Console::attach(master, prepared).unwrap();
+        console.resize(100, 30).unwrap();
+        assert_eq!(sys::pty::size(&peer).unwrap(), (100, 30));
+        let mut client_in = File::from(client_in);
+        client_in.write_all(b"typed").unwrap();
+        let peer_watch = watch(peer.try_clone().unwrap()).unwrap();
+        drop(peer_watch.readable().await.unwrap());
+        let mut typed = [0; 5];
+        let mut process = File::from(peer);
+        process.read_exact(&mut typed).unwrap();
+        assert_eq!(&typed, b"typed");
+        drop(peer_watch);
+        let reader = Fifo::find(Path::new(&stdout)).unwrap();
+        let reader = reader.open_nonblocking(End::Read).unwrap();
+        process.write_all(&[b'x'; 3000]).unwrap();
+        drop(process);
+        console.drain(Duration::from_secs(20)).await;
+        let mut got = [0; 4096];
+        assert_eq!(sys::pipe::read(&reader, &mut got).unwrap(), 3000);
+    });
+}
+
+#[test]
+fn a_file_takes_the_output_of_a_terminal() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log");
+        let stdout = format!("file://{}", file.display());
+        let prepared = prepare(&Paths {
+            stdout,
+            ..Paths::default()
+        })
+        .await
+        .unwrap();
+        let (master, peer) = sys::pty::open().unwrap();
+        let console = Console::attach(master, prepared).unwrap();
+        File::from(peer).write_all(b"line\n").unwrap();
+        console.drain(Duration::from_secs(20)).await;
+        assert_eq!(std::fs::read(file).unwrap(), b"line\r\n");
+    });
+}
+
+#[test]
+fn a_runtime_that_sends_nothing_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = ConsoleSocket::bind(dir.path(), "c1").unwrap();
+    assert!(dir.path().join(socket.name()).exists());
+    let error = socket.receive().unwrap_err();
+    assert!(error.is(types::Code::FailedPrecondition), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_master_is_received() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = ConsoleSocket::bind(dir.path(), "c1").unwrap();
+    let path = dir.path().join(socket.name());
+    let (master, peer) = sys::pty::open().unwrap();
+    let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    sys::socket::send_fds(&stream, b"/dev/pts/1", &[master.as_fd()]).unwrap();
+    drop((stream, master));
+    let master = socket.receive().unwrap();
+    sys::pty::resize(&master, 10, 20).unwrap();
+    assert_eq!(sys::pty::size(&peer).unwrap(), (10, 20));
+}

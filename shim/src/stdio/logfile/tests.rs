@@ -1,0 +1,184 @@
+//! Formats, rotation, and disks that take nothing.
+
+use super::*;
+use proptest::prelude::*;
+use std::os::unix::fs::symlink;
+
+const AT: SystemTime = SystemTime::UNIX_EPOCH;
+const HEAD: &str = "1970-01-01T00:00:00.000000000Z stdout";
+
+fn paused<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(work)
+}
+
+fn cut(pieces: &[&[u8]]) -> String {
+    let (mut lines, mut out) = (Lines::default(), Vec::new());
+    for piece in pieces {
+        lines.cut(Tag::Stdout, AT, piece, &mut out);
+    }
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn output_becomes_lines_with_time_stream_and_mark() {
+    assert_eq!(
+        cut(&[b"one\ntw", b"o\n\nth"]),
+        format!("{HEAD} F one\n{HEAD} F two\n{HEAD} F \n")
+    );
+    let long = vec![b'x'; 2 * LONGEST_LINE + 3];
+    let text = cut(&[&long, b"\n"]);
+    let x = "x".repeat(LONGEST_LINE);
+    assert_eq!(text, format!("{HEAD} P {x}\n{HEAD} P {x}\n{HEAD} F xxx\n"));
+}
+
+proptest! {
+    #[test]
+    fn no_byte_is_lost_however_output_is_cut(
+        bytes in proptest::collection::vec(prop_oneof![4 => any::<u8>(), 1 => Just(b'\n')], 0..4000),
+        cuts in proptest::collection::vec(1..700_usize, 1..40),
+    ) {
+        let (mut lines, mut out) = (Lines::default(), Vec::new());
+        let (mut rest, mut cuts) = (&bytes[..], cuts.iter().cycle());
+        while !rest.is_empty() {
+            let (piece, left) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+            lines.cut(Tag::Stdout, AT, piece, &mut out);
+            rest = left;
+        }
+        let mut joined = Vec::new();
+        for line in out.split_inclusive(|byte| *byte == b'\n') {
+            let text = line.strip_suffix(b"\n").unwrap();
+            let text = text.strip_prefix(HEAD.as_bytes()).unwrap();
+            joined.extend_from_slice(&text[3..]);
+            if text[1] == b'F' {
+                joined.push(b'\n');
+            }
+        }
+        joined.extend_from_slice(&lines.0);
+        prop_assert_eq!(joined, bytes);
+    }
+}
+
+#[test]
+fn an_unfinished_line_is_there_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new/dir/log");
+    let mut file = LogFile::open(&path, Format::Cri).unwrap();
+    let (mut out, mut err) = (Lines::default(), Lines::default());
+    file.append(&mut out, Tag::Stdout, b"half");
+    file.append(&mut err, Tag::Stderr, b"whole\n");
+    file.finish(&mut out, Tag::Stdout);
+    file.finish(&mut err, Tag::Stderr);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let ends: Vec<_> = text
+        .lines()
+        .map(|line| line.split_once(' ').unwrap().1)
+        .collect();
+    assert_eq!(ends, ["stderr F whole", "stdout P half"]);
+}
+
+#[test]
+fn a_moved_file_is_followed_by_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, old) = (dir.path().join("log"), dir.path().join("log.1"));
+    let mut file = LogFile::open(&path, Format::Bare).unwrap();
+    let mut lines = Lines::default();
+    file.append(&mut lines, Tag::Stdout, b"one ");
+    std::fs::rename(&path, &old).unwrap();
+    file.append(&mut lines, Tag::Stdout, b"two ");
+    std::fs::remove_file(&path).unwrap();
+    file.append(&mut lines, Tag::Stdout, b"three ");
+    std::fs::rename(&path, dir.path().join("log.2")).unwrap();
+    file.reopen().unwrap();
+    assert!(path.exists());
+    assert_eq!(std::fs::read(old).unwrap(), b"one ");
+    assert_eq!(std::fs::read(dir.path().join("log.2")).unwrap(), b"three ");
+}
+
+/// A log whose disk takes nothing until the test lets it.
+struct Full {
+    dir: tempfile::TempDir,
+    path: PathBuf,
+    file: LogFile,
+    lines: Lines,
+}
+
+impl Full {
+    fn new(format: Format) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        symlink("/dev/full", &path).unwrap();
+        let file = LogFile::open(&path, format).unwrap();
+        Self {
+            dir,
+            path,
+            file,
+            lines: Lines::default(),
+        }
+    }
+
+    fn say(&mut self, text: &[u8]) {
+        self.file.append(&mut self.lines, Tag::Stdout, text);
+    }
+
+    /// The path leads to a disk with space now.
+    fn make_room(&mut self) {
+        let link = self.dir.path().join("link");
+        symlink(self.dir.path().join("real"), &link).unwrap();
+        std::fs::rename(link, &self.path).unwrap();
+        self.file.follow();
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("real")).unwrap()
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_for_a_moment_loses_nothing() {
+    paused(async {
+        let mut full = Full::new(Format::Bare);
+        full.say(b"one\n");
+        assert!(full.file.is_waiting());
+        full.say(b"two\n");
+        tokio::time::advance(RETRY).await;
+        full.file.retry();
+        assert!(full.file.is_waiting());
+        full.make_room();
+        tokio::time::advance(RETRY).await;
+        full.file.retry();
+        assert!(!full.file.owes());
+        assert_eq!(full.text(), "one\ntwo\n");
+    });
+}
+
+#[test]
+fn what_cannot_wait_longer_is_counted_and_told() {
+    for (format, head) in [(Format::Bare, ""), (Format::Cri, "stderr F ")] {
+        paused(async {
+            let mut full = Full::new(format);
+            full.say(b"lost\n");
+            tokio::time::advance(PATIENCE).await;
+            full.file.retry();
+            assert!(!full.file.is_waiting() && full.file.owes());
+            // From here on nobody waits.
+            full.say(b"lost too\n");
+            assert!(!full.file.is_waiting());
+            full.make_room();
+            tokio::time::advance(RETRY).await;
+            full.file.retry();
+            assert!(!full.file.owes());
+            full.say(b"kept\n");
+            let text = full.text();
+            let (first, second) = text.trim_end().split_once('\n').unwrap();
+            let want = "[containerd-shim: 14 bytes of output are missing here: \
+                        No space left on device (os error 28)]";
+            assert!(first.ends_with(&format!("{head}{want}")), "{text}");
+            assert!(second.ends_with("kept"), "{text}");
+        });
+    }
+}

@@ -1,0 +1,125 @@
+//! A client that has descriptors of a process's stdio, and the line on which both sides speak of them.
+//!
+//! ```text
+//! shim ── SWITCH n, with a descriptor ──> client      read that one from now on
+//!      <───────────── RELEASED n ──────── client      the old one is not read any more
+//!      ── CUT n ───────────────────────> client       too slow: this stream ends here
+//!      <────────── end of the line ─────  client       detached
+//! ```
+//! Invariant: a session is over when its line is, whatever else a client does or does not do.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use types::{Error, Result};
+
+use super::logfile::Tag;
+use crate::watch::watch as watch_fd;
+
+/// Message: read the enclosed descriptor from now on.
+const SWITCH: u8 = b'S';
+/// Answer to it: the old descriptor is not read any more.
+const RELEASED: u8 = b'R';
+/// Message: the stream ends here for this client.
+const CUT: u8 = b'C';
+/// How long a client may take to let go of a descriptor.
+const LET_GO: Duration = Duration::from_secs(2);
+
+/// A client's session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    line: AsyncFd<OwnedFd>,
+    seen: watch::Sender<Seen>,
+}
+
+/// What has come from the client.
+#[derive(Debug, Default)]
+struct Seen {
+    released: BTreeSet<u8>,
+    gone: bool,
+}
+
+impl Session {
+    /// A new session, and the client's end of its line. Within the runtime.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn open() -> Result<(Arc<Self>, OwnedFd)> {
+        let (ours, theirs) = sys::socket::message_pair()?;
+        let session = Arc::new(Self {
+            line: watch_fd(ours)?,
+            seen: watch::Sender::new(Seen::default()),
+        });
+        Ok((session, theirs))
+    }
+
+    /// Listens to the client until it is gone.
+    pub(crate) async fn follow(&self) {
+        let mut message = [0; 16];
+        loop {
+            let Ok(mut ready) = self.line.readable().await else {
+                break;
+            };
+            let got = ready.try_io(|line| sys::socket::receive(line, &mut message));
+            match got {
+                // Descriptors that a client sends are dropped, that is closed.
+                Ok(Ok((1.., _))) if message[0] == RELEASED => {
+                    let stream = message[1];
+                    self.seen.send_modify(|seen| {
+                        seen.released.insert(stream);
+                    });
+                }
+                // Of a later version.
+                Ok(Ok((1.., _))) | Err(_) => {}
+                Ok(Ok((0, _)) | Err(_)) => break,
+            }
+        }
+        self.seen.send_modify(|seen| seen.gone = true);
+    }
+
+    /// True when the client is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        self.seen.borrow().gone
+    }
+
+    /// Has the client read `next` instead of what it has, and waits until it does.
+    ///
+    /// # Errors
+    /// `NotFound` when it is gone, `Unavailable` when it does not let go.
+    pub(crate) async fn switch(&self, tag: Tag, next: &OwnedFd) -> Result<()> {
+        let stream = number(tag);
+        let mut seen = self.seen.subscribe();
+        self.seen.send_modify(|seen| {
+            seen.released.remove(&stream);
+        });
+        let sent = sys::socket::send(&self.line, &[SWITCH, stream], &[next.as_fd()]);
+        sent.map_err(|e| Error::os("switch", e).reclass(types::Code::NotFound))?;
+        let answered = seen.wait_for(|seen| seen.gone || seen.released.contains(&stream));
+        match timeout(LET_GO, answered).await {
+            Ok(Ok(seen)) if !seen.gone => Ok(()),
+            Ok(_) => Err(Error::not_found("client is gone")),
+            Err(_) => Err(Error::unavailable(
+                "another client reads this stream and does not share it",
+            )),
+        }
+    }
+
+    /// Tells the client that a stream is over for it.
+    pub(crate) fn cut(&self, tag: Tag) {
+        // One that does not listen will see the end of the stream.
+        sys::socket::send(&self.line, &[CUT, number(tag)], &[]).ok();
+    }
+}
+
+/// A stream's number on the line.
+fn number(tag: Tag) -> u8 {
+    match tag {
+        Tag::Stdout => 2,
+        Tag::Stderr => 3,
+    }
+}
