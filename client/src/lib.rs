@@ -10,6 +10,7 @@
 //!     `-> remote --> dyn ContentStore, Snapshotter, Applier   (what transfer works on)
 //! ```
 
+pub mod attach;
 mod call;
 mod client;
 mod connect;

@@ -24,8 +24,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use types::{Error, Result};
 
+use crate::attach;
 use crate::services::StdioPaths;
 
+/// Address of streams that the shim keeps for whoever attaches.
+pub const HELD: &str = "attach://";
 /// Where clients keep their pipes.
 pub const FIFO_DIR: &str = "/run/containerd/fifo";
 /// After the process has ended: longest silence before the rest of its output is given up. Its end
@@ -131,12 +134,54 @@ pub fn remove(paths: &StdioPaths) {
     }
 }
 
-/// Our ends of a process's pipes.
+/// Our ends of a process's streams.
 #[derive(Debug)]
 pub struct Streams {
-    stdin: Option<pipe::Sender>,
-    stdout: Option<pipe::Receiver>,
-    stderr: Option<pipe::Receiver>,
+    stdin: Option<Sink>,
+    stdout: Option<Source>,
+    stderr: Option<Source>,
+}
+
+/// Where the process's input is written to.
+#[derive(Debug)]
+enum Sink {
+    Fifo(pipe::Sender),
+    Attached(attach::Writer),
+}
+
+impl Sink {
+    async fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Self::Fifo(to) => to.write_all(bytes).await,
+            Self::Attached(to) => to.write_all(bytes).await,
+        }
+    }
+}
+
+/// Where its output is read from.
+#[derive(Debug)]
+enum Source {
+    Fifo(pipe::Receiver),
+    Attached(attach::Reader),
+}
+
+impl Source {
+    async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Fifo(from) => from.read(buffer).await,
+            Self::Attached(from) => from.read(buffer).await,
+        }
+    }
+}
+
+impl From<attach::Attached> for Streams {
+    fn from(attached: attach::Attached) -> Self {
+        Self {
+            stdin: attached.stdin.map(Sink::Attached),
+            stdout: attached.stdout.map(Source::Attached),
+            stderr: attached.stderr.map(Source::Attached),
+        }
+    }
 }
 
 impl Streams {
@@ -145,18 +190,19 @@ impl Streams {
     /// # Errors
     /// `NotFound` or `InvalidArgument` when there is no pipe at a path.
     pub fn open(paths: &StdioPaths) -> Result<Self> {
-        let receiver = |path: &str| -> Result<Option<pipe::Receiver>> {
+        let receiver = |path: &str| -> Result<Option<Source>> {
             let Some(end) = open(path, End::Read)? else {
                 return Ok(None);
             };
             let made = pipe::Receiver::from_owned_fd(end);
-            made.map(Some)
+            made.map(|end| Some(Source::Fifo(end)))
                 .map_err(|e| Error::os(format_args!("read {path}"), e))
         };
         let stdin = match open(&paths.stdin, End::Both)? {
             Some(end) => {
                 let made = pipe::Sender::from_owned_fd(end);
-                Some(made.map_err(|e| Error::os(format_args!("write {}", paths.stdin), e))?)
+                let failed = |e| Error::os(format_args!("write {}", paths.stdin), e);
+                Some(Sink::Fifo(made.map_err(failed)?))
             }
             None => None,
         };
@@ -201,7 +247,7 @@ fn open(path: &str, end: End) -> Result<Option<OwnedFd>> {
 
 /// Our end of the process's input.
 #[derive(Debug)]
-pub struct Input(pipe::Sender);
+pub struct Input(Sink);
 
 impl Input {
     /// Copies `from` into the process until `from` ends, then runs `close`, which tells the daemon;
@@ -273,7 +319,7 @@ impl Output {
 /// Copies until the end. When our side does not take it any more, the process's output is thrown
 /// away: it must not be blocked by that.
 async fn copy_out(
-    mut from: pipe::Receiver,
+    mut from: Source,
     mut to: impl AsyncWrite + Unpin,
     progress: watch::Sender<u64>,
     refusal: watch::Sender<bool>,

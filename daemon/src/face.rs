@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::identity::Identity;
 use crate::point::Row;
+use crate::services::attach::Attach;
 use crate::services::containers::Containers;
 use crate::services::content::Content;
 use crate::services::diff::Diff;
@@ -27,7 +28,8 @@ use crate::services::version::Version;
 /// Kind of the services.
 const GRPC: &str = "io.containerd.grpc.v1";
 /// Every service that there is, with what it needs.
-const SERVICES: [(&str, &[&str]); 12] = [
+const SERVICES: [(&str, &[&str]); 13] = [
+    ("attach", &["io.containerd.runtime.v2"]),
     ("containers", &["io.containerd.metadata.v1"]),
     ("content", &["io.containerd.metadata.v1"]),
     (
@@ -188,6 +190,10 @@ fn add_work(routes: &mut RoutesBuilder, engine: &Engine, config: &Config) {
         events(engine)
     );
     add!(routes, config, "tasks", tasks::TasksServer, tasks);
+    let attach = Attach {
+        manager: manager(engine),
+    };
+    add!(routes, config, "attach", attach::AttachServer, attach);
 }
 
 fn manager(engine: &Engine) -> Arc<dyn TaskManager> {

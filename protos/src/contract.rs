@@ -8,8 +8,12 @@ use protobuf::descriptor::field_descriptor_proto::{Label, Type};
 use protobuf::descriptor::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto};
 use protobuf::descriptor::{FileDescriptorProto, ServiceDescriptorProto};
 
-/// Ours alone: the health protocol is not containerd's.
-const FOREIGN: &str = "grpc.health.v1";
+/// Not in Go's containerd: the health protocol, and what is ours alone.
+const FOREIGN: [&str; 3] = [
+    "grpc.health.v1",
+    "containerd.runtime.stdio.v1",
+    "containerd.services.attach.v1",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -107,7 +111,7 @@ fn names_numbers_and_types_are_those_of_go() {
     let mut ours = BTreeSet::new();
     for file in parsed() {
         let package = file.package();
-        if package == FOREIGN {
+        if FOREIGN.contains(&package) {
             continue;
         }
         file.message_type

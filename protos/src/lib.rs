@@ -82,8 +82,8 @@ pub mod rpc {
 /// Requests and responses of the gRPC services, one module per service.
 pub mod services {
     pub use crate::generated::{
-        containers, content, diff, events, images, introspection, leases, mounts, namespaces,
-        sandbox, snapshots, streaming, tasks, transfer, version,
+        attach, containers, content, diff, events, images, introspection, leases, mounts,
+        namespaces, sandbox, snapshots, streaming, tasks, transfer, version,
     };
 }
 

@@ -172,6 +172,11 @@ pub trait Task: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NotFound` for an unknown exec.
     fn known(&self, exec: Option<&ExecId>) -> Result<ProcessState>;
+    /// URL of the shim's socket, for clients that attach to a process.
+    ///
+    /// # Errors
+    /// `Unavailable` as long as it is not known, `NotFound` when the shim is gone.
+    fn endpoint(&self) -> Result<String>;
     /// Starts a created process and returns its pid.
     ///
     /// # Errors

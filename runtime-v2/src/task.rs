@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use types::{Any, Code, ContainerId, ExecId, Exit, Namespace, Result};
+use types::{Any, Code, ContainerId, Error, ExecId, Exit, Namespace, Result};
 
 use crate::bundle::lost;
 use crate::client::{Client, Failure, STATE};
@@ -29,6 +29,15 @@ impl Task for Entry {
 
     fn known(&self, exec: Option<&ExecId>) -> Result<ProcessState> {
         self.last_known(exec)
+    }
+
+    fn endpoint(&self) -> Result<String> {
+        let id = &self.id;
+        if matches!(self.link(), Link::Gone(_)) {
+            return Err(Error::not_found(format_args!("shim of task {id}")));
+        }
+        let known = self.address.get().map(|known| known.address.clone());
+        known.ok_or_else(|| Error::unavailable(format_args!("shim of task {id} is not known yet")))
     }
 
     async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {

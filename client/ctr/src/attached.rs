@@ -10,7 +10,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use client::stdio::{FIFO_DIR, Fifos, Input, Output, Streams};
+use client::attach::{Attached, Wanted};
+use client::stdio::{FIFO_DIR, Fifos, HELD, Input, Output, Streams};
 use client::terminal::Terminal;
 use client::{Exited, StdioPaths, Tasks};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -33,7 +34,8 @@ const WINDOW_CHANGED: i32 = 28;
 /// Flags about the stdio of a process.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct IoFlags {
-    /// Log uri: the runtime shim writes the output there
+    /// Log uri: the runtime shim writes the output there (file, cri, binary), or keeps the streams
+    /// for whoever attaches (attach://)
     #[arg(long, conflicts_with = "fifo_dir")]
     log_uri: Option<String>,
     /// Directory used for storing IO FIFOs
@@ -64,6 +66,8 @@ pub(crate) struct Io {
     paths: StdioPaths,
     fifos: Option<Fifos>,
     streams: Option<Streams>,
+    /// The shim keeps the streams: we attach as soon as the process runs.
+    held: bool,
     terminal: Option<Terminal>,
 }
 
@@ -75,8 +79,18 @@ impl Io {
             paths: StdioPaths::default(),
             fifos: None,
             streams: None,
+            held: false,
             terminal: None,
         };
+        let tty = kind == Kind::Terminal;
+        if tty && !detach {
+            made.terminal = Some(Terminal::find()?);
+        }
+        if flags.log_uri.as_deref() == Some(HELD) && kind != Kind::Null {
+            made.paths = held(tty);
+            made.held = true;
+            return Ok(made);
+        }
         if let Some(uri) = &flags.log_uri {
             if kind != Kind::Streams {
                 return Err(Error::invalid_argument(
@@ -94,10 +108,6 @@ impl Io {
         }
         if kind == Kind::Null {
             return Ok(made);
-        }
-        let tty = kind == Kind::Terminal;
-        if tty && !detach {
-            made.terminal = Some(Terminal::find()?);
         }
         let base = flags
             .fifo_dir
@@ -133,6 +143,24 @@ impl Io {
             paths: wanted,
             fifos: None,
             streams: Some(streams),
+            held: false,
+            terminal,
+        })
+    }
+
+    /// The streams of a process that runs already, from its shim.
+    pub(crate) async fn attach_to(target: &Target, paths: &StdioPaths) -> Result<Self> {
+        let attached = target.attach().await?;
+        let terminal = if attached.terminal {
+            Some(Terminal::find()?)
+        } else {
+            None
+        };
+        Ok(Self {
+            paths: paths.clone(),
+            fifos: None,
+            streams: Some(attached.into()),
+            held: false,
             terminal,
         })
     }
@@ -150,6 +178,16 @@ impl Io {
     }
 }
 
+/// Streams that the shim keeps.
+fn held(terminal: bool) -> StdioPaths {
+    StdioPaths {
+        stdin: HELD.to_owned(),
+        stdout: HELD.to_owned(),
+        stderr: if terminal { "" } else { HELD }.to_owned(),
+        terminal,
+    }
+}
+
 /// A process: the init of a task, or an exec.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
@@ -159,6 +197,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    async fn attach(&self) -> Result<Attached> {
+        let exec = self.exec.as_ref();
+        self.tasks.attach(&self.id, exec, Wanted::ALL).await
+    }
+
     async fn resize(&self, terminal: &Terminal) {
         let done = match terminal.size() {
             Ok(size) => self.tasks.resize(&self.id, self.exec.as_ref(), size).await,
@@ -244,6 +287,15 @@ pub(crate) struct Failure {
     pub(crate) error: Error,
 }
 
+impl Failure {
+    fn after_start(error: Error) -> Self {
+        Self {
+            started: true,
+            error,
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self {
@@ -288,6 +340,10 @@ impl Session {
                 .tasks
                 .start(&self.target.id, self.target.exec.as_ref())
                 .await?;
+        }
+        if self.io.held {
+            let attached = self.target.attach().await;
+            self.io.streams = Some(attached.map_err(Failure::after_start)?.into());
         }
         // Only now: what a runtime that failed to start it said there is in the error already.
         let (input, mut output) = self.copy();

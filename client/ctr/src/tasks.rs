@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use client::spec::{Spec, UserSpec};
 use client::{Client, ExecTask, stdio};
-use types::{Container, ContainerId, Context as _, Error, Errors, ExecId, Result};
+use types::{Code, Container, ContainerId, Context as _, Error, Errors, ExecId, Result};
 
 use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target};
 use crate::context::Context;
@@ -384,7 +384,12 @@ async fn attach(ctx: &Context, args: One) -> Result<u8> {
         exec: None,
     };
     let task = target.tasks.get(&target.id, None).await?;
-    let io = Io::attach(&task.stdio)?;
+    let io = match Io::attach_to(&target, &task.stdio).await {
+        Ok(io) => io,
+        // Another shim or daemon: the pipes of whoever made it, if there are any.
+        Err(error) if error.is(Code::NotImplemented) => Io::attach(&task.stdio)?,
+        Err(error) => return Err(error),
+    };
     let signals = Signals::catch()?;
     let wait = target.wait();
     let exited = Session::new(target.clone(), io, wait, signals)
@@ -485,7 +490,7 @@ mod tests {
         assert!(
             signal("SIGNONE")
                 .unwrap_err()
-                .is(types::Code::InvalidArgument)
+                .is(Code::InvalidArgument)
         );
     }
 }

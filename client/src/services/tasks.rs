@@ -8,7 +8,7 @@ use types::{Any, ContainerId, Descriptor, Error, ExecId, Exit, Labels, Mount, Re
 
 use super::metrics;
 use super::process::{Exited, Metric, Process, ProcessEntry, StdioPaths};
-use crate::call::{done, present};
+use crate::call::{Caller, done, present};
 
 super::service! {
     /// The tasks of a namespace.
@@ -45,6 +45,11 @@ fn exec(id: Option<&ExecId>) -> String {
 }
 
 impl Tasks {
+    /// Who calls.
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     /// Makes the task of a container; returns the pid of its init, which waits for the start.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Invariant: no state and no rules here. Whatever a method decides is decided by the part that it
 //! calls; whatever is common to all methods is in `grpc::serve`.
 
+pub(crate) mod attach;
 pub(crate) mod containers;
 pub(crate) mod content;
 pub(crate) mod diff;
