@@ -487,10 +487,6 @@ mod tests {
     fn signals_have_names_and_numbers() {
         assert_eq!(signal("KILL").unwrap(), 9);
         assert_eq!(signal("15").unwrap(), 15);
-        assert!(
-            signal("SIGNONE")
-                .unwrap_err()
-                .is(Code::InvalidArgument)
-        );
+        assert!(signal("SIGNONE").unwrap_err().is(Code::InvalidArgument));
     }
 }

@@ -6,6 +6,7 @@
     reason = "a story fails by panicking, and is not under the shim's reaper"
 )]
 
+mod attach_by_descriptor;
 mod bad_input;
 mod exec;
 mod foreign_ctr;
@@ -14,3 +15,4 @@ mod parallel;
 mod records;
 mod restart;
 mod run;
+mod stdio;
