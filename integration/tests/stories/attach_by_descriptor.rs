@@ -131,8 +131,10 @@ fn several_clients_share_the_streams_over_a_restart_of_the_daemon() {
     let mut third = Talker::new(&host, "c");
     third.say("again");
     third.say("end");
-    assert_eq!(code(&mut third.child), Some(9));
-    assert_eq!(code(&mut second.child), Some(9));
+    // One of them removes the task; the other may be too late to ask for the code.
+    let codes = [code(&mut second.child), code(&mut third.child)];
+    let right = codes.contains(&Some(9)) && codes.iter().all(|c| matches!(c, Some(1 | 9)));
+    assert!(right, "{codes:?}");
     assert!(
         second.heard().ends_with("heard end\n"),
         "{}",
