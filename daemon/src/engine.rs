@@ -24,7 +24,7 @@ const RUNTIME: &str = "io.containerd.runtime.v2";
 const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
 
 /// Where the streams of a process can go beside a plain path: clients look it up.
-const LOG_SCHEMES: &str = "fifo,binary,binary-v2,file";
+const LOG_SCHEMES: &str = "fifo,binary,binary-v2,file,cri,attach";
 /// Directory of mounts that last no longer than a call.
 const TEMPORARY: &str = "tmpmounts";
 

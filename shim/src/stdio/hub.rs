@@ -32,6 +32,8 @@ const CHUNK: usize = 64 * 1024;
 const SLOW: Duration = Duration::from_secs(5);
 /// The same beside a log, which must not wait for people.
 const SLOW_BESIDE_LOG: Duration = Duration::from_millis(100);
+/// Clients at a time, each with a pipe.
+const READERS: usize = 64;
 /// Most that is read at once when a process has ended.
 const LAST: usize = 4 << 20;
 
@@ -133,7 +135,8 @@ impl Hub {
     /// Gives a client its end.
     ///
     /// # Errors
-    /// `Unavailable` when another client has the source and does not let go, else the errno.
+    /// `Unavailable` when another client has the source and does not let go, `ResourceExhausted` for
+    /// too many clients, else the errno.
     pub(crate) async fn join(self: &Arc<Self>, session: &Arc<Session>) -> Result<OwnedFd> {
         let _turn = self.joining.lock().await;
         let first = {
@@ -146,6 +149,10 @@ impl Hub {
                 let end = self.end_of_source()?;
                 state.direct = Some(Arc::clone(session));
                 return Ok(end);
+            }
+            if state.readers.len() >= READERS {
+                let text = format_args!("{READERS} clients are attached");
+                return Err(Error::resource_exhausted(text));
             }
             state.direct.clone()
         };
@@ -214,8 +221,11 @@ impl Hub {
     /// The process has ended: what it left goes into its log now, before anybody hears of the end.
     pub(crate) fn flush(&self) {
         let mut left = LAST;
-        let mut chunk = vec![0; CHUNK];
         let mut state = self.state();
+        if !matches!(state.base, Base::Log(_)) {
+            return;
+        }
+        let mut chunk = vec![0; CHUNK];
         while state.readers.is_empty() && left > 0 && !state.ended {
             let State { base, lines, .. } = &mut *state;
             let Base::Log(file) = base else { return };
@@ -367,7 +377,7 @@ impl Hub {
     }
 
     /// Gives a reader its share. The only taker may take its time.
-    async fn give(&self, reader: &Reader, mut bytes: &[u8]) -> std::io::Result<()> {
+    async fn give(&self, reader: &Arc<Reader>, mut bytes: &[u8]) -> std::io::Result<()> {
         while !bytes.is_empty() {
             let writable = async {
                 match self.patience() {
@@ -378,7 +388,8 @@ impl Hub {
             let ready = tokio::select! {
                 ready = writable => ready,
                 () = self.changed.notified() => {
-                    if reader.session.is_over() {
+                    let readers = &self.state().readers;
+                    if !readers.iter().any(|r| Arc::ptr_eq(r, reader)) {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
                     continue;
