@@ -123,10 +123,8 @@ impl Host {
         let mut command = match self.oci {
             Oci::Runc => Command::new(&binary),
             Oci::Crun => {
-                let hide = "if mountpoint -q /sys/fs/cgroup/unified; then \
-                            umount /sys/fs/cgroup/unified; fi; exec \"$@\"";
                 let mut command = Command::new("unshare");
-                command.args(["-m", "sh", "-c", hide, "sh"]).arg(&binary);
+                command.args(hide_unified()).arg(&binary);
                 command
             }
         };
@@ -382,6 +380,13 @@ impl Drop for Host {
     }
 }
 
+/// Arguments of `unshare` that run a command without the v2 part of a hybrid cgroup mount.
+pub(crate) fn hide_unified() -> [&'static str; 5] {
+    let hide = "if mountpoint -q /sys/fs/cgroup/unified; then \
+                umount /sys/fs/cgroup/unified; fi; exec \"$@\"";
+    ["-m", "sh", "-c", hide, "sh"]
+}
+
 /// Bind mounts that keep a namespace alive without a process.
 fn pinned_namespaces() -> usize {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mount table");
@@ -397,7 +402,7 @@ fn writeln_stderr(line: &str) -> std::io::Result<()> {
 }
 
 /// Kills by pid what the failed test started, and unmounts what it mounted.
-fn kill_traces(dir: &Path, namespace: &str) {
+pub(crate) fn kill_traces(dir: &Path, namespace: &str) {
     for _ in 0..50 {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let places = Places {
@@ -423,6 +428,10 @@ fn kill_traces(dir: &Path, namespace: &str) {
                 if let Some(point) = point.split(' ').nth(4) {
                     drop(Command::new("umount").args(["-l", point]).output());
                 }
+            } else if let Some(group) = line.strip_prefix("cgroup: ") {
+                // Busy until its processes are gone.
+                busy = true;
+                drop(fs::remove_dir(group));
             }
         }
         if !busy {

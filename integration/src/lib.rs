@@ -16,6 +16,7 @@ mod host;
 mod inventory;
 mod program;
 mod registry;
+pub mod shim;
 mod watch;
 
 pub use host::{Host, IMAGE, Oci, archive};

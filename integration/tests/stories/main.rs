@@ -15,4 +15,5 @@ mod parallel;
 mod records;
 mod restart;
 mod run;
+mod shim_alone;
 mod stdio;
