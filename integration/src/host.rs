@@ -5,28 +5,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::daemon::{Parts, pinned_namespaces};
 use crate::inventory::{Places, traces};
-use crate::{Output, Program, bin_dir, need, until};
+use crate::{Oci, Output, Program, Whose, bin_dir, need, until};
 
 /// Name of the image that [`Host::image`] imports.
 pub const IMAGE: &str = "example.test/demo/busybox:1";
-
-/// OCI runtime that the host's containers use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Oci {
-    /// Debian's runc.
-    Runc,
-    /// Debian's crun. It refuses a hybrid cgroup mount, so the daemon and its shims get a private
-    /// mount namespace without the v2 part.
-    Crun,
-}
 
 /// A daemon with a root, a state, a socket and a namespace of its own.
 #[derive(Debug)]
 pub struct Host {
     dir: tempfile::TempDir,
     namespace: String,
-    oci: Oci,
+    parts: Parts,
     daemon: Option<Child>,
     /// Descriptors that the daemon had open when it began to serve.
     descriptors: usize,
@@ -48,6 +39,19 @@ impl Host {
     /// When the daemon does not serve within the limit.
     #[must_use]
     pub fn with(name: &str, oci: Oci) -> Self {
+        Self::of(name, Parts::ours(oci))
+    }
+
+    /// Starts a daemon of one origin whose containers get shims of another.
+    ///
+    /// # Panics
+    /// When the daemon does not serve within the limit.
+    #[must_use]
+    pub fn mixed(name: &str, oci: Oci, daemon: Whose, shim: Whose) -> Self {
+        Self::of(name, Parts { oci, daemon, shim })
+    }
+
+    fn of(name: &str, parts: Parts) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "integration tests need root"
@@ -57,12 +61,12 @@ impl Host {
             .tempdir()
             .expect("make a directory");
         let namespace = format!("{name}-{}", std::process::id());
-        // The machine's own configuration must not reach a test.
-        fs::write(dir.path().join("config.toml"), "version = 2\n").expect("write the config");
+        let config = parts.config(dir.path());
+        fs::write(dir.path().join("config.toml"), config).expect("write the config");
         let mut host = Self {
             dir,
             namespace,
-            oci,
+            parts,
             daemon: None,
             descriptors: 0,
             pinned: pinned_namespaces(),
@@ -117,35 +121,6 @@ impl Host {
         fs::read_to_string(self.dir().join("daemon.log")).unwrap_or_default()
     }
 
-    /// The daemon's command line.
-    fn command(&self) -> Command {
-        let binary = bin_dir().join("containerd");
-        let mut command = match self.oci {
-            Oci::Runc => Command::new(&binary),
-            Oci::Crun => {
-                let mut command = Command::new("unshare");
-                command.args(hide_unified()).arg(&binary);
-                command
-            }
-        };
-        let path = std::env::var("PATH").unwrap_or_default();
-        command
-            .arg("--root")
-            .arg(self.root())
-            .arg("--state")
-            .arg(self.state())
-            .arg("--address")
-            .arg(self.address())
-            .arg("--config")
-            .arg(self.dir().join("config.toml"))
-            .args(["--log-level", "debug"])
-            .env(
-                "PATH",
-                format!("{}:{path}:/usr/sbin:/sbin", bin_dir().display()),
-            );
-        command
-    }
-
     /// Starts the daemon and waits until it answers.
     ///
     /// # Panics
@@ -157,7 +132,8 @@ impl Host {
             .open(self.dir().join("daemon.log"))
             .expect("open the log");
         let mut child = self
-            .command()
+            .parts
+            .command(self.dir())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("dup"))
             .stderr(log)
@@ -212,16 +188,30 @@ impl Host {
             .args(["-n", &self.namespace])
     }
 
-    /// Runs our `ctr`.
+    /// Runs the `ctr` that came with the daemon.
     #[must_use]
     pub fn ctr<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
         self.ctr_program().args(args).run()
     }
 
-    /// Our `ctr`, to be given arguments.
+    /// That `ctr`, to be given arguments.
     #[must_use]
     pub fn ctr_program(&self) -> Program {
-        self.client(bin_dir().join("ctr"))
+        self.client(self.parts.client())
+    }
+
+    /// Runs that `ctr` in a terminal.
+    #[must_use]
+    pub fn ctr_in_terminal(&self, prepare: &str, args: &str) -> Output {
+        let line = format!(
+            "{prepare} exec {} --address {} -n {} {args}",
+            self.parts.client().display(),
+            self.address().display(),
+            self.namespace
+        );
+        Program::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .run()
     }
 
     /// Runs Debian's `ctr`.
@@ -236,18 +226,10 @@ impl Host {
         self.client(need("ctr"))
     }
 
-    /// Flags of `ctr run` that select this host's OCI runtime.
+    /// Flags of `ctr run` that select this host's shim and OCI runtime.
     #[must_use]
     pub fn runtime_flags(&self) -> Vec<String> {
-        match self.oci {
-            Oci::Runc => Vec::new(),
-            Oci::Crun => {
-                vec![
-                    "--runc-binary".into(),
-                    need("crun").to_string_lossy().into_owned(),
-                ]
-            }
-        }
+        self.parts.flags()
     }
 
     /// Runs `ctr run FLAGS IMAGE ID COMMAND` with this host's runtime.
@@ -284,7 +266,9 @@ impl Host {
     pub fn remove(&self, id: &str) {
         drop(self.ctr(["tasks", "kill", "-s", "KILL", id]));
         until("the task stops", || self.task(id, "STOPPED").is_some());
-        drop(self.ctr(["tasks", "rm", id]).ok());
+        // Debian's client ends with the task's own code.
+        let told = self.ctr(["tasks", "rm", id]);
+        assert!([0, 137].contains(&told.code), "{}", told.stderr);
         drop(self.ctr(["containers", "rm", id]).ok());
     }
 
@@ -328,13 +312,18 @@ impl Host {
             mounts: fs::read_to_string(&table).expect("mount table"),
             allowed: vec![pid],
         };
+        // Debian's daemon keeps what it opened for the next time.
+        let limit = match self.parts.daemon {
+            Whose::Ours => self.descriptors,
+            Whose::Debian => usize::MAX,
+        };
         let mut found = Vec::new();
         // The last shim may still be on its way out, and collection is asynchronous.
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         loop {
             places.mounts = fs::read_to_string(&table).expect("mount table");
             found.clone_from(&traces(&places));
-            let settled = found.is_empty() && self.descriptors() <= self.descriptors;
+            let settled = found.is_empty() && self.descriptors() <= limit;
             if settled || std::time::Instant::now() > deadline {
                 break;
             }
@@ -346,10 +335,10 @@ impl Host {
             "left behind:\n{}\n\nlog:\n{log}",
             found.join("\n")
         );
-        let (open, at_start) = (self.descriptors(), self.descriptors);
+        let open = self.descriptors();
         assert!(
-            open <= at_start,
-            "{open} descriptors are open, {at_start} were at the start"
+            open <= limit,
+            "{open} descriptors are open, {limit} were at the start"
         );
         assert!(
             pinned_namespaces() <= self.pinned,
@@ -378,22 +367,6 @@ impl Drop for Host {
         }
         kill_traces(self.dir.path(), &self.namespace);
     }
-}
-
-/// Arguments of `unshare` that run a command without the v2 part of a hybrid cgroup mount.
-pub(crate) fn hide_unified() -> [&'static str; 5] {
-    let hide = "if mountpoint -q /sys/fs/cgroup/unified; then \
-                umount /sys/fs/cgroup/unified; fi; exec \"$@\"";
-    ["-m", "sh", "-c", hide, "sh"]
-}
-
-/// Bind mounts that keep a namespace alive without a process.
-fn pinned_namespaces() -> usize {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mount table");
-    mounts
-        .lines()
-        .filter(|line| line.contains(" - nsfs "))
-        .count()
 }
 
 fn writeln_stderr(line: &str) -> std::io::Result<()> {

@@ -111,6 +111,12 @@ fn files(places: &Places<'_>) -> Vec<String> {
         ));
     }
     found.extend(grandchildren(&state.join("runc"), "runtime state"));
+    for namespace in &places.namespaces {
+        // Where the Go shim has it, whatever the daemon's state directory is.
+        let runtime = Path::new("/run/containerd/runc").join(namespace);
+        found.extend(children(&runtime, "runtime state"));
+        drop(fs::remove_dir(runtime));
+    }
     found.extend(children(
         &root.join("io.containerd.content.v1.content/ingest"),
         "ingest",

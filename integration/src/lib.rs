@@ -12,6 +12,7 @@
     reason = "a harness fails its test by panicking, and is not under the shim's reaper"
 )]
 
+mod daemon;
 mod host;
 mod inventory;
 mod program;
@@ -19,7 +20,8 @@ mod registry;
 pub mod shim;
 mod watch;
 
-pub use host::{Host, IMAGE, Oci, archive};
+pub use daemon::{Oci, Whose};
+pub use host::{Host, IMAGE, archive};
 pub use program::{Output, Program, bin_dir, need, until};
 pub use registry::Registry;
 pub use watch::Watch;

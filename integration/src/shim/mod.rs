@@ -22,7 +22,8 @@ use std::time::Duration;
 
 use sys::process::{Child, Output, Spawn};
 
-use crate::host::{hide_unified, kill_traces};
+use crate::daemon::hide_unified;
+use crate::host::kill_traces;
 use crate::inventory::{Places, traces};
 use crate::{Oci, Program, bin_dir, need, until};
 

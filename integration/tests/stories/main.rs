@@ -8,9 +8,11 @@
 
 mod attach_by_descriptor;
 mod bad_input;
+mod debian_shim_under_our_daemon;
 mod exec;
 mod foreign_ctr;
 mod images;
+mod our_shim_under_debian_containerd;
 mod parallel;
 mod records;
 mod restart;
