@@ -12,6 +12,7 @@ mod debian_shim_under_our_daemon;
 mod exec;
 mod foreign_ctr;
 mod images;
+mod oom;
 mod our_shim_under_debian_containerd;
 mod parallel;
 mod records;
