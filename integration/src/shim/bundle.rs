@@ -74,7 +74,12 @@ impl Bundle {
             namespaces.push("pid");
         }
         let namespaces: Vec<Value> = namespaces.iter().map(|n| json!({"type": n})).collect();
-        let mut mounts = vec![json!({"destination": "/proc", "type": "proc", "source": "proc"})];
+        // The root file system is shared: what the runtime makes in /dev must not be.
+        let mut mounts = vec![
+            json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+            json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+                "options": ["nosuid", "mode=755"]}),
+        ];
         mounts.extend(self.binds.iter().map(|(host, at)| {
             json!({"destination": at, "type": "bind", "source": host, "options": ["rbind", "rw"]})
         }));

@@ -10,6 +10,7 @@ mod attach_by_descriptor;
 mod bad_input;
 mod debian_shim_under_our_daemon;
 mod exec;
+mod exec_storm;
 mod foreign_ctr;
 mod images;
 mod oom;
