@@ -62,12 +62,16 @@ impl Store {
     pub(crate) fn open(root: &Path, sync_remove: bool) -> Result<Self> {
         let directories = root.join("snapshots");
         make_dir(&directories, 0o700)?;
-        let ids: Vec<u64> = listing(&directories)?
-            .iter()
-            .filter_map(|name| name.parse().ok())
+        let names = listing(&directories)?;
+        let made: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        // Those that a crash left half made keep their ids until a cleanup.
+        let half = names.iter().filter_map(|name| name.strip_prefix(NEW));
+        let ids: Vec<u64> = half
+            .filter_map(|id| id.parse().ok())
+            .chain(made.iter().copied())
             .collect();
         // Without its index every directory would be garbage.
-        if !ids.is_empty() && !root.join(db::FILE).exists() {
+        if !made.is_empty() && !root.join(db::FILE).exists() {
             return Err(Error::failed_precondition(format_args!(
                 "{} holds snapshots but their index is missing: restore it or choose another root",
                 root.display()

@@ -66,3 +66,18 @@ async fn directories_without_an_index_are_not_taken_for_garbage() {
     sn.cleanup().await.unwrap();
     sn.stat(&key("a")).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_a_crash_left_half_made_is_in_nobodys_way() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = Native::open(temp.path()).unwrap();
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    drop(sn);
+    let half = temp.path().join("snapshots/new-2");
+    std::fs::create_dir(&half).unwrap();
+    let sn = Native::open(temp.path()).unwrap();
+    sn.prepare(&key("b"), None, Labels::new()).await.unwrap();
+    sn.cleanup().await.unwrap();
+    assert!(!half.exists());
+    sn.stat(&key("b")).await.unwrap();
+}
