@@ -21,3 +21,4 @@ mod restart;
 mod run;
 mod shim_alone;
 mod stdio;
+mod true_exits;
