@@ -29,7 +29,7 @@ use crate::{Oci, Program, bin_dir, need, until};
 
 pub use bundle::Bundle;
 pub use events::Event;
-pub use raw::Raw;
+pub use raw::{Frame, Raw};
 pub use start::{Answer, Contract};
 pub use task::{Io, Task, process};
 

@@ -7,7 +7,9 @@
 )]
 
 mod attach_by_descriptor;
+mod bad_frames;
 mod bad_input;
+mod bad_requests;
 mod debian_shim_under_our_daemon;
 mod exec;
 mod exec_storm;
