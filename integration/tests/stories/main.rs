@@ -2,6 +2,7 @@
 
 #![expect(
     clippy::expect_used,
+    clippy::panic,
     clippy::disallowed_methods,
     reason = "a story fails by panicking, and is not under the shim's reaper"
 )]
@@ -9,6 +10,7 @@
 mod attach_by_descriptor;
 mod bad_frames;
 mod bad_input;
+mod bad_programs;
 mod bad_requests;
 mod debian_shim_under_our_daemon;
 mod exec;

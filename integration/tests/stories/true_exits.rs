@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
 const AT_A_TIME: u32 = 8;
-/// The daemon lives at most so long, ms.
+/// The daemon lives at most so much longer than it took to be born, ms.
 const LONGEST_LIFE: u64 = 900;
 /// How long one step may be repeated over the daemon's deaths.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -345,93 +345,120 @@ fn listen(client: &Client, on: &AtomicBool, heard: &Mutex<Vec<TaskExit>>) {
     }
 }
 
+/// What the workers share.
+struct Work {
+    /// The exit code of each container.
+    codes: Vec<u32>,
+    next: AtomicU32,
+    pids: Mutex<BTreeMap<String, u32>>,
+    heard: Mutex<Vec<TaskExit>>,
+    /// Events are listened for.
+    on: AtomicBool,
+}
+
+impl Work {
+    fn new(count: u64, dice: &mut Dice) -> Self {
+        let code = |_| u32::try_from(dice.roll(128)).expect("small");
+        Self {
+            codes: (0..count).map(code).collect(),
+            next: AtomicU32::new(0),
+            pids: Mutex::default(),
+            heard: Mutex::default(),
+            on: AtomicBool::new(true),
+        }
+    }
+
+    /// Runs one container after the other until there are no more.
+    fn run(&self, client: &Client) {
+        loop {
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(code) = self.codes.get(usize::try_from(n).expect("small")) else {
+                return;
+            };
+            let id = format!("c{n}");
+            let mounts = client.mounts(&id);
+            client.record(&id, *code);
+            client.start(&id, &mounts);
+            let pid = client.pid(&id);
+            self.pids.lock().expect("lock").insert(id.clone(), pid);
+            assert_eq!(client.ends(&id), [*code; 3], "{id}");
+            client.remove(&id);
+        }
+    }
+
+    /// Every container ran once, and all events about it say the same. The number of those that were
+    /// heard of.
+    fn agree(self, marks: &Path) -> usize {
+        for (n, code) in self.codes.iter().enumerate() {
+            let runs = std::fs::read_to_string(marks.join(format!("c{n}")));
+            assert_eq!(runs.expect("it ran"), "ran\n", "c{n} with code {code}");
+        }
+        let (heard, pids) = (self.heard.into_inner(), self.pids.into_inner());
+        let (heard, pids) = (heard.expect("lock"), pids.expect("lock"));
+        let mut told: BTreeMap<&str, &TaskExit> = BTreeMap::new();
+        for exit in &heard {
+            let id = exit.container_id.as_str();
+            if exit.pid == pids[id] {
+                // Told again after a lost answer: the very same.
+                assert_eq!(*told.entry(id).or_insert(exit), exit);
+                let n: usize = id.trim_start_matches('c').parse().expect("a number");
+                assert_eq!(exit.exit_status, self.codes[n], "{id}");
+            } else {
+                // Made by a daemon that died over it, and cleaned up without having run.
+                assert_eq!(exit.exit_status, 137, "{exit:?}");
+            }
+        }
+        told.len()
+    }
+}
+
+/// Chain id of the image's only layer.
+fn layer(host: &Host) -> String {
+    let table = host.ctr(["snapshots", "ls"]).ok();
+    let mut rows = table.lines().filter(|l| l.contains("Committed"));
+    let row = rows.next().expect("a layer");
+    row.split_whitespace().next().expect("a key").to_owned()
+}
+
 #[test]
 fn every_container_has_one_true_exit_whatever_happens_to_the_daemon() {
-    let count = u32::try_from(number("CONTAINERS", 500)).expect("a small number");
-    let seed = number("SEED", 20_261_125);
+    let (count, seed) = (number("CONTAINERS", 500), number("SEED", 20_261_125));
+    // Shown when the test fails.
+    println!("CONTAINERS={count} SEED={seed}");
     let mut host = Host::with("true-exits", Oci::Crun);
     host.image();
-    let table = host.ctr(["snapshots", "ls"]).ok();
-    let row = table
-        .lines()
-        .find(|l| l.contains("Committed"))
-        .expect("a layer");
-    let parent = row.split_whitespace().next().expect("a key").to_owned();
+    let parent = layer(&host);
     let marks = host.path("marks");
     std::fs::create_dir(&marks).expect("make the marks' directory");
     let mut dice = Dice(seed);
-    let codes: Vec<u32> = (0..count)
-        .map(|_| u32::try_from(dice.roll(128)).expect("small"))
-        .collect();
-    let (next, on, heard) = (
-        AtomicU32::new(0),
-        AtomicBool::new(true),
-        Mutex::new(Vec::new()),
-    );
-    let pids = Mutex::new(BTreeMap::new());
+    let work = Work::new(count, &mut dice);
     let new_client = || Client::new(&host, &parent, &marks);
     let clients: Vec<Client> = (0..AT_A_TIME).map(|_| new_client()).collect();
     let listener = new_client();
-    let mut deaths = 0;
+    let (mut deaths, mut born) = (0, Duration::ZERO);
     std::thread::scope(|scope| {
         let workers: Vec<_> = clients
             .iter()
-            .map(|client| {
-                let (next, codes, pids) = (&next, &codes, &pids);
-                scope.spawn(move || {
-                    loop {
-                        let n = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(code) = codes.get(usize::try_from(n).expect("small")) else {
-                            return;
-                        };
-                        let id = format!("c{n}");
-                        let mounts = client.mounts(&id);
-                        client.record(&id, *code);
-                        client.start(&id, &mounts);
-                        let pid = client.pid(&id);
-                        pids.lock().expect("lock").insert(id.clone(), pid);
-                        assert_eq!(client.ends(&id), [*code; 3], "{id}, seed {seed}");
-                        client.remove(&id);
-                    }
-                })
-            })
+            .map(|client| scope.spawn(|| work.run(client)))
             .collect();
-        scope.spawn(|| listen(&listener, &on, &heard));
-        while !workers
-            .iter()
-            .all(std::thread::ScopedJoinHandle::is_finished)
-        {
-            std::thread::sleep(Duration::from_millis(dice.roll(LONGEST_LIFE)));
+        scope.spawn(|| listen(&listener, &work.on, &work.heard));
+        let ended = std::thread::ScopedJoinHandle::is_finished;
+        while !workers.iter().all(ended) {
+            // On a busy machine it is born more slowly, and gets less done.
+            let life = born + Duration::from_millis(dice.roll(LONGEST_LIFE));
+            std::thread::sleep(life);
             host.kill();
+            let death = Instant::now();
             host.start();
+            born = death.elapsed();
             deaths += 1;
         }
-        on.store(false, Ordering::Relaxed);
+        work.on.store(false, Ordering::Relaxed);
     });
     assert!(deaths > 5, "the daemon died {deaths} times only");
-    for (n, code) in codes.iter().enumerate() {
-        let runs = std::fs::read_to_string(marks.join(format!("c{n}")));
-        assert_eq!(runs.expect("it ran"), "ran\n", "c{n} with code {code}");
-    }
-    let (heard, pids) = (
-        heard.into_inner().expect("lock"),
-        pids.into_inner().expect("lock"),
-    );
-    let mut told: BTreeMap<&str, &TaskExit> = BTreeMap::new();
-    for exit in &heard {
-        let id = exit.container_id.as_str();
-        if exit.pid == pids[id] {
-            // Told again after a lost answer: the very same.
-            let first = *told.entry(id).or_insert(exit);
-            assert_eq!(first, exit, "seed {seed}");
-            let n: usize = id.trim_start_matches('c').parse().expect("a number");
-            assert_eq!(exit.exit_status, codes[n], "{id}, seed {seed}");
-        } else {
-            // Made by a daemon that died over it, and cleaned up without having run.
-            assert_eq!(exit.exit_status, 137, "{exit:?}, seed {seed}");
-        }
-    }
-    let heard = format!("{} of {count} were heard, {deaths} deaths", told.len());
-    assert!(told.len() * 2 > codes.len(), "{heard}");
+    let heard = work.agree(&marks);
+    let share = format!("{heard} of {count} were heard, {deaths} deaths");
+    assert!(u64::try_from(heard).expect("small") * 2 > count, "{share}");
+    println!("{share}");
     host.finish();
 }
