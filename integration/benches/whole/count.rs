@@ -38,6 +38,8 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) {
 fn count(bench: &Bench, peer: &Peer) -> Counts {
     let crun = integration::need("crun");
     let log = bench.dir.join(format!("strace-{}", peer.name()));
+    // A daemon asks a shim that it does not know yet for its version.
+    bench.runtime.block_on(peer.calls.life(&crun, "first"));
     let mut strace = attach(peer.pid(), &log);
     for n in 0..LIVES {
         let id = format!("counted-{n}");

@@ -49,22 +49,32 @@ impl Raw {
         }
     }
 
-    /// The file of a program of the image.
-    pub(crate) fn program(&self, name: &str) -> PathBuf {
-        self.rootfs.join("bin").join(name)
+    /// Runs a container whose output goes into a plain pipe, and hands the other end to `read`.
+    pub(crate) fn piped<T>(&self, binary: &Path, args: &[&str], read: fn(fs::File) -> T) -> T {
+        let (bundle, root) = (self.dir.join("b-piped"), self.dir.join("raw"));
+        self.bundle(&bundle, args, "piped");
+        let (ours, theirs) = sys::pipe::new().expect("a pipe");
+        let spawn = Spawn::new(binary).arg("--root").arg(root);
+        let spawn = spawn.arg("run").arg("--bundle").arg(&bundle).arg("piped");
+        let child = spawn.stdout(theirs).spawn().expect("run the runtime");
+        let result = read(ours.into());
+        assert!(child.wait().expect("wait").is_success(), "the container");
+        fs::remove_dir_all(&bundle).expect("remove the bundle");
+        result
+    }
+
+    fn bundle(&self, bundle: &Path, args: &[&str], id: &str) {
+        fs::create_dir(bundle).expect("make the bundle");
+        let group = format!("/{}/{id}", self.group.name());
+        let text = spec::container(args, &self.rootfs.to_string_lossy(), &group);
+        fs::write(bundle.join("config.json"), text.to_string()).expect("write the spec");
     }
 
     /// create, start, wait, delete without any daemon. An [`Adopting`] must be alive.
     pub(crate) fn life(&self, binary: &Path, id: &str) -> Life {
         let (bundle, root) = (self.dir.join(format!("b-{id}")), self.dir.join("raw"));
         let begin = Instant::now();
-        fs::create_dir(&bundle).expect("make the bundle");
-        let text = spec::container(
-            &["/bin/true"],
-            &self.rootfs.to_string_lossy(),
-            &format!("/{}/{id}", self.group.name()),
-        );
-        fs::write(bundle.join("config.json"), text.to_string()).expect("write the spec");
+        self.bundle(&bundle, &["/bin/true"], id);
         let (bundle_text, pid_file) = (bundle.to_string_lossy(), bundle.join("pid"));
         let pid_text = pid_file.to_string_lossy();
         let create = [
