@@ -32,8 +32,11 @@ pub(crate) struct Calls {
 /// Measures one call after the other.
 struct Laps {
     last: Instant,
-    all: Vec<(&'static str, f64)>,
+    all: Vec<Lap>,
 }
+
+/// A call and what it took, in ms.
+pub(crate) type Lap = (&'static str, f64);
 
 impl Laps {
     fn new() -> Self {
@@ -114,7 +117,8 @@ impl Calls {
     }
 
     /// Runs a program in a container, from its adding to the deletion of its record.
-    pub(crate) async fn exec(&self, id: &str, exec: &str, args: &[&str]) {
+    pub(crate) async fn exec(&self, id: &str, exec: &str, args: &[&str]) -> Vec<Lap> {
+        let mut laps = Laps::new();
         let add = tasks::ExecProcessRequest {
             container_id: id.into(),
             exec_id: exec.into(),
@@ -126,6 +130,7 @@ impl Calls {
             ..Default::default()
         };
         self.tasks().exec(request(add)).await.expect("exec");
+        laps.lap("Tasks.Exec");
         let start = tasks::StartRequest {
             container_id: id.into(),
             exec_id: exec.into(),
@@ -135,6 +140,7 @@ impl Calls {
             .start(request(start))
             .await
             .expect("start exec");
+        laps.lap("Tasks.Start");
         let wait = tasks::WaitRequest {
             container_id: id.into(),
             exec_id: exec.into(),
@@ -142,6 +148,7 @@ impl Calls {
         };
         let waited = self.tasks().wait(request(wait)).await.expect("wait");
         assert_eq!(waited.into_inner().exit_status, 0, "exit of {exec}");
+        laps.lap("Tasks.Wait");
         let delete = tasks::DeleteProcessRequest {
             container_id: id.into(),
             exec_id: exec.into(),
@@ -149,6 +156,8 @@ impl Calls {
         };
         let deleted = self.tasks().delete_process(request(delete)).await;
         deleted.expect("delete exec");
+        laps.lap("Tasks.DeleteProcess");
+        laps.all
     }
 
     fn tasks(&self) -> grpc::tasks::TasksClient<Channel> {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::bars::Table;
-use crate::calls::NAMESPACE;
+use crate::calls::{Lap, NAMESPACE};
 use crate::life::at_a_time;
-use crate::{Bench, median, raw, spec};
+use crate::{Bench, life, median, raw, spec, undisturbed};
 
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 100;
 const WARM: usize = 3;
 /// Execs at a time, in one pass, and passes.
 const WIDTH: usize = 8;
@@ -44,6 +44,7 @@ fn bare(bench: &Bench, crun: &Path, process: &Path) {
 
 fn one_at_a_time(bench: &Bench, crun: &Path, process: &Path, table: &mut Table) {
     let mut all: [Vec<f64>; 3] = Default::default();
+    let mut laps: [Vec<Vec<Lap>>; 2] = Default::default();
     for n in 0..ROUNDS + WARM {
         for step in 0..3 {
             let which = (n + step) % 3;
@@ -58,7 +59,7 @@ fn one_at_a_time(bench: &Bench, crun: &Path, process: &Path, table: &mut Table) 
                         &bench.debian
                     };
                     let run = peer.calls.exec(ID, &exec, &["/bin/true"]);
-                    bench.runtime.block_on(run);
+                    laps[which].push(bench.runtime.block_on(run));
                 }
             }
             if n >= WARM {
@@ -66,9 +67,13 @@ fn one_at_a_time(bench: &Bench, crun: &Path, process: &Path, table: &mut Table) 
             }
         }
     }
-    let [ours, debian, floor] = all.map(median);
+    life::calls(&laps[0], &laps[1]);
+    let [ours, debian, floor] = all.clone().map(median);
     let line = table.add("exec with crun, add .. deleted, ms", ours);
     line.debian(debian).floor(floor).above_floor_at_most(1.5);
+    let [ours, debian, floor] = all.map(undisturbed);
+    let line = table.add("  undisturbed (first decile), ms", ours);
+    line.debian(debian).floor(floor);
 }
 
 fn many_at_a_time(bench: &Bench, crun: &Path, process: &Path, table: &mut Table) {
@@ -80,7 +85,7 @@ fn many_at_a_time(bench: &Bench, crun: &Path, process: &Path, table: &mut Table)
             let begin = Instant::now();
             bench.runtime.block_on(at_a_time(WIDTH, PASS, |n| {
                 let (calls, exec) = (peer.calls.clone(), format!("p{pass}-{n}"));
-                async move { calls.exec(ID, &exec, &["/bin/true"]).await }
+                async move { drop(calls.exec(ID, &exec, &["/bin/true"]).await) }
             }));
             rates[which].push(PASS as f64 / begin.elapsed().as_secs_f64());
         }

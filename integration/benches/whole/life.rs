@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use crate::bars::Table;
+use crate::calls::Lap;
 use crate::raw::Adopting;
-use crate::{Bench, median};
+use crate::{Bench, median, undisturbed};
 
 /// Rounds, one at a time; two more warm the caches.
 const ROUNDS: usize = 40;
@@ -26,7 +27,7 @@ pub(crate) struct Life {
     pub(crate) running: Duration,
     pub(crate) whole: Duration,
     /// What each call took, in ms, in order.
-    pub(crate) laps: Vec<(&'static str, f64)>,
+    pub(crate) laps: Vec<Lap>,
 }
 
 /// Life cycles round by round on each subject, in changing order.
@@ -61,7 +62,13 @@ pub(crate) fn one_at_a_time(bench: &Bench, name: &str, table: &mut Table) {
         raw_cpu,
     ];
     report(name, &all, cpu.map(|ms| ms / ROUNDS as f64), table);
-    calls(&all);
+    let laps = |lives: &[Life]| {
+        lives
+            .iter()
+            .map(|life| life.laps.clone())
+            .collect::<Vec<_>>()
+    };
+    calls(&laps(&all[0]), &laps(&all[1]));
 }
 
 fn once(bench: &Bench, which: usize, binary: &Path, id: &str) -> Life {
@@ -73,13 +80,14 @@ fn once(bench: &Bench, which: usize, binary: &Path, id: &str) -> Life {
 }
 
 fn report(name: &str, all: &[Vec<Life>; 3], cpu: [f64; 3], table: &mut Table) {
-    let ms = |pick: fn(&Life) -> Duration| -> [f64; 3] {
-        [0, 1, 2].map(|n| median(all[n].iter().map(|l| pick(l).as_secs_f64() * 1e3).collect()))
+    let ms = |pick: fn(&Life) -> Duration| -> [Vec<f64>; 3] {
+        [0, 1, 2].map(|n| all[n].iter().map(|l| pick(l).as_secs_f64() * 1e3).collect())
     };
-    let [ours, debian, raw] = ms(|life| life.running);
+    let [ours, debian, raw] = ms(|life| life.running).map(median);
     let line = table.add(format!("{name}: prepare .. running, ms"), ours);
     line.debian(debian).floor(raw);
-    let [ours, debian, raw] = ms(|life| life.whole);
+    let whole = ms(|life| life.whole);
+    let [ours, debian, raw] = whole.clone().map(median);
     let line = table.add(format!("{name}: prepare .. deleted, ms"), ours);
     let line = line.debian(debian).floor(raw);
     // The bars are for the runtime that leaves room for them.
@@ -87,6 +95,9 @@ fn report(name: &str, all: &[Vec<Life>; 3], cpu: [f64; 3], table: &mut Table) {
     if judged {
         line.above_floor_at_most(14.0);
     }
+    let [ours, debian, raw] = whole.map(undisturbed);
+    let line = table.add("  undisturbed (first decile), ms", ours);
+    line.debian(debian).floor(raw);
     let line = table.add(format!("{name}: CPU of all processes, ms"), cpu[0]);
     let line = line.debian(cpu[1]).floor(cpu[2]);
     if judged {
@@ -94,11 +105,12 @@ fn report(name: &str, all: &[Vec<Life>; 3], cpu: [f64; 3], table: &mut Table) {
     }
 }
 
-fn calls([ours, debian, _]: &[Vec<Life>; 3]) {
+/// Prints what each call takes, ours beside Debian's.
+pub(crate) fn calls(ours: &[Vec<Lap>], debian: &[Vec<Lap>]) {
     println!("  call, ms              ours  debian");
-    for (n, (name, _)) in ours[0].laps.iter().enumerate() {
-        let of = |lives: &[Life]| median(lives.iter().map(|life| life.laps[n].1).collect());
-        println!("  {name:18} {:7.2} {:7.2}", of(ours), of(debian));
+    for (n, (name, _)) in ours[0].iter().enumerate() {
+        let of = |all: &[Vec<Lap>]| median(all.iter().map(|laps| laps[n].1).collect());
+        println!("  {name:19} {:6.2}  {:6.2}", of(ours), of(debian));
     }
     println!();
 }

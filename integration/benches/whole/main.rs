@@ -120,9 +120,18 @@ fn say(part: &str) {
     println!("# {part}");
 }
 
-fn median<T: Copy + PartialOrd>(mut values: Vec<T>) -> T {
+fn median<T: Copy + PartialOrd>(values: Vec<T>) -> T {
+    part(values, 2)
+}
+
+/// A tenth of them is smaller: what it takes when nothing else wants the processor.
+fn undisturbed<T: Copy + PartialOrd>(values: Vec<T>) -> T {
+    part(values, 10)
+}
+
+fn part<T: Copy + PartialOrd>(mut values: Vec<T>, of: usize) -> T {
     values.sort_by(|a, b| a.partial_cmp(b).expect("ordered"));
-    values[values.len() / 2]
+    values[values.len() / of]
 }
 
 fn cold_start(runtime: &Runtime, dir: &Path, table: &mut Table) {
