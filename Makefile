@@ -1,13 +1,13 @@
 # make demo    see a container survive the daemon's death, in one command
 # make check   what to run while working: format, lints, docs, unit, property and architecture tests
 # make test    everything that CI runs
-# make bench   figures beside Debian's containerd, in one interleaved run
+# make bench   figures beside Debian's containerd, in one interleaved run; PARTS="life exec" for some
 # make install real use: binaries, systemd unit
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .PHONY: demo check fmt clippy doc unit search architecture fuzz-check test integration bench install \
-	uninstall deps-build deps-demo deps-test binaries-dev binaries-release clean
+	uninstall deps-build deps-demo deps-test deps-bench binaries-dev binaries-release clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -34,6 +34,9 @@ deps-demo: deps-build
 
 deps-test: deps-demo
 	@scripts/deps crun skopeo docker-registry containerd bsdutils util-linux
+
+deps-bench: deps-test
+	@scripts/deps strace
 
 # --- binaries ------------------------------------------------------------------------------------
 # The shim is built by itself: features unify over a workspace build and would make it fat.
@@ -108,10 +111,10 @@ integration: deps-test binaries-dev $(IMAGE)
 
 test: deps-test check integration
 
-bench: deps-test binaries-release $(IMAGE)
+bench: deps-bench binaries-release $(IMAGE)
 	$(CARGO) bench --locked -p integration --no-run
 	BIN_DIR=$(RELEASE) unshare -m sh -c 'if mountpoint -q /sys/fs/cgroup/unified; then \
-		umount /sys/fs/cgroup/unified; fi; exec $(CARGO) bench --locked -p integration'
+		umount /sys/fs/cgroup/unified; fi; exec $(CARGO) bench --locked -p integration -- $(PARTS)'
 
 clean:
 	rm -rf out

@@ -158,6 +158,7 @@ impl Publisher {
                     client = None;
                     // Nothing has happened for a while: the moment to give memory back.
                     sys::limits::trim_heap();
+                    sys::limits::trim_stack();
                 }
                 continue;
             };

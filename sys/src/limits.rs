@@ -83,6 +83,36 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Gives the stack's pages below the caller back to the kernel: what deep calls left there is of no
+/// use to anybody. Does something on the main thread only; other stacks are small anyway.
+///
+/// The frames above stay, so a shallow caller gives back most.
+// Its own frame must be a small one: everything of it lies above the page that is left alone.
+#[inline(never)]
+pub fn trim_stack() {
+    /// Left alone below this frame: the red zone, and the frame of the system call.
+    const KEPT: usize = 4096;
+    /// As deep as anything here goes; the kernel skips what was never touched.
+    const DEPTH: usize = 256 << 10;
+    if rustix::thread::gettid() != rustix::process::getpid() {
+        return;
+    }
+    let page = rustix::param::page_size();
+    let here = 0_u8;
+    let end = (&raw const here).addr().saturating_sub(KEPT) & !(page - 1);
+    let begin = end.saturating_sub(DEPTH);
+    // SAFETY: the range lies below this function's frame and the red zone, where nothing lives until
+    // a later call writes there first. Below the main thread's stack the kernel maps nothing for far
+    // more than DEPTH bytes (its guard gap and the reserve for the stack limit).
+    unsafe {
+        libc::madvise(
+            std::ptr::without_provenance_mut(begin),
+            DEPTH,
+            libc::MADV_DONTNEED,
+        )
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,21 +1,17 @@
 //! A daemon under measurement, driven over gRPC by the same client whichever it is.
 
-use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use protos::services::{containers, snapshots, tasks, version};
-use protos::well_known::{Any, Empty};
-use protos::{Message as _, MessageField};
+use protos::services::version;
+use protos::well_known::Empty;
 use tonic::Request;
 use tonic::transport::Channel;
 
-use crate::{Times, raw};
-
-const NAMESPACE: &str = "ctd-bench";
-const RUNTIME: &str = "io.containerd.runc.v2";
+use crate::calls::{Calls, NAMESPACE};
+use crate::group::Group;
 
 /// Whose daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,145 +20,95 @@ pub(crate) enum Kind {
     Debian,
 }
 
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Debian => "debian",
+        }
+    }
+}
+
 /// A running daemon.
 #[derive(Debug)]
 pub(crate) struct Peer {
     kind: Kind,
+    home: PathBuf,
     child: Child,
-    channel: Channel,
-    /// Chain id of the test image's only layer.
-    parent: String,
-    laps: RefCell<Laps>,
-}
-
-/// What each call took, in ms, in the order of the life cycle.
-#[derive(Debug)]
-struct Laps {
-    last: Instant,
-    all: Vec<(&'static str, Vec<f64>)>,
-}
-
-impl Laps {
-    fn new() -> Self {
-        Self {
-            last: Instant::now(),
-            all: Vec::new(),
-        }
-    }
-
-    fn lap(&mut self, name: &'static str) {
-        let now = Instant::now();
-        let took = now
-            .duration_since(std::mem::replace(&mut self.last, now))
-            .as_secs_f64()
-            * 1e3;
-        match self.all.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, times)) => times.push(took),
-            None => self.all.push((name, vec![took])),
-        }
-    }
+    /// What is asked of it.
+    pub(crate) calls: Calls,
+    /// Everything that it starts runs in here.
+    pub(crate) group: Group,
 }
 
 impl Peer {
     /// Starts a daemon and imports the test image.
     pub(crate) fn start(runtime: &tokio::runtime::Runtime, kind: Kind, home: &Path) -> Self {
         let mut peer = Self::start_bare(runtime, kind, home);
-        let client = |args: &[&str]| {
-            let mut command = Command::new(integration::need("ctr"));
-            command
-                .arg("--address")
-                .arg(home.join("c.sock"))
-                .args(["-n", NAMESPACE])
-                .args(args);
-            let out = command.output().expect("run ctr");
-            assert!(
-                out.status.success(),
-                "{args:?}: {}",
-                String::from_utf8_lossy(&out.stderr)
-            );
-            String::from_utf8(out.stdout).expect("text")
-        };
-        client(&[
+        peer.ctr(&[
             "images",
             "import",
             &integration::archive().to_string_lossy(),
         ]);
-        let table = client(&["snapshots", "ls"]);
+        let table = peer.ctr(&["snapshots", "ls"]);
         let row = table
             .lines()
             .find(|l| l.contains("Committed"))
             .expect("a layer");
-        peer.parent = row.split_whitespace().next().expect("a key").to_owned();
+        peer.calls.parent = row.split_whitespace().next().expect("a key").to_owned();
         peer
     }
 
     /// Starts a daemon and waits for its first answer.
     pub(crate) fn start_bare(runtime: &tokio::runtime::Runtime, kind: Kind, home: &Path) -> Self {
         fs::create_dir_all(home).expect("make the directory");
-        let (root, state, socket) = (home.join("root"), home.join("state"), home.join("c.sock"));
-        let path = std::env::var("PATH").unwrap_or_default();
-        let mut command = match kind {
-            Kind::Ours => {
-                let mut command = Command::new(integration::bin_dir().join("containerd"));
-                command.env(
-                    "PATH",
-                    format!("{}:{path}", integration::bin_dir().display()),
-                );
-                command
-            }
-            Kind::Debian => {
-                let config = home.join("config.toml");
-                let text = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
-                fs::write(&config, text).expect("write the config");
-                let mut command = Command::new("/usr/bin/containerd");
-                command
-                    .arg("--config")
-                    .arg(config)
-                    .env("PATH", format!("/usr/bin:{path}"));
-                command
-            }
-        };
-        let log = fs::File::create(home.join("log")).expect("open the log");
-        let child = command
-            .arg("--root")
-            .arg(root)
-            .arg("--state")
-            .arg(state)
-            .arg("--address")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("dup"))
-            .stderr(log)
-            .spawn()
-            .expect("start the daemon");
-        let channel = runtime.block_on(first_answer(&socket));
+        let group = Group::make(kind.name());
+        let child = spawn(kind, home);
+        group.join("daemon", child.id());
+        let channel = runtime.block_on(first_answer(&home.join("c.sock")));
         Self {
             kind,
+            home: home.to_owned(),
             child,
-            channel,
-            parent: String::new(),
-            laps: RefCell::new(Laps::new()),
+            calls: Calls {
+                channel,
+                parent: String::new(),
+                group: group.name().to_owned(),
+                root: home.join("runtime"),
+            },
+            group,
         }
     }
 
-    fn lap(&self, name: &'static str) {
-        self.laps.borrow_mut().lap(name);
+    /// Ends the daemon and starts it again; when the new one was started. It had its first answer.
+    pub(crate) fn restart(&mut self, runtime: &tokio::runtime::Runtime) -> Instant {
+        self.terminate();
+        let begin = Instant::now();
+        self.child = spawn(self.kind, &self.home);
+        self.group.join("daemon", self.child.id());
+        self.calls.channel = runtime.block_on(first_answer(&self.home.join("c.sock")));
+        begin
     }
 
-    /// The median of each call since the last time it was asked.
-    pub(crate) fn calls(&self) -> Vec<(&'static str, f64)> {
-        let laps = self.laps.replace(Laps::new());
-        laps.all
-            .into_iter()
-            .map(|(name, times)| (name, crate::median(times)))
-            .collect()
+    /// Debian's client, for what the bench does not do over gRPC.
+    fn ctr(&self, args: &[&str]) -> String {
+        let mut command = Command::new(integration::need("ctr"));
+        command
+            .arg("--address")
+            .arg(self.home.join("c.sock"))
+            .args(["-n", NAMESPACE])
+            .args(args);
+        let out = command.output().expect("run ctr");
+        assert!(
+            out.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        String::from_utf8(out.stdout).expect("text")
     }
 
     pub(crate) fn name(&self) -> &'static str {
-        match self.kind {
-            Kind::Ours => "ours",
-            Kind::Debian => "debian",
-        }
+        self.kind.name()
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -171,163 +117,13 @@ impl Peer {
 
     /// Ends the daemon.
     pub(crate) fn stop(mut self) {
+        self.terminate();
+    }
+
+    fn terminate(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
         self.child.wait().expect("wait");
-    }
-
-    /// Prepare, create, start, wait, delete, remove of `/bin/true`.
-    pub(crate) async fn life(&mut self, binary: &Path, id: &str) -> Times {
-        let begin = Instant::now();
-        self.begin(binary, id, &["/bin/true"]).await;
-        let running = begin.elapsed();
-        self.end(id).await;
-        Times {
-            running,
-            whole: begin.elapsed(),
-        }
-    }
-
-    /// A container that stays; its pid.
-    pub(crate) async fn sleeper(&mut self, binary: &Path, id: &str) -> u32 {
-        self.begin(binary, id, &["/bin/sleep", "1000"]).await
-    }
-
-    /// Kills and removes a container.
-    pub(crate) async fn remove(&mut self, id: &str) {
-        let kill = tasks::KillRequest {
-            container_id: id.into(),
-            signal: 9,
-            ..Default::default()
-        };
-        self.tasks().kill(request(kill)).await.expect("kill");
-        self.end(id).await;
-    }
-
-    fn tasks(&self) -> grpc::tasks::TasksClient<Channel> {
-        grpc::tasks::TasksClient::new(self.channel.clone())
-    }
-
-    fn snapshots(&self) -> grpc::snapshots::SnapshotsClient<Channel> {
-        grpc::snapshots::SnapshotsClient::new(self.channel.clone())
-    }
-
-    fn containers(&self) -> grpc::containers::ContainersClient<Channel> {
-        grpc::containers::ContainersClient::new(self.channel.clone())
-    }
-
-    async fn begin(&self, binary: &Path, id: &str, args: &[&str]) -> u32 {
-        self.laps.borrow_mut().last = Instant::now();
-        let prepare = snapshots::PrepareSnapshotRequest {
-            snapshotter: "overlayfs".into(),
-            key: id.into(),
-            parent: self.parent.clone(),
-            // Until its container exists, and after that is gone, nothing else keeps it.
-            labels: [("containerd.io/gc.root".to_owned(), "bench".to_owned())].into(),
-            ..Default::default()
-        };
-        let mounts = self
-            .snapshots()
-            .prepare(request(prepare))
-            .await
-            .expect("prepare")
-            .into_inner()
-            .mounts;
-        self.lap("Snapshots.Prepare");
-        let options = protos::runc::Options {
-            binary_name: binary.to_string_lossy().into_owned(),
-            ..Default::default()
-        };
-        let options = Any {
-            type_url: "containerd.runc.v1.Options".into(),
-            value: options.write_to_bytes().expect("encode"),
-            ..Default::default()
-        };
-        let spec = raw::spec(
-            args,
-            "rootfs",
-            &format!("/{NAMESPACE}-{}/{id}", self.name()),
-        );
-        let container = containers::Container {
-            id: id.into(),
-            snapshotter: "overlayfs".into(),
-            snapshot_key: id.into(),
-            runtime: MessageField::some(containers::container::Runtime {
-                name: RUNTIME.into(),
-                options: MessageField::some(options.clone()),
-                ..Default::default()
-            }),
-            spec: MessageField::some(Any {
-                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
-                value: spec.to_string().into_bytes(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let create = containers::CreateContainerRequest {
-            container: MessageField::some(container),
-            ..Default::default()
-        };
-        self.containers()
-            .create(request(create))
-            .await
-            .expect("create container");
-        self.lap("Containers.Create");
-        let create = tasks::CreateTaskRequest {
-            container_id: id.into(),
-            rootfs: mounts,
-            options: MessageField::some(options),
-            ..Default::default()
-        };
-        let pid = self
-            .tasks()
-            .create(request(create))
-            .await
-            .expect("create")
-            .into_inner()
-            .pid;
-        self.lap("Tasks.Create");
-        let start = tasks::StartRequest {
-            container_id: id.into(),
-            ..Default::default()
-        };
-        self.tasks().start(request(start)).await.expect("start");
-        self.lap("Tasks.Start");
-        pid
-    }
-
-    async fn end(&self, id: &str) {
-        let wait = tasks::WaitRequest {
-            container_id: id.into(),
-            ..Default::default()
-        };
-        self.tasks().wait(request(wait)).await.expect("wait");
-        self.lap("Tasks.Wait");
-        let delete = tasks::DeleteTaskRequest {
-            container_id: id.into(),
-            ..Default::default()
-        };
-        self.tasks().delete(request(delete)).await.expect("delete");
-        self.lap("Tasks.Delete");
-        let delete = containers::DeleteContainerRequest {
-            id: id.into(),
-            ..Default::default()
-        };
-        self.containers()
-            .delete(request(delete))
-            .await
-            .expect("delete container");
-        self.lap("Containers.Delete");
-        let remove = snapshots::RemoveSnapshotRequest {
-            snapshotter: "overlayfs".into(),
-            key: id.into(),
-            ..Default::default()
-        };
-        self.snapshots()
-            .remove(request(remove))
-            .await
-            .expect("remove snapshot");
-        self.lap("Snapshots.Remove");
     }
 }
 
@@ -339,11 +135,40 @@ impl Drop for Peer {
     }
 }
 
-fn request<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    let value = NAMESPACE.parse().expect("a header value");
-    request.metadata_mut().insert("containerd-namespace", value);
-    request
+fn spawn(kind: Kind, home: &Path) -> Child {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = match kind {
+        Kind::Ours => {
+            let bin = integration::bin_dir();
+            let mut command = Command::new(bin.join("containerd"));
+            command.env("PATH", format!("{}:{path}", bin.display()));
+            command
+        }
+        Kind::Debian => {
+            let config = home.join("config.toml");
+            let text = "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n";
+            fs::write(&config, text).expect("write the config");
+            let mut command = Command::new("/usr/bin/containerd");
+            command
+                .arg("--config")
+                .arg(config)
+                .env("PATH", format!("/usr/bin:{path}"));
+            command
+        }
+    };
+    let log = fs::File::create(home.join("log")).expect("open the log");
+    command
+        .arg("--root")
+        .arg(home.join("root"))
+        .arg("--state")
+        .arg(home.join("state"))
+        .arg("--address")
+        .arg(home.join("c.sock"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("dup"))
+        .stderr(log)
+        .spawn()
+        .expect("start the daemon")
 }
 
 /// Connects as soon as the socket is there and asks for the version until it is told.

@@ -12,6 +12,7 @@ mod bad_frames;
 mod bad_input;
 mod bad_programs;
 mod bad_requests;
+mod budget;
 mod debian_shim_under_our_daemon;
 mod exec;
 mod exec_storm;
