@@ -20,11 +20,6 @@ use types::{Context as _, Descriptor, Error, Labels, Mount, Result, media_type};
 use crate::engine::Differs;
 use crate::lock;
 
-/// Archive of a directory of CRIU's.
-pub(crate) const CRIU: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
-/// Spec of the container that was checkpointed.
-pub(crate) const CONFIG: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
-
 /// Makes and reads checkpoints.
 #[derive(Clone, Debug)]
 pub(crate) struct Checkpoints {
@@ -110,7 +105,7 @@ impl Checkpoints {
         store: &Arc<dyn ContentStore>,
         checkpoint: &Descriptor,
     ) -> Result<Private> {
-        if checkpoint.media_type != CRIU {
+        if checkpoint.media_type != media_type::CHECKPOINT {
             return Err(Error::invalid_argument(format_args!(
                 "unsupported checkpoint type {:?}",
                 checkpoint.media_type
@@ -147,7 +142,7 @@ impl Checkpoints {
         let packed = self.differs.compare(store, &[], &mounts, opts);
         let packed = packed.await.ctx("pack checkpoint")?;
         Ok(Descriptor {
-            media_type: CRIU.into(),
+            media_type: media_type::CHECKPOINT.into(),
             ..packed
         })
     }
@@ -179,7 +174,7 @@ impl Checkpoints {
             _ => {}
         }
         Ok(Descriptor {
-            media_type: CONFIG.into(),
+            media_type: media_type::CHECKPOINT_CONFIG.into(),
             digest,
             size,
             annotations: Labels::new(),
