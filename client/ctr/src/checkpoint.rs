@@ -80,6 +80,9 @@ pub(crate) struct RestoreArgs {
     /// Restore the runtime and memory data from the checkpoint
     #[arg(long)]
     live: bool,
+    // Beyond Go's: a process that had a file as its output cannot go on with a pipe.
+    #[command(flatten)]
+    io: IoFlags,
     /// Container to make
     id: String,
     /// Name of the checkpoint's image
@@ -421,7 +424,7 @@ pub(crate) async fn restore(ctx: &Context, args: RestoreArgs) -> Result<u8> {
         Ok((record, mounts, dump))
     };
     let (record, mounts, dump) = client.with_lease(work).await?;
-    let done = run(&client, &record, mounts, dump, signals).await;
+    let done = run(&client, &record, mounts, dump, &args.io, signals).await;
     // Nothing that never ran is left behind.
     if let Err(failure) = &done
         && !failure.started
@@ -471,6 +474,7 @@ async fn run(
     record: &Container,
     rootfs: Vec<Mount>,
     checkpoint: Option<Descriptor>,
+    io: &IoFlags,
     signals: Signals,
 ) -> Result<u8, Failure> {
     let spec = Spec::from_any(record.spec.as_ref())?;
@@ -480,7 +484,7 @@ async fn run(
     };
     let start = Start {
         kind,
-        io: &IoFlags::default(),
+        io,
         no_pivot: false,
         pid_file: None,
         detach,

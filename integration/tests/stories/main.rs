@@ -8,6 +8,7 @@
 
 mod attach_by_descriptor;
 mod bad_input;
+mod checkpoint;
 mod exec;
 mod foreign_ctr;
 mod images;
