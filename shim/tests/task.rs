@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod driver;
+#[cfg(test)]
+mod restore;
 
 #[cfg(test)]
 mod tests {
@@ -14,7 +16,7 @@ mod tests {
     use crate::driver::{Driver, Task, context};
 
     /// Every scenario within its own runtime: the helpers block on threads of it.
-    fn block_on<T>(work: impl Future<Output = T>) -> T {
+    pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -23,7 +25,7 @@ mod tests {
             .block_on(work)
     }
 
-    fn code(error: &ttrpc::Error) -> ttrpc::Code {
+    pub(crate) fn code(error: &ttrpc::Error) -> ttrpc::Code {
         match error {
             ttrpc::Error::RpcStatus(status) => status.code(),
             other => panic!("{other}"),
