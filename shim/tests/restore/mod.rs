@@ -67,6 +67,16 @@ impl Place {
 
     /// A shim with a task of the image that is not started; its answer to the creation.
     async fn create(&mut self, id: &str, script: &str) -> (Task, ttrpc::Result<u32>) {
+        let output = self.driver.log(id);
+        self.create_with(id, script, output).await
+    }
+
+    async fn create_with(
+        &mut self,
+        id: &str,
+        script: &str,
+        output: String,
+    ) -> (Task, ttrpc::Result<u32>) {
         let bundle = self.driver.make_bundle(id, script, id);
         let address = self.driver.start(id).await;
         let task = Task::connect(&address, id).await;
@@ -75,7 +85,6 @@ impl Place {
             binary_name: self.runtime.display().to_string(),
             ..Options::default()
         };
-        let output = self.driver.log(id);
         let request = api::CreateTaskRequest {
             id: id.into(),
             bundle: bundle.display().to_string(),
@@ -184,7 +193,12 @@ fn a_container_that_was_never_restored_goes_without_the_runtime() {
 fn streams_of_the_host_are_named_at_the_dump_and_found_at_the_restore() {
     block_on(async {
         let mut place = Place::new().await;
-        let (task, created) = place.create("c1", "while :; do sleep 1; done").await;
+        let fifo = place.driver.dir.path().join("fifo");
+        let reader = sys::fifo::Fifo::make(&fifo, 0o600).unwrap();
+        let _reader = reader.open_nonblocking(sys::fifo::End::Read).unwrap();
+        let output = fifo.display().to_string();
+        let loops = "while :; do sleep 1; done";
+        let (task, created) = place.create_with("c1", loops, output.clone()).await;
         created.unwrap();
         task.start("").await.unwrap();
         let image = place.image.display().to_string();
@@ -205,7 +219,7 @@ fn streams_of_the_host_are_named_at_the_dump_and_found_at_the_restore() {
         place.refuse(false);
         let state = task.state().await.unwrap().status.enum_value();
         assert_eq!(state, Ok(Status::RUNNING));
-        let (other, created) = place.create("c2", "exit 0").await;
+        let (other, created) = place.create_with("c2", "exit 0", output).await;
         created.unwrap();
         other.start("").await.unwrap();
         let restored = std::fs::read_to_string(place.runtime.with_extension("restored")).unwrap();
