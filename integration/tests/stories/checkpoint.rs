@@ -179,7 +179,8 @@ fn waiting(host: &Host, runtime: &Path, id: &str, flags: &[&str]) {
         gate.display()
     );
     let script = "test -e /mark || echo mark of $WHICH >/mark; \
-                  until test -e /gate/open; do usleep 5000; done; cat /mark; exit 7";
+                  until test -e /gate/open; do usleep 5000; done; cat /mark; \
+                  test -z \"$ASK\" || { read -r line; echo $line; }; exit 7";
     let runtime = runtime.to_string_lossy();
     let mut all = vec!["-d", "--runc-binary", &runtime, "--mount", &mount];
     all.extend(["--env", "WHICH=first"]);
@@ -251,7 +252,7 @@ fn a_task_checkpoint_goes_to_a_directory_or_an_image_and_may_end_the_task() {
     let host = Host::new("checkpoint-task");
     host.image();
     let runtime = stand_in(&host);
-    waiting(&host, &runtime, "a", &["--null-io"]);
+    waiting(&host, &runtime, "a", &["--null-io", "--env", "ASK=1"]);
     let image = host.path("image");
     let image_path = image.to_string_lossy();
     let to_path = ["tasks", "checkpoint", "--image-path", &image_path, "a"];
@@ -275,18 +276,27 @@ fn a_task_checkpoint_goes_to_a_directory_or_an_image_and_may_end_the_task() {
     assert!(told.stderr.contains("code 137"), "{}", told.stderr);
     drop(host.ctr(["containers", "rm", "a"]).ok());
 
-    // Under the same name, with pipes; the output goes to who attaches.
+    // Under the same name, with streams that the shim keeps for who attaches.
+    let restore = [
+        "containers",
+        "restore",
+        "--live",
+        "--rw",
+        "--log-uri",
+        "attach://",
+    ];
     drop(
-        host.ctr(["containers", "restore", "--live", "--rw", "a", name])
+        host.ctr_program()
+            .args(restore)
+            .args(["a", name])
+            .run()
             .ok(),
     );
-    let gate = host.path("gate/open");
-    let attach = std::thread::scope(|scope| {
-        let attached = scope.spawn(|| host.ctr(["tasks", "attach", "a"]));
-        fs::write(gate, "").expect("open the gate");
-        attached.join().expect("attach")
-    });
-    assert_eq!((attach.code, &*attach.stdout), (7, "mark of first\n"));
+    fs::write(host.path("gate/open"), "").expect("open the gate");
+    let attach = host.ctr_program().args(["tasks", "attach", "a"]);
+    let attached = attach.input(b"hello\n").run();
+    let told = (attached.code, attached.stdout.as_str());
+    assert_eq!(told, (7, "mark of first\nhello\n"), "{}", attached.stderr);
     drop(host.ctr(["containers", "rm", "a"]).ok());
     drop(host.ctr(["images", "rm", name]).ok());
     host.finish();
