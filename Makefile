@@ -33,7 +33,7 @@ deps-demo: deps-build
 	@scripts/deps runc busybox-static umoci
 
 deps-test: deps-demo
-	@scripts/deps crun skopeo docker-registry containerd bsdutils util-linux
+	@scripts/deps criu crun skopeo docker-registry containerd bsdutils util-linux
 
 deps-bench: deps-test
 	@scripts/deps strace

@@ -12,6 +12,7 @@
 
 pub mod attach;
 mod call;
+mod checkpoint;
 mod client;
 mod connect;
 mod json;
@@ -22,6 +23,7 @@ pub mod stdio;
 pub mod terminal;
 
 pub use call::{Caller, DEADLINE};
+pub use checkpoint::{CheckpointOptions, any_from_bytes, any_to_bytes};
 pub use client::{Client, DEFAULT_SNAPSHOTTER};
 pub use connect::{connect, socket_path};
 pub use json::any_json;

@@ -11,6 +11,7 @@ use metadata::Metadata;
 use runtime_v2::Tasks;
 use types::{Code, ContainerId, Descriptor, Error, Mount, Namespace, Result, Scope};
 
+use crate::checkpoints::Checkpoints;
 use crate::config::{self, Config, Level};
 use crate::lock;
 use crate::point::{Candidate, Facts, Point, Row};
@@ -27,6 +28,8 @@ const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
 const LOG_SCHEMES: &str = "fifo,binary,binary-v2,file,cri,attach";
 /// Directory of mounts that last no longer than a call.
 const TEMPORARY: &str = "tmpmounts";
+/// Directory of checkpoints on their way to or from the content store.
+const CHECKPOINTS: &str = "checkpoints";
 
 /// What works on the records.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(crate) struct Engine {
     pub(crate) store: Store,
     /// Layers onto mounts and back.
     pub(crate) differs: Arc<Differs>,
+    /// Directories of CRIU's as blobs and back.
+    pub(crate) checkpoints: Checkpoints,
     /// What runs.
     pub(crate) tasks: Arc<Tasks>,
     /// What there is, for introspection.
@@ -71,10 +76,13 @@ impl Engine {
 
         let order = config.section("io.containerd.service.v1.diff-service")?;
         let differs = Arc::new(Differs::select(&differs, &order));
+        let directory = config.root.join(CHECKPOINTS);
+        let checkpoints = Checkpoints::open(directory, Arc::clone(&differs))?;
         let tasks = Tasks::open(tasks_config(&store, config, section.sched_core)?)?;
         Ok(Self {
             store,
             differs,
+            checkpoints,
             tasks,
             rows,
         })
@@ -165,6 +173,15 @@ impl Differs {
         Self {
             ordered,
             sync: section.sync_fs,
+        }
+    }
+
+    /// No differ at all.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self {
+            ordered: Vec::new(),
+            sync: false,
         }
     }
 

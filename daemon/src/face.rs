@@ -179,6 +179,7 @@ fn add_work(routes: &mut RoutesBuilder, engine: &Engine, config: &Config) {
     };
     let tasks = Tasks {
         metadata: metadata.clone(),
+        checkpoints: engine.checkpoints.clone(),
         manager: manager(engine),
     };
     add!(routes, config, "diff", diff::DiffServer, diff);

@@ -17,6 +17,8 @@ use crate::bootstrap::Address;
 
 /// File with the id of the sandbox that the task belongs to.
 const SANDBOX: &str = "sandbox";
+/// Directory of the checkpoint that the task comes from.
+const CHECKPOINT: &str = "checkpoint";
 /// Small files of a bundle are not read beyond this.
 const SMALL: u64 = 64 * 1024;
 
@@ -160,6 +162,26 @@ impl Bundle {
     /// A file of the bundle.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Where a checkpoint is that belongs to the task: beside the bundle, on disk.
+    pub(crate) fn checkpoint(&self) -> PathBuf {
+        self.work.join(CHECKPOINT)
+    }
+
+    /// Removes the checkpoint that the task was restored from. What stays goes with the bundle.
+    pub(crate) async fn forget_checkpoint(&self) {
+        let path = self.checkpoint();
+        // Nearly always there is none, and the answer to a start waits for this.
+        if !path.exists() {
+            return;
+        }
+        match tokio::fs::remove_dir_all(&path).await {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), error = %e, "remove checkpoint");
+            }
+            _ => {}
+        }
     }
 
     fn fill(&self, spec: &[u8], sandbox: &str) -> Result<()> {

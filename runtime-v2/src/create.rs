@@ -20,7 +20,7 @@ use crate::entry::Entry;
 use crate::log::Tap;
 use crate::tasks::{Config, Place, Shared, is_default_state};
 use crate::undo::Undo;
-use crate::{CreateOpts, Status, shims};
+use crate::{Checkpoint, CreateOpts, Status, shims};
 
 /// The shims that take runc's options.
 const RUNC_SHIM: &str = "containerd-shim-runc-v2";
@@ -88,13 +88,14 @@ async fn build(
         opts.stdio.clone(),
     ));
     place.attach(&entry);
+    let checkpoint = take_checkpoint(&entry.bundle, opts.checkpoint.clone()).await?;
     let client = start(job, &entry, undo, options.as_ref()).await?;
 
     let request = NewTask {
         bundle: entry.bundle.path().display().to_string(),
         rootfs: opts.rootfs.clone(),
         stdio: opts.stdio.clone(),
-        checkpoint: opts.checkpoint.clone().unwrap_or_default(),
+        checkpoint,
         options,
     };
     let created = tokio::select! {
@@ -157,6 +158,19 @@ async fn make_bundle(job: &Job) -> Result<Bundle> {
     made.map_err(|e| Error::internal("make bundle").with_source(e))?
 }
 
+/// Path of the checkpoint to restore, empty for none. One that is given goes with the bundle.
+async fn take_checkpoint(bundle: &Bundle, checkpoint: Option<Checkpoint>) -> Result<String> {
+    let given = match checkpoint {
+        None => return Ok(String::new()),
+        Some(Checkpoint::At(path)) => return Ok(path),
+        Some(Checkpoint::Given(given)) => given,
+    };
+    let own = bundle.checkpoint();
+    let moved = tokio::fs::rename(&given, &own).await;
+    moved.map_err(|e| Error::os(format_args!("move checkpoint to {}", own.display()), e))?;
+    Ok(own.display().to_string())
+}
+
 /// runc keeps its containers under `/run/containerd/runc` unless it is told otherwise: two daemons
 /// would meet there. With a state directory of our own the containers go below it.
 fn with_root(config: &Config, binary: &Path, options: Option<Any>) -> Result<Option<Any>> {
@@ -214,6 +228,30 @@ mod tests {
         assert_eq!(root(Some(&own), runc, "/tmp/s").unwrap().root, "/own");
         assert_eq!(root(None, runc, "/run/containerd"), None);
         assert_eq!(root(None, Path::new("/bin/kata"), "/tmp/s"), None);
+    }
+
+    #[tokio::test]
+    async fn a_given_checkpoint_becomes_the_bundles() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundles = crate::bundle::Bundles::new(&dir.path().join("s"), &dir.path().join("r"));
+        let (namespace, id) = ("ns".parse().unwrap(), "c".parse().unwrap());
+        let bundle = bundles.create(&namespace, &id, b"{}", "").unwrap();
+        let given = dir.path().join("given");
+        std::fs::create_dir(&given).unwrap();
+        std::fs::write(given.join("inventory.img"), "").unwrap();
+        let take = |checkpoint| take_checkpoint(&bundle, checkpoint);
+        assert_eq!(take(None).await.unwrap(), "");
+        let at = Checkpoint::At("/c".into());
+        assert_eq!(take(Some(at)).await.unwrap(), "/c");
+        let path = take(Some(Checkpoint::Given(given.clone()))).await.unwrap();
+        let own = bundle.checkpoint();
+        assert_eq!(Path::new(&path), own);
+        assert!(own.join("inventory.img").exists() && !given.exists());
+        take(Some(Checkpoint::Given(given))).await.unwrap_err();
+        bundle.forget_checkpoint().await;
+        assert!(!own.exists());
+        bundle.forget_checkpoint().await;
+        bundle.remove().unwrap();
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod tasks;
 mod undo;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -61,10 +62,20 @@ pub struct CreateOpts {
     pub runtime: String,
     /// Options for the runtime.
     pub options: Option<Any>,
-    /// Directory of a checkpoint to restore from, when there is one.
-    pub checkpoint: Option<String>,
+    /// What to restore the task from, when it is not to run its command.
+    pub checkpoint: Option<Checkpoint>,
     /// Sandbox id, empty for none.
     pub sandbox: String,
+}
+
+/// A checkpoint to restore from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// A directory of the client's, used as it is.
+    At(String),
+    /// A directory, on the file system of the daemon's root, that becomes the task's: it is moved, and
+    /// goes when the task has started or is removed. When the move did not happen, it is still there.
+    Given(PathBuf),
 }
 
 /// An additional process.

@@ -44,6 +44,9 @@ impl Task for Entry {
         let client = self.client().await?;
         let pid = client.start(exec).await.map_err(|e| self.failed(e))?;
         self.seen().alive(exec, Status::Running, Some(pid));
+        if exec.is_none() {
+            self.bundle.forget_checkpoint().await;
+        }
         Ok(pid)
     }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  create: mount rootfs ─ open streams ─ [hold: runtime create ─ claim pid] ─ event
+//!          (from a checkpoint: see `restore`)
 //!  start:  runtime start ─ event            exec: [hold: runtime exec ─ claim pid] ─ event
 //!  end:    record on disk ─ execs' exits ─ init's exit ─ waiters
 //!  delete: runtime delete ─ drain output ─ unmount ─ event
@@ -11,12 +12,13 @@
 
 mod create;
 mod exec;
+mod restore;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use protos::MessageField;
@@ -56,7 +58,10 @@ pub(crate) struct Container {
     mounted: bool,
     pub(crate) init: Arc<Process>,
     execs: Mutex<BTreeMap<String, Arc<Process>>>,
-    pub(crate) cgroup: Option<Cgroup>,
+    /// Known once there is a process.
+    pub(crate) cgroup: OnceLock<Cgroup>,
+    /// The checkpoint that it comes from.
+    image: Option<restore::Image>,
     oom_told: AtomicBool,
     oom_watch: Mutex<Option<AbortHandle>>,
 }
@@ -82,10 +87,13 @@ impl Container {
     ///
     /// # Errors
     /// The runtime's text; `FailedPrecondition` when it runs already.
-    pub(crate) async fn start(self: &Arc<Self>, shim: &Shim) -> Result<u32> {
+    pub(crate) async fn start(self: &Arc<Self>, shim: &Arc<Shim>) -> Result<u32> {
         let init = &self.init;
         let _gate = init.gate.lock().await;
         init.check(Input::Start)?;
+        if let Some(image) = &self.image {
+            return self.restore(shim, image).await;
+        }
         init.starting();
         let started = self.runtime.start().await;
         let pid = init.view().pid;
@@ -169,12 +177,7 @@ impl Container {
         if execs.iter().any(|exec| exec.view().active) {
             return;
         }
-        if self.init.has_ended()
-            && self
-                .cgroup
-                .as_ref()
-                .is_some_and(|group| group.oom_kills() > 0)
-        {
+        if self.init.has_ended() && self.cgroup.get().is_some_and(|group| group.oom_kills() > 0) {
             self.publish_oom(shim, true);
         }
         self.publish_exit(shim, &self.init);
@@ -214,7 +217,9 @@ impl Container {
     }
 
     fn watch_oom(self: &Arc<Self>, shim: &Arc<Shim>) {
-        let Some(group) = &self.cgroup else { return };
+        let Some(group) = self.cgroup.get() else {
+            return;
+        };
         let watch = match group.watch_oom().and_then(watch) {
             Ok(watch) => watch,
             Err(error) => {
@@ -270,6 +275,9 @@ impl Container {
                 return Err(Error::failed_precondition("process not created"));
             }
             return self.runtime.reap.signal(view.pid, number);
+        }
+        if self.is_image() {
+            return Err(Error::not_found("process not created"));
         }
         let direct = !all
             && self.own_pids
@@ -333,6 +341,7 @@ impl Container {
     pub(crate) async fn update(&self, resources: &[u8]) -> Result<()> {
         let _gate = self.init.gate.lock().await;
         self.init.check(Input::Touch)?;
+        self.need_process()?;
         let file = self.bundle.join("resources.json");
         sys::fs::write_atomic_with(&file, resources, 0o600, sys::fs::Flush::Volatile)?;
         let updated = self.runtime.update(&file.display().to_string()).await;
@@ -350,7 +359,7 @@ impl Container {
             .collect();
         let in_group = self
             .cgroup
-            .as_ref()
+            .get()
             .zip(own)
             .and_then(|(group, own)| group.pids(own));
         let pids = in_group.unwrap_or_else(|| {
@@ -398,6 +407,9 @@ impl Container {
 
     /// Has the runtime remove it; one that was never started is ended first.
     async fn remove(&self) -> Result<()> {
+        if self.is_image() {
+            return Ok(());
+        }
         let never_started = matches!(self.init.view().phase, Phase::Created);
         self.runtime.delete(never_started).await?;
         if never_started {

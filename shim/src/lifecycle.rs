@@ -45,6 +45,8 @@ pub(crate) enum Input {
     Resume,
     /// A signal, or another request that needs a live process, came.
     Touch,
+    /// An image of it shall be written.
+    Checkpoint,
     /// It ended.
     Exited(Exit),
     /// Its record goes.
@@ -93,7 +95,7 @@ impl Phase {
         use Phase as P;
         match (self, input) {
             (P::Created, I::Start) => Ok(P::Running),
-            (P::Created, I::Pause | I::PauseDone | I::PauseFailed | I::Resume) => {
+            (P::Created, I::Pause | I::PauseDone | I::PauseFailed | I::Resume | I::Checkpoint) => {
                 Err(Denied::NotStarted)
             }
             (P::Created, I::Touch) => Ok(P::Created),
@@ -104,12 +106,12 @@ impl Phase {
             (P::Running, I::Start) => Err(Denied::Started),
             (P::Running, I::Pause) => Ok(P::Pausing),
             (P::Running, I::PauseDone | I::PauseFailed | I::Resume) => Err(Denied::NotPaused),
-            (P::Running, I::Touch) => Ok(P::Running),
+            (P::Running, I::Touch | I::Checkpoint) => Ok(P::Running),
             (P::Running, I::Exited(exit)) => Ok(P::Stopped(exit)),
             (P::Running, I::Delete) => Err(Denied::Alive),
 
             (P::Pausing, I::Start) => Err(Denied::Started),
-            (P::Pausing, I::Pause | I::Resume) => Err(Denied::Paused),
+            (P::Pausing, I::Pause | I::Resume | I::Checkpoint) => Err(Denied::Paused),
             (P::Pausing, I::PauseDone) => Ok(P::Paused),
             (P::Pausing, I::PauseFailed) => Ok(P::Running),
             (P::Pausing, I::Touch) => Ok(P::Pausing),
@@ -119,13 +121,14 @@ impl Phase {
             (P::Paused, I::Start) => Err(Denied::Started),
             (P::Paused, I::Pause | I::PauseDone | I::PauseFailed) => Err(Denied::Paused),
             (P::Paused, I::Resume) => Ok(P::Running),
-            (P::Paused, I::Touch) => Ok(P::Paused),
+            (P::Paused, I::Touch | I::Checkpoint) => Ok(P::Paused),
             (P::Paused, I::Exited(exit)) => Ok(P::Stopped(exit)),
             (P::Paused, I::Delete) => Err(Denied::Alive),
 
-            (P::Stopped(_), I::Start | I::Pause | I::Resume | I::Touch | I::Exited(_)) => {
-                Err(Denied::Stopped)
-            }
+            (
+                P::Stopped(_),
+                I::Start | I::Pause | I::Resume | I::Touch | I::Checkpoint | I::Exited(_),
+            ) => Err(Denied::Stopped),
             // It ended while the runtime was freezing it.
             (P::Stopped(exit), I::PauseDone | I::PauseFailed) => Ok(P::Stopped(exit)),
             (P::Stopped(_), I::Delete) => Ok(P::Deleted),
@@ -138,6 +141,7 @@ impl Phase {
                 | I::PauseFailed
                 | I::Resume
                 | I::Touch
+                | I::Checkpoint
                 | I::Exited(_)
                 | I::Delete,
             ) => Err(Denied::Deleted),
@@ -177,13 +181,14 @@ mod tests {
         Phase::Stopped(EXIT),
         Phase::Deleted,
     ];
-    const INPUTS: [Input; 8] = [
+    const INPUTS: [Input; 9] = [
         Input::Start,
         Input::Pause,
         Input::PauseDone,
         Input::PauseFailed,
         Input::Resume,
         Input::Touch,
+        Input::Checkpoint,
         Input::Exited(OTHER),
         Input::Delete,
     ];
@@ -198,14 +203,14 @@ mod tests {
         let stop = Ok(P::Stopped(OTHER));
         let not = Err(D::NotStarted);
         #[rustfmt::skip]
-        let table: [[Result<P, D>; 8]; 6] = [
-            // Start          Pause             PauseDone          PauseFailed        Resume             Touch           Exited  Delete
-            [Ok(P::Running),  not,              not,               not,               not,               Ok(P::Created), stop,   Ok(P::Deleted)],
-            [Err(D::Started), Ok(P::Pausing),   Err(D::NotPaused), Err(D::NotPaused), Err(D::NotPaused), Ok(P::Running), stop,   Err(D::Alive)],
-            [Err(D::Started), Err(D::Paused),   Ok(P::Paused),     Ok(P::Running),    Err(D::Paused),    Ok(P::Pausing), stop,   Err(D::Alive)],
-            [Err(D::Started), Err(D::Paused),   Err(D::Paused),    Err(D::Paused),    Ok(P::Running),    Ok(P::Paused),  stop,   Err(D::Alive)],
-            [ended,           ended,            keep,              keep,              ended,             ended,          ended,  Ok(P::Deleted)],
-            [gone,            gone,             gone,              gone,              gone,              gone,           gone,   gone],
+        let table: [[Result<P, D>; 9]; 6] = [
+            // Start          Pause             PauseDone          PauseFailed        Resume             Touch           Checkpoint        Exited  Delete
+            [Ok(P::Running),  not,              not,               not,               not,               Ok(P::Created), not,              stop,   Ok(P::Deleted)],
+            [Err(D::Started), Ok(P::Pausing),   Err(D::NotPaused), Err(D::NotPaused), Err(D::NotPaused), Ok(P::Running), Ok(P::Running),   stop,   Err(D::Alive)],
+            [Err(D::Started), Err(D::Paused),   Ok(P::Paused),     Ok(P::Running),    Err(D::Paused),    Ok(P::Pausing), Err(D::Paused),   stop,   Err(D::Alive)],
+            [Err(D::Started), Err(D::Paused),   Err(D::Paused),    Err(D::Paused),    Ok(P::Running),    Ok(P::Paused),  Ok(P::Paused),    stop,   Err(D::Alive)],
+            [ended,           ended,            keep,              keep,              ended,             ended,          ended,            ended,  Ok(P::Deleted)],
+            [gone,            gone,             gone,              gone,              gone,              gone,           gone,             gone,   gone],
         ];
         for (phase, row) in PHASES.into_iter().zip(table) {
             for (input, want) in INPUTS.into_iter().zip(row) {
@@ -216,7 +221,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_exit_is_taken_once_and_kept(inputs in proptest::collection::vec(0..8_usize, 0..40)) {
+        fn an_exit_is_taken_once_and_kept(inputs in proptest::collection::vec(0..INPUTS.len(), 0..40)) {
             let mut phase = Phase::Created;
             let mut exits = 0;
             let mut deleted = false;

@@ -16,6 +16,7 @@ mod cleanup;
 mod config;
 mod console;
 mod container;
+mod criu;
 mod exits;
 mod flags;
 mod info;

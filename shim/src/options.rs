@@ -28,6 +28,9 @@ pub(crate) struct Options {
     pub(crate) root: String,
     #[serde(skip_serializing_if = "is_default")]
     pub(crate) systemd_cgroup: bool,
+    /// Where CRIU works at a restore. The image's path is the daemon's business.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) criu_work_path: String,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -64,6 +67,7 @@ impl Options {
             binary_name: wire.binary_name,
             root: wire.root,
             systemd_cgroup: wire.systemd_cgroup,
+            criu_work_path: wire.criu_work_path,
         })
     }
 
@@ -122,7 +126,7 @@ impl Options {
     }
 }
 
-/// The runtime's flags for the options of a checkpoint (runc-checkpoint(8)).
+/// The runtime's flags for the options of a checkpoint (runc-checkpoint(8)), without its directories.
 pub(crate) fn checkpoint_flags(options: &CheckpointOptions) -> Vec<String> {
     let switches = [
         (!options.exit, "--leave-running"),
@@ -132,7 +136,6 @@ pub(crate) fn checkpoint_flags(options: &CheckpointOptions) -> Vec<String> {
         (options.file_locks, "--file-locks"),
     ];
     let values = [
-        ("--work-path", &options.work_path),
         ("--parent-path", &options.parent_path),
         ("--manage-cgroups-mode", &options.cgroups_mode),
     ];
@@ -232,11 +235,10 @@ mod tests {
             file_locks: true,
             empty_namespaces: vec!["network".into()],
             cgroups_mode: "soft".into(),
-            work_path: "/w".into(),
             parent_path: "/p".into(),
             ..CheckpointOptions::default()
         };
-        let want = "--tcp-established --ext-unix-sk --shell-job --file-locks --work-path /w \
+        let want = "--tcp-established --ext-unix-sk --shell-job --file-locks \
                     --parent-path /p --manage-cgroups-mode soft --empty-ns network";
         assert_eq!(checkpoint_flags(&all).join(" "), want);
     }

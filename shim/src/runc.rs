@@ -12,6 +12,7 @@ use serde::Deserialize;
 use sys::process::Spawn;
 use types::{Code, Error, Result};
 
+use crate::criu::{OPTIONS_VARIABLE, Run};
 use crate::options::Options;
 use crate::reap::Reap;
 
@@ -32,6 +33,14 @@ pub(crate) struct Runtime {
     bundle: PathBuf,
     id: String,
     options: Options,
+}
+
+/// What some calls have besides arguments.
+struct Extra<'a> {
+    /// Standard descriptors of the process that the call makes.
+    io: Option<ChildIo>,
+    /// File with options for CRIU.
+    criu: Option<&'a Path>,
 }
 
 /// The log of all calls about the container itself.
@@ -163,18 +172,73 @@ impl Runtime {
             .await
     }
 
-    pub(crate) async fn checkpoint(&self, options: &[String]) -> Result<()> {
+    /// Writes an image; `criu` is a file with more options for CRIU.
+    pub(crate) async fn checkpoint(&self, options: &[String], criu: Option<&Path>) -> Result<()> {
         let mut args = vec!["checkpoint"];
         args.extend(options.iter().map(String::as_str));
         args.push(&self.id);
-        self.call("OCI runtime checkpoint failed", LOG, &args, None)
+        let extra = Extra { io: None, criu };
+        self.call_with("OCI runtime checkpoint failed", LOG, &args, extra)
             .await
     }
 
+    /// Makes and starts the container from an image.
+    pub(crate) async fn restore(
+        &self,
+        image: &Path,
+        run: &Run,
+        io: Option<ChildIo>,
+        console: Option<&str>,
+    ) -> Result<()> {
+        let image = image.display().to_string();
+        let (work, bundle) = (run.work(), self.bundle.display().to_string());
+        let pid_file = self.bundle.join(types::bundle_file::INIT_PID);
+        let pid_file = pid_file.display().to_string();
+        let mut args = vec!["restore", "--detach", "--bundle", &bundle];
+        args.extend(["--pid-file", &pid_file, "--image-path", &image]);
+        args.extend(["--work-path", &work]);
+        // What the image may hold: the one who made it has decided.
+        args.extend(["--tcp-established", "--ext-unix-sk", "--file-locks"]);
+        if !self.is_crun() {
+            args.push("--no-subreaper");
+        }
+        if let Some(socket) = console {
+            args.extend(["--console-socket", socket]);
+        }
+        if self.options.no_pivot_root {
+            args.push("--no-pivot");
+        }
+        args.push(&self.id);
+        let criu = run.options();
+        self.call_with("OCI runtime restore failed", LOG, &args, Extra { io, criu })
+            .await
+    }
+
+    fn is_crun(&self) -> bool {
+        Path::new(&self.binary)
+            .file_name()
+            .is_some_and(|name| name == "crun")
+    }
+
     async fn call(&self, what: &str, log: &str, args: &[&str], io: Option<ChildIo>) -> Result<()> {
+        let extra = Extra { io, criu: None };
+        self.call_with(what, log, args, extra).await
+    }
+
+    async fn call_with(
+        &self,
+        what: &str,
+        log: &str,
+        args: &[&str],
+        extra: Extra<'_>,
+    ) -> Result<()> {
+        let Extra { io, criu } = extra;
         let log = self.bundle.join(log);
         let before = std::fs::metadata(&log).map_or(0, |meta| meta.len());
         let mut spawn = self.command(&log).args(args.iter().copied());
+        if let Some(criu) = criu {
+            spawn = spawn.env(OPTIONS_VARIABLE, criu);
+        }
         if let Some(io) = io {
             spawn = spawn.stdin(io.stdin).stdout(io.stdout).stderr(io.stderr);
         }

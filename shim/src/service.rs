@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protos::any::pack;
-use protos::events::TaskCheckpointed;
 use protos::frame::Request;
-use protos::runc::{CheckpointOptions, ProcessDetails};
+use protos::runc::ProcessDetails;
 use protos::shim::task as api;
 use protos::task::ProcessInfo;
 use protos::well_known::{Any, Empty, Timestamp};
@@ -103,21 +102,7 @@ impl Shim {
 
     async fn checkpoint(&self, request: &api::CheckpointTaskRequest) -> Result<()> {
         let container = self.container(&request.id)?;
-        let options = match request.options.as_ref() {
-            Some(any) => CheckpointOptions::parse_from_bytes(&any.value)
-                .map_err(|e| Error::invalid_argument(format_args!("checkpoint options: {e}")))?,
-            None => CheckpointOptions::default(),
-        };
-        let mut args = vec!["--image-path".to_owned(), request.path.clone()];
-        args.extend(crate::options::checkpoint_flags(&options));
-        container.runtime.checkpoint(&args).await?;
-        let event = TaskCheckpointed {
-            container_id: request.id.clone(),
-            checkpoint: request.path.clone(),
-            ..TaskCheckpointed::default()
-        };
-        self.publisher.publish("/tasks/checkpointed", &event);
-        Ok(())
+        container.checkpoint(self, request).await
     }
 
     fn state(&self, request: &api::StateRequest) -> Result<api::StateResponse> {
@@ -175,7 +160,7 @@ impl Shim {
 
     fn stats(&self, id: &str) -> Result<Any> {
         let container = self.container(id)?;
-        let group = container.cgroup.as_ref();
+        let group = container.cgroup.get();
         let group = group.ok_or_else(|| Error::not_found("control group of the container"))?;
         stats::to_any(&group.stats()?)
     }

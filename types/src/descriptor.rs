@@ -17,6 +17,17 @@ pub struct Descriptor {
 
 /// Media types of images and layers (OCI image-spec media-types.md; Docker image manifest v2.2).
 pub mod media_type {
+    /// Archive of the directory that CRIU dumped a task into.
+    pub const CHECKPOINT: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+    /// Spec of the container that was checkpointed, as an encoded `Any`.
+    pub const CHECKPOINT_CONFIG: &str =
+        "application/vnd.containerd.container.checkpoint.config.v1+proto";
+    /// Options that a checkpoint was made with, as an encoded `Any`.
+    pub const CHECKPOINT_OPTIONS: &str =
+        "application/vnd.containerd.container.checkpoint.options.v1+proto";
+    /// Options of the container's runtime, as an encoded `Any`.
+    pub const CHECKPOINT_RUNTIME_OPTIONS: &str =
+        "application/vnd.containerd.container.checkpoint.runtime.options+proto";
     /// OCI index.
     pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
     /// OCI manifest.

@@ -39,6 +39,23 @@ pub(crate) async fn run(client: &Client, snapshotter: &str, args: Args) -> Resul
     client.with_lease(work).await
 }
 
+/// What a snapshot has over its parent, as a blob.
+pub(crate) async fn over_parent(
+    client: &Client,
+    snapshotter: &str,
+    key: SnapshotKey,
+) -> Result<Descriptor> {
+    let args = Args {
+        media_type: types::media_type::OCI_LAYER_GZIP.to_owned(),
+        reference: None,
+        keep: false,
+        label: Vec::new(),
+        first: key,
+        second: None,
+    };
+    compare(client, snapshotter, &args).await
+}
+
 async fn compare(client: &Client, snapshotter: &str, args: &Args) -> Result<Descriptor> {
     let mut labels = text::parse_labels(&args.label);
     if args.keep {

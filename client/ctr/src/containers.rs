@@ -5,6 +5,7 @@ use client::spec::Spec;
 use serde_json::{Map, Value, json};
 use types::{Container, ContainerId, Context as _, Error, Errors, Fields, Filter, Labels, Result};
 
+use crate::checkpoint;
 use crate::context::Context;
 use crate::create;
 use crate::flags::ContainerFlags;
@@ -20,6 +21,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Checkpoint a container
+    Checkpoint(checkpoint::ContainerArgs),
     /// Create a container
     Create(Box<Create>),
     /// Delete one or more existing containers
@@ -32,6 +35,8 @@ enum Command {
     List(List),
     /// Set and clear labels of a container
     Label(Label),
+    /// Restore a container from a checkpoint
+    Restore(checkpoint::RestoreArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +96,8 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
         Command::Info(args) => info(ctx, args).await,
         Command::List(args) => list(ctx, args).await,
         Command::Label(args) => label(ctx, args).await,
+        Command::Checkpoint(args) => checkpoint::container(ctx, args).await,
+        Command::Restore(args) => checkpoint::restore(ctx, args).await,
     }
 }
 

@@ -9,9 +9,10 @@ use std::time::SystemTime;
 use ::images::PlatformSet;
 use client::Client;
 use client::spec::{DEFAULT_PATH, Spec, UserSpec, is_reserved_label};
-use transfer::OnProgress;
+use transfer::{Deps, OnProgress};
 use types::{
-    Code, Container, ContainerId, Context as _, Error, Labels, Mount, Result, Runtime, SnapshotKey,
+    Code, Container, ContainerId, Context as _, Descriptor, Error, Labels, Mount, Result, Runtime,
+    SnapshotKey,
 };
 
 use crate::flags::{ContainerFlags, read};
@@ -162,11 +163,6 @@ async fn from_image(
     };
     let snapshotter_name = client.snapshotter_name(&flags.snapshotter).await?;
     let deps = deps(client, &snapshotter_name);
-    let config = ::images::config(deps.content.as_ref(), &image.target, &wanted).await?;
-    let parent = match ::images::chain_of(&config.diff_ids)? {
-        Some(chain) => Some(chain.as_str().parse::<SnapshotKey>()?),
-        None => None,
-    };
     let key: SnapshotKey = target.id.as_str().parse()?;
     let labels: Labels = text::parse_labels(&flags.snapshotter_label)
         .into_iter()
@@ -177,20 +173,7 @@ async fn from_image(
         )
         .collect();
     let snapshotter = &deps.snapshotter;
-    let mounts = match snapshotter
-        .prepare(&key, parent.as_ref(), labels.clone())
-        .await
-    {
-        Err(e) if e.is_not_found() => {
-            // Not unpacked yet, or not for this snapshotter.
-            let quiet = OnProgress::default();
-            let unpacked = transfer::unpack_image(&deps, &image.target, &wanted, &quiet);
-            // The only step that takes long. The others are seen through.
-            interruptible(unpacked).await?;
-            snapshotter.prepare(&key, parent.as_ref(), labels).await?
-        }
-        other => other?,
-    };
+    let (config, mounts) = snapshot_of(&deps, &image.target, &wanted, &key, labels).await?;
     let made = async {
         spec.apply_image(&config.process);
         flags.apply(&mut spec, &target.command)?;
@@ -230,6 +213,34 @@ async fn from_image(
         tracing::warn!(%error, %key, "cannot remove snapshot");
     }
     made
+}
+
+/// A fresh snapshot of an image, which is unpacked first when it was not before.
+pub(crate) async fn snapshot_of(
+    deps: &Deps,
+    image: &Descriptor,
+    wanted: &PlatformSet,
+    key: &SnapshotKey,
+    labels: Labels,
+) -> Result<(::images::Config, Vec<Mount>)> {
+    let config = ::images::config(deps.content.as_ref(), image, wanted).await?;
+    let parent = match ::images::chain_of(&config.diff_ids)? {
+        Some(chain) => Some(chain.as_str().parse::<SnapshotKey>()?),
+        None => None,
+    };
+    let prepare = |labels| deps.snapshotter.prepare(key, parent.as_ref(), labels);
+    let mounts = match prepare(labels.clone()).await {
+        Err(e) if e.is_not_found() => {
+            // Not unpacked yet, or not for this snapshotter.
+            let quiet = OnProgress::default();
+            let unpacked = transfer::unpack_image(deps, image, wanted, &quiet);
+            // The only step that takes long. The others are seen through.
+            interruptible(unpacked).await?;
+            prepare(labels).await?
+        }
+        other => other?,
+    };
+    Ok((config, mounts))
 }
 
 fn stop_signal(of_image: &str) -> String {

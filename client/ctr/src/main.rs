@@ -11,6 +11,7 @@
 
 mod attached;
 mod changes;
+mod checkpoint;
 mod cli;
 mod containers;
 mod content;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use client::spec::Spec;
 use client::{Client, CreateTask, RuncOptions, StdioPaths, stdio};
-use types::{Any, Container, Error, Mount, Result};
+use types::{Any, Container, Descriptor, Error, Mount, Result};
 
 use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target};
 use crate::context::Context;
@@ -85,6 +85,7 @@ async fn run_task(
         no_pivot: args.no_pivot,
         pid_file: args.pid_file.as_ref(),
         detach: args.detach,
+        checkpoint: None,
     };
     start
         .task(
@@ -111,11 +112,13 @@ pub(crate) struct Start<'a> {
     pub(crate) no_pivot: bool,
     pub(crate) pid_file: Option<&'a PathBuf>,
     pub(crate) detach: bool,
+    /// What the task is to go on from, instead of its command.
+    pub(crate) checkpoint: Option<Descriptor>,
 }
 
 impl Start<'_> {
     /// Makes and starts the task, and follows it to its end unless detached.
-    async fn task(
+    pub(crate) async fn task(
         &self,
         client: &Client,
         record: &Container,
@@ -135,6 +138,7 @@ impl Start<'_> {
             rootfs,
             stdio: stdio.clone(),
             options: self.options(record, spec)?,
+            checkpoint: self.checkpoint.clone(),
             ..CreateTask::default()
         };
         let pid = tasks.create(&record.id, opts).await?;

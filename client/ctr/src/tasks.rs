@@ -7,6 +7,7 @@ use client::{Client, ExecTask, stdio};
 use types::{Code, Container, ContainerId, Context as _, Error, Errors, ExecId, Result};
 
 use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target};
+use crate::checkpoint;
 use crate::context::Context;
 use crate::create;
 use crate::out::{self, Pad, Table};
@@ -24,6 +25,8 @@ pub(crate) struct Args {
 enum Command {
     /// Attach to the IO of a running container
     Attach(One),
+    /// Checkpoint a container
+    Checkpoint(checkpoint::TaskArgs),
     /// Delete one or more tasks
     #[command(visible_aliases = ["del", "remove", "rm"])]
     Delete(Delete),
@@ -144,6 +147,7 @@ struct StartArgs {
 pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     match args.command {
         Command::Attach(args) => attach(ctx, args).await,
+        Command::Checkpoint(args) => checkpoint::task(ctx, args).await,
         Command::Delete(args) => delete(ctx, args).await,
         Command::Exec(args) => exec(ctx, args).await,
         Command::List(args) => list(ctx, args).await,
@@ -165,7 +169,7 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
 }
 
 /// The container first: its absence is what people must hear of, not that of its task.
-async fn load(ctx: &Context, id: &str) -> Result<(Client, Container)> {
+pub(crate) async fn load(ctx: &Context, id: &str) -> Result<(Client, Container)> {
     let id: ContainerId = id.parse()?;
     let client = ctx.client().await?;
     let record = client.containers().get(&id).await?;
@@ -420,6 +424,7 @@ async fn start(ctx: &Context, args: StartArgs) -> Result<u8> {
         no_pivot: args.no_pivot,
         pid_file: args.pid_file.as_ref(),
         detach: args.detach,
+        checkpoint: None,
     };
     start.again(&client, &record).await
 }

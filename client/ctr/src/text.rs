@@ -112,6 +112,14 @@ pub(crate) fn go_time(time: SystemTime) -> String {
     format!("{text} +0000 UTC")
 }
 
+/// A time as the name of a checkpoint has it: month, day and year first.
+pub(crate) fn checkpoint_date(time: SystemTime) -> String {
+    let t = OffsetDateTime::from(time);
+    let (month, day, year) = (u8::from(t.month()), t.day(), t.year());
+    let (hour, minute, second) = t.to_hms();
+    format!("{month:02}-{day:02}-{year}-{hour:02}:{minute:02}:{second:02}")
+}
+
 /// Reads a time span as Go writes it: `1h30m`, `1.5s`, `0`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("invalid duration {text:?}");
@@ -163,6 +171,12 @@ mod tests {
         assert_eq!(labels(&parse_labels(&arguments)), "a=,b=true,c=d=e");
         assert_eq!(labels(&labels_with(&arguments, "")), "a=,b=,c=d=e");
         assert_eq!(labels_or_dash(&Labels::new()), "-");
+    }
+
+    #[test]
+    fn checkpoints_are_dated_to_the_second() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(951_827_696_700);
+        assert_eq!(checkpoint_date(time), "02-29-2000-12:34:56");
     }
 
     #[test]

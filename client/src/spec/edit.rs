@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use types::{Error, Result};
+use types::{ContainerId, Error, Namespace, Result};
 
 use super::Spec;
 
@@ -294,6 +294,17 @@ impl Spec {
     /// Sets the cgroup; the empty path leaves it to the runtime.
     pub fn cgroup(&mut self, path: &str) {
         self.set(&["linux", "cgroupsPath"], path);
+    }
+
+    /// Gives the container `id` the cgroup that it would have been made with, where the spec has such a
+    /// one of another container: two must not share it.
+    pub fn move_cgroup(&mut self, namespace: &Namespace, id: &ContainerId) {
+        let now = self.0.pointer("/linux/cgroupsPath").and_then(Value::as_str);
+        let parent = format!("/{namespace}/");
+        let of_another = now.and_then(|now| now.strip_prefix(&parent));
+        if of_another.is_some_and(|name| !name.is_empty() && !name.contains('/')) {
+            self.cgroup(&format!("{parent}{id}"));
+        }
     }
 
     /// Sets resource limits.

@@ -267,6 +267,26 @@ fn a_given_spec_keeps_what_is_not_known_here() {
 }
 
 #[test]
+fn a_default_cgroup_follows_the_container() {
+    let (namespace, id) = ("ns".parse().unwrap(), "new".parse().unwrap());
+    for (path, moved) in [
+        ("/ns/old", "/ns/new"),
+        ("/other/old", "/other/old"),
+        ("/ns/a/b", "/ns/a/b"),
+        ("system.slice:runc:old", "system.slice:runc:old"),
+        ("", ""),
+    ] {
+        let mut spec = Spec::parse(b"{}").unwrap();
+        spec.cgroup(path);
+        spec.move_cgroup(&namespace, &id);
+        assert_eq!(at(&spec, "/linux/cgroupsPath"), moved);
+    }
+    let mut spec = Spec::parse(b"{}").unwrap();
+    spec.move_cgroup(&namespace, &id);
+    assert_eq!(spec.value(), &json!({}));
+}
+
+#[test]
 fn a_list_of_another_type_becomes_a_list() {
     let mut spec = Spec::parse(br#"{"process": 1, "mounts": {"a": 1}, "linux": null}"#).unwrap();
     spec.env(&["A=1".to_owned()]);

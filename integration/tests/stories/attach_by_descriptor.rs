@@ -123,7 +123,7 @@ fn several_clients_share_the_streams_over_a_restart_of_the_daemon() {
     assert_eq!(second.heard(), want);
     // A client that vanishes is detached, and another one takes its place.
     first.child.kill().expect("kill");
-    drop(code(&mut first.child));
+    assert_eq!(code(&mut first.child), None);
     writeln!(second.stdin, "from the second").expect("say");
     until("the second client is heard", || {
         second.heard().ends_with("heard from the second\n")

@@ -13,6 +13,7 @@ mod bad_input;
 mod bad_programs;
 mod bad_requests;
 mod budget;
+mod checkpoint;
 mod debian_shim_under_our_daemon;
 mod exec;
 mod exec_storm;

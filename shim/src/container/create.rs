@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use protos::MessageField;
 use protos::events::{TaskCreate, TaskIO};
@@ -12,14 +12,16 @@ use protos::wire::Wire as _;
 use sys::cgroup::Cgroup;
 use types::{Error, Mount, Result, bundle_file};
 
+use super::restore::Image;
 use super::{Container, says_exists};
 use crate::config::Config;
 use crate::console::{Console, ConsoleSocket, Prepared};
+use crate::criu::Run;
 use crate::log;
 use crate::options::Options;
 use crate::process::{Attached, Process};
 use crate::reap::{Ending, Hold};
-use crate::runc::Runtime;
+use crate::runc::{ChildIo, Runtime};
 use crate::service::Shim;
 use crate::stdio::{Owner, Paths, Streams};
 
@@ -29,12 +31,10 @@ impl Container {
     /// # Errors
     /// What failed: a mount, a stream, the runtime. Nothing is left then.
     pub(crate) async fn create(shim: &Arc<Shim>, request: &CreateTaskRequest) -> Result<Arc<Self>> {
-        if !request.checkpoint.is_empty() {
-            return Err(Error::not_implemented("restore from a checkpoint"));
-        }
         let bundle = PathBuf::from(&request.bundle);
         let config = Config::load(&bundle)?;
         let options = Options::from_any(request.options.as_ref())?;
+        let image = Image::of(request, &options)?;
         options.save(&bundle)?;
         let paths = Paths {
             stdin: request.stdin.clone(),
@@ -50,13 +50,17 @@ impl Container {
             options,
         );
         let mounted = mount_rootfs(&bundle, request)?;
-        let made = make(shim, &runtime, &bundle, &request.id, &paths).await;
-        let made = match made {
-            Ok(made) => made,
-            Err(error) => {
-                undo(&runtime, &bundle, mounted, &error).await;
-                return Err(error);
+        let made = if image.is_none() {
+            let made = make(shim, &runtime, &bundle, &request.id, &paths, Way::Create).await;
+            match made {
+                Ok(made) => Some(made),
+                Err(error) => {
+                    undo(&runtime, &bundle, mounted, &error).await;
+                    return Err(error);
+                }
             }
+        } else {
+            None
         };
         let container = Arc::new(Self {
             id: request.id.clone(),
@@ -64,14 +68,14 @@ impl Container {
             mounted,
             init: Arc::new(Process::new("", paths, Vec::new())),
             execs: Mutex::new(BTreeMap::new()),
-            cgroup: Cgroup::of(made.pid).ok(),
+            cgroup: OnceLock::new(),
+            image,
             oom_told: AtomicBool::new(false),
             oom_watch: Mutex::new(None),
             runtime,
             bundle,
         });
-        container.init.has_started(made.pid, made.attached);
-        Ok(container.announce(shim, request, made.pid, made.ending))
+        Ok(container.announce(shim, request, made))
     }
 
     /// Publishes the creation; from here on the end may be told.
@@ -79,9 +83,16 @@ impl Container {
         self: Arc<Self>,
         shim: &Arc<Shim>,
         request: &CreateTaskRequest,
-        pid: u32,
-        ending: Ending,
+        made: Option<Made>,
     ) -> Arc<Self> {
+        let pid = made.as_ref().map_or(0, |made| made.pid);
+        let ending = made.map(|made| {
+            self.init.has_started(made.pid, made.attached);
+            if let Ok(group) = Cgroup::of(made.pid) {
+                self.cgroup.get_or_init(|| group);
+            }
+            made.ending
+        });
         let io = TaskIO {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -100,9 +111,10 @@ impl Container {
         };
         shim.publisher.publish("/tasks/create", &event);
         self.init.announced();
-        self.watch_oom(shim);
-        let init = Arc::clone(&self.init);
-        self.watch(shim, &init, pid, ending);
+        if let Some(ending) = ending {
+            self.watch_oom(shim);
+            self.watch(shim, &self.init, pid, ending);
+        }
         self
     }
 }
@@ -114,12 +126,32 @@ pub(super) struct Made {
     pub(super) attached: Attached,
 }
 
-async fn make(
+/// How the runtime makes an init.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way<'a> {
+    /// From the spec.
+    Create,
+    /// From an image; it runs at once.
+    Restore { image: &'a Path, run: &'a Run },
+}
+
+impl Way<'_> {
+    async fn go(self, runtime: &Runtime, io: Option<ChildIo>, console: Option<&str>) -> Result<()> {
+        match self {
+            Self::Create => runtime.create(io, console).await,
+            Self::Restore { image, run } => runtime.restore(image, run, io, console).await,
+        }
+    }
+}
+
+/// Opens the streams of an init and has the runtime make it.
+pub(super) async fn make(
     shim: &Arc<Shim>,
     runtime: &Runtime,
     bundle: &Path,
     id: &str,
     paths: &Paths,
+    way: Way<'_>,
 ) -> Result<Made> {
     let owner = Owner {
         reap: &shim.reap,
@@ -132,7 +164,7 @@ async fn make(
         let prepared = Prepared::open(paths, owner).await?;
         let socket = ConsoleSocket::bind(bundle, "init")?;
         let hold = shim.reap.hold();
-        runtime.create(None, Some(socket.name())).await?;
+        way.go(runtime, None, Some(socket.name())).await?;
         let (pid, ending) = claim(shim, &pid_file, hold)?;
         let console = Console::attach(socket.receive()?, prepared)?;
         Ok(Made {
@@ -143,7 +175,7 @@ async fn make(
     } else {
         let (streams, io) = Streams::open(paths, owner).await?;
         let hold = shim.reap.hold();
-        runtime.create(Some(io), None).await?;
+        way.go(runtime, Some(io), None).await?;
         let (pid, ending) = claim(shim, &pid_file, hold)?;
         Ok(Made {
             pid,

@@ -26,6 +26,7 @@ impl Container {
         if self.init.has_ended() {
             return Err(self.not_running());
         }
+        self.need_process()?;
         let spec = spec_with_terminal(&request.spec.value, request.terminal)?;
         let paths = Paths {
             stdin: request.stdin.clone(),

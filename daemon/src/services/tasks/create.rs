@@ -1,44 +1,55 @@
 //! From a create request to what the runtime needs: container record, options, checkpoint.
 
-use metadata::Metadata;
 use protos::any::{is, unpack};
-use protos::runc::{CheckpointOptions, Options};
+use protos::runc::Options;
 use protos::services::tasks::CreateTaskRequest;
 use protos::wire::Wire as _;
-use runtime_v2::{CreateOpts, Stdio};
-use types::{Any, ContainerId, Error, Mount, Result, Scope};
+use runtime_v2::{Checkpoint, CreateOpts, Stdio};
+use types::{Any, ContainerId, Descriptor, Error, Mount, Result, Scope};
 
+use super::Tasks;
+use crate::checkpoints::Private;
 use crate::services::known;
 
-/// Everything for the task of a container.
+/// Everything for the task of a container, and the checkpoint that was unpacked for it: to be kept
+/// until the task has taken it over.
 ///
 /// # Errors
-/// `NotFound` for the container; `InvalidArgument` for options that do not parse; `NotImplemented`
-/// for a checkpoint in the content store and for a sandbox's endpoint.
+/// `NotFound` for the container or the checkpoint; `InvalidArgument` for options that do not parse and
+/// for what is no checkpoint; `NotImplemented` for a sandbox's endpoint.
 pub(super) async fn gather(
-    metadata: &Metadata,
+    tasks: &Tasks,
     scope: &Scope,
     request: CreateTaskRequest,
-) -> Result<(ContainerId, CreateOpts)> {
+) -> Result<(ContainerId, CreateOpts, Option<Private>)> {
     if !request.task_api_address.is_empty() {
         return Err(Error::not_implemented("tasks in a sandbox's own endpoint"));
     }
-    if request.checkpoint.is_some() {
-        return Err(Error::not_implemented(
-            "restore from a checkpoint in the content store",
-        ));
-    }
     let id: ContainerId = known(&request.container_id, "container")?;
-    let container = metadata.containers(scope).get(&id).await?;
+    let container = tasks.metadata.containers(scope).get(&id).await?;
     let spec = container
         .spec
         .ok_or_else(|| Error::failed_precondition(format_args!("container {id:?} has no spec")))?;
     let asked = Option::<Any>::from_wire(request.options)?.filter(|options| !options.is_empty());
-    let checkpoint = asked.as_ref().map(image_path).transpose()?.flatten();
+    let rootfs = Vec::<Mount>::from_wire(request.rootfs)?;
+    let named = asked.as_ref().map(image_path).transpose()?.flatten();
+    let blob = request.checkpoint.into_option();
+    let (checkpoint, unpacked) = match (named, blob) {
+        // Parity: services/tasks/local.go: the path goes before the blob.
+        (Some(path), _) => (Some(Checkpoint::At(path)), None),
+        (None, Some(blob)) => {
+            let blob = Descriptor::from_wire(blob)?;
+            let store = tasks.metadata.scoped(scope).content();
+            let unpacked = tasks.checkpoints.unpack(&store, &blob).await?;
+            let path = unpacked.path().to_owned();
+            (Some(Checkpoint::Given(path)), Some(unpacked))
+        }
+        (None, None) => (None, None),
+    };
     let named = Some(request.runtime_path).filter(|path| !path.is_empty());
     let opts = CreateOpts {
         spec: spec.value,
-        rootfs: Vec::<Mount>::from_wire(request.rootfs)?,
+        rootfs,
         stdio: Stdio {
             stdin: request.stdin,
             stdout: request.stdout,
@@ -50,7 +61,7 @@ pub(super) async fn gather(
         checkpoint,
         sandbox: container.sandbox,
     };
-    Ok((id, opts))
+    Ok((id, opts, unpacked))
 }
 
 /// Where runc's options say that the checkpoint to restore is.
@@ -60,23 +71,6 @@ fn image_path(options: &Any) -> Result<Option<String>> {
     }
     let options: Options = unpack(options)?;
     Ok(Some(options.criu_image_path).filter(|path| !path.is_empty()))
-}
-
-/// Where a checkpoint is to be written.
-///
-/// # Errors
-/// `NotImplemented` when the options name no directory: then it would go to the content store.
-pub(super) fn checkpoint_path(options: Option<&Any>) -> Result<String> {
-    let path = match options {
-        Some(options) if is::<CheckpointOptions>(options) => {
-            unpack::<CheckpointOptions>(options)?.image_path
-        }
-        _ => String::new(),
-    };
-    if path.is_empty() {
-        return Err(Error::not_implemented("checkpoint into the content store"));
-    }
-    Ok(path)
 }
 
 #[cfg(test)]
@@ -111,22 +105,6 @@ mod tests {
         assert_eq!(
             image_path(&damaged).unwrap_err().code(),
             Code::InvalidArgument
-        );
-    }
-
-    #[test]
-    fn a_checkpoint_needs_a_directory() {
-        let with = CheckpointOptions {
-            image_path: "/c".into(),
-            ..CheckpointOptions::default()
-        };
-        assert_eq!(
-            checkpoint_path(Some(&protos::any::pack(&with).unwrap())).unwrap(),
-            "/c"
-        );
-        assert_eq!(
-            checkpoint_path(None).unwrap_err().code(),
-            Code::NotImplemented
         );
     }
 }

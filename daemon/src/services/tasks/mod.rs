@@ -1,8 +1,9 @@
 //! `containerd.services.tasks.v1.Tasks`: what runs.
 //!
-//! `create` is the one method with parts: it gathers container record, options and checkpoint, in
-//! `create.rs`.
+//! Two methods have parts: `create` gathers container record, options and checkpoint, in `create.rs`;
+//! `checkpoint` puts what was dumped into the content store, in `checkpoint.rs`.
 
+mod checkpoint;
 mod create;
 mod process;
 
@@ -28,12 +29,15 @@ use tonic::{Request, Response, Status};
 use types::{Any, Error, ExecId, Result, Scope};
 
 use super::{filter, known};
+use crate::checkpoints::Checkpoints;
 
 /// Serves the namespace's tasks.
 #[derive(Clone, Debug)]
 pub(crate) struct Tasks {
     /// Holds the container records and checkpoints.
     pub(crate) metadata: Metadata,
+    /// Makes and reads checkpoints.
+    pub(crate) checkpoints: Checkpoints,
     /// Keeps the tasks.
     pub(crate) manager: Arc<dyn TaskManager>,
 }
@@ -61,7 +65,7 @@ impl Service for Tasks {
     ) -> Result<Response<CreateTaskResponse>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let (id, opts) = create::gather(&tasks.metadata, &scope, request).await?;
+            let (id, opts, _unpacked) = create::gather(&tasks, &scope, request).await?;
             let task = tasks.manager.create(&scope, &id, opts).await?;
             let (container_id, pid) = (id.to_string(), task.pid());
             Ok(CreateTaskResponse {
@@ -265,9 +269,11 @@ impl Service for Tasks {
         serve(request, |scope, request| async move {
             let task = tasks.task(&scope, &request.container_id).await?;
             let options = Option::<Any>::from_wire(request.options)?;
-            task.checkpoint(&create::checkpoint_path(options.as_ref())?, options)
-                .await?;
-            Ok(CheckpointTaskResponse::default())
+            let made = checkpoint::write(&tasks, &scope, &*task, options).await?;
+            Ok(CheckpointTaskResponse {
+                descriptors: made.to_wire(),
+                ..Default::default()
+            })
         })
         .await
     }

@@ -74,8 +74,8 @@ async fn a_task_needs_its_container_and_its_runtime() {
                 checkpoint: MessageField::some(Descriptor::default()),
                 ..create("c")
             },
-            Code::Unimplemented,
-            "checkpoint",
+            Code::InvalidArgument,
+            "digest",
         ),
     ] {
         let (found, text) = refused(client.create(scoped(request)).await);

@@ -1,0 +1,246 @@
+//! Checkpoints as blobs: what CRIU wrote into a directory, as an archive in the content store and back.
+//!
+//! ```text
+//! task checkpoint: private directory <- shim dumps -> archive blob, spec blob
+//! task create:     archive blob -> private directory -> looked through -> the task's own
+//! ```
+//! Invariant: images hold the memory of processes, so their directories are for root alone; what was
+//! not handed on goes with its value, and with the next start of the daemon at the latest.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use content::{ContentStore, IngestSpec};
+use diff::{ApplyOpts, CompareOpts};
+use types::{Context as _, Descriptor, Error, Labels, Mount, Result, media_type};
+
+use crate::engine::Differs;
+use crate::lock;
+
+/// Makes and reads checkpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct Checkpoints {
+    directory: PathBuf,
+    differs: Arc<Differs>,
+}
+
+/// A directory for root alone that goes with the value, unless somebody moved it away.
+#[derive(Debug)]
+pub(crate) struct Private(PathBuf);
+
+impl Private {
+    /// Its path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// As the only mount of a tree.
+    fn mounts(&self) -> [Mount; 1] {
+        [Mount {
+            kind: "bind".into(),
+            source: self.0.display().to_string(),
+            options: vec!["rbind".into(), "rw".into()],
+            ..Mount::default()
+        }]
+    }
+}
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        let path = std::mem::take(&mut self.0);
+        let remove = move || match std::fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), error = %e, "remove checkpoint");
+            }
+            _ => {}
+        };
+        // Images are large; the caller waits for an answer.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
+}
+
+impl Checkpoints {
+    /// Keeps private directories below `directory`, and takes away what is there from a daemon that
+    /// was killed.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn open(directory: PathBuf, differs: Arc<Differs>) -> Result<Self> {
+        match std::fs::remove_dir_all(&directory) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::os(format_args!("remove {}", directory.display()), e));
+            }
+            _ => {}
+        }
+        lock::create(&directory, lock::ROOT_MODE)?;
+        Ok(Self { directory, differs })
+    }
+
+    /// An empty directory.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn private(&self) -> Result<Private> {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let path = self.directory.join(serial.to_string());
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(|e| Error::os(format_args!("mkdir {}", path.display()), e))?;
+        Ok(Private(path))
+    }
+
+    /// Unpacks a checkpoint.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another media type and for an archive that holds more than files;
+    /// `NotFound` for the blob; those of unpacking.
+    pub(crate) async fn unpack(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        checkpoint: &Descriptor,
+    ) -> Result<Private> {
+        if checkpoint.media_type != media_type::CHECKPOINT {
+            return Err(Error::invalid_argument(format_args!(
+                "unsupported checkpoint type {:?}",
+                checkpoint.media_type
+            )));
+        }
+        let private = self.private()?;
+        let archive = Descriptor {
+            media_type: media_type::OCI_LAYER.into(),
+            ..checkpoint.clone()
+        };
+        let (mounts, opts) = (private.mounts(), ApplyOpts::default());
+        let unpacked = self.differs.apply(store, &archive, &mounts, opts);
+        unpacked.await.ctx("unpack checkpoint")?;
+        let path = private.path().to_owned();
+        let looked = tokio::task::spawn_blocking(move || only_files(&path)).await;
+        looked.map_err(|e| Error::internal("look through checkpoint").with_source(e))??;
+        Ok(private)
+    }
+
+    /// Makes a blob of a directory that a checkpoint was written into.
+    ///
+    /// # Errors
+    /// Those of packing.
+    pub(crate) async fn pack(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        private: &Private,
+    ) -> Result<Descriptor> {
+        let opts = CompareOpts {
+            media_type: media_type::OCI_LAYER.into(),
+            ..CompareOpts::default()
+        };
+        let mounts = private.mounts();
+        let packed = self.differs.compare(store, &[], &mounts, opts);
+        let packed = packed.await.ctx("pack checkpoint")?;
+        Ok(Descriptor {
+            media_type: media_type::CHECKPOINT.into(),
+            ..packed
+        })
+    }
+
+    /// Makes a blob of a spec.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) async fn put_config(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        private: &Private,
+        spec: Vec<u8>,
+    ) -> Result<Descriptor> {
+        let name = private.path().file_name().unwrap_or_default().display();
+        let reference = format!("checkpoint-config-{}-{name}", std::process::id());
+        let spec_of = IngestSpec {
+            reference: reference.parse()?,
+            total: None,
+            expected: None,
+        };
+        let size = spec.len() as u64;
+        let mut ingest = store.ingest(spec_of).await.ctx("write spec")?;
+        ingest.truncate(0).await?;
+        ingest.write(spec.into()).await?;
+        let digest = ingest.digest()?;
+        match ingest.commit(Some(size), None, Labels::new()).await {
+            Err(error) if !error.is_already_exists() => return Err(error.ctx("write spec")),
+            _ => {}
+        }
+        Ok(Descriptor {
+            media_type: media_type::CHECKPOINT_CONFIG.into(),
+            digest,
+            size,
+            annotations: Labels::new(),
+        })
+    }
+}
+
+/// CRIU follows links and opens what it finds: an image is files in directories, nothing else.
+fn only_files(directory: &Path) -> Result<()> {
+    let at = |e| Error::os(format_args!("read {}", directory.display()), e);
+    for entry in std::fs::read_dir(directory).map_err(at)? {
+        let entry = entry.map_err(at)?;
+        let kind = entry.file_type().map_err(at)?;
+        if kind.is_dir() {
+            only_files(&entry.path())?;
+        } else if !kind.is_file() {
+            return Err(Error::invalid_argument(format_args!(
+                "checkpoint holds {:?}, which is no file",
+                entry.file_name()
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_files_in_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        std::fs::write(dir.path().join("d/pages-1.img"), "").unwrap();
+        only_files(dir.path()).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("d/pages-2.img")).unwrap();
+        let error = only_files(dir.path()).unwrap_err();
+        assert!(error.is(types::Code::InvalidArgument), "{error}");
+        assert!(error.to_string().contains("pages-2.img"), "{error}");
+    }
+
+    #[test]
+    fn private_directories_go_with_their_value_or_are_given_away() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("checkpoints");
+        std::fs::create_dir_all(place.join("old/x")).unwrap();
+        let differs = Arc::new(Differs::none());
+        let checkpoints = Checkpoints::open(place.clone(), differs).unwrap();
+        let count = || std::fs::read_dir(&place).unwrap().count();
+        assert_eq!(count(), 0);
+        let (first, second) = (
+            checkpoints.private().unwrap(),
+            checkpoints.private().unwrap(),
+        );
+        assert_ne!(first.path(), second.path());
+        let mode = std::fs::metadata(first.path())
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
+        std::fs::write(first.path().join("f"), "").unwrap();
+        drop(first);
+        assert_eq!(count(), 1);
+        std::fs::rename(second.path(), dir.path().join("given")).unwrap();
+        drop(second);
+        assert!(dir.path().join("given").exists());
+    }
+}

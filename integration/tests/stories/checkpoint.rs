@@ -1,0 +1,404 @@
+//! Checkpoints: with CRIU where the kernel lets it work, and with its reason where not; and the whole
+//! way from a running task to another one and back with a runtime that stands in for both.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use integration::{Host, IMAGE, Program, need, until};
+
+/// Counts on its standard output.
+const COUNTER: [&str; 3] = [
+    "sh",
+    "-c",
+    "i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done",
+];
+
+/// What `criu check` says: nothing when it can work here, else the reasons.
+fn criu() -> Vec<String> {
+    let check = Program::new(need("criu")).args(["check"]).run();
+    if check.code == 0 {
+        return Vec::new();
+    }
+    let reasons = check.stderr.lines().filter_map(|line| {
+        let (_, text) = line.split_once("Error (")?.1.split_once("): ")?;
+        Some(text.trim().to_owned())
+    });
+    let reasons: Vec<String> = reasons.collect();
+    assert!(!reasons.is_empty(), "{}", check.stderr);
+    reasons
+}
+
+/// Numbers that a counter has written.
+fn numbers(file: &Path) -> Vec<u64> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn uri(file: &Path) -> String {
+    format!("file://{}", file.display())
+}
+
+fn counting(host: &Host, id: &str) -> PathBuf {
+    let log = host.path(&format!("{id}.log"));
+    drop(
+        host.run(&["-d", "--log-uri", &uri(&log)], id, &COUNTER)
+            .ok(),
+    );
+    until("it counts", || numbers(&log).len() > 3);
+    log
+}
+
+/// Neither checkpoints on their way nor CRIU's own files.
+fn nothing_on_the_way(host: &Host, id: &str) {
+    let entries = |path: PathBuf| fs::read_dir(path).map_or(0, Iterator::count);
+    until("the checkpoint is taken away", || {
+        entries(host.root().join("checkpoints")) == 0
+    });
+    let tasks = "io.containerd.runtime.v2.task";
+    let work = host.root().join(tasks).join(host.namespace()).join(id);
+    assert_eq!(entries(work), 0);
+    let bundle = host.state().join(tasks).join(host.namespace()).join(id);
+    assert!(!bundle.join("criu.conf").exists());
+}
+
+#[test]
+fn a_counter_goes_on_from_its_checkpoint_or_criu_says_why() {
+    let host = Host::new("checkpoint");
+    host.image();
+    let log = counting(&host, "a");
+    let pid = host.task("a", "RUNNING").expect("running");
+    let reasons = criu();
+    if reasons.is_empty() {
+        goes_on(&host, &log);
+    } else {
+        says_why(&host, &reasons);
+    }
+    // In either case it is unharmed.
+    assert_eq!(host.task("a", "RUNNING"), Some(pid));
+    let count = numbers(&log).len();
+    until("it counts on", || numbers(&log).len() > count);
+    nothing_on_the_way(&host, "a");
+    host.remove("a");
+    host.finish();
+}
+
+fn says_why(host: &Host, reasons: &[String]) {
+    let blobs = host.ctr(["content", "ls", "-q"]).ok();
+    let image = host.path("image");
+    let image_path = image.to_string_lossy();
+    let to_path = ["tasks", "checkpoint", "--image-path", &image_path, "a"];
+    for told in [host.ctr(["tasks", "checkpoint", "a"]), host.ctr(to_path)] {
+        let told = told.err();
+        assert!(told.contains("OCI runtime checkpoint failed"), "{told}");
+        // The cause comes first; who gives up because of it last is another one each time.
+        assert!(told.contains(&reasons[0]), "{reasons:?} in {told}");
+    }
+    assert!(!image.exists());
+    assert_eq!(host.ctr(["content", "ls", "-q"]).ok(), blobs);
+    assert_eq!(host.ctr(["images", "ls", "-q"]).ok().trim(), IMAGE);
+}
+
+fn goes_on(host: &Host, log: &Path) {
+    let least = numbers(log).len() as u64;
+    let name = host.ctr(["tasks", "checkpoint", "a"]).ok();
+    let name = name.trim();
+    let restored = host.path("b.log");
+    let restore = ["containers", "restore", "--live", "--rw", "--log-uri"];
+    let restore = host.ctr_program().args(restore);
+    drop(restore.args([&uri(&restored), "b", name]).run().ok());
+    until("the restored one counts", || numbers(&restored).len() > 3);
+    let counted = numbers(&restored);
+    assert!(counted[0] > least, "{counted:?}");
+    assert!(counted.windows(2).all(|two| two[1] == two[0] + 1));
+    nothing_on_the_way(host, "b");
+    let image = host.path("image").to_string_lossy().into_owned();
+    let exit = ["tasks", "checkpoint", "--exit", "--image-path", &image, "b"];
+    drop(host.ctr(exit).ok());
+    until("it ends", || host.task("b", "STOPPED").is_some());
+    assert!(Path::new(&image).join("inventory.img").exists());
+    drop(host.ctr(["tasks", "rm", "b"]).ok());
+    drop(host.ctr(["containers", "rm", "b"]).ok());
+    drop(host.ctr(["images", "rm", name]).ok());
+}
+
+/// A runtime that does what CRIU would do as far as others can see: its image says of whom it is, and
+/// a restore that finds one runs the container's command through the real runtime.
+const STAND_IN: &str = r#"#!/bin/sh
+want() { # the value of a flag
+    flag=$1; shift
+    while [ $# -gt 0 ]; do [ "$1" = "$flag" ] && echo "$2" && return; shift; done
+}
+fail() { # CRIU's log, and the runtime's
+    echo "(00.1) 1: Error (criu/stand-in.c:1): $2" >"$work/$1"
+    printf '{"level":"error","msg":"criu failed: type NOTIFY\\nlog file: %s"}\n' "$work/$1" >>"$log"
+    exit 1
+}
+for word; do
+    case $word in checkpoint|restore) verb=$word ;; esac
+    id=$word
+done
+[ -n "$verb" ] || exec RUNC "$@"
+image=$(want --image-path "$@"); work=$(want --work-path "$@")
+root=$(want --root "$@"); log=$(want --log "$@")
+if [ "$verb" = checkpoint ]; then
+    mkdir -p "$image"
+    [ -e "$0.refuse" ] && fail dump.log "it is not to be"
+    echo "image of $id" >"$image/inventory.img"
+    head -c 3000000 /dev/zero >"$image/pages-1.img"
+    case " $* " in *" --leave-running "*) exit 0 ;; esac
+    exec RUNC --root "$root" kill "$id" KILL
+fi
+[ -e "$0.refuse" ] && fail restore.log "it is not to be"
+[ "$(stat -c %s "$image/pages-1.img")" = 3000000 ] || fail restore.log "no pages"
+read -r text <"$image/inventory.img"
+echo "$text" >"$0.restored"
+socket=$(want --console-socket "$@")
+RUNC --root "$root" --log "$log" --log-format json create --bundle "$(want --bundle "$@")" \
+    --pid-file "$(want --pid-file "$@")" ${socket:+--console-socket "$socket"} "$id" &&
+    exec RUNC --root "$root" --log "$log" --log-format json start "$id"
+"#;
+
+/// Puts the stand-in into the host's directory, under the name of what it stands for.
+fn stand_in(host: &Host) -> PathBuf {
+    let dir = host.path("bin");
+    fs::create_dir(&dir).expect("make a directory");
+    let path = dir.join("runc");
+    let script = STAND_IN.replace("RUNC", &need("runc").to_string_lossy());
+    fs::write(&path, script).expect("write the script");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+    path
+}
+
+/// A container that waits for a file of the test, tells what it has written itself, and ends with 7.
+fn waiting(host: &Host, runtime: &Path, id: &str, flags: &[&str]) {
+    let gate = host.path("gate");
+    fs::create_dir_all(&gate).expect("make the gate");
+    let mount = format!(
+        "type=bind,src={},dst=/gate,options=rbind:rw",
+        gate.display()
+    );
+    let script = "test -e /mark || echo mark of $WHICH >/mark; \
+                  until test -e /gate/open; do usleep 5000; done; cat /mark; \
+                  test -z \"$ASK\" || { read -r line; echo $line; }; exit 7";
+    let runtime = runtime.to_string_lossy();
+    let mut all = vec!["-d", "--runc-binary", &runtime, "--mount", &mount];
+    all.extend(["--env", "WHICH=first"]);
+    all.extend(flags);
+    drop(host.run(&all, id, &["sh", "-c", script]).ok());
+    let mark = ["tasks", "exec", "--exec-id", "m", id, "cat", "/mark"];
+    until("it has written", || host.ctr(mark).stdout.contains("first"));
+}
+
+fn ends_with_7(host: &Host, id: &str) {
+    until("it ends", || host.task(id, "STOPPED").is_some());
+    let told = host.ctr(["tasks", "rm", id]);
+    assert!(
+        told.stderr.trim_end().ends_with("code 7"),
+        "{}",
+        told.stderr
+    );
+    drop(host.ctr(["containers", "rm", id]).ok());
+}
+
+#[test]
+fn a_container_is_made_from_the_checkpoint_of_another() {
+    let mut host = Host::new("checkpoint-way");
+    host.image();
+    let runtime = stand_in(&host);
+    waiting(&host, &runtime, "a", &["--null-io"]);
+    let all = [
+        "containers",
+        "checkpoint",
+        "--rw",
+        "--image",
+        "--task",
+        "a",
+        "saved",
+    ];
+    drop(host.ctr(all).ok());
+    assert!(host.task("a", "RUNNING").is_some());
+    nothing_on_the_way(&host, "a");
+    let taken = host.ctr(all).err();
+    assert!(taken.contains("already exists"), "{taken}");
+
+    let log = host.path("b.log");
+    let restore = ["containers", "restore", "--live", "--rw", "--log-uri"];
+    let restore = host.ctr_program().args(restore);
+    drop(restore.args([&uri(&log), "b", "saved"]).run().ok());
+    let restored = fs::read_to_string(runtime.with_extension("restored")).expect("restored");
+    assert_eq!(restored, "image of a\n");
+    let pid = host.task("b", "RUNNING").expect("running");
+    assert_ne!(Some(pid), host.task("a", "RUNNING"));
+    nothing_on_the_way(&host, "b");
+    // It is a task like any other: execs, signals, a daemon that goes and comes.
+    let exec = ["tasks", "exec", "--exec-id", "e", "b", "echo", "in"];
+    assert_eq!(host.ctr(exec).ok(), "in\n");
+    host.kill();
+    host.start();
+    until("recovered", || host.task("b", "RUNNING") == Some(pid));
+    fs::write(host.path("gate/open"), "").expect("open the gate");
+    ends_with_7(&host, "b");
+    // The layer came along.
+    let told = fs::read_to_string(&log).expect("log");
+    assert_eq!(told, "mark of first\n");
+    ends_with_7(&host, "a");
+    drop(host.ctr(["images", "rm", "saved"]).ok());
+    host.finish();
+}
+
+#[test]
+fn a_task_checkpoint_goes_to_a_directory_or_an_image_and_may_end_the_task() {
+    let host = Host::new("checkpoint-task");
+    host.image();
+    let runtime = stand_in(&host);
+    waiting(&host, &runtime, "a", &["--null-io", "--env", "ASK=1"]);
+    let image = host.path("image");
+    let image_path = image.to_string_lossy();
+    let to_path = ["tasks", "checkpoint", "--image-path", &image_path, "a"];
+    assert_eq!(host.ctr(to_path).ok(), "");
+    assert!(image.join("inventory.img").exists());
+    // Where there is no checkpoint, nothing is restored and nothing is made.
+    let none = host
+        .ctr(["containers", "restore", "--live", "b", IMAGE])
+        .err();
+    assert!(none.contains("has no task"), "{none}");
+    let absent = host.ctr(["containers", "restore", "b", "absent"]).err();
+    assert!(absent.contains("not found"), "{absent}");
+
+    let name = host.ctr(["tasks", "checkpoint", "--exit", "a"]).ok();
+    let name = name.trim();
+    assert!(name.starts_with("containerd.io/checkpoint/a:"), "{name}");
+    until("it ends", || host.task("a", "STOPPED").is_some());
+    let gone = host.ctr(["tasks", "checkpoint", "a"]).err();
+    assert!(gone.contains("process already finished"), "{gone}");
+    let told = host.ctr(["tasks", "rm", "a"]);
+    assert!(told.stderr.contains("code 137"), "{}", told.stderr);
+    drop(host.ctr(["containers", "rm", "a"]).ok());
+
+    // Under the same name, with streams that the shim keeps for who attaches.
+    let restore = [
+        "containers",
+        "restore",
+        "--live",
+        "--rw",
+        "--log-uri",
+        "attach://",
+    ];
+    drop(
+        host.ctr_program()
+            .args(restore)
+            .args(["a", name])
+            .run()
+            .ok(),
+    );
+    fs::write(host.path("gate/open"), "").expect("open the gate");
+    let attach = host.ctr_program().args(["tasks", "attach", "a"]);
+    let attached = attach.input(b"hello\n").run();
+    let told = (attached.code, attached.stdout.as_str());
+    assert_eq!(told, (7, "mark of first\nhello\n"), "{}", attached.stderr);
+    drop(host.ctr(["containers", "rm", "a"]).ok());
+    drop(host.ctr(["images", "rm", name]).ok());
+    host.finish();
+}
+
+#[test]
+fn a_refused_dump_or_restore_says_why_and_leaves_nothing() {
+    let host = Host::new("checkpoint-no");
+    host.image();
+    let runtime = stand_in(&host);
+    waiting(&host, &runtime, "a", &["--null-io"]);
+    let save = ["containers", "checkpoint", "--task", "a", "saved"];
+    drop(host.ctr(save).ok());
+    let refuse = runtime.with_extension("refuse");
+    fs::write(&refuse, "").expect("refuse");
+    let image = host.path("image");
+    let image_path = image.to_string_lossy();
+    let dumps = [
+        host.ctr(["tasks", "checkpoint", "a"]),
+        host.ctr(["tasks", "checkpoint", "--image-path", &image_path, "a"]),
+    ];
+    for told in dumps {
+        let told = told.err();
+        assert!(
+            told.contains("criu failed: type NOTIFY: it is not to be"),
+            "{told}"
+        );
+    }
+    assert!(!image.exists() && host.task("a", "RUNNING").is_some());
+    let told = host
+        .ctr(["containers", "restore", "--live", "b", "saved"])
+        .err();
+    assert!(
+        told.contains("OCI runtime restore failed: criu failed"),
+        "{told}"
+    );
+    assert!(told.contains("it is not to be"), "{told}");
+    assert_eq!(host.ctr(["containers", "ls", "-q"]).ok().trim(), "a");
+    assert!(host.ctr(["snapshots", "info", "b"]).code != 0);
+    nothing_on_the_way(&host, "b");
+    // The same checkpoint serves once nothing stands in its way.
+    fs::remove_file(&refuse).expect("relent");
+    let log = uri(&host.path("b.log"));
+    let restore = ["containers", "restore", "--live", "--log-uri", &log];
+    drop(
+        host.ctr_program()
+            .args(restore)
+            .args(["b", "saved"])
+            .run()
+            .ok(),
+    );
+    fs::write(host.path("gate/open"), "").expect("open the gate");
+    ends_with_7(&host, "b");
+    ends_with_7(&host, "a");
+    drop(host.ctr(["images", "rm", "saved"]).ok());
+    host.finish();
+}
+
+#[test]
+fn debians_client_checkpoints_and_restores() {
+    let host = Host::new("checkpoint-go");
+    host.image();
+    let runtime = stand_in(&host);
+    waiting(&host, &runtime, "a", &["--null-io"]);
+    let all = [
+        "containers",
+        "checkpoint",
+        "--rw",
+        "--image",
+        "--task",
+        "a",
+        "saved",
+    ];
+    drop(host.go_ctr(all).ok());
+    drop(
+        host.go_ctr(["containers", "restore", "--rw", "--live", "b", "saved"])
+            .ok(),
+    );
+    assert!(host.task("b", "RUNNING").is_some());
+    // Either client restores what the other has saved.
+    let log = uri(&host.path("c.log"));
+    let restore = ["containers", "restore", "--live", "--rw", "--log-uri", &log];
+    drop(
+        host.ctr_program()
+            .args(restore)
+            .args(["c", "saved"])
+            .run()
+            .ok(),
+    );
+    drop(
+        host.ctr(["containers", "checkpoint", "--image", "--task", "a", "ours"])
+            .ok(),
+    );
+    drop(
+        host.go_ctr(["containers", "restore", "--live", "d", "ours"])
+            .ok(),
+    );
+    assert!(host.task("d", "RUNNING").is_some());
+    fs::write(host.path("gate/open"), "").expect("open the gate");
+    for id in ["a", "b", "c", "d"] {
+        ends_with_7(&host, id);
+    }
+    drop(host.ctr(["images", "rm", "saved", "ours"]).ok());
+    host.finish();
+}

@@ -1,0 +1,379 @@
+//! One run of CRIU by the runtime: where it works, which descriptors are not the container's, and what
+//! its log says when it fails.
+//!
+//! A fifo or a log file that a process writes to is a file of the host, and CRIU gives up on a file
+//! that it cannot find in the container. So the dump is told that these are external, and the restore
+//! is told which of the new streams takes the place of which. Runtimes have no flag for that; CRIU reads
+//! it from a file of options that its environment names.
+//!
+//! Invariant: what goes into that file are numbers, whatever an image from elsewhere says.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use types::{Error, Result, bundle_file};
+
+/// The variable with which CRIU's file of options is named.
+pub(crate) const OPTIONS_VARIABLE: &str = "CRIU_CONFIG_FILE";
+/// That file, in the bundle.
+const OPTIONS: &str = "criu.conf";
+/// Below the bundle's work directory, where a run works unless told otherwise.
+const WORK: &str = "criu-work";
+/// In the image: which descriptors were external. Beside CRIU's own files, which end in `.img`.
+const STDIO: &str = "stdio.json";
+/// Only the end of a log is of interest.
+const LOG_TAIL: u64 = 64 * 1024;
+/// Lines of a log that an error text shows: the cause stands first, what gave up because of it last.
+const SHOWN: (usize, usize) = (3, 3);
+/// Standard descriptors.
+const STREAMS: usize = 3;
+
+/// What the runtime has CRIU do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Write an image.
+    Dump,
+    /// Read one.
+    Restore,
+}
+
+impl Action {
+    /// The log in the work directory, and the copy in the bundle.
+    fn logs(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Dump => ("dump.log", "criu-dump.log"),
+            Self::Restore => ("restore.log", "criu-restore.log"),
+        }
+    }
+}
+
+/// One run.
+#[derive(Debug)]
+pub(crate) struct Run {
+    action: Action,
+    bundle: PathBuf,
+    work: PathBuf,
+    /// The work directory is ours and goes with the run.
+    own: bool,
+    options: Option<PathBuf>,
+}
+
+impl Run {
+    /// Prepares a run that works in `work`, or for an empty text in a directory of its own.
+    ///
+    /// # Errors
+    /// The errno of making the directory.
+    pub(crate) fn new(action: Action, bundle: &Path, work: &str) -> Result<Self> {
+        let own = work.is_empty();
+        let work = if own {
+            bundle.join(bundle_file::WORK).join(WORK)
+        } else {
+            PathBuf::from(work)
+        };
+        std::fs::create_dir_all(&work)
+            .map_err(|e| Error::os(format_args!("mkdir {}", work.display()), e))?;
+        // A log of an earlier run must not explain this one.
+        drop(std::fs::remove_file(work.join(action.logs().0)));
+        Ok(Self {
+            action,
+            bundle: bundle.to_owned(),
+            work,
+            own,
+            options: None,
+        })
+    }
+
+    /// The work directory, as a flag has it.
+    pub(crate) fn work(&self) -> String {
+        self.work.display().to_string()
+    }
+
+    /// The file of options, when this run has one.
+    pub(crate) fn options(&self) -> Option<&Path> {
+        self.options.as_deref()
+    }
+
+    /// Tells a dump or a restore about streams that are not in the container.
+    ///
+    /// # Errors
+    /// The errno of writing.
+    pub(crate) fn streams(&mut self, streams: &Streams) -> Result<()> {
+        let text = streams.options(self.action);
+        if text.is_empty() {
+            return Ok(());
+        }
+        let path = self.bundle.join(OPTIONS);
+        sys::fs::write_atomic_with(&path, text.as_bytes(), 0o600, sys::fs::Flush::Volatile)?;
+        self.options = Some(path);
+        Ok(())
+    }
+
+    /// The runtime's error with what CRIU says itself. The log stays in the bundle.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let (name, kept) = self.action.logs();
+        let mut log = self.work.join(name);
+        let Some(tail) = tail(&log) else { return error };
+        if self.own {
+            let copy = self.bundle.join(kept);
+            if std::fs::copy(&log, &copy).is_ok() {
+                log = copy;
+            }
+        }
+        // runc's second line names the log where it was.
+        let text = error.to_string();
+        let told: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with("log file:"))
+            .collect();
+        let mut text = told.join(": ");
+        for reason in reasons(&tail) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        Error::new(error.code(), format!("{text} (log: {})", log.display()))
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Some(options) = &self.options {
+            drop(std::fs::remove_file(options));
+        }
+        if self.own {
+            // What stays goes with the bundle.
+            drop(std::fs::remove_dir_all(&self.work));
+        }
+    }
+}
+
+/// A file by its mount and inode, as CRIU names it.
+type Name = (u32, u64);
+
+/// Which of the standard streams are files outside the container.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Streams([Option<Name>; STREAMS]);
+
+impl Streams {
+    /// Those of a process.
+    pub(crate) fn of(pid: u32) -> Self {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let mounts = std::fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+        let name = |stream: usize| outside(&process, &mounts, stream);
+        Self([name(0), name(1), name(2)])
+    }
+
+    /// Those that an image was made with.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a file that says something else.
+    pub(crate) fn load(image: &Path) -> Result<Self> {
+        match std::fs::read(image.join(STDIO)) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|e| Error::invalid_argument(format_args!("{STDIO} of checkpoint: {e}"))),
+            // Made by another shim, or without such streams.
+            Err(_) => Ok(Self::default()),
+        }
+    }
+
+    /// Keeps them in an image.
+    ///
+    /// # Errors
+    /// The errno of writing.
+    pub(crate) fn save(&self, image: &Path) -> Result<()> {
+        if *self == Self::default() {
+            return Ok(());
+        }
+        let text = serde_json::to_vec(self).map_err(Error::internal)?;
+        sys::fs::write_atomic_with(&image.join(STDIO), &text, 0o600, sys::fs::Flush::Volatile)
+    }
+
+    /// As options of CRIU, one a line. A file has one name, however many streams it is.
+    fn options(&self, action: Action) -> String {
+        let mut text = String::new();
+        for (stream, name) in self.0.iter().enumerate() {
+            let Some((mount, inode)) = name else { continue };
+            if self.0[..stream].contains(name) {
+                continue;
+            }
+            let file = format!("file[{mount:x}:{inode:x}]");
+            text.push_str(&match action {
+                Action::Dump => format!("external {file}\n"),
+                Action::Restore => format!("inherit-fd fd[{stream}]:{file}\n"),
+            });
+        }
+        text
+    }
+}
+
+/// The name of a stream that is a fifo or file and not on a mount of its process.
+fn outside(process: &Path, mounts: &str, stream: usize) -> Option<Name> {
+    let link = process.join(format!("fd/{stream}"));
+    if !std::fs::read_link(&link).ok()?.is_absolute() {
+        // A pipe without a name: the runtime takes care of it.
+        return None;
+    }
+    let facts = std::fs::metadata(&link).ok()?;
+    if !facts.file_type().is_fifo() && !facts.is_file() {
+        return None;
+    }
+    let about = std::fs::read_to_string(process.join(format!("fdinfo/{stream}"))).ok()?;
+    let mount = about
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))?;
+    let mount: u32 = mount.trim().parse().ok()?;
+    let mut own = mounts.lines().filter_map(|line| line.split(' ').next());
+    if own.any(|id| id.parse() == Ok(mount)) {
+        return None;
+    }
+    Some((mount, facts.ino()))
+}
+
+/// The end of a log; `None` when there is none.
+fn tail(log: &Path) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))
+        .ok()?;
+    let mut text = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The error lines of a log, without time and place; of many the first and the last.
+fn reasons(log: &str) -> Vec<String> {
+    let mut all: Vec<&str> = log.lines().filter_map(reason).collect();
+    all.dedup();
+    let (first, last) = SHOWN;
+    if all.len() > first + last {
+        all.drain(first..all.len() - last);
+    }
+    all.into_iter().map(str::to_owned).collect()
+}
+
+/// What an error line says: `(00.0012)  7: Error (criu/vdso.c:381): vdso: Unexpected area bounds`.
+fn reason(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once("Error (")?;
+    let (_, text) = rest.split_once("): ")?;
+    Some(text.trim()).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "(00.000068) Version: 3.17.1 (gitid 0)\n\
+        (00.007000) Error (criu/vdso.c:381): vdso: Unexpected rt vDSO area bounds\n\
+        (00.008000)      1: Error (criu/vdso.c:613): vdso: Failed to fill self vdso symtable\n\
+        (00.009000) Warn  (criu/x.c:1): no error\n";
+
+    #[test]
+    fn error_lines_lose_time_and_place() {
+        assert_eq!(
+            reasons(LOG),
+            [
+                "vdso: Unexpected rt vDSO area bounds",
+                "vdso: Failed to fill self vdso symtable"
+            ]
+        );
+        let long: String = (0..9).map(|n| format!("Error (a.c:{n}): {n}\n")).collect();
+        assert_eq!(reasons(&long), ["0", "1", "2", "6", "7", "8"]);
+        for bad in ["", "Error", "Error (", "Error (x): ", "no error (x): y"] {
+            assert!(reasons(bad).is_empty(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_failure_says_why_and_keeps_the_log() {
+        let bundle = tempfile::tempdir().unwrap();
+        let run = Run::new(Action::Dump, bundle.path(), "").unwrap();
+        let told = || Error::unknown("checkpoint failed: criu failed: type DUMP\nlog file: /w/d");
+        // Without a log there is nothing to add.
+        assert_eq!(
+            run.explain(told()).to_string(),
+            "checkpoint failed: criu failed: type DUMP\nlog file: /w/d"
+        );
+        let work = PathBuf::from(run.work());
+        std::fs::write(work.join("dump.log"), LOG).unwrap();
+        let kept = bundle.path().join("criu-dump.log");
+        assert_eq!(
+            run.explain(told()).to_string(),
+            format!(
+                "checkpoint failed: criu failed: type DUMP: vdso: Unexpected rt vDSO area bounds: \
+                 vdso: Failed to fill self vdso symtable (log: {})",
+                kept.display()
+            )
+        );
+        drop(run);
+        assert!(!work.exists() && kept.exists());
+    }
+
+    #[test]
+    fn a_work_directory_that_was_given_stays_without_its_old_log() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("restore.log"), LOG).unwrap();
+        let given = dir.path().display().to_string();
+        let run = Run::new(Action::Restore, Path::new("/no/bundle"), &given).unwrap();
+        assert_eq!(run.work(), given);
+        assert_eq!(run.explain(Error::unknown("x")).to_string(), "x");
+        drop(run);
+        assert!(dir.path().exists());
+    }
+
+    #[test]
+    fn streams_have_names_that_dump_and_restore_agree_on() {
+        let bundle = tempfile::tempdir().unwrap();
+        let streams = Streams([None, Some((27, 0x99)), Some((27, 0x99))]);
+        streams.save(bundle.path()).unwrap();
+        assert_eq!(Streams::load(bundle.path()).unwrap(), streams);
+        assert_eq!(streams.options(Action::Dump), "external file[1b:99]\n");
+        let mut run = Run::new(Action::Restore, bundle.path(), "").unwrap();
+        run.streams(&streams).unwrap();
+        let options = run.options().unwrap().to_owned();
+        assert_eq!(
+            std::fs::read_to_string(&options).unwrap(),
+            "inherit-fd fd[1]:file[1b:99]\n"
+        );
+        drop(run);
+        assert!(!options.exists());
+    }
+
+    #[test]
+    fn an_image_cannot_smuggle_options() {
+        let image = tempfile::tempdir().unwrap();
+        assert_eq!(Streams::load(image.path()).unwrap(), Streams::default());
+        for bad in [
+            r#"["file[1:2]\naction-script /x",null,null]"#,
+            "[[1,2]]",
+            "[[-1,2],null,null]",
+            "{",
+        ] {
+            std::fs::write(image.path().join(STDIO), bad).unwrap();
+            let error = Streams::load(image.path()).unwrap_err();
+            assert!(error.is(types::Code::InvalidArgument), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_files_of_other_mounts_are_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("f")).unwrap();
+        let child = sys::process::Spawn::new("sleep")
+            .arg("60")
+            .stdin(sys::process::null().unwrap())
+            .stdout(file.into())
+            .spawn()
+            .unwrap();
+        let process = PathBuf::from(format!("/proc/{}", child.pid()));
+        let mounts = std::fs::read_to_string(process.join("mountinfo")).unwrap();
+        let inode = std::fs::metadata(dir.path().join("f")).unwrap().ino();
+        let found = (0..STREAMS).map(|stream| outside(&process, "", stream).map(|(_, ino)| ino));
+        assert_eq!(found.take(2).collect::<Vec<_>>(), [None, Some(inode)]);
+        assert_eq!(outside(&process, &mounts, 1), None);
+        child.kill(libc::SIGKILL).unwrap();
+        child.wait().unwrap();
+    }
+}
