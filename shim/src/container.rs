@@ -300,6 +300,13 @@ impl Container {
             Input::PauseFailed
         };
         self.init.step(done)?;
+        if paused
+            .as_ref()
+            .is_err_and(|error| error.is(Code::DeadlineExceeded))
+        {
+            // Half frozen is of no use to anybody.
+            drop(self.runtime.resume().await);
+        }
         paused?;
         let event = TaskPaused {
             container_id: self.id.clone(),

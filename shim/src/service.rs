@@ -25,6 +25,7 @@ use crate::lifecycle::Input;
 use crate::log;
 use crate::publish::Publisher;
 use crate::reap::Reap;
+use crate::runc::Limits;
 use crate::stats;
 use crate::wire::Reply;
 
@@ -34,6 +35,8 @@ pub(crate) struct Shim {
     pub(crate) namespace: Namespace,
     pub(crate) reap: Arc<Reap>,
     pub(crate) publisher: Arc<Publisher>,
+    /// Of calls of the runtime.
+    pub(crate) limits: Limits,
     containers: Mutex<Containers>,
     /// The shim shall end.
     pub(crate) stop: Notify,
@@ -51,6 +54,7 @@ impl Shim {
             publisher: Arc::new(Publisher::new(namespace.clone())),
             namespace,
             reap: Arc::new(Reap::default()),
+            limits: Limits::from_environment(),
             containers: Mutex::new(Containers::default()),
             stop: Notify::new(),
         }

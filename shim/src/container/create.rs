@@ -48,6 +48,7 @@ impl Container {
             shim.namespace.as_str(),
             &request.id,
             options,
+            shim.limits,
         );
         let mounted = mount_rootfs(&bundle, request)?;
         let made = make(shim, &runtime, &bundle, &request.id, &paths).await;

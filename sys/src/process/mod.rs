@@ -13,6 +13,7 @@
 
 mod exec;
 mod output;
+mod tree;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -25,6 +26,7 @@ use crate::error::{at, last, op};
 use crate::pidfd;
 
 pub use output::Output;
+pub use tree::{children, command_line, kill_tree};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +163,17 @@ impl Spawn {
     pub fn death_signal(mut self, signal: i32) -> Self {
         self.death_signal = signal;
         self
+    }
+
+    /// The command line that the process will have, as [`command_line`] shows it.
+    #[must_use]
+    pub fn command_line(&self) -> Vec<u8> {
+        let mut line = Vec::new();
+        for part in std::iter::once(&self.program).chain(&self.args) {
+            line.extend_from_slice(part.as_bytes());
+            line.push(0);
+        }
+        line
     }
 
     /// Starts the process.
