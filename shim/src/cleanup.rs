@@ -159,6 +159,7 @@ mod tests {
                 status: 3,
                 at,
             },
+            false,
         )
         .unwrap();
         let answer = delete(&flags(dir.path())).unwrap();

@@ -3,7 +3,7 @@
 //! ```text
 //!  create: mount rootfs ─ open streams ─ [hold: runtime create ─ claim pid] ─ event
 //!  start:  runtime start ─ event            exec: [hold: runtime exec ─ claim pid] ─ event
-//!  end:    record on disk ─ execs' exits ─ init's exit ─ waiters
+//!  end:    record on disk ─ out of memory? ─ execs' exits ─ init's exit ─ waiters
 //!  delete: runtime delete ─ drain output ─ unmount ─ event
 //! ```
 //! Invariant: what a failed step made is undone. Exit events follow start events, the init's follows
@@ -11,20 +11,18 @@
 
 mod create;
 mod exec;
+mod oom;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protos::MessageField;
-use protos::events::{TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
+use protos::events::{TaskDelete, TaskExit, TaskPaused, TaskResumed, TaskStart};
 use protos::wire::Wire as _;
-use sys::cgroup::{Cgroup, OomEvent, OomWatch};
-use tokio::io::unix::AsyncFd;
-use tokio::task::AbortHandle;
+use sys::cgroup::Cgroup;
 use tokio::time::timeout;
 use types::{Code, Context as _, Error, Exit, Result, bundle_file};
 
@@ -35,7 +33,8 @@ use crate::process::Process;
 use crate::reap::Ending;
 use crate::runc::Runtime;
 use crate::service::Shim;
-use crate::watch::watch;
+
+use oom::Oom;
 
 /// How long a deletion waits for output to be taken.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -57,8 +56,7 @@ pub(crate) struct Container {
     pub(crate) init: Arc<Process>,
     execs: Mutex<BTreeMap<String, Arc<Process>>>,
     pub(crate) cgroup: Option<Cgroup>,
-    oom_told: AtomicBool,
-    oom_watch: Mutex<Option<AbortHandle>>,
+    oom: Oom,
 }
 
 impl Container {
@@ -128,7 +126,9 @@ impl Container {
     }
 
     fn ended(self: &Arc<Self>, shim: &Arc<Shim>, process: &Arc<Process>, exit: Exit) {
-        if let Err(error) = exits::record(&self.bundle, &process.exec, exit) {
+        // The group goes with the container's deletion, which waits for this end to be told.
+        let oom = process.is_init() && self.ran_out_of_memory();
+        if let Err(error) = exits::record(&self.bundle, &process.exec, exit, oom) {
             log::error(format_args!("exit of {} not recorded: {error}", self.id));
         }
         process.ended(exit);
@@ -169,14 +169,6 @@ impl Container {
         if execs.iter().any(|exec| exec.view().active) {
             return;
         }
-        if self.init.has_ended()
-            && self
-                .cgroup
-                .as_ref()
-                .is_some_and(|group| group.oom_kills() > 0)
-        {
-            self.publish_oom(shim, true);
-        }
         self.publish_exit(shim, &self.init);
     }
 
@@ -184,6 +176,7 @@ impl Container {
         let Some(exit) = process.take_due_exit() else {
             return;
         };
+        self.settle_oom(shim, process, exit);
         let id = if process.is_init() {
             &self.id
         } else {
@@ -199,60 +192,6 @@ impl Container {
         };
         shim.publisher.publish("/tasks/exit", &event);
         process.tell(exit);
-    }
-
-    /// Tells that the container ran out of memory; at its end only when that was not told before.
-    fn publish_oom(&self, shim: &Shim, at_end: bool) {
-        if self.oom_told.swap(true, Ordering::Relaxed) && at_end {
-            return;
-        }
-        let event = TaskOOM {
-            container_id: self.id.clone(),
-            ..TaskOOM::default()
-        };
-        shim.publisher.publish("/tasks/oom", &event);
-    }
-
-    fn watch_oom(self: &Arc<Self>, shim: &Arc<Shim>) {
-        let Some(group) = &self.cgroup else { return };
-        let watch = match group.watch_oom().and_then(watch) {
-            Ok(watch) => watch,
-            Err(error) => {
-                log::warn(format_args!("no OOM events of {}: {error}", self.id));
-                return;
-            }
-        };
-        let (container, shim) = (Arc::clone(self), Arc::clone(shim));
-        let task = tokio::spawn(async move { container.follow_oom(&shim, watch).await });
-        let mut slot = self
-            .oom_watch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *slot = Some(task.abort_handle());
-    }
-
-    async fn follow_oom(&self, shim: &Shim, mut watch: AsyncFd<OomWatch>) {
-        loop {
-            let Ok(mut ready) = watch.readable_mut().await else {
-                return;
-            };
-            match ready.get_inner_mut().check() {
-                OomEvent::Oom => self.publish_oom(shim, false),
-                OomEvent::Nothing => {}
-                OomEvent::Gone => return,
-            }
-            ready.clear_ready();
-        }
-    }
-
-    fn stop_watching_oom(&self) {
-        let mut slot = self
-            .oom_watch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(task) = slot.take() {
-            task.abort();
-        }
     }
 
     /// Sends a signal to a process, or with `all` to the whole container.

@@ -4,6 +4,8 @@
 mod driver;
 #[cfg(test)]
 mod hang;
+#[cfg(test)]
+mod oom;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use protos::MessageField;
@@ -12,7 +11,7 @@ use protos::wire::Wire as _;
 use sys::cgroup::Cgroup;
 use types::{Error, Mount, Result, bundle_file};
 
-use super::{Container, says_exists};
+use super::{Container, Oom, says_exists};
 use crate::config::Config;
 use crate::console::{Console, ConsoleSocket, Prepared};
 use crate::log;
@@ -66,8 +65,7 @@ impl Container {
             init: Arc::new(Process::new("", paths, Vec::new())),
             execs: Mutex::new(BTreeMap::new()),
             cgroup: Cgroup::of(made.pid).ok(),
-            oom_told: AtomicBool::new(false),
-            oom_watch: Mutex::new(None),
+            oom: Oom::default(),
             runtime,
             bundle,
         });

@@ -133,6 +133,15 @@ impl Driver {
         bundle
     }
 
+    /// Changes the spec of a bundle.
+    pub(crate) fn edit(&self, id: &str, change: impl FnOnce(&mut serde_json::Value)) {
+        let file = self.bundle(id).join("config.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut config = serde_json::from_str(&text).unwrap();
+        change(&mut config);
+        std::fs::write(&file, config.to_string()).unwrap();
+    }
+
     /// Runs an action of the shim's binary.
     pub(crate) async fn action(&self, id: &str, action: &str, stdin: Vec<u8>) -> Output {
         const PLAIN: &str = "umount -q /sys/fs/cgroup/unified; exec \"$@\"";

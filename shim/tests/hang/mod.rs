@@ -180,12 +180,12 @@ fn a_create_whose_runtime_is_killed_names_the_signal_and_leaves_nothing() {
         script.off("create");
         // In the middle of it: by a hook, whose parent the runtime is.
         let config = std::fs::read_to_string(bundle.join("config.json")).unwrap();
-        let mut broken: serde_json::Value = serde_json::from_str(&config).unwrap();
         let hook = r#"{"path": "/bin/sh", "args": ["sh", "-c", "kill -KILL $PPID"]}"#;
         let hook: serde_json::Value = serde_json::from_str(hook).unwrap();
         for stage in ["prestart", "createRuntime"] {
-            broken["hooks"] = serde_json::json!({ stage: [hook] });
-            std::fs::write(bundle.join("config.json"), broken.to_string()).unwrap();
+            driver.edit("c1", |config| {
+                config["hooks"] = serde_json::json!({ stage: [hook] });
+            });
             for runtime in ["runc", "crun"] {
                 let options = protos::runc::Options {
                     binary_name: runtime.to_owned(),
