@@ -26,6 +26,7 @@ use sys::cgroup::Cgroup;
 use tokio::time::timeout;
 use types::{Code, Context as _, Error, Exit, Result, bundle_file};
 
+use crate::caught::{caught, survives};
 use crate::exits;
 use crate::lifecycle::{Input, Phase};
 use crate::log;
@@ -85,7 +86,7 @@ impl Container {
         let _gate = init.gate.lock().await;
         init.check(Input::Start)?;
         init.starting();
-        let started = self.runtime.start().await;
+        let started = caught(self.runtime.start()).await;
         let pid = init.view().pid;
         if started.is_ok() {
             init.step(Input::Start)?;
@@ -118,7 +119,14 @@ impl Container {
                     status: ended.status.code(),
                     at: ended.at,
                 };
-                container.ended(&shim, &process, exit);
+                if survives(|| container.ended(&shim, &process, exit)) {
+                    return;
+                }
+                // Its end is a fact all the same.
+                if !process.has_ended() {
+                    process.ended(exit);
+                }
+                container.settle(&shim);
             }
         }));
         // It may have ended before it was claimed.
@@ -126,6 +134,8 @@ impl Container {
     }
 
     fn ended(self: &Arc<Self>, shim: &Arc<Shim>, process: &Arc<Process>, exit: Exit) {
+        #[cfg(test)]
+        crate::caught::fault::point("ended");
         // The group goes with the container's deletion, which waits for this end to be told.
         let oom = process.is_init() && self.ran_out_of_memory();
         if let Err(error) = exits::record(&self.bundle, &process.exec, exit, oom) {
@@ -232,7 +242,7 @@ impl Container {
     pub(crate) async fn pause(&self, shim: &Shim) -> Result<()> {
         let _gate = self.init.gate.lock().await;
         self.init.step(Input::Pause)?;
-        let paused = self.runtime.pause().await;
+        let paused = caught(self.runtime.pause()).await;
         let done = if paused.is_ok() {
             Input::PauseDone
         } else {
@@ -377,3 +387,6 @@ fn says_exists(error: &Error) -> bool {
     let text = error.to_string();
     error.code() == Code::Unknown && (text.contains("already exists") || text.contains("given ID"))
 }
+
+#[cfg(test)]
+mod tests;

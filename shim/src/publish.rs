@@ -27,6 +27,8 @@ const FORWARD: (&str, &str) = ("containerd.services.events.ttrpc.v1.Events", "Fo
 
 /// As many as Go's publisher keeps.
 const CAPACITY: usize = 2048;
+/// What daemons cannot find out in another way.
+const KEPT: [&str; 2] = ["/tasks/exit", "/tasks/oom"];
 /// How often an event is offered that the daemon answers with an error.
 const REFUSALS: u32 = 5;
 const CALL: Duration = Duration::from_secs(5);
@@ -50,6 +52,18 @@ pub(crate) struct Publisher {
 struct Queue {
     events: VecDeque<(u64, Envelope)>,
     serial: u64,
+}
+
+impl Queue {
+    /// Drops the oldest event that can be missed; an end only when nothing else is there.
+    fn make_room(&mut self) {
+        let missed = |(_, envelope): &(u64, Envelope)| !KEPT.contains(&envelope.topic.as_str());
+        let at = self.events.iter().position(missed).unwrap_or(0);
+        if let Some((_, dropped)) = self.events.remove(at) {
+            let topic = dropped.topic;
+            log::error(format_args!("event queue is full: {topic} is dropped"));
+        }
+    }
 }
 
 impl Publisher {
@@ -85,10 +99,7 @@ impl Publisher {
     fn push(&self, envelope: Envelope) {
         self.with(|queue| {
             if queue.events.len() >= CAPACITY {
-                queue.events.pop_front();
-                log::error(format_args!(
-                    "event queue is full: the oldest event is dropped"
-                ));
+                queue.make_room();
             }
             queue.serial += 1;
             let serial = queue.serial;

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use sys::process::{Spawn, Status};
 use sys::reaper::Reaper;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use types::{Error, Result};
 
 use crate::log;
@@ -31,6 +31,8 @@ pub(crate) type Ending = oneshot::Receiver<Ended>;
 #[derive(Debug, Default)]
 pub(crate) struct Reap {
     inner: Mutex<Inner>,
+    /// A hold has ended.
+    released: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -75,6 +77,17 @@ impl Reap {
         self.lock().reaper.hold();
         Hold {
             reap: Arc::clone(self),
+        }
+    }
+
+    /// Waits until nobody holds.
+    pub(crate) async fn quiet(&self) {
+        loop {
+            let released = self.released.notified();
+            if !self.lock().reaper.is_held() {
+                return;
+            }
+            released.await;
         }
     }
 
@@ -148,5 +161,6 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.reap.lock().reaper.release();
         self.reap.round();
+        self.reap.released.notify_waiters();
     }
 }

@@ -12,6 +12,7 @@ use sys::cgroup::Cgroup;
 use types::{Error, Mount, Result, bundle_file};
 
 use super::{Container, Oom, says_exists};
+use crate::caught::caught;
 use crate::config::Config;
 use crate::console::{Console, ConsoleSocket, Prepared};
 use crate::log;
@@ -50,7 +51,7 @@ impl Container {
             shim.limits,
         );
         let mounted = mount_rootfs(&bundle, request)?;
-        let made = make(shim, &runtime, &bundle, &request.id, &paths).await;
+        let made = caught(make(shim, &runtime, &bundle, &request.id, &paths)).await;
         let made = match made {
             Ok(made) => made,
             Err(error) => {
@@ -120,6 +121,8 @@ async fn make(
     id: &str,
     paths: &Paths,
 ) -> Result<Made> {
+    #[cfg(test)]
+    crate::caught::fault::point("make");
     let owner = Owner {
         reap: &shim.reap,
         options: runtime.options(),

@@ -9,6 +9,7 @@ use types::{Context as _, Error, ExecId, Result};
 
 use super::Container;
 use super::create::{Made, claim};
+use crate::caught::caught;
 use crate::console::{Console, ConsoleSocket, Prepared};
 use crate::lifecycle::Input;
 use crate::process::{Attached, Process};
@@ -64,7 +65,7 @@ impl Container {
             return Err(self.not_running());
         }
         process.starting();
-        let made = match self.make_exec(shim, &process).await {
+        let made = match caught(self.make_exec(shim, &process)).await {
             Ok(made) => made,
             Err(error) => {
                 process.did_not_start();
@@ -96,6 +97,8 @@ impl Container {
     }
 
     async fn make_exec(&self, shim: &Arc<Shim>, process: &Process) -> Result<Made> {
+        #[cfg(test)]
+        crate::caught::fault::point("make exec");
         let files = ExecFiles::new(&self.bundle, &process.exec);
         sys::fs::write_atomic_with(&files.spec, &process.spec, 0o600, sys::fs::Flush::Volatile)?;
         let made = self.run_exec(shim, process, &files).await;
