@@ -19,7 +19,7 @@ case $(cat "$dir/$verb" 2>/dev/null) in
     hang) setsid sleep 1000 & echo $! >"$dir/left"; sleep 1000 ;;
     'hang after') @RUNTIME@ "$@"; sleep 1000 ;;
     'die after') @RUNTIME@ "$@"; kill -KILL $$ ;;
-    nothing) exit 0 ;;
+    slow) echo >"$dir/begun"; sleep 1 ;;
 esac
 exec @RUNTIME@ "$@"
 "#;
@@ -65,6 +65,13 @@ impl Script {
     pub(crate) fn left(&self) -> u32 {
         let text = std::fs::read_to_string(self.dir.join("left")).unwrap();
         text.trim().parse().unwrap()
+    }
+
+    /// Blocks until a slow call has begun.
+    pub(crate) async fn begun(&self) {
+        while !self.dir.join("begun").exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
     }
 
     /// The arguments of all calls so far, a line each.

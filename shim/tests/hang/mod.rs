@@ -207,3 +207,37 @@ fn a_create_whose_runtime_is_killed_names_the_signal_and_leaves_nothing() {
         end(&driver, &task).await;
     });
 }
+
+#[test]
+fn a_shim_that_is_told_to_end_finishes_what_it_makes_and_lets_containers_live() {
+    block_on(async {
+        let mut driver = Driver::new().await;
+        let (task, script) = prepare(&mut driver, "60").await;
+        let bundle = driver.bundle("c1");
+        script.on("create", "slow");
+        let term = async {
+            script.begun().await;
+            let shim = sys::pidfd::open(task.shim).unwrap();
+            sys::pidfd::send_signal(shim, 15).unwrap();
+        };
+        let create = task.create_with(&bundle, "", script.options());
+        let (pid, ()) = tokio::join!(create, term);
+        let pid = pid.unwrap();
+        task.shim_ends().await;
+        assert!(is_alive(pid));
+        assert_eq!(driver.topics(1).await, ["/tasks/create"]);
+        assert!(
+            !driver
+                .dir
+                .path()
+                .join("s")
+                .read_dir()
+                .unwrap()
+                .any(|_| true)
+        );
+        // What is left is for the daemon, as after any other end of a shim.
+        let output = driver.action("c1", "delete", Vec::new()).await;
+        assert!(output.status.is_success(), "{output:?}");
+        gone(|| vec![pid]).await;
+    });
+}
