@@ -282,14 +282,22 @@ fn is_executable(file: &Path) -> bool {
 pub fn is_exiting(pid: u32) -> bool {
     /// `PF_EXITING` of the kernel's task flags, field 9 of the file (proc_pid_stat(5)).
     const EXITING: u64 = 0x4;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return true;
-    };
+    stat_field(pid, 9).is_none_or(|flags| flags & EXITING != 0)
+}
+
+/// When a process was started, in the kernel's ticks since boot: with the pid it names one process
+/// for ever. `None` when there is no such process.
+#[must_use]
+pub fn start_time(pid: u32) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// A number in `/proc/<pid>/stat`, counted as in proc_pid_stat(5), from 4 on.
+fn stat_field(pid: u32, number: usize) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, field 2, may hold anything; what follows its last parenthesis is field 3.
-    let flags = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
-    flags.is_none_or(|flags| flags & EXITING != 0)
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 /// The user that this process acts as.

@@ -187,3 +187,15 @@ fn a_command_line_has_a_nul_behind_every_argument() {
     child.wait().unwrap();
     assert_eq!(command_line(child.pid()), b"");
 }
+
+#[test]
+fn a_start_time_tells_processes_of_one_pid_apart() {
+    let mine = start_time(std::process::id()).unwrap();
+    assert!(mine > 0);
+    assert_eq!(start_time(std::process::id()), Some(mine));
+    let child = Spawn::new("sleep").arg("60").spawn().unwrap();
+    assert!(start_time(child.pid()).unwrap() >= mine);
+    child.kill(libc::SIGKILL).unwrap();
+    child.wait().unwrap();
+    assert_eq!(start_time(child.pid()), None);
+}
