@@ -6,6 +6,8 @@ mod driver;
 mod hang;
 #[cfg(test)]
 mod oom;
+#[cfg(test)]
+mod storm;
 
 #[cfg(test)]
 mod tests {

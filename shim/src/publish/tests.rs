@@ -135,11 +135,11 @@ fn the_queue_is_bounded_and_drops_the_oldest() {
         publisher.publish("/tasks/start", &start(&n.to_string()));
     }
     assert_eq!(publisher.with(|queue| queue.events.len()), CAPACITY);
-    assert_eq!(publisher.first().unwrap().0, 2);
+    assert_eq!(publisher.first().unwrap().serial, 2);
     publisher.done(1);
-    assert_eq!(publisher.first().unwrap().0, 2);
+    assert_eq!(publisher.first().unwrap().serial, 2);
     publisher.done(2);
-    assert_eq!(publisher.first().unwrap().0, 3);
+    assert_eq!(publisher.first().unwrap().serial, 3);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn an_end_is_the_last_thing_to_be_dropped() {
     let kept = |publisher: &Publisher| {
         publisher.with(|queue| {
             let all = queue.events.iter();
-            all.filter(|(_, e)| e.topic != "/tasks/start").count()
+            all.filter(|e| e.topic != "/tasks/start").count()
         })
     };
     let before = kept(&publisher);
@@ -161,9 +161,9 @@ fn an_end_is_the_last_thing_to_be_dropped() {
         publisher.publish("/tasks/exit", &start("b"));
     }
     assert_eq!(kept(&publisher), CAPACITY);
-    let first = publisher.first().unwrap().0;
+    let first = publisher.first().unwrap().serial;
     // Nothing else is left: now the oldest goes.
     publisher.publish("/tasks/exit", &start("c"));
     assert_eq!(publisher.with(|queue| queue.events.len()), CAPACITY);
-    assert!(publisher.first().unwrap().0 > first);
+    assert!(publisher.first().unwrap().serial > first);
 }
