@@ -7,6 +7,8 @@ mod hang;
 #[cfg(test)]
 mod oom;
 #[cfg(test)]
+mod options;
+#[cfg(test)]
 mod storm;
 
 #[cfg(test)]

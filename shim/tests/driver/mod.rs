@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protos::Message as _;
 use protos::runc::Options;
-use protos::shim::bootstrap::{BootstrapParams, BootstrapResult};
+use protos::shim::bootstrap::{BootstrapParams, BootstrapResult, Extension};
 use protos::shim::events::ForwardRequest;
 use protos::shim::events_ttrpc::{Events, create_events};
 use protos::shim::task as api;
@@ -167,11 +167,20 @@ impl Driver {
 
     /// `start`: the address of the shim.
     pub(crate) async fn start(&self, id: &str) -> String {
+        self.start_with(id, Options::default()).await
+    }
+
+    pub(crate) async fn start_with(&self, id: &str, options: Options) -> String {
+        let extension = Extension {
+            value: Some(protos::any::pack(&options).unwrap().to_wire()).into(),
+            ..Extension::default()
+        };
         let params = BootstrapParams {
             instance_id: id.to_owned(),
             namespace: "ns".to_owned(),
             containerd_ttrpc_address: format!("{}.ttrpc", self.address()),
             socket_dir: Some(self.dir.path().join("s").display().to_string()),
+            extensions: vec![extension],
             ..BootstrapParams::default()
         };
         let output = self

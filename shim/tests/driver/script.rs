@@ -19,6 +19,7 @@ case $(cat "$dir/$verb" 2>/dev/null) in
     hang) setsid sleep 1000 & echo $! >"$dir/left"; sleep 1000 ;;
     'hang after') @RUNTIME@ "$@"; sleep 1000 ;;
     'die after') @RUNTIME@ "$@"; kill -KILL $$ ;;
+    fail) exit 1 ;;
     slow) echo >"$dir/begun"; sleep 1 ;;
 esac
 exec @RUNTIME@ "$@"

@@ -182,6 +182,11 @@ fn a_command_line_has_a_nul_behind_every_argument() {
     let expected = spawn.command_line();
     let child = spawn.spawn().unwrap();
     assert_eq!(expected, b"sleep\x0060\0");
+    // The kernel shows it a moment after the new program has begun.
+    let until = std::time::Instant::now() + SOON;
+    while command_line(child.pid()).is_empty() && std::time::Instant::now() < until {
+        std::thread::yield_now();
+    }
     assert_eq!(command_line(child.pid()), expected);
     child.kill(libc::SIGKILL).unwrap();
     child.wait().unwrap();
