@@ -9,7 +9,7 @@ mod limits;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
 use sys::process::{Spawn, Status};
@@ -35,6 +35,8 @@ pub(crate) struct ChildIo {
 pub(crate) struct Runtime {
     pub(crate) reap: Arc<Reap>,
     binary: String,
+    /// Where the binary was found.
+    program: OnceLock<PathBuf>,
     root: PathBuf,
     bundle: PathBuf,
     id: String,
@@ -59,6 +61,7 @@ impl Runtime {
         Self {
             reap,
             binary: options.binary().to_owned(),
+            program: OnceLock::new(),
             root: options.runtime_root(bundle, namespace),
             bundle: bundle.to_owned(),
             id: id.to_owned(),
@@ -242,8 +245,20 @@ impl Runtime {
             .kill_left(|pid| named == Some(pid) || sys::process::command_line(pid) == copy);
     }
 
+    /// The binary's path, looked for until it is found: a search of `PATH` is ten calls of the kernel.
+    fn program(&self) -> &Path {
+        if let Some(found) = self.program.get() {
+            return found;
+        }
+        match sys::process::find(self.binary.as_ref()) {
+            Ok(found) => self.program.get_or_init(|| found),
+            // Whoever starts it learns why.
+            Err(_) => Path::new(&self.binary),
+        }
+    }
+
     fn command(&self, log: &Path) -> Spawn {
-        let mut spawn = Spawn::new(&self.binary)
+        let mut spawn = Spawn::new(self.program())
             .arg("--root")
             .arg(&self.root)
             .arg("--log")
