@@ -128,6 +128,11 @@ pub fn encode(event: &Event) -> Result<Any> {
                 pid
             })
         }
+        Event::TaskOom { container } => {
+            packed!(wire::TaskOOM {
+                container_id: container.to_string()
+            })
+        }
         Event::TaskExit {
             container,
             id,

@@ -42,6 +42,9 @@ struct ExitRecord {
     status: u32,
     /// Nanoseconds since the epoch.
     exited_at: u64,
+    /// A process of the container was ended for want of memory before.
+    #[serde(default)]
+    oom: bool,
 }
 
 /// The part of the OCI spec that decides who may enter the bundle.
@@ -265,6 +268,12 @@ impl Bundle {
         parse_exit(&self.text(bundle_file::EXIT)?)
     }
 
+    /// True when the shim has recorded that memory ran out.
+    pub(crate) fn ran_out_of_memory(&self) -> bool {
+        let record = self.text(bundle_file::EXIT);
+        record.is_some_and(|text| read_exit(&text).is_some_and(|record| record.oom))
+    }
+
     fn text(&self, name: &str) -> Option<String> {
         let path = self.file(name);
         let meta = fs::symlink_metadata(&path).ok()?;
@@ -382,12 +391,16 @@ fn remapped_group(spec: &[u8]) -> Option<u32> {
 }
 
 fn parse_exit(text: &str) -> Option<Exit> {
-    let record: ExitRecord = serde_json::from_str(text).ok()?;
+    let record = read_exit(text)?;
     Some(Exit {
         pid: record.pid,
         status: record.status,
         at: UNIX_EPOCH + Duration::from_nanos(record.exited_at),
     })
+}
+
+fn read_exit(text: &str) -> Option<ExitRecord> {
+    serde_json::from_str(text).ok()
 }
 
 /// True when a process with this pid exists (a zombie counts as none).

@@ -16,6 +16,7 @@ pub(crate) struct Seen {
     init: ProcessState,
     execs: BTreeMap<ExecId, ProcessState>,
     exit_published: bool,
+    oom_published: bool,
 }
 
 fn fresh(id: String, status: Status, stdio: Stdio) -> ProcessState {
@@ -36,6 +37,7 @@ impl Seen {
             init: fresh(id.to_string(), Status::Unknown, stdio),
             execs: BTreeMap::new(),
             exit_published: false,
+            oom_published: false,
         }
     }
 
@@ -66,6 +68,11 @@ impl Seen {
     /// True when the shim's event of init's exit has come.
     pub(crate) fn is_exit_published(&self) -> bool {
         self.exit_published
+    }
+
+    /// True when an event of the shim said that memory ran out.
+    pub(crate) fn is_oom_published(&self) -> bool {
+        self.oom_published
     }
 
     /// The shim told the state of a process. An answer may be older than an end that came as event.
@@ -136,6 +143,7 @@ impl Seen {
             Change::Started { exec, pid } => {
                 self.alive(exec.as_ref(), Status::Running, Some(*pid));
             }
+            Change::OutOfMemory => self.oom_published = true,
             Change::Paused => self.alive(None, Status::Paused, None),
             Change::Resumed => self.alive(None, Status::Running, None),
         }
@@ -166,9 +174,12 @@ mod tests {
         let mut seen = seen();
         seen.apply(&exited(None, 3));
         let late = Change::Started { exec: None, pid: 7 };
-        for change in [late, Change::Paused, Change::Resumed] {
+        assert!(!seen.is_oom_published());
+        let rest = [Change::Paused, Change::Resumed, Change::OutOfMemory];
+        for change in rest.into_iter().chain([late]) {
             seen.apply(&change);
         }
+        assert!(seen.is_oom_published());
         let state = seen.get(None).unwrap();
         assert_eq!((state.status, state.pid), (Status::Stopped, 7));
         assert_eq!(seen.exit().unwrap().status, 3);

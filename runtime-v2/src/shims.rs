@@ -144,6 +144,7 @@ async fn bury(shared: &Arc<Shared>, entry: &Arc<Entry>) {
     }
     let (namespace, id) = (entry.namespace.clone(), entry.id.clone());
     let recorded = entry.bundle.exit().or(entry.seen().exit());
+    let oom = entry.bundle.ran_out_of_memory();
     tracing::info!(%namespace, %id, "shim is gone, cleaning up");
     let reported = clear(shared, entry).await;
     let pid = entry.seen().get(None).map_or(0, |state| state.pid);
@@ -153,8 +154,13 @@ async fn bury(shared: &Arc<Shared>, entry: &Arc<Entry>) {
     }
     remove_bundle(entry).await;
     let published = entry.seen().is_exit_published();
+    let oom = oom && !published && !entry.seen().is_oom_published();
     entry.finish(exit);
     shared.settle(entry);
+    if oom {
+        let container = id.clone();
+        shared.publish(&namespace, Event::TaskOom { container });
+    }
     if !published {
         shared.publish(
             &namespace,

@@ -286,7 +286,7 @@ async fn the_exit_that_the_shim_recorded_is_told() {
     let home = Home::new();
     home.leave("c1", 3);
     home.dead_socket("c1");
-    let exit = r#"{"pid":77,"status":3,"exited_at":1700000000000000000}"#;
+    let exit = r#"{"pid":77,"status":3,"exited_at":1700000000000000000,"oom":true}"#;
     std::fs::write(home.bundle("c1").join("exit"), exit).unwrap();
     let tasks = home.recover().await;
     let task = tasks.get(&ns(), &id("c1")).await.unwrap();
@@ -299,7 +299,7 @@ async fn the_exit_that_the_shim_recorded_is_told() {
     assert!(!home.socket("c1").exists());
     // Whether the shim still published it nobody knows: told again.
     let topics: Vec<_> = home.events().iter().map(Event::topic).collect();
-    assert_eq!(topics, ["/tasks/exit", "/tasks/delete"]);
+    assert_eq!(topics, ["/tasks/oom", "/tasks/exit", "/tasks/delete"]);
     assert_eq!(tasks.delete(&ns(), &id("c1")).await.unwrap(), exit);
     assert!(tasks.list(None).await.unwrap().is_empty());
 }

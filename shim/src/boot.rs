@@ -38,8 +38,10 @@ const LISTENER: i32 = 3;
 /// How the daemon wants to be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
-    /// The bare address: 1.6 accepts nothing else, 1.7 to 2.2 accept it too.
+    /// The bare address: 1.6 accepts nothing else.
     Plain,
+    /// 1.7 to 2.2, which look alike: the first of them knows version 2 only.
+    Json,
     /// A bootstrap result.
     Protobuf,
 }
@@ -55,8 +57,34 @@ struct Call {
     debug: bool,
 }
 
+/// What daemons say in the environment.
+#[derive(Debug, Default)]
+struct Environment {
+    /// Where events go, in the words of the daemon.
+    ttrpc: Option<String>,
+    /// It says which versions it knows: it is no 1.6.
+    max_version: bool,
+    /// The container's processes share cores with nobody else.
+    sched_core: bool,
+}
+
+impl Environment {
+    fn read() -> Self {
+        let set = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+        Self {
+            ttrpc: set("TTRPC_ADDRESS"),
+            max_version: set("MAX_SHIM_VERSION").is_some(),
+            sched_core: set("SCHED_CORE").is_some(),
+        }
+    }
+
+    fn events(&self) -> Option<String> {
+        self.ttrpc.clone()
+    }
+}
+
 impl Call {
-    fn parse(flags: &Flags, stdin: &[u8], environment: Option<String>) -> Result<Self> {
+    fn parse(flags: &Flags, stdin: &[u8], environment: &Environment) -> Result<Self> {
         // Options in an Any parse as parameters too: only matching names make them parameters.
         let params = BootstrapParams::parse_from_bytes(stdin)
             .ok()
@@ -80,17 +108,21 @@ impl Call {
                 answer: Answer::Protobuf,
                 options: options.unwrap_or_default(),
                 socket_dir: dir.map_or_else(|| SOCKET_DIR.into(), PathBuf::from),
-                events: events.or(environment).unwrap_or_else(below_main),
+                events: events.or(environment.events()).unwrap_or_else(below_main),
                 debug: flags.debug || params.log_level.value() < 0,
             });
         }
         let any = Any::parse_from_bytes(stdin)
             .map_err(|e| Error::invalid_argument(format_args!("options on stdin: {e}")))?;
         Ok(Self {
-            answer: Answer::Plain,
+            answer: if environment.max_version {
+                Answer::Json
+            } else {
+                Answer::Plain
+            },
             options: Options::from_any(Some(&any))?,
             socket_dir: SOCKET_DIR.into(),
-            events: environment.unwrap_or_else(below_main),
+            events: environment.events().unwrap_or_else(below_main),
             debug: flags.debug,
         })
     }
@@ -98,6 +130,14 @@ impl Call {
     fn answer(&self, address: &str) -> Result<Vec<u8>> {
         match self.answer {
             Answer::Plain => Ok(address.as_bytes().to_vec()),
+            Answer::Json => {
+                let answer = serde_json::json!({
+                    "version": 2,
+                    "address": address,
+                    "protocol": "ttrpc",
+                });
+                Ok(answer.to_string().into_bytes())
+            }
             Answer::Protobuf => {
                 let result = BootstrapResult {
                     version: 3,
@@ -121,10 +161,7 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
         .take(STDIN_LIMIT)
         .read_to_end(&mut stdin)
         .map_err(|e| Error::os("read stdin", e))?;
-    let environment = std::env::var("TTRPC_ADDRESS")
-        .ok()
-        .filter(|a| !a.is_empty());
-    let call = Call::parse(flags, &stdin, environment)?;
+    let call = Call::parse(flags, &stdin, &Environment::read())?;
     let bundle = std::path::absolute(&flags.bundle).map_err(|e| Error::os("bundle", e))?;
     let config = Config::load(&bundle)?;
     let group = config.group().unwrap_or(&flags.id);
@@ -166,10 +203,7 @@ pub(crate) fn serve_inherited(flags: &Flags) -> Result<()> {
         e.reclass(Code::InvalidArgument)
             .ctx("no action and no socket")
     })?;
-    let environment = std::env::var("TTRPC_ADDRESS")
-        .ok()
-        .filter(|a| !a.is_empty());
-    let call = Call::parse(flags, &[], environment)?;
+    let call = Call::parse(flags, &[], &Environment::read())?;
     let bundle = std::path::absolute(&flags.bundle).map_err(|e| Error::os("bundle", e))?;
     let listener = UnixListener::from(listener);
     let path = listener
@@ -193,6 +227,12 @@ fn be_server(
         log::enable_debug();
     }
     prefer_as_victim();
+    if Environment::read().sched_core
+        && let Err(error) = sys::process::share_no_core()
+    {
+        // Not every kernel and processor has it; the container matters more.
+        log::warn(format_args!("core scheduling: {error}"));
+    }
     if !call.options.shim_cgroup.is_empty() {
         let group = &call.options.shim_cgroup;
         Cgroup::at_path(group)
@@ -320,8 +360,12 @@ mod tests {
 
     #[test]
     fn old_daemons_send_options_and_get_a_plain_address() {
+        let told = Environment {
+            ttrpc: Some("/ttrpc".into()),
+            ..Environment::default()
+        };
         for stdin in [Vec::new(), options().write_to_bytes().unwrap()] {
-            let call = Call::parse(&flags(), &stdin, Some("/ttrpc".into())).unwrap();
+            let call = Call::parse(&flags(), &stdin, &told).unwrap();
             let binary = if stdin.is_empty() { "runc" } else { "crun" };
             assert_eq!(
                 (call.answer, call.options.binary()),
@@ -330,8 +374,23 @@ mod tests {
             assert_eq!(call.events, "/ttrpc");
             assert_eq!(call.answer("unix:///s").unwrap(), b"unix:///s");
         }
-        let call = Call::parse(&flags(), &[], None).unwrap();
+        let call = Call::parse(&flags(), &[], &Environment::default()).unwrap();
         assert_eq!(call.events, "/run/c.sock.ttrpc");
+    }
+
+    #[test]
+    fn daemons_that_tell_their_version_get_json_that_the_oldest_of_them_takes() {
+        let told = Environment {
+            max_version: true,
+            ..Environment::default()
+        };
+        let call = Call::parse(&flags(), &options().write_to_bytes().unwrap(), &told).unwrap();
+        let answer = call.answer("unix:///s").unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        let want = serde_json::json!({
+            "version": 2, "address": "unix:///s", "protocol": "ttrpc",
+        });
+        assert_eq!(answer, want);
     }
 
     #[test]
@@ -348,7 +407,12 @@ mod tests {
             extensions: vec![extension],
             ..BootstrapParams::default()
         };
-        let call = Call::parse(&flags(), &params.write_to_bytes().unwrap(), None).unwrap();
+        let call = Call::parse(
+            &flags(),
+            &params.write_to_bytes().unwrap(),
+            &Environment::default(),
+        )
+        .unwrap();
         assert_eq!(call.options.binary(), "crun");
         assert_eq!(call.socket_dir, Path::new("/run/x/s"));
         assert_eq!(call.events, "/run/t");
@@ -363,9 +427,13 @@ mod tests {
             instance_id: "other".into(),
             ..BootstrapParams::default()
         };
-        let call = Call::parse(&flags(), &params.write_to_bytes().unwrap(), None);
+        let call = Call::parse(
+            &flags(),
+            &params.write_to_bytes().unwrap(),
+            &Environment::default(),
+        );
         // Read as options of an unknown type.
         call.unwrap_err();
-        Call::parse(&flags(), b"\xff\xff garbage", None).unwrap_err();
+        Call::parse(&flags(), b"\xff\xff garbage", &Environment::default()).unwrap_err();
     }
 }

@@ -33,8 +33,11 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0);
-    let removed = remove_container(flags, &bundle);
-    if recorded.is_none() && is_alive(pid) {
+    let options = Options::load(&bundle);
+    let root = options.runtime_root(&bundle, &flags.namespace);
+    let started = recorded_start(&root.join(&flags.id));
+    let removed = remove_container(flags, &options, &root);
+    if recorded.is_none() && is_init_alive(pid, started) {
         // What lives keeps its root file system and its record; somebody must come again.
         removed?;
     }
@@ -54,9 +57,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
     response.write_to_bytes().map_err(Error::internal)
 }
 
-fn remove_container(flags: &Flags, bundle: &Path) -> Result<()> {
-    let options = Options::load(bundle);
-    let root = options.runtime_root(bundle, &flags.namespace);
+fn remove_container(flags: &Flags, options: &Options, root: &Path) -> Result<()> {
     if is_plain(options.binary()) && !root.join(&flags.id).exists() {
         return Ok(());
     }
@@ -76,8 +77,24 @@ fn remove_container(flags: &Flags, bundle: &Path) -> Result<()> {
     )))
 }
 
-fn is_alive(pid: u32) -> bool {
-    sys::pidfd::open(pid).is_ok_and(|fd| sys::pidfd::is_alive(fd).unwrap_or(false))
+/// A pid in a file may be another process's by now: the runtime's record says when the init began.
+fn is_init_alive(pid: u32, started: Option<u64>) -> bool {
+    let alive = sys::pidfd::open(pid).is_ok_and(|fd| sys::pidfd::is_alive(fd).unwrap_or(false));
+    let same = |started| sys::process::start_time(pid) == Some(started);
+    alive && started.is_none_or(same)
+}
+
+/// When the init began, in the kernel's ticks, as runc (`state.json`) or crun (`status`) keep it.
+fn recorded_start(record: &Path) -> Option<u64> {
+    let files = [
+        ("state.json", "init_process_start"),
+        ("status", "process-start-time"),
+    ];
+    files.into_iter().find_map(|(file, name)| {
+        let text = std::fs::read(record.join(file)).ok()?;
+        let record: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        record.get(name)?.as_u64().filter(|started| *started != 0)
+    })
 }
 
 /// A shim that was killed leaves its socket file; one that lives (for others of its group) keeps it.
@@ -140,6 +157,35 @@ mod tests {
     }
 
     #[test]
+    fn a_pid_that_was_used_again_is_not_the_init() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("run");
+        let options = serde_json::json!({"root": root, "binary_name": "/no/such/runtime"});
+        std::fs::write(dir.path().join("options.json"), options.to_string()).unwrap();
+        let me = std::process::id();
+        std::fs::write(dir.path().join("init.pid"), me.to_string()).unwrap();
+        let start = sys::process::start_time(me).unwrap();
+        let record = root.join("ns/c1");
+        std::fs::create_dir_all(&record).unwrap();
+        for (file, name) in [
+            ("state.json", "init_process_start"),
+            ("status", "process-start-time"),
+        ] {
+            let write = |start: u64| {
+                let text = serde_json::json!({"id": "c1", name: start}).to_string();
+                std::fs::write(record.join(file), text).unwrap();
+            };
+            write(start);
+            delete(&flags(dir.path())).unwrap_err();
+            write(start - 1);
+            delete(&flags(dir.path())).unwrap();
+            std::fs::remove_file(record.join(file)).unwrap();
+        }
+        // Nobody knows: it may be the init.
+        delete(&flags(dir.path())).unwrap_err();
+    }
+
+    #[test]
     fn the_recorded_end_is_told_and_a_dead_socket_removed() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
@@ -159,6 +205,7 @@ mod tests {
                 status: 3,
                 at,
             },
+            false,
         )
         .unwrap();
         let answer = delete(&flags(dir.path())).unwrap();

@@ -4,7 +4,7 @@
 //!  create: mount rootfs ─ open streams ─ [hold: runtime create ─ claim pid] ─ event
 //!          (from a checkpoint: see `restore`)
 //!  start:  runtime start ─ event            exec: [hold: runtime exec ─ claim pid] ─ event
-//!  end:    record on disk ─ execs' exits ─ init's exit ─ waiters
+//!  end:    record on disk ─ out of memory? ─ execs' exits ─ init's exit ─ waiters
 //!  delete: runtime delete ─ drain output ─ unmount ─ event
 //! ```
 //! Invariant: what a failed step made is undone. Exit events follow start events, the init's follows
@@ -12,24 +12,23 @@
 
 mod create;
 mod exec;
+mod oom;
 mod restore;
 
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use protos::MessageField;
-use protos::events::{TaskDelete, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart};
+use protos::events::{TaskDelete, TaskExit, TaskPaused, TaskResumed, TaskStart};
 use protos::wire::Wire as _;
-use sys::cgroup::{Cgroup, OomEvent, OomWatch};
-use tokio::io::unix::AsyncFd;
-use tokio::task::AbortHandle;
+use sys::cgroup::Cgroup;
 use tokio::time::timeout;
 use types::{Code, Context as _, Error, Exit, Result, bundle_file};
 
+use crate::caught::{caught, survives};
 use crate::exits;
 use crate::lifecycle::{Input, Phase};
 use crate::log;
@@ -37,7 +36,8 @@ use crate::process::Process;
 use crate::reap::Ending;
 use crate::runc::Runtime;
 use crate::service::Shim;
-use crate::watch::watch;
+
+use oom::Oom;
 
 /// How long a deletion waits for output to be taken.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -62,8 +62,7 @@ pub(crate) struct Container {
     pub(crate) cgroup: OnceLock<Cgroup>,
     /// The checkpoint that it comes from.
     image: Option<restore::Image>,
-    oom_told: AtomicBool,
-    oom_watch: Mutex<Option<AbortHandle>>,
+    oom: Oom,
 }
 
 impl Container {
@@ -95,7 +94,7 @@ impl Container {
             return self.restore(shim, image).await;
         }
         init.starting();
-        let started = self.runtime.start().await;
+        let started = caught(self.runtime.start()).await;
         let pid = init.view().pid;
         if started.is_ok() {
             init.step(Input::Start)?;
@@ -128,7 +127,14 @@ impl Container {
                     status: ended.status.code(),
                     at: ended.at,
                 };
-                container.ended(&shim, &process, exit);
+                if survives(|| container.ended(&shim, &process, exit)) {
+                    return;
+                }
+                // Its end is a fact all the same.
+                if !process.has_ended() {
+                    process.ended(exit);
+                }
+                container.settle(&shim);
             }
         }));
         // It may have ended before it was claimed.
@@ -136,7 +142,11 @@ impl Container {
     }
 
     fn ended(self: &Arc<Self>, shim: &Arc<Shim>, process: &Arc<Process>, exit: Exit) {
-        if let Err(error) = exits::record(&self.bundle, &process.exec, exit) {
+        #[cfg(test)]
+        crate::caught::fault::point("ended");
+        // The group goes with the container's deletion, which waits for this end to be told.
+        let oom = process.is_init() && self.ran_out_of_memory();
+        if let Err(error) = exits::record(&self.bundle, &process.exec, exit, oom) {
             log::error(format_args!("exit of {} not recorded: {error}", self.id));
         }
         process.ended(exit);
@@ -177,9 +187,6 @@ impl Container {
         if execs.iter().any(|exec| exec.view().active) {
             return;
         }
-        if self.init.has_ended() && self.cgroup.get().is_some_and(|group| group.oom_kills() > 0) {
-            self.publish_oom(shim, true);
-        }
         self.publish_exit(shim, &self.init);
     }
 
@@ -187,6 +194,7 @@ impl Container {
         let Some(exit) = process.take_due_exit() else {
             return;
         };
+        self.settle_oom(shim, process, exit);
         let id = if process.is_init() {
             &self.id
         } else {
@@ -202,62 +210,6 @@ impl Container {
         };
         shim.publisher.publish("/tasks/exit", &event);
         process.tell(exit);
-    }
-
-    /// Tells that the container ran out of memory; at its end only when that was not told before.
-    fn publish_oom(&self, shim: &Shim, at_end: bool) {
-        if self.oom_told.swap(true, Ordering::Relaxed) && at_end {
-            return;
-        }
-        let event = TaskOOM {
-            container_id: self.id.clone(),
-            ..TaskOOM::default()
-        };
-        shim.publisher.publish("/tasks/oom", &event);
-    }
-
-    fn watch_oom(self: &Arc<Self>, shim: &Arc<Shim>) {
-        let Some(group) = self.cgroup.get() else {
-            return;
-        };
-        let watch = match group.watch_oom().and_then(watch) {
-            Ok(watch) => watch,
-            Err(error) => {
-                log::warn(format_args!("no OOM events of {}: {error}", self.id));
-                return;
-            }
-        };
-        let (container, shim) = (Arc::clone(self), Arc::clone(shim));
-        let task = tokio::spawn(async move { container.follow_oom(&shim, watch).await });
-        let mut slot = self
-            .oom_watch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *slot = Some(task.abort_handle());
-    }
-
-    async fn follow_oom(&self, shim: &Shim, mut watch: AsyncFd<OomWatch>) {
-        loop {
-            let Ok(mut ready) = watch.readable_mut().await else {
-                return;
-            };
-            match ready.get_inner_mut().check() {
-                OomEvent::Oom => self.publish_oom(shim, false),
-                OomEvent::Nothing => {}
-                OomEvent::Gone => return,
-            }
-            ready.clear_ready();
-        }
-    }
-
-    fn stop_watching_oom(&self) {
-        let mut slot = self
-            .oom_watch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(task) = slot.take() {
-            task.abort();
-        }
     }
 
     /// Sends a signal to a process, or with `all` to the whole container.
@@ -301,13 +253,20 @@ impl Container {
     pub(crate) async fn pause(&self, shim: &Shim) -> Result<()> {
         let _gate = self.init.gate.lock().await;
         self.init.step(Input::Pause)?;
-        let paused = self.runtime.pause().await;
+        let paused = caught(self.runtime.pause()).await;
         let done = if paused.is_ok() {
             Input::PauseDone
         } else {
             Input::PauseFailed
         };
         self.init.step(done)?;
+        if paused
+            .as_ref()
+            .is_err_and(|error| error.is(Code::DeadlineExceeded))
+        {
+            // Half frozen is of no use to anybody.
+            drop(self.runtime.resume().await);
+        }
         paused?;
         let event = TaskPaused {
             container_id: self.id.clone(),
@@ -443,3 +402,6 @@ fn says_exists(error: &Error) -> bool {
     let text = error.to_string();
     error.code() == Code::Unknown && (text.contains("already exists") || text.contains("given ID"))
 }
+
+#[cfg(test)]
+mod tests;

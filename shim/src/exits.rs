@@ -12,6 +12,9 @@ struct Record {
     status: u32,
     /// Nanoseconds since 1970.
     exited_at: u64,
+    /// The kernel ended a process of the container for want of memory before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    oom: bool,
 }
 
 /// The record's file: `exit` of the init, `exit-<id>` of an exec.
@@ -27,7 +30,7 @@ fn file(bundle: &Path, exec: &str) -> PathBuf {
 ///
 /// # Errors
 /// The errno of writing.
-pub(crate) fn record(bundle: &Path, exec: &str, exit: Exit) -> Result<()> {
+pub(crate) fn record(bundle: &Path, exec: &str, exit: Exit, oom: bool) -> Result<()> {
     let since = exit
         .at
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -37,6 +40,7 @@ pub(crate) fn record(bundle: &Path, exec: &str, exit: Exit) -> Result<()> {
         pid: exit.pid,
         status: exit.status,
         exited_at,
+        oom,
     };
     let text = serde_json::to_vec(&record).map_err(types::Error::internal)?;
     sys::fs::write_atomic_with(&file(bundle, exec), &text, 0o600, sys::fs::Flush::Volatile)
@@ -74,8 +78,13 @@ mod tests {
             status: 137,
             at,
         };
-        record(dir.path(), "", exit).unwrap();
-        record(dir.path(), "e1", Exit { status: 1, ..exit }).unwrap();
+        record(dir.path(), "", exit, false).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("exit")).unwrap();
+        assert!(!text.contains("oom"), "{text}");
+        record(dir.path(), "", exit, true).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("exit")).unwrap();
+        assert!(text.contains("\"oom\":true"), "{text}");
+        record(dir.path(), "e1", Exit { status: 1, ..exit }, false).unwrap();
         assert_eq!(read(dir.path()), Some(exit));
         forget(dir.path(), "e1");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

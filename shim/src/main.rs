@@ -12,6 +12,7 @@
 
 mod attach;
 mod boot;
+mod caught;
 mod cleanup;
 mod config;
 mod console;

@@ -9,15 +9,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use protos::MessageField;
 use protos::any::{Named, pack};
 use protos::shim::events::ForwardRequest;
 use protos::types::Envelope;
 use protos::well_known::Empty;
 use protos::wire::Wire as _;
+use protos::{Message as _, MessageField};
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use types::{Namespace, Result};
+use types::{Error, Namespace, Result};
 
 use crate::log;
 use crate::wire::{Client, Failed};
@@ -27,6 +27,8 @@ const FORWARD: (&str, &str) = ("containerd.services.events.ttrpc.v1.Events", "Fo
 
 /// As many as Go's publisher keeps.
 const CAPACITY: usize = 2048;
+/// What daemons cannot find out in another way.
+const KEPT: [&str; 2] = ["/tasks/exit", "/tasks/oom"];
 /// How often an event is offered that the daemon answers with an error.
 const REFUSALS: u32 = 5;
 const CALL: Duration = Duration::from_secs(5);
@@ -48,8 +50,28 @@ pub(crate) struct Publisher {
 
 #[derive(Debug, Default)]
 struct Queue {
-    events: VecDeque<(u64, Envelope)>,
+    events: VecDeque<Event>,
     serial: u64,
+}
+
+/// An event that waits: encoded, since thousands of them may.
+#[derive(Clone, Debug)]
+struct Event {
+    serial: u64,
+    topic: &'static str,
+    /// The request that gives it to the daemon.
+    request: Arc<[u8]>,
+}
+
+impl Queue {
+    /// Drops the oldest event that can be missed; an end only when nothing else is there.
+    fn make_room(&mut self) {
+        let missed = |event: &Event| !KEPT.contains(&event.topic);
+        let at = self.events.iter().position(missed).unwrap_or(0);
+        if let Some(Event { topic, .. }) = self.events.remove(at) {
+            log::error(format_args!("event queue is full: {topic} is dropped"));
+        }
+    }
 }
 
 impl Publisher {
@@ -65,34 +87,40 @@ impl Publisher {
     }
 
     /// Queues an event. Never waits.
-    pub(crate) fn publish<M: Named>(&self, topic: &str, event: &M) {
-        match self.envelope(topic, event) {
-            Ok(envelope) => self.push(envelope),
+    pub(crate) fn publish<M: Named>(&self, topic: &'static str, event: &M) {
+        match self.request(topic, event) {
+            Ok(request) => self.push(topic, request.into()),
             Err(error) => log::error(format_args!("event {topic} not published: {error}")),
         }
     }
 
-    fn envelope<M: Named>(&self, topic: &str, event: &M) -> Result<Envelope> {
-        Ok(Envelope {
+    fn request<M: Named>(&self, topic: &str, event: &M) -> Result<Vec<u8>> {
+        let envelope = Envelope {
             timestamp: MessageField::some(SystemTime::now().to_wire()),
             namespace: self.namespace.to_string(),
             topic: topic.to_owned(),
             event: MessageField::some(pack(event)?.to_wire()),
             ..Envelope::default()
-        })
+        };
+        let request = ForwardRequest {
+            envelope: MessageField::some(envelope),
+            ..ForwardRequest::default()
+        };
+        request.write_to_bytes().map_err(Error::internal)
     }
 
-    fn push(&self, envelope: Envelope) {
+    fn push(&self, topic: &'static str, request: Arc<[u8]>) {
         self.with(|queue| {
             if queue.events.len() >= CAPACITY {
-                queue.events.pop_front();
-                log::error(format_args!(
-                    "event queue is full: the oldest event is dropped"
-                ));
+                queue.make_room();
             }
             queue.serial += 1;
             let serial = queue.serial;
-            queue.events.push_back((serial, envelope));
+            queue.events.push_back(Event {
+                serial,
+                topic,
+                request,
+            });
         });
         self.filled.notify_one();
     }
@@ -101,18 +129,15 @@ impl Publisher {
         work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn first(&self) -> Option<(u64, Envelope)> {
+    fn first(&self) -> Option<Event> {
         self.with(|queue| queue.events.front().cloned())
     }
 
     /// Takes the event out unless the bound already did.
     fn done(&self, serial: u64) {
         let empty = self.with(|queue| {
-            if queue
-                .events
-                .front()
-                .is_some_and(|(first, _)| *first == serial)
-            {
+            let front = queue.events.front();
+            if front.is_some_and(|first| first.serial == serial) {
                 queue.events.pop_front();
             }
             queue.events.is_empty()
@@ -150,21 +175,22 @@ impl Publisher {
         let mut pause = FIRST_PAUSE;
         let mut refusals = 0;
         loop {
-            let Some((serial, envelope)) = self.first() else {
+            let Some(event) = self.first() else {
                 let filled = self.filled.notified();
                 if client.is_none() {
                     filled.await;
                 } else if timeout(IDLE, filled).await.is_err() {
                     client = None;
                     // Nothing has happened for a while: the moment to give memory back.
-                    sys::limits::trim_heap();
+                    self.with(|queue| queue.events.shrink_to_fit());
+                    sys::limits::trim_heap_of_thread();
                     sys::limits::trim_stack();
                 }
                 continue;
             };
-            match self.send(&mut client, &address, envelope.clone()).await {
+            match self.send(&mut client, &address, &event.request).await {
                 Ok(()) => {
-                    self.done(serial);
+                    self.done(event.serial);
                     (pause, refusals) = (FIRST_PAUSE, 0);
                     continue;
                 }
@@ -175,8 +201,8 @@ impl Publisher {
                 Err(Failed::Refused(error)) => {
                     refusals += 1;
                     if refusals >= REFUSALS {
-                        log::error(format_args!("event {} dropped: {error}", envelope.topic));
-                        self.done(serial);
+                        log::error(format_args!("event {} dropped: {error}", event.topic));
+                        self.done(event.serial);
                         refusals = 0;
                         continue;
                     }
@@ -198,18 +224,14 @@ impl Publisher {
         &self,
         client: &mut Option<Client>,
         address: &str,
-        envelope: Envelope,
+        request: &[u8],
     ) -> Result<(), Failed> {
         let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
         let connected = match client {
             Some(connected) => connected,
             None => client.insert(Client::connect(path, CALL).await.map_err(Failed::Lost)?),
         };
-        let request = ForwardRequest {
-            envelope: MessageField::some(envelope),
-            ..ForwardRequest::default()
-        };
-        let taken = connected.call::<Empty>(FORWARD, &request, &self.namespace, CALL);
+        let taken = connected.call::<Empty>(FORWARD, request, &self.namespace, CALL);
         taken.await.map(drop)
     }
 }

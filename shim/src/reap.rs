@@ -10,8 +10,12 @@ use std::time::SystemTime;
 
 use sys::process::{Spawn, Status};
 use sys::reaper::Reaper;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use types::{Error, Result};
+
+use crate::log;
+
+const SIGKILL: i32 = libc::SIGKILL;
 
 /// How and when a process ended.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +31,8 @@ pub(crate) type Ending = oneshot::Receiver<Ended>;
 #[derive(Debug, Default)]
 pub(crate) struct Reap {
     inner: Mutex<Inner>,
+    /// A hold has ended.
+    released: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +80,17 @@ impl Reap {
         }
     }
 
+    /// Waits until nobody holds.
+    pub(crate) async fn quiet(&self) {
+        loop {
+            let released = self.released.notified();
+            if !self.lock().reaper.is_held() {
+                return;
+            }
+            released.await;
+        }
+    }
+
     /// Sends a signal to a claimed process.
     ///
     /// # Errors
@@ -87,6 +104,37 @@ impl Reap {
             Some(libc::EINVAL) => error.reclass(types::Code::InvalidArgument),
             _ => error,
         })
+    }
+
+    /// Kills a process that was started in a group of its own, and everything below it. One that has
+    /// ended is left alone.
+    pub(crate) fn kill_tree(&self, pid: u32) {
+        let inner = self.lock();
+        // Nobody reaps it while the lock is held: the pid is its own.
+        if inner.reaper.pidfd(pid).is_some()
+            && let Err(error) = sys::process::kill_tree(pid)
+        {
+            log::error(format_args!("process {pid} not killed: {error}"));
+        }
+    }
+
+    /// Kills the children that a dead runtime left: unclaimed, and known by `is_left`.
+    pub(crate) fn kill_left(&self, is_left: impl Fn(u32) -> bool) {
+        let inner = self.lock();
+        let children = sys::process::children(std::process::id()).unwrap_or_default();
+        // As above: no child's pid can be used again meanwhile.
+        for pid in children {
+            if inner.reaper.pidfd(pid).is_some() || !is_left(pid) {
+                continue;
+            }
+            log::warn(format_args!(
+                "process {pid} was left by its runtime: killed"
+            ));
+            let killed = sys::pidfd::open(pid).and_then(|fd| sys::pidfd::send_signal(fd, SIGKILL));
+            if let Err(error) = killed {
+                log::debug(format_args!("process {pid}: {error}"));
+            }
+        }
     }
 
     /// Reaps what has ended and tells who waits for it.
@@ -113,5 +161,6 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.reap.lock().reaper.release();
         self.reap.round();
+        self.reap.released.notify_waiters();
     }
 }

@@ -1,20 +1,27 @@
 //! Calls of the OCI runtime (runc, crun or their like), and what its log says when one fails.
 //!
-//! Invariant: a call is a child of the shim, waited for through the reaper; its error text is the
-//! last error line that this very call wrote to its log.
+//! Invariant: a call is a child of the shim, waited for through the reaper and not for ever; its error
+//! text is the last error line that this very call wrote to its log. Of a call that hung or was killed
+//! no process is left but those that the runtime has on record.
+
+mod limits;
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
-use sys::process::Spawn;
+use sys::process::{Spawn, Status};
+use tokio::time::timeout;
 use types::{Code, Error, Result};
 
 use crate::criu::{OPTIONS_VARIABLE, Run};
+use crate::log;
 use crate::options::Options;
-use crate::reap::Reap;
+use crate::reap::{Ending, Reap};
+
+pub(crate) use limits::Limits;
 
 /// Standard descriptors of the process that a call makes.
 #[derive(Debug)]
@@ -29,10 +36,13 @@ pub(crate) struct ChildIo {
 pub(crate) struct Runtime {
     pub(crate) reap: Arc<Reap>,
     binary: String,
+    /// Where the binary was found.
+    program: OnceLock<PathBuf>,
     root: PathBuf,
     bundle: PathBuf,
     id: String,
     options: Options,
+    limits: Limits,
 }
 
 /// What some calls have besides arguments.
@@ -55,14 +65,17 @@ impl Runtime {
         namespace: &str,
         id: &str,
         options: Options,
+        limits: Limits,
     ) -> Self {
         Self {
             reap,
             binary: options.binary().to_owned(),
+            program: OnceLock::new(),
             root: options.runtime_root(bundle, namespace),
             bundle: bundle.to_owned(),
             id: id.to_owned(),
             options,
+            limits,
         }
     }
 
@@ -243,29 +256,73 @@ impl Runtime {
             spawn = spawn.stdin(io.stdin).stdout(io.stdout).stderr(io.stderr);
         }
         // A missing binary is the container's failure, not a missing container.
-        let (_, ending) = self
+        let (pid, ending) = self
             .reap
             .spawn(spawn)
             .map_err(|e| e.reclass(Code::Unknown).ctx(what.to_owned()))?;
-        let ended = ending
-            .await
-            .map_err(|_| Error::internal("reaper is gone").ctx(what.to_owned()))?;
-        if ended.status.is_success() {
-            return Ok(());
+        let verb = args.first().copied().unwrap_or_default();
+        let status = self.until_end(verb, pid, ending).await;
+        let status = status.map_err(|e| e.ctx(what.to_owned()));
+        if !matches!(status, Ok(Status::Exited(_))) {
+            self.kill_left(&log, args);
         }
-        let text = match last_error(&log, before) {
-            Some(text) => format!("{what}: {text}"),
-            None => format!(
-                "{what}: {}: exit status {}",
-                self.binary,
-                ended.status.code()
-            ),
+        let said = match status? {
+            Status::Exited(0) => return Ok(()),
+            Status::Exited(code) => {
+                let silent = || format!("{}: exit status {code}", self.binary);
+                last_error(&log, before).unwrap_or_else(silent)
+            }
+            Status::Signaled(signal) => {
+                let signal = sys::signal::name(signal.into());
+                format!("{} {verb} was killed by {signal}", self.binary)
+            }
         };
+        let text = format!("{what}: {said}");
         Err(Error::new(classify(&text), text))
     }
 
+    /// Waits for the end of a call. One that hangs is killed with all that it started.
+    async fn until_end(&self, verb: &str, pid: u32, mut ending: Ending) -> Result<Status> {
+        let gone = || Error::internal("reaper is gone");
+        let limit = self.limits.of(verb);
+        if let Ok(ended) = timeout(limit, &mut ending).await {
+            return ended.map(|ended| ended.status).map_err(|_| gone());
+        }
+        let text = format!("{} {verb} hung for {limit:?} and was killed", self.binary);
+        log::error(format_args!("{}: {text}", self.id));
+        self.reap.kill_tree(pid);
+        if timeout(limits::KILLED, ending).await.is_err() {
+            log::error(format_args!("process {pid} survives its SIGKILL"));
+        }
+        Err(Error::deadline_exceeded(text))
+    }
+
+    /// A runtime that was killed leaves what it was making: the process that it has named already, and
+    /// its own copies that were to become one.
+    fn kill_left(&self, log: &Path, args: &[&str]) {
+        let copy = self.command(log).args(args.iter().copied()).command_line();
+        let file = args.iter().skip_while(|arg| **arg != "--pid-file").nth(1);
+        let named = file
+            .and_then(|file| std::fs::read_to_string(file).ok())
+            .and_then(|text| text.trim().parse().ok());
+        self.reap
+            .kill_left(|pid| named == Some(pid) || sys::process::command_line(pid) == copy);
+    }
+
+    /// The binary's path, looked for until it is found: a search of `PATH` is ten calls of the kernel.
+    fn program(&self) -> &Path {
+        if let Some(found) = self.program.get() {
+            return found;
+        }
+        match sys::process::find(self.binary.as_ref()) {
+            Ok(found) => self.program.get_or_init(|| found),
+            // Whoever starts it learns why.
+            Err(_) => Path::new(&self.binary),
+        }
+    }
+
     fn command(&self, log: &Path) -> Spawn {
-        let mut spawn = Spawn::new(&self.binary)
+        let mut spawn = Spawn::new(self.program())
             .arg("--root")
             .arg(&self.root)
             .arg("--log")

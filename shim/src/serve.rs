@@ -9,8 +9,10 @@ use sys::signal::SignalFd;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use types::{Error, Namespace, Result};
 
+use crate::caught::survives;
 use crate::log;
 use crate::service::{Shim, dispatch};
 use crate::watch::watch;
@@ -23,6 +25,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the end waits for the daemon to take the last events.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
+/// How long it waits for calls of the runtime that make a process.
+const LAST_CALLS: Duration = Duration::from_secs(5);
+/// Before the publisher starts again after a bug in it.
+const PUBLISHER_PAUSE: Duration = Duration::from_secs(1);
 /// Enough turns of the executor for an answer to be written.
 const TURNS: usize = 64;
 
@@ -59,7 +65,7 @@ async fn run(listener: UnixListener, signals: SignalFd, setup: Setup) -> Result<
         tokio::net::UnixListener::from_std(listener).map_err(|e| Error::os("listen", e))?;
     let shim = Arc::new(Shim::new(setup.namespace));
     if !setup.events.is_empty() {
-        drop(tokio::spawn(Arc::clone(&shim.publisher).run(setup.events)));
+        drop(tokio::spawn(publish(Arc::clone(&shim), setup.events)));
     }
     drop(tokio::spawn(accept(listener, Arc::clone(&shim))));
     let signals = watch(signals)?;
@@ -74,14 +80,29 @@ async fn run(listener: UnixListener, signals: SignalFd, setup: Setup) -> Result<
     for _ in 0..TURNS {
         tokio::task::yield_now().await;
     }
-    let last = shim.publisher.drain(LAST_EVENTS);
+    // Requests that came before may be in the middle of making something.
+    let last = async {
+        if timeout(LAST_CALLS, shim.reap.quiet()).await.is_err() {
+            log::warn(format_args!("a runtime is still at work"));
+        }
+        shim.publisher.drain(LAST_EVENTS).await;
+    };
     tokio::pin!(last);
-    // Runtimes may still be at work for requests that came before: their ends are taken.
     loop {
         tokio::select! {
             () = &mut last => return Ok(()),
             () = follow_children(&shim, &signals) => {}
         }
+    }
+}
+
+/// Sends events as long as the shim lives, whatever becomes of one attempt.
+async fn publish(shim: Arc<Shim>, address: String) {
+    while tokio::spawn(Arc::clone(&shim.publisher).run(address.clone()))
+        .await
+        .is_err()
+    {
+        tokio::time::sleep(PUBLISHER_PAUSE).await;
     }
 }
 
@@ -137,7 +158,9 @@ async fn follow_signals(shim: &Shim, signals: &AsyncFd<SignalFd>) {
         };
         while let Some(signal) = signals.get_ref().next() {
             match signal {
-                libc::SIGCHLD => shim.reap.round(),
+                libc::SIGCHLD => {
+                    survives(|| shim.reap.round());
+                }
                 libc::SIGUSR1 => log::info(format_args!("{shim:?}")),
                 _ => {
                     log::info(format_args!("signal {signal}: the shim ends"));
@@ -154,7 +177,7 @@ async fn follow_children(shim: &Shim, signals: &AsyncFd<SignalFd>) {
         return std::future::pending().await;
     };
     while signals.get_ref().next().is_some() {
-        shim.reap.round();
+        survives(|| shim.reap.round());
     }
     ready.clear_ready();
 }

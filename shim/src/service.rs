@@ -24,6 +24,7 @@ use crate::lifecycle::Input;
 use crate::log;
 use crate::publish::Publisher;
 use crate::reap::Reap;
+use crate::runc::Limits;
 use crate::stats;
 use crate::wire::Reply;
 
@@ -33,6 +34,8 @@ pub(crate) struct Shim {
     pub(crate) namespace: Namespace,
     pub(crate) reap: Arc<Reap>,
     pub(crate) publisher: Arc<Publisher>,
+    /// Of calls of the runtime.
+    pub(crate) limits: Limits,
     containers: Mutex<Containers>,
     /// The shim shall end.
     pub(crate) stop: Notify,
@@ -44,12 +47,25 @@ struct Containers {
     in_the_making: BTreeSet<String>,
 }
 
+/// An id in the making, until this goes.
+struct Making {
+    shim: Arc<Shim>,
+    id: String,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.shim.containers().in_the_making.remove(&self.id);
+    }
+}
+
 impl Shim {
     pub(crate) fn new(namespace: Namespace) -> Self {
         Self {
             publisher: Arc::new(Publisher::new(namespace.clone())),
             namespace,
             reap: Arc::new(Reap::default()),
+            limits: Limits::from_environment(),
             containers: Mutex::new(Containers::default()),
             stop: Notify::new(),
         }
@@ -66,23 +82,27 @@ impl Shim {
         found.ok_or_else(|| Error::not_found("container not created"))
     }
 
-    async fn create(self: &Arc<Self>, request: api::CreateTaskRequest) -> Result<u32> {
+    pub(crate) async fn create(self: &Arc<Self>, request: api::CreateTaskRequest) -> Result<u32> {
         types::Identifier::check(&request.id)?;
-        {
-            let mut containers = self.containers();
-            let taken = containers.made.contains_key(&request.id)
-                || !containers.in_the_making.insert(request.id.clone());
-            if taken {
-                return Err(Error::already_exists(format_args!("task {}", request.id)));
-            }
-        }
-        let made = Container::create(self, &request).await;
-        let mut containers = self.containers();
-        containers.in_the_making.remove(&request.id);
-        let container = made?;
+        let _making = self.reserve(&request.id)?;
+        let container = Container::create(self, &request).await?;
         let pid = container.init.view().pid;
-        containers.made.insert(request.id, container);
+        self.containers().made.insert(request.id, container);
         Ok(pid)
+    }
+
+    /// Keeps an id for a container that is being made.
+    fn reserve(self: &Arc<Self>, id: &str) -> Result<Making> {
+        let mut containers = self.containers();
+        let taken =
+            containers.made.contains_key(id) || !containers.in_the_making.insert(id.to_owned());
+        if taken {
+            return Err(Error::already_exists(format_args!("task {id}")));
+        }
+        Ok(Making {
+            shim: Arc::clone(self),
+            id: id.to_owned(),
+        })
     }
 
     async fn delete(&self, request: &api::DeleteRequest) -> Result<Exit> {

@@ -10,13 +10,9 @@
 
 mod client;
 
-use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use protos::Message as _;
@@ -28,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use types::{Error, Result};
 
+use crate::caught::caught;
 use crate::log;
 
 pub(crate) use client::{Client, Failed};
@@ -68,7 +65,7 @@ where
                 let peer = Arc::clone(&peer);
                 match request {
                     Ok(request) => {
-                        let work = within(request.timeout_nano, guard(handle(request)));
+                        let work = within(request.timeout_nano, caught(handle(request)));
                         drop(calls.spawn(async move { peer.answer(stream, work.await).await }));
                     }
                     Err(error) => peer.answer(stream, Err(error)).await,
@@ -105,18 +102,6 @@ async fn within(nanoseconds: i64, work: impl Future<Output = Result<Reply>>) -> 
             .unwrap_or_else(|_| Err(Error::deadline_exceeded("the caller's time is over"))),
         _ => work.await,
     }
-}
-
-/// Makes an error of a panic: it ends the call, not the shim.
-async fn guard(work: impl Future<Output = Result<Reply>>) -> Result<Reply> {
-    let mut work = pin!(work);
-    poll_fn(
-        |context| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
-            Ok(poll) => poll,
-            Err(_) => Poll::Ready(Err(Error::internal("request failed in the shim"))),
-        },
-    )
-    .await
 }
 
 struct Peer {

@@ -3,7 +3,15 @@
 #[cfg(test)]
 mod driver;
 #[cfg(test)]
+mod hang;
+#[cfg(test)]
+mod oom;
+#[cfg(test)]
+mod options;
+#[cfg(test)]
 mod restore;
+#[cfg(test)]
+mod storm;
 
 #[cfg(test)]
 mod tests {
@@ -13,24 +21,7 @@ mod tests {
     use protos::shim::task as api;
     use protos::task::Status;
 
-    use crate::driver::{Driver, Task, context};
-
-    /// Every scenario within its own runtime: the helpers block on threads of it.
-    pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(work)
-    }
-
-    pub(crate) fn code(error: &ttrpc::Error) -> ttrpc::Code {
-        match error {
-            ttrpc::Error::RpcStatus(status) => status.code(),
-            other => panic!("{other}"),
-        }
-    }
+    use crate::driver::{Driver, Task, block_on, code, context};
 
     #[test]
     fn a_task_lives_and_ends_with_its_events_in_order() {
@@ -154,22 +145,14 @@ mod tests {
             let mut driver = Driver::new().await;
             let task = driver.create("c1", "sleep 1000").await;
             task.start("").await.unwrap();
-            let pause = api::PauseRequest {
-                id: "c1".into(),
-                ..Default::default()
-            };
-            task.client.pause(context(), &pause).await.unwrap();
+            task.pause().await.unwrap();
             assert_eq!(
                 task.state().await.unwrap().status.enum_value(),
                 Ok(Status::PAUSED)
             );
-            let again = task.client.pause(context(), &pause).await.unwrap_err();
+            let again = task.pause().await.unwrap_err();
             assert_eq!(code(&again), ttrpc::Code::FAILED_PRECONDITION);
-            let resume = api::ResumeRequest {
-                id: "c1".into(),
-                ..Default::default()
-            };
-            task.client.resume(context(), &resume).await.unwrap();
+            task.resume().await.unwrap();
             let resources = protos::well_known::Any {
                 value: br#"{"pids":{"limit":77}}"#.to_vec(),
                 ..Default::default()
@@ -203,7 +186,7 @@ mod tests {
                     .limit
             };
             assert_eq!(limit, 77);
-            task.client.pause(context(), &pause).await.unwrap();
+            task.pause().await.unwrap();
             task.kill("", 9).await.unwrap();
             assert_eq!(task.wait("").await, 137);
             task.delete("").await.unwrap();

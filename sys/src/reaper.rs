@@ -68,6 +68,12 @@ impl Reaper {
         self.holds = self.holds.saturating_sub(1);
     }
 
+    /// True while a hold is out.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.holds > 0
+    }
+
     /// Reaps what has ended and returns the ends of claimed processes. Never blocks. To be called
     /// on SIGCHLD, after a claim and after a release.
     pub fn reap(&mut self) -> Vec<(u32, Status)> {

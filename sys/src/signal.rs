@@ -103,6 +103,15 @@ pub fn parse(text: &str) -> Option<i32> {
         .map(|(_, number)| *number)
 }
 
+/// The name of a signal's number, `SIGKILL` for 9; the number where it has no name.
+#[must_use]
+pub fn name(signal: i32) -> String {
+    match NAMES.iter().find(|(_, number)| *number == signal) {
+        Some((name, _)) => format!("SIG{name}"),
+        None => format!("signal {signal}"),
+    }
+}
+
 const NAMES: [(&str, i32); 33] = [
     ("ABRT", libc::SIGABRT),
     ("ALRM", libc::SIGALRM),
@@ -159,6 +168,8 @@ mod tests {
         for (text, want) in cases {
             assert_eq!(parse(text), want, "{text}");
         }
+        assert_eq!((name(9), name(40)), ("SIGKILL".into(), "signal 40".into()));
+        assert_eq!((name(17), name(29)), ("SIGCHLD".into(), "SIGIO".into()));
     }
 
     #[test]

@@ -111,6 +111,8 @@ pub enum Event {
     },
     /// A task's process was started.
     TaskStart { container: ContainerId, pid: u32 },
+    /// A task ran out of memory; told by the daemon only for shims that are gone.
+    TaskOom { container: ContainerId },
     /// A process ended; told by the daemon only for shims that are gone.
     TaskExit {
         container: ContainerId,
@@ -144,6 +146,7 @@ impl Event {
             Self::SnapshotRemove { .. } => "/snapshot/remove",
             Self::TaskCreate { .. } => "/tasks/create",
             Self::TaskStart { .. } => "/tasks/start",
+            Self::TaskOom { .. } => "/tasks/oom",
             Self::TaskExit { .. } => "/tasks/exit",
             Self::TaskDelete { .. } => "/tasks/delete",
         }

@@ -13,6 +13,8 @@ pub(crate) enum Change {
     Exited { exec: Option<ExecId>, exit: Exit },
     /// A process runs.
     Started { exec: Option<ExecId>, pid: u32 },
+    /// Memory ran out.
+    OutOfMemory,
     /// All processes are frozen.
     Paused,
     /// They are thawed.
@@ -46,6 +48,10 @@ pub(crate) fn read(event: &Any) -> Result<Option<(ContainerId, Change)>> {
             let told: wire::TaskExecStarted = unpack(event)?;
             let (exec, pid) = (Some(told.exec_id.try_into()?), told.pid);
             (told.container_id, Change::Started { exec, pid })
+        }
+        wire::TaskOOM::FULL_NAME => {
+            let told: wire::TaskOOM = unpack(event)?;
+            (told.container_id, Change::OutOfMemory)
         }
         wire::TaskPaused::FULL_NAME => {
             let told: wire::TaskPaused = unpack(event)?;
@@ -93,11 +99,7 @@ mod tests {
         let mut event = exit_of("c1");
         event.type_url.insert_str(0, "type.googleapis.com/");
         assert!(read(&event).unwrap().is_some());
-        for other in [
-            "containerd.events.ImageCreate",
-            "containerd.events.TaskOOM",
-            "",
-        ] {
+        for other in ["containerd.events.ImageCreate", ""] {
             event.type_url = other.into();
             assert_eq!(read(&event).unwrap(), None);
         }

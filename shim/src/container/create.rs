@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use protos::MessageField;
@@ -13,7 +12,8 @@ use sys::cgroup::Cgroup;
 use types::{Error, Mount, Result, bundle_file};
 
 use super::restore::Image;
-use super::{Container, says_exists};
+use super::{Container, Oom, says_exists};
+use crate::caught::caught;
 use crate::config::Config;
 use crate::console::{Console, ConsoleSocket, Prepared};
 use crate::criu::Run;
@@ -48,11 +48,12 @@ impl Container {
             shim.namespace.as_str(),
             &request.id,
             options,
+            shim.limits,
         );
         let mounted = mount_rootfs(&bundle, request)?;
         let made = if image.is_none() {
-            let made = make(shim, &runtime, &bundle, &request.id, &paths, Way::Create).await;
-            match made {
+            let made = make(shim, &runtime, &bundle, &request.id, &paths, Way::Create);
+            match caught(made).await {
                 Ok(made) => Some(made),
                 Err(error) => {
                     undo(&runtime, &bundle, mounted, &error).await;
@@ -70,8 +71,7 @@ impl Container {
             execs: Mutex::new(BTreeMap::new()),
             cgroup: OnceLock::new(),
             image,
-            oom_told: AtomicBool::new(false),
-            oom_watch: Mutex::new(None),
+            oom: Oom::default(),
             runtime,
             bundle,
         });
@@ -153,6 +153,8 @@ pub(super) async fn make(
     paths: &Paths,
     way: Way<'_>,
 ) -> Result<Made> {
+    #[cfg(test)]
+    crate::caught::fault::point("make");
     let owner = Owner {
         reap: &shim.reap,
         options: runtime.options(),

@@ -1,14 +1,18 @@
 //! Additional processes in a container.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use protos::events::{TaskExecAdded, TaskExecStarted};
 use protos::shim::task::ExecProcessRequest;
+use serde::Deserialize;
 use types::{Context as _, Error, ExecId, Result};
 
 use super::Container;
 use super::create::{Made, claim};
+use crate::caught::caught;
 use crate::console::{Console, ConsoleSocket, Prepared};
 use crate::lifecycle::Input;
 use crate::process::{Attached, Process};
@@ -65,7 +69,7 @@ impl Container {
             return Err(self.not_running());
         }
         process.starting();
-        let made = match self.make_exec(shim, &process).await {
+        let made = match caught(self.make_exec(shim, &process)).await {
             Ok(made) => made,
             Err(error) => {
                 process.did_not_start();
@@ -97,8 +101,10 @@ impl Container {
     }
 
     async fn make_exec(&self, shim: &Arc<Shim>, process: &Process) -> Result<Made> {
+        #[cfg(test)]
+        crate::caught::fault::point("make exec");
         let files = ExecFiles::new(&self.bundle, &process.exec);
-        sys::fs::write_atomic_with(&files.spec, &process.spec, 0o600, sys::fs::Flush::Volatile)?;
+        files.write_spec(&process.spec)?;
         let made = self.run_exec(shim, process, &files).await;
         files.remove();
         made
@@ -175,6 +181,15 @@ impl ExecFiles {
         }
     }
 
+    /// Nobody reads it before the runtime is started: it need not be atomic.
+    fn write_spec(&self, spec: &[u8]) -> Result<()> {
+        let mut options = std::fs::File::options();
+        let options = options.write(true).create(true).truncate(true).mode(0o600);
+        let file = options.open(&self.spec);
+        file.and_then(|mut file| file.write_all(spec))
+            .map_err(|e| Error::os(format_args!("write {}", self.spec.display()), e))
+    }
+
     fn remove(&self) {
         for file in [&self.spec, &self.pid, &self.log_path] {
             // Not all of them were made.
@@ -183,9 +198,20 @@ impl ExecFiles {
     }
 }
 
+/// What the request decides too.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default)]
+    terminal: bool,
+}
+
 /// The process's spec with the request's word on the terminal.
 fn spec_with_terminal(spec: &[u8], terminal: bool) -> Result<Vec<u8>> {
     let bad = |e: serde_json::Error| Error::invalid_argument(format_args!("process spec: {e}"));
+    let is_object = spec.trim_ascii_start().starts_with(b"{");
+    if is_object && serde_json::from_slice::<Head>(spec).map_err(bad)?.terminal == terminal {
+        return Ok(spec.to_vec());
+    }
     let mut value: serde_json::Value = serde_json::from_slice(spec).map_err(bad)?;
     let object = value.as_object_mut();
     let object = object.ok_or_else(|| Error::invalid_argument("process spec is no object"))?;
@@ -215,7 +241,19 @@ mod tests {
             got.unwrap(),
             br#"{"args":["a"],"terminal":false,"x":{"y":1}}"#
         );
-        for bad in [&b"[]"[..], b"", b"{"] {
+        // As it came, to the last space.
+        let same = br#" {"args":["a"], "x":{"terminal":true}}"#;
+        assert_eq!(spec_with_terminal(same, false).unwrap(), same);
+        let set = spec_with_terminal(br#"{"args":["a"]}"#, true).unwrap();
+        assert_eq!(set, br#"{"args":["a"],"terminal":true}"#);
+        for bad in [
+            &b"[]"[..],
+            b"[false]",
+            b"",
+            b"{",
+            b"{}x",
+            br#"{"terminal":3}"#,
+        ] {
             assert!(
                 spec_with_terminal(bad, true)
                     .unwrap_err()

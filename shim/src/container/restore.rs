@@ -19,6 +19,7 @@ use types::{Error, Result, bundle_file};
 
 use super::create::{Made, Way, make};
 use super::{Container, says_exists};
+use crate::caught::caught;
 use crate::criu::{Action, Run, Streams};
 use crate::lifecycle::Input;
 use crate::log;
@@ -86,7 +87,7 @@ impl Container {
     pub(super) async fn restore(self: &Arc<Self>, shim: &Arc<Shim>, image: &Image) -> Result<u32> {
         let init = &self.init;
         init.starting();
-        let made = match self.make_from(shim, image).await {
+        let made = match caught(self.make_from(shim, image)).await {
             Ok(made) => made,
             Err(error) => {
                 self.undo_restore(&error).await;

@@ -135,9 +135,35 @@ fn the_queue_is_bounded_and_drops_the_oldest() {
         publisher.publish("/tasks/start", &start(&n.to_string()));
     }
     assert_eq!(publisher.with(|queue| queue.events.len()), CAPACITY);
-    assert_eq!(publisher.first().unwrap().0, 2);
+    assert_eq!(publisher.first().unwrap().serial, 2);
     publisher.done(1);
-    assert_eq!(publisher.first().unwrap().0, 2);
+    assert_eq!(publisher.first().unwrap().serial, 2);
     publisher.done(2);
-    assert_eq!(publisher.first().unwrap().0, 3);
+    assert_eq!(publisher.first().unwrap().serial, 3);
+}
+
+#[test]
+fn an_end_is_the_last_thing_to_be_dropped() {
+    let publisher = publisher();
+    let topics = ["/tasks/exit", "/tasks/oom", "/tasks/start"];
+    for n in 0..CAPACITY {
+        publisher.publish(topics[n % 3], &start("a"));
+    }
+    let kept = |publisher: &Publisher| {
+        publisher.with(|queue| {
+            let all = queue.events.iter();
+            all.filter(|e| e.topic != "/tasks/start").count()
+        })
+    };
+    let before = kept(&publisher);
+    let others = CAPACITY - before;
+    for _ in 0..others {
+        publisher.publish("/tasks/exit", &start("b"));
+    }
+    assert_eq!(kept(&publisher), CAPACITY);
+    let first = publisher.first().unwrap().serial;
+    // Nothing else is left: now the oldest goes.
+    publisher.publish("/tasks/exit", &start("c"));
+    assert_eq!(publisher.with(|queue| queue.events.len()), CAPACITY);
+    assert!(publisher.first().unwrap().serial > first);
 }

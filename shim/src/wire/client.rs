@@ -48,14 +48,14 @@ impl Client {
         })
     }
 
-    /// Calls a method in a namespace and waits for its answer, at most `limit`.
+    /// Calls a method, its request encoded, in a namespace and waits for its answer, at most `limit`.
     ///
     /// # Errors
     /// See [`Failed`].
     pub(crate) async fn call<M: Message>(
         &mut self,
         method: (&str, &str),
-        body: &impl Message,
+        body: &[u8],
         namespace: &Namespace,
         limit: Duration,
     ) -> Result<M, Failed> {
@@ -64,9 +64,7 @@ impl Client {
         let request = Request {
             service: method.0.to_owned(),
             method: method.1.to_owned(),
-            payload: body
-                .write_to_bytes()
-                .map_err(|e| Failed::Refused(Error::internal(e)))?,
+            payload: body.to_vec(),
             timeout_nano: i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX),
             metadata: vec![KeyValue {
                 key: NAMESPACE.to_owned(),

@@ -1,6 +1,8 @@
 //! A daemon's side, as small as it can be: starts the shim's binary, speaks Task to it, hears its
 //! events. Every driver has directories of its own and takes everything away with it.
 
+mod script;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,25 +10,50 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protos::Message as _;
-use protos::shim::bootstrap::{BootstrapParams, BootstrapResult};
+use protos::runc::Options;
+use protos::shim::bootstrap::{BootstrapParams, BootstrapResult, Extension};
 use protos::shim::events::ForwardRequest;
 use protos::shim::events_ttrpc::{Events, create_events};
 use protos::shim::task as api;
 use protos::shim::task_v3_ttrpc::TaskClient;
 use protos::well_known::Empty;
+use protos::wire::Wire as _;
 use sys::process::{Output, Spawn};
 use tokio::sync::mpsc;
 use ttrpc::asynchronous::{Client, Server, TtrpcContext, transport::Listener, transport::Socket};
 use ttrpc::context::Context;
 
+pub(crate) use script::Script;
+
 const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-runc-v2");
 const LONG: Duration = Duration::from_secs(60);
+
+/// Every scenario within its own runtime: the helpers block on threads of it.
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(work)
+}
+
+pub(crate) fn code(error: &ttrpc::Error) -> ttrpc::Code {
+    match error {
+        ttrpc::Error::RpcStatus(status) => status.code(),
+        other => panic!("{other}"),
+    }
+}
 
 pub(crate) struct Driver {
     pub(crate) dir: tempfile::TempDir,
     events: mpsc::UnboundedReceiver<String>,
     _server: Server,
     ids: Vec<String>,
+    /// Of the shim, besides the test's own.
+    pub(crate) env: Vec<(&'static str, &'static str)>,
+    /// Hides a second hierarchy of control groups from the shim: crun wants one kind only.
+    pub(crate) plain_cgroups: bool,
 }
 
 struct Daemon(mpsc::UnboundedSender<String>);
@@ -58,6 +85,8 @@ impl Driver {
             events,
             _server: server,
             ids: Vec::new(),
+            env: Vec::new(),
+            plain_cgroups: false,
         }
     }
 
@@ -104,26 +133,54 @@ impl Driver {
         bundle
     }
 
+    /// Changes the spec of a bundle.
+    pub(crate) fn edit(&self, id: &str, change: impl FnOnce(&mut serde_json::Value)) {
+        let file = self.bundle(id).join("config.json");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut config = serde_json::from_str(&text).unwrap();
+        change(&mut config);
+        std::fs::write(&file, config.to_string()).unwrap();
+    }
+
     /// Runs an action of the shim's binary.
     pub(crate) async fn action(&self, id: &str, action: &str, stdin: Vec<u8>) -> Output {
-        let spawn = Spawn::new(SHIM)
+        const PLAIN: &str = "umount -q /sys/fs/cgroup/unified; exec \"$@\"";
+        let mut spawn = if self.plain_cgroups {
+            let args = ["--mount", "sh", "-c", PLAIN, "sh", SHIM];
+            Spawn::new("unshare").args(args)
+        } else {
+            Spawn::new(SHIM)
+        };
+        spawn = spawn
             .args(["-namespace", "ns", "-address", &self.address(), "-id", id])
             .arg("-bundle")
             .arg(self.bundle(id))
             .arg(action)
             .env("TTRPC_ADDRESS", format!("{}.ttrpc", self.address()))
             .cwd("/");
+        for (name, value) in &self.env {
+            spawn = spawn.env(*name, *value);
+        }
         let run = move || spawn.output(&stdin, 1 << 20, LONG).unwrap();
         tokio::task::spawn_blocking(run).await.unwrap()
     }
 
     /// `start`: the address of the shim.
     pub(crate) async fn start(&self, id: &str) -> String {
+        self.start_with(id, Options::default()).await
+    }
+
+    pub(crate) async fn start_with(&self, id: &str, options: Options) -> String {
+        let extension = Extension {
+            value: Some(protos::any::pack(&options).unwrap().to_wire()).into(),
+            ..Extension::default()
+        };
         let params = BootstrapParams {
             instance_id: id.to_owned(),
             namespace: "ns".to_owned(),
             containerd_ttrpc_address: format!("{}.ttrpc", self.address()),
             socket_dir: Some(self.dir.path().join("s").display().to_string()),
+            extensions: vec![extension],
             ..BootstrapParams::default()
         };
         let output = self
@@ -228,12 +285,23 @@ impl Task {
     }
 
     pub(crate) async fn create(&self, bundle: &Path, output: &str) -> ttrpc::Result<u32> {
+        self.create_with(bundle, output, Options::default()).await
+    }
+
+    pub(crate) async fn create_with(
+        &self,
+        bundle: &Path,
+        output: &str,
+        options: Options,
+    ) -> ttrpc::Result<u32> {
         std::fs::write(bundle.join("test-shim.pid"), self.shim.to_string()).unwrap();
+        let options = protos::any::pack(&options).unwrap().to_wire();
         let request = api::CreateTaskRequest {
             id: self.id.clone(),
             bundle: bundle.display().to_string(),
             stdout: output.to_owned(),
             stderr: output.to_owned(),
+            options: Some(options).into(),
             ..Default::default()
         };
         Ok(self.client.create(context(), &request).await?.pid)
@@ -303,6 +371,22 @@ impl Task {
             ..Default::default()
         };
         self.client.state(context(), &request).await
+    }
+
+    pub(crate) async fn pause(&self) -> ttrpc::Result<()> {
+        let request = api::PauseRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        self.client.pause(context(), &request).await.map(drop)
+    }
+
+    pub(crate) async fn resume(&self) -> ttrpc::Result<()> {
+        let request = api::ResumeRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        self.client.resume(context(), &request).await.map(drop)
     }
 
     /// Asks the shim to end, without insisting.

@@ -11,7 +11,7 @@ use protos::wire::Wire as _;
 use ttrpc::Code;
 
 use crate::driver::{Driver, Task, context};
-use crate::tests::{block_on, code};
+use crate::driver::{block_on, code};
 
 /// Refuses while `<itself>.refuse` is there, saying why where CRIU and runc would.
 const RUNTIME: &str = r#"#!/bin/sh

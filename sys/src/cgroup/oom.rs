@@ -1,22 +1,26 @@
 //! Watching a group for the out-of-memory killer, by a descriptor that a readiness loop can hold.
+//!
+//! Invariant: one kill is told once, whether the kernel's event or the group's counter is seen first.
+//! Several kills between two looks are told together.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::EventfdFlags;
 use rustix::fs::inotify;
 use types::Result;
 
-use super::text;
+use super::text::Flat;
 use crate::error::{at, op};
 
-/// What a readable [`OomWatch`] means.
+/// What a look at an [`OomWatch`] says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OomEvent {
     /// The group ran out of memory.
     Oom,
-    /// Something else changed, or somebody else read the event.
+    /// Something else changed, or it was told before.
     Nothing,
     /// The group is gone; the watch is over.
     Gone,
@@ -27,14 +31,18 @@ pub enum OomEvent {
 pub struct OomWatch {
     fd: OwnedFd,
     source: Source,
+    /// The file with the counter of kills.
+    counter: PathBuf,
+    /// How many of them have been told.
+    told: AtomicU64,
 }
 
 #[derive(Debug)]
 enum Source {
     /// Version 1: an eventfd registered with the group. The file must stay open.
-    Counter { control: PathBuf, _registered: File },
-    /// Version 2: inotify on `memory.events`; how many kills have been told.
-    Events { events: PathBuf, told: u64 },
+    Eventfd { _registered: File },
+    /// Version 2: inotify on `memory.events`.
+    Inotify,
 }
 
 impl OomWatch {
@@ -46,13 +54,8 @@ impl OomWatch {
         let register = dir.join("cgroup.event_control");
         let line = format!("{} {}", fd.as_raw_fd(), file.as_raw_fd());
         std::fs::write(&register, line).map_err(|e| at("write", &register, e))?;
-        Ok(Self {
-            fd,
-            source: Source::Counter {
-                control,
-                _registered: file,
-            },
-        })
+        let source = Source::Eventfd { _registered: file };
+        Ok(Self::new(fd, source, control))
     }
 
     pub(super) fn v2(dir: &Path) -> Result<Self> {
@@ -62,38 +65,59 @@ impl OomWatch {
         let changes = inotify::WatchFlags::MODIFY | inotify::WatchFlags::DELETE_SELF;
         inotify::add_watch(&fd, &events, changes)
             .map_err(|e| at("inotify_add_watch", &events, e))?;
-        let told = text::flat(&events).get("oom_kill");
-        Ok(Self {
-            fd,
-            source: Source::Events { events, told },
-        })
+        Ok(Self::new(fd, Source::Inotify, events))
     }
 
-    /// Takes what is there to read and says what it means. Never blocks.
-    pub fn check(&mut self) -> OomEvent {
-        let any = self.drain();
-        match &mut self.source {
-            // The event is given before the kill is counted, so the event itself counts.
-            Source::Counter { control, .. } if !control.exists() => OomEvent::Gone,
-            Source::Counter { .. } if any => OomEvent::Oom,
-            Source::Counter { .. } => OomEvent::Nothing,
-            Source::Events { events, told } => {
-                if !events.exists() {
-                    return OomEvent::Gone;
-                }
-                let kills = text::flat(events).get("oom_kill");
-                let new = kills > *told;
-                *told = kills;
-                if new {
-                    OomEvent::Oom
-                } else {
-                    OomEvent::Nothing
-                }
-            }
+    fn new(fd: OwnedFd, source: Source, counter: PathBuf) -> Self {
+        let told = AtomicU64::new(kills(&counter).unwrap_or(0));
+        Self {
+            fd,
+            source,
+            counter,
+            told,
         }
     }
 
-    fn drain(&self) -> bool {
+    /// Takes what is there to read and says what it means. With `count` the counter is looked at
+    /// even when there is nothing to read: version 2 tells of changes with a delay. Never blocks.
+    pub fn check(&self, count: bool) -> OomEvent {
+        let events = match self.source {
+            Source::Eventfd { .. } => self.read_sum(),
+            Source::Inotify => u64::from(self.read_any()),
+        };
+        if events == 0 && !count {
+            return OomEvent::Nothing;
+        }
+        let by_event = matches!(self.source, Source::Eventfd { .. });
+        let Some(kills) = kills(&self.counter) else {
+            // The group's end is one event of its own.
+            return if by_event && events > 1 {
+                OomEvent::Oom
+            } else {
+                OomEvent::Gone
+            };
+        };
+        let told = self.told.load(Ordering::Relaxed);
+        // Version 1 gives the event before it counts the kill.
+        let early = by_event && events > 0 && kills <= told;
+        if kills <= told && !early {
+            return OomEvent::Nothing;
+        }
+        let now = if early { told + 1 } else { kills };
+        self.told.store(now, Ordering::Relaxed);
+        OomEvent::Oom
+    }
+
+    /// The sum of the events of an eventfd.
+    fn read_sum(&self) -> u64 {
+        let mut buffer = [0; 8];
+        match rustix::io::read(&self.fd, &mut buffer) {
+            Ok(8) => u64::from_ne_bytes(buffer),
+            _ => 0,
+        }
+    }
+
+    fn read_any(&self) -> bool {
         let mut buffer = [0_u8; 512];
         let mut any = false;
         while rustix::io::read(&self.fd, &mut buffer).is_ok_and(|read| read > 0) {
@@ -101,6 +125,12 @@ impl OomWatch {
         }
         any
     }
+}
+
+/// The counter's value, `None` when the group is gone.
+fn kills(counter: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(counter).ok()?;
+    Some(Flat::parse(&text).get("oom_kill"))
 }
 
 impl AsFd for OomWatch {

@@ -248,15 +248,53 @@ fn pids_come_from_a_group_of_ones_own_only() {
 fn a_version_2_watch_tells_kills_and_the_end() {
     let dir = tree(&[("memory.events", "oom_kill 1\n")]);
     let group = Cgroup::V2(dir.path().to_owned());
-    let mut watch = group.watch_oom().unwrap();
-    assert_eq!(watch.check(), OomEvent::Nothing);
-    std::fs::write(dir.path().join("memory.events"), "max 3\noom_kill 1\n").unwrap();
-    assert_eq!(watch.check(), OomEvent::Nothing);
-    std::fs::write(dir.path().join("memory.events"), "oom_kill 2\n").unwrap();
-    assert_eq!(watch.check(), OomEvent::Oom);
-    assert_eq!(watch.check(), OomEvent::Nothing);
-    std::fs::remove_file(dir.path().join("memory.events")).unwrap();
-    assert_eq!(watch.check(), OomEvent::Gone);
+    let events = dir.path().join("memory.events");
+    let watch = group.watch_oom().unwrap();
+    assert_eq!(watch.check(true), OomEvent::Nothing);
+    std::fs::write(&events, "max 3\noom_kill 1\n").unwrap();
+    assert_eq!(watch.check(false), OomEvent::Nothing);
+    std::fs::write(&events, "oom_kill 2\n").unwrap();
+    assert_eq!(watch.check(false), OomEvent::Oom);
+    assert_eq!(watch.check(true), OomEvent::Nothing);
+    std::fs::remove_file(&events).unwrap();
+    assert_eq!(watch.check(true), OomEvent::Gone);
+}
+
+#[test]
+fn a_version_1_watch_tells_a_kill_once_whether_event_or_count_comes_first() {
+    let oom = |kills: u64| format!("oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n");
+    let dir = tree(&[
+        ("memory.oom_control", &oom(0)),
+        ("cgroup.event_control", ""),
+    ]);
+    let control = dir.path().join("memory.oom_control");
+    let controllers = [("memory".to_owned(), dir.path().to_owned())];
+    let watch = Cgroup::V1(controllers.into()).watch_oom().unwrap();
+    let signal = |times: u64| {
+        let fd = std::os::fd::AsFd::as_fd(&watch);
+        rustix::io::write(fd, &times.to_ne_bytes()).unwrap();
+    };
+    // The event first, then the count.
+    signal(1);
+    assert_eq!(watch.check(false), OomEvent::Oom);
+    std::fs::write(&control, oom(1)).unwrap();
+    assert_eq!(watch.check(true), OomEvent::Nothing);
+    // Both, once without and once with an event in between.
+    std::fs::write(&control, oom(2)).unwrap();
+    signal(1);
+    assert_eq!(watch.check(true), OomEvent::Oom);
+    assert_eq!(watch.check(true), OomEvent::Nothing);
+    // Two at once are told together.
+    std::fs::write(&control, oom(4)).unwrap();
+    signal(2);
+    assert_eq!(watch.check(false), OomEvent::Oom);
+    assert_eq!(watch.check(true), OomEvent::Nothing);
+    // The group goes, once with a kill just before.
+    std::fs::remove_file(&control).unwrap();
+    signal(2);
+    assert_eq!(watch.check(false), OomEvent::Oom);
+    signal(1);
+    assert_eq!(watch.check(false), OomEvent::Gone);
 }
 
 #[test]

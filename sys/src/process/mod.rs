@@ -13,6 +13,7 @@
 
 mod exec;
 mod output;
+mod tree;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -25,6 +26,7 @@ use crate::error::{at, last, op};
 use crate::pidfd;
 
 pub use output::Output;
+pub use tree::{children, command_line, kill_tree};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +165,17 @@ impl Spawn {
         self
     }
 
+    /// The command line that the process will have, as [`command_line`] shows it.
+    #[must_use]
+    pub fn command_line(&self) -> Vec<u8> {
+        let mut line = Vec::new();
+        for part in std::iter::once(&self.program).chain(&self.args) {
+            line.extend_from_slice(part.as_bytes());
+            line.push(0);
+        }
+        line
+    }
+
     /// Starts the process.
     ///
     /// # Errors
@@ -269,14 +282,22 @@ fn is_executable(file: &Path) -> bool {
 pub fn is_exiting(pid: u32) -> bool {
     /// `PF_EXITING` of the kernel's task flags, field 9 of the file (proc_pid_stat(5)).
     const EXITING: u64 = 0x4;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return true;
-    };
+    stat_field(pid, 9).is_none_or(|flags| flags & EXITING != 0)
+}
+
+/// When a process was started, in the kernel's ticks since boot: with the pid it names one process
+/// for ever. `None` when there is no such process.
+#[must_use]
+pub fn start_time(pid: u32) -> Option<u64> {
+    stat_field(pid, 22)
+}
+
+/// A number in `/proc/<pid>/stat`, counted as in proc_pid_stat(5), from 4 on.
+fn stat_field(pid: u32, number: usize) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, field 2, may hold anything; what follows its last parenthesis is field 3.
-    let flags = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
-    flags.is_none_or(|flags| flags & EXITING != 0)
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 /// The user that this process acts as.
@@ -391,6 +412,22 @@ pub fn fork() -> Result<Fork> {
 /// The errno of `setpgid`.
 pub fn new_group() -> Result<()> {
     rustix::process::setpgid(None, None).map_err(|e| op("setpgid", e))
+}
+
+/// Gives the caller's process group a core of its own: what is not of the group (or born of it) never
+/// runs on the other threads of that core at the same time.
+///
+/// # Errors
+/// The errno of `prctl`: `EINVAL` without core scheduling in the kernel, `ENODEV` without such cores.
+pub fn share_no_core() -> Result<()> {
+    /// `PIDTYPE_PGID` of the kernel (prctl(2), `PR_SCHED_CORE`).
+    const GROUP: libc::c_ulong = 2;
+    // SAFETY: the one pointer that this command can take is null; it is not used for making a cookie.
+    let made = unsafe { libc::prctl(libc::PR_SCHED_CORE, libc::PR_SCHED_CORE_CREATE, 0, GROUP, 0) };
+    if made != 0 {
+        return Err(last("prctl"));
+    }
+    Ok(())
 }
 
 /// Puts `fd` under the number `target` in this process, as shells redirect.

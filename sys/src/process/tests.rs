@@ -155,3 +155,52 @@ fn a_process_on_its_way_out_is_known_before_it_can_be_waited_for() {
     child.wait().unwrap();
     assert!(!is_exiting(std::process::id()));
 }
+
+#[test]
+fn a_tree_is_killed_with_those_that_left_its_group() {
+    let (read, write) = pipe::new().unwrap();
+    // Everybody in the tree holds the pipe: its end is theirs.
+    let child = shell("sleep 60 & setsid sh -c 'sleep 60 & echo up; wait' & wait")
+        .stdout(write)
+        .new_group()
+        .spawn()
+        .unwrap();
+    let mut pipe = File::from(read);
+    let mut line = [0; 3];
+    pipe.read_exact(&mut line).unwrap();
+    assert_eq!(children(child.pid()).unwrap().len(), 2);
+    kill_tree(child.pid()).unwrap();
+    assert_eq!(child.wait().unwrap(), Status::Signaled(9));
+    let mut rest = String::new();
+    pipe.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+}
+
+#[test]
+fn a_command_line_has_a_nul_behind_every_argument() {
+    let spawn = Spawn::new("sleep").arg("60");
+    let expected = spawn.command_line();
+    let child = spawn.spawn().unwrap();
+    assert_eq!(expected, b"sleep\x0060\0");
+    // The kernel shows it a moment after the new program has begun.
+    let until = std::time::Instant::now() + SOON;
+    while command_line(child.pid()).is_empty() && std::time::Instant::now() < until {
+        std::thread::yield_now();
+    }
+    assert_eq!(command_line(child.pid()), expected);
+    child.kill(libc::SIGKILL).unwrap();
+    child.wait().unwrap();
+    assert_eq!(command_line(child.pid()), b"");
+}
+
+#[test]
+fn a_start_time_tells_processes_of_one_pid_apart() {
+    let mine = start_time(std::process::id()).unwrap();
+    assert!(mine > 0);
+    assert_eq!(start_time(std::process::id()), Some(mine));
+    let child = Spawn::new("sleep").arg("60").spawn().unwrap();
+    assert!(start_time(child.pid()).unwrap() >= mine);
+    child.kill(libc::SIGKILL).unwrap();
+    child.wait().unwrap();
+    assert_eq!(start_time(child.pid()), None);
+}

@@ -1,0 +1,102 @@
+//! A container's memory running out: told each time it does, and before the end of what it killed.
+//!
+//! Invariant: no event after the init's exit has been published. The kernel's event and the group's
+//! counter are two views of one watch, so a kill is told once whoever sees it first.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use protos::events::TaskOOM;
+use sys::cgroup::{OomEvent, OomWatch};
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
+use types::Exit;
+
+use super::Container;
+use crate::log;
+use crate::process::Process;
+use crate::service::Shim;
+use crate::watch::watch;
+
+/// What the killer of the kernel uses.
+const KILLED: u32 = 128 + libc::SIGKILL.unsigned_abs();
+
+/// The watch of a container. Without one only the init's end tells.
+#[derive(Debug, Default)]
+pub(super) struct Oom {
+    watch: OnceLock<Arc<AsyncFd<OomWatch>>>,
+    follower: Mutex<Option<AbortHandle>>,
+}
+
+impl Container {
+    /// Begins to tell.
+    pub(super) fn watch_oom(self: &Arc<Self>, shim: &Arc<Shim>) {
+        let Some(group) = self.cgroup.get() else {
+            return;
+        };
+        let watch = match group.watch_oom().and_then(watch) {
+            Ok(watch) => Arc::clone(self.oom.watch.get_or_init(|| Arc::new(watch))),
+            Err(error) => {
+                log::warn(format_args!("no OOM events of {}: {error}", self.id));
+                return;
+            }
+        };
+        let (container, shim) = (Arc::clone(self), Arc::clone(shim));
+        let task = tokio::spawn(async move { container.follow_oom(&shim, &watch).await });
+        *self.follower() = Some(task.abort_handle());
+    }
+
+    fn follower(&self) -> MutexGuard<'_, Option<AbortHandle>> {
+        let lock = self.oom.follower.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn follow_oom(&self, shim: &Shim, watch: &AsyncFd<OomWatch>) {
+        loop {
+            let Ok(mut ready) = watch.readable().await else {
+                return;
+            };
+            match watch.get_ref().check(true) {
+                OomEvent::Oom => self.publish_oom(shim),
+                OomEvent::Nothing => {}
+                OomEvent::Gone => return,
+            }
+            ready.clear_ready();
+        }
+    }
+
+    /// Tells what is not told yet. To be called before the event of an exit.
+    pub(super) fn settle_oom(&self, shim: &Shim, process: &Process, exit: Exit) {
+        // Others can have ended because of a victim.
+        let count = process.is_init() || exit.status == KILLED;
+        let due = match self.oom.watch.get() {
+            Some(watch) => watch.get_ref().check(count) == OomEvent::Oom,
+            None => process.is_init() && self.ran_out_of_memory(),
+        };
+        if due {
+            self.publish_oom(shim);
+        }
+        if process.is_init() {
+            self.stop_watching_oom();
+        }
+    }
+
+    /// Whether the kernel has ended any of its processes for want of memory.
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        let group = self.cgroup.get();
+        group.is_some_and(|group| group.oom_kills() > 0)
+    }
+
+    fn publish_oom(&self, shim: &Shim) {
+        let event = TaskOOM {
+            container_id: self.id.clone(),
+            ..TaskOOM::default()
+        };
+        shim.publisher.publish("/tasks/oom", &event);
+    }
+
+    pub(super) fn stop_watching_oom(&self) {
+        if let Some(task) = self.follower().take() {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Bugs in the middle of a request: they end it, and nothing stays stuck.
+
+use super::*;
+use crate::caught::fault;
+use crate::options::Options;
+use crate::process::Attached;
+use crate::runc::Limits;
+use crate::stdio::{Paths, Streams};
+use protos::shim::task::{CreateTaskRequest, ExecProcessRequest};
+use std::path::Path;
+use std::time::SystemTime;
+
+/// A pid that nobody has.
+const PID: u32 = i32::MAX.unsigned_abs();
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(work)
+}
+
+fn shim() -> Arc<Shim> {
+    Arc::new(Shim::new("ns".parse().unwrap()))
+}
+
+/// There is no such runtime: no test here starts a process.
+fn options() -> Options {
+    Options {
+        binary_name: "/no/such/runtime".into(),
+        ..Options::default()
+    }
+}
+
+/// A running container, as far as the shim knows.
+fn running(shim: &Shim, bundle: &Path) -> Arc<Container> {
+    let limits = Limits::default();
+    let runtime = Runtime::new(
+        Arc::clone(&shim.reap),
+        bundle,
+        "ns",
+        "c1",
+        options(),
+        limits,
+    );
+    let init = Process::new("", Paths::default(), Vec::new());
+    init.has_started(PID, Attached::Streams(Streams::default()));
+    init.step(Input::Start).unwrap();
+    init.announced();
+    Arc::new(Container {
+        id: "c1".into(),
+        bundle: bundle.to_owned(),
+        runtime,
+        own_pids: true,
+        mounted: false,
+        init: Arc::new(init),
+        execs: Mutex::default(),
+        cgroup: OnceLock::new(),
+        image: None,
+        oom: Oom::default(),
+    })
+}
+
+fn exit(status: u32) -> Exit {
+    Exit {
+        pid: PID,
+        status,
+        at: SystemTime::UNIX_EPOCH,
+    }
+}
+
+#[test]
+fn a_panic_while_a_container_is_made_frees_its_id() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+        let shim = shim();
+        let wire = protos::runc::Options {
+            binary_name: options().binary_name,
+            ..Default::default()
+        };
+        let request = CreateTaskRequest {
+            id: "c1".into(),
+            options: Some(protos::any::pack(&wire).unwrap().to_wire()).into(),
+            bundle: dir.path().display().to_string(),
+            ..CreateTaskRequest::default()
+        };
+        fault::arm("make");
+        let error = shim.create(request.clone()).await.unwrap_err();
+        assert!(error.is(Code::Internal), "{error}");
+        // Not taken: it comes as far as the runtime, which is asked for nothing here.
+        fault::arm("make");
+        let again = shim.create(request).await.unwrap_err();
+        assert!(again.is(Code::Internal), "{again}");
+        assert!(!dir.path().join("options.json").exists());
+    });
+}
+
+#[test]
+fn a_panic_while_an_exec_is_started_leaves_it_unstarted() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = running(&shim, dir.path());
+        let spec = protos::well_known::Any {
+            value: b"{}".to_vec(),
+            ..Default::default()
+        };
+        let request = ExecProcessRequest {
+            exec_id: "e1".into(),
+            spec: Some(spec).into(),
+            ..ExecProcessRequest::default()
+        };
+        container.add_exec(&shim, &request).unwrap();
+        fault::arm("make exec");
+        let error = container.start_exec(&shim, "e1").await.unwrap_err();
+        assert!(error.is(Code::Internal), "{error}");
+        let exec = container.process("e1").unwrap();
+        assert!(!exec.view().active);
+        drop(exec.gate.try_lock().unwrap());
+        // It keeps nobody's end back.
+        container.ended(&shim, &container.init, exit(3));
+        assert_eq!(container.init.wait().await.unwrap(), exit(3));
+    });
+}
+
+#[test]
+fn a_panic_at_an_end_does_not_hide_it() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = running(&shim, dir.path());
+        // For ever: the children of this process are other tests'.
+        Box::leak(Box::new(shim.reap.hold()));
+        let (tell, ending) = tokio::sync::oneshot::channel();
+        let init = Arc::clone(&container.init);
+        fault::arm("ended");
+        container.watch(&shim, &init, PID, ending);
+        let ended = crate::reap::Ended {
+            status: sys::process::Status::Exited(7),
+            at: SystemTime::UNIX_EPOCH,
+        };
+        tell.send(ended).unwrap();
+        assert_eq!(init.wait().await.unwrap(), exit(7));
+    });
+}
