@@ -63,6 +63,7 @@ fn the_shim_is_after_a_storm_what_it_was_before() {
         report += &format!("{done} after {:.1?}: {usage:?}\n", begin.elapsed());
         after_gusts.push(usage);
     }
+    println!("{report}");
     let (first, last) = (after_gusts[0], after_gusts[after_gusts.len() - 1]);
     assert_eq!(last.threads, 1, "{report}");
     assert!(last.anonymous <= first.anonymous + KEPT, "{report}");
