@@ -204,6 +204,55 @@ fn only_files(directory: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn checkpoints(place: &Path, temporary: &Path) -> Checkpoints {
+        let walking = diff::Walking::new(temporary.join("mounts"));
+        let differs = Arc::new(Differs::only(Arc::new(walking)));
+        Checkpoints::open(place.to_owned(), differs).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_packed_is_unpacked_unless_it_is_more_than_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn ContentStore> =
+            Arc::new(content::Local::open(dir.path().join("content")).unwrap());
+        let checkpoints = checkpoints(&dir.path().join("checkpoints"), dir.path());
+        let dump = checkpoints.private().unwrap();
+        std::fs::write(dump.path().join("inventory.img"), "image").unwrap();
+        let packed = checkpoints.pack(&store, &dump).await.unwrap();
+        assert_eq!(packed.media_type, media_type::CHECKPOINT);
+        let unpacked = checkpoints.unpack(&store, &packed).await.unwrap();
+        let text = std::fs::read_to_string(unpacked.path().join("inventory.img")).unwrap();
+        assert_eq!(text, "image");
+
+        let spec = checkpoints.put_config(&store, &dump, b"spec".to_vec());
+        let spec = spec.await.unwrap();
+        assert_eq!(
+            (spec.size, &*spec.media_type),
+            (4, media_type::CHECKPOINT_CONFIG)
+        );
+        let again = checkpoints.put_config(&store, &dump, b"spec".to_vec());
+        assert_eq!(again.await.unwrap(), spec);
+
+        std::os::unix::fs::symlink("/etc/shadow", dump.path().join("pages-1.img")).unwrap();
+        let hostile = checkpoints.pack(&store, &dump).await.unwrap();
+        let layer = Descriptor {
+            media_type: media_type::OCI_LAYER.into(),
+            ..packed.clone()
+        };
+        let absent = Descriptor {
+            digest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            ..packed
+        };
+        for (bad, code) in [
+            (hostile, types::Code::InvalidArgument),
+            (layer, types::Code::InvalidArgument),
+            (absent, types::Code::NotFound),
+        ] {
+            let error = checkpoints.unpack(&store, &bad).await.unwrap_err();
+            assert_eq!(error.code(), code, "{error}");
+        }
+    }
+
     #[test]
     fn an_image_is_files_in_directories() {
         let dir = tempfile::tempdir().unwrap();
@@ -222,8 +271,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().join("checkpoints");
         std::fs::create_dir_all(place.join("old/x")).unwrap();
-        let differs = Arc::new(Differs::none());
-        let checkpoints = Checkpoints::open(place.clone(), differs).unwrap();
+        let checkpoints = checkpoints(&place, dir.path());
         let count = || std::fs::read_dir(&place).unwrap().count();
         assert_eq!(count(), 0);
         let (first, second) = (

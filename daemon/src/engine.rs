@@ -176,11 +176,11 @@ impl Differs {
         }
     }
 
-    /// No differ at all.
+    /// One differ and no configuration.
     #[cfg(test)]
-    pub(crate) fn none() -> Self {
+    pub(crate) fn only(differ: Arc<dyn Differ>) -> Self {
         Self {
-            ordered: Vec::new(),
+            ordered: vec![differ],
             sync: false,
         }
     }
