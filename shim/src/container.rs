@@ -393,7 +393,8 @@ impl Container {
                 log::debug(format_args!("rootfs {} let go", kept.as_raw_fd()));
             }));
         }
-        sys::mount::unmount_recursive(&rootfs).ctx("failed rootfs umount")
+        // What was mounted below went along; there may be another one below this one.
+        sys::mount::detach_all(&rootfs).ctx("failed rootfs umount")
     }
 }
 

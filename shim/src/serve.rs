@@ -29,8 +29,6 @@ const LAST_EVENTS: Duration = Duration::from_secs(5);
 const LAST_CALLS: Duration = Duration::from_secs(5);
 /// Before the publisher starts again after a bug in it.
 const PUBLISHER_PAUSE: Duration = Duration::from_secs(1);
-/// Enough turns of the executor for an answer to be written.
-const TURNS: usize = 64;
 
 /// What a server needs to know.
 #[derive(Clone, Debug)]
@@ -76,9 +74,6 @@ async fn run(listener: UnixListener, signals: SignalFd, setup: Setup) -> Result<
     // New callers must not find a socket that is about to close.
     if let Some(socket) = setup.socket {
         drop(std::fs::remove_file(socket));
-    }
-    for _ in 0..TURNS {
-        tokio::task::yield_now().await;
     }
     // Requests that came before may be in the middle of making something.
     let last = async {

@@ -38,7 +38,7 @@ pub(crate) struct Shim {
     pub(crate) limits: Limits,
     containers: Mutex<Containers>,
     /// The shim shall end.
-    pub(crate) stop: Notify,
+    pub(crate) stop: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -67,7 +67,7 @@ impl Shim {
             reap: Arc::new(Reap::default()),
             limits: Limits::from_environment(),
             containers: Mutex::new(Containers::default()),
-            stop: Notify::new(),
+            stop: Arc::default(),
         }
     }
 
@@ -250,14 +250,16 @@ impl Shim {
         }
     }
 
-    fn shutdown(&self, now: bool) {
+    /// Ends the shim when its answer has left, unless it is of use.
+    fn shutdown(&self, now: bool) -> Result<Reply> {
         let containers = self.containers();
         let busy = !containers.made.is_empty() || !containers.in_the_making.is_empty();
-        if busy && !now {
-            return;
-        }
-        log::debug(format_args!("shutdown"));
-        self.stop.notify_one();
+        let ends = now || !busy;
+        log::debug(format_args!("shutdown: {ends}"));
+        Ok(Reply {
+            sent: ends.then(|| Arc::clone(&self.stop)),
+            ..message(&Empty::new())?
+        })
     }
 }
 
@@ -291,8 +293,8 @@ pub(crate) async fn dispatch(shim: Arc<Shim>, request: Request) -> Result<Reply>
         "ResizePty" => done(shim.resize(&decode(body)?)),
         "CloseIO" => done(shim.close_io(&decode(body)?)),
         "Shutdown" => {
-            shim.shutdown(decode::<api::ShutdownRequest>(body)?.now);
-            done(Ok(()))
+            let request: api::ShutdownRequest = decode(body)?;
+            shim.shutdown(request.now)
         }
         "Create" => {
             let request = decode(body)?;
@@ -371,7 +373,7 @@ pub(crate) fn decode<M: Message>(body: &[u8]) -> Result<M> {
 pub(crate) fn message(message: &impl Message) -> Result<Reply> {
     Ok(Reply {
         payload: message.write_to_bytes().map_err(Error::internal)?,
-        fds: Vec::new(),
+        ..Reply::default()
     })
 }
 

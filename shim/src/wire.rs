@@ -19,7 +19,7 @@ use protos::Message as _;
 use protos::frame::{self, HEADER, Header, Kind, LONGEST, Request, Response};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use types::{Error, Result};
@@ -41,6 +41,8 @@ const STALL: Duration = Duration::from_secs(30);
 pub(crate) struct Reply {
     pub(crate) payload: Vec<u8>,
     pub(crate) fds: Vec<OwnedFd>,
+    /// Told when the answer has left.
+    pub(crate) sent: Option<Arc<Notify>>,
 }
 
 /// Serves one connection to its end. Every call is given to `handle`.
@@ -113,15 +115,15 @@ struct Peer {
 impl Peer {
     /// Sends an answer. A peer that is gone will never know.
     async fn answer(&self, stream: u32, result: Result<Reply>) {
-        let (response, fds) = match result {
+        let (response, fds, told) = match result {
             Ok(reply) => {
                 let response = Response {
                     payload: reply.payload,
                     ..Response::default()
                 };
-                (response, reply.fds)
+                (response, reply.fds, reply.sent)
             }
-            Err(error) => (frame::failure(&error), Vec::new()),
+            Err(error) => (frame::failure(&error), Vec::new(), None),
         };
         let encoded = frame::encode(stream, Kind::Response, &response)
             .or_else(|error| frame::encode(stream, Kind::Response, &frame::failure(&error)));
@@ -132,6 +134,9 @@ impl Peer {
                 }
             }
             Err(error) => log::error(format_args!("answer not encoded: {error}")),
+        }
+        if let Some(told) = told {
+            told.notify_one();
         }
     }
 

@@ -18,7 +18,7 @@ async fn handle(request: Request) -> Result<Reply> {
     match request.method.as_str() {
         "echo" => Ok(Reply {
             payload: request.payload,
-            fds: Vec::new(),
+            ..Reply::default()
         }),
         "pipe" => {
             let (read, write) = sys::pipe::new()?;
@@ -27,11 +27,12 @@ async fn handle(request: Request) -> Result<Reply> {
             Ok(Reply {
                 payload: Vec::new(),
                 fds: vec![read],
+                sent: None,
             })
         }
         "long" => Ok(Reply {
             payload: vec![0; LONGEST],
-            fds: Vec::new(),
+            ..Reply::default()
         }),
         "never" => std::future::pending().await,
         "panic" => panic!("as asked"),

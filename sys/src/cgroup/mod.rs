@@ -21,6 +21,9 @@ use crate::mount::info;
 pub use oom::{OomEvent, OomWatch};
 pub use text::Flat;
 
+/// Where hosts mount hierarchies.
+const ROOT: &str = "/sys/fs/cgroup";
+
 /// The control group of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cgroup {
@@ -50,8 +53,42 @@ impl Cgroup {
             std::io::ErrorKind::NotFound => Error::not_found(format_args!("process {pid}")),
             _ => at("read", &file, e),
         })?;
-        Self::locate(&text, &info::load()?)
+        // The table of mounts is long on a host with many containers.
+        Self::usual(&text)
+            .filter(|group| group.holds(pid))
+            .or_else(|| Self::locate(&text, &info::load().ok()?))
             .ok_or_else(|| Error::not_found(format_args!("control group of process {pid}")))
+    }
+
+    /// Where the group is when hierarchies are mounted as hosts do: a guess.
+    fn usual(text: &str) -> Option<Self> {
+        let root = Path::new(ROOT);
+        let mut mounts = Vec::new();
+        if is_unified() {
+            mounts.push(MountInfo::of_group("cgroup2", root.to_owned(), ""));
+        } else {
+            let names = text.lines().filter_map(|line| line.split(':').nth(1));
+            for names in names.filter(|names| !names.is_empty()) {
+                let dir = root.join(names.trim_start_matches("name="));
+                mounts.push(MountInfo::of_group("cgroup", dir, names));
+            }
+        }
+        Self::locate(text, &mounts)
+    }
+
+    /// True when the kernel says so: the process is listed, and no directory is missing.
+    fn holds(&self, pid: u32) -> bool {
+        let has = |dir: &Path| {
+            let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+            text.lines().any(|line| line.parse() == Ok(pid))
+        };
+        match self {
+            Self::V1(dirs) => {
+                dirs.values().next().is_some_and(|dir| has(dir))
+                    && dirs.values().all(|dir| dir.exists())
+            }
+            Self::V2(dir) => has(dir),
+        }
     }
 
     /// The directories that the text of `/proc/<pid>/cgroup` means under these mounts.
@@ -244,7 +281,7 @@ impl Cgroup {
 #[must_use]
 pub fn is_unified() -> bool {
     const MAGIC: u64 = 0x6367_7270;
-    rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| u64::try_from(found.f_type) == Ok(MAGIC))
+    rustix::fs::statfs(ROOT).is_ok_and(|found| u64::try_from(found.f_type) == Ok(MAGIC))
 }
 
 /// Where the group `path` lies under a mount, which may show only a part of the hierarchy.

@@ -312,3 +312,14 @@ fn paths_out_of_the_hierarchy_are_refused() {
         assert!(refused.is(types::Code::InvalidArgument), "{path}");
     }
 }
+
+#[test]
+fn a_process_is_found_the_short_way_as_the_long_way() {
+    let me = std::process::id();
+    let text = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let long = Cgroup::locate(&text, &info::load().unwrap()).unwrap();
+    assert_eq!(Cgroup::of(me).unwrap(), long);
+    // A guess that the kernel does not confirm is none.
+    let wrong = text.replace(":/", ":/no-such-group/");
+    assert!(!Cgroup::usual(&wrong).is_some_and(|group| group.holds(me)));
+}

@@ -31,6 +31,23 @@ pub struct MountInfo {
     pub super_options: String,
 }
 
+impl MountInfo {
+    /// A mount of a hierarchy of control groups, as far as finding groups in it needs.
+    pub(crate) fn of_group(kind: &str, mount_point: PathBuf, super_options: &str) -> Self {
+        Self {
+            id: 0,
+            parent: 0,
+            root: PathBuf::from("/"),
+            mount_point,
+            options: String::new(),
+            optional: Vec::new(),
+            kind: kind.to_owned(),
+            source: kind.to_owned(),
+            super_options: super_options.to_owned(),
+        }
+    }
+}
+
 /// The mounts of this process.
 ///
 /// # Errors
