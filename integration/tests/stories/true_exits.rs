@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status};
 
 const AT_A_TIME: u32 = 8;
 /// The daemon lives at most so much longer than it took to be born, ms.
-const LONGEST_LIFE: u64 = 900;
+const LONGEST_LIFE: u64 = 1_500;
 /// How long one step may be repeated over the daemon's deaths.
 const PATIENCE: Duration = Duration::from_secs(20);
 
