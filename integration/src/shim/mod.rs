@@ -12,6 +12,7 @@
 mod bundle;
 mod events;
 mod raw;
+mod script;
 mod start;
 mod task;
 
@@ -30,6 +31,7 @@ use crate::{Oci, Program, bin_dir, need, until};
 pub use bundle::Bundle;
 pub use events::Event;
 pub use raw::{Frame, Raw};
+pub use script::Script;
 pub use start::{Answer, Contract};
 pub use task::{Io, Task, process};
 
@@ -48,6 +50,8 @@ pub struct Driver {
     shims: Mutex<Vec<Shim>>,
     /// Servers that were started directly: children of this process, to be reaped.
     children: Mutex<Vec<Child>>,
+    /// Of the shims, besides what daemons give them.
+    env: Vec<(String, String)>,
     finished: bool,
 }
 
@@ -107,10 +111,18 @@ impl Driver {
             server: Mutex::default(),
             shims: Mutex::default(),
             children: Mutex::default(),
+            env: Vec::new(),
             finished: false,
         };
         driver.listen();
         driver
+    }
+
+    /// Sets a variable for the shims that are started.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// The private directory.
@@ -215,7 +227,8 @@ impl Driver {
             Oci::Crun => Spawn::new("unshare").args(hide_unified()).arg(binary),
         };
         let path = std::env::var("PATH").unwrap_or_default();
-        spawn
+        let env = self.env.iter();
+        env.fold(spawn, |spawn, (name, value)| spawn.env(name, value))
             .args(["-namespace", &self.namespace, "-id", id, "-address"])
             .arg(self.path("c.sock"))
             .arg("-bundle")

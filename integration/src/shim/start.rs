@@ -99,10 +99,19 @@ impl Driver {
     /// When it does not start, or its answer is not the generation's.
     #[must_use]
     pub fn start(&self, id: &str, contract: Contract) -> Shim {
+        self.start_with(id, contract, &self.options())
+    }
+
+    /// As [`Driver::start`], with these options where the contract has any.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_with(&self, id: &str, contract: Contract, options: &Any) -> Shim {
         let address = if contract == Contract::Direct {
             self.launch(id)
         } else {
-            self.ask(id, contract).address
+            self.ask_with(id, contract, options).address
         };
         let task = self.try_connect(&address, id).expect("connect");
         let shim = Shim {
@@ -122,10 +131,14 @@ impl Driver {
     /// When it fails.
     #[must_use]
     pub fn ask(&self, id: &str, contract: Contract) -> Answer {
+        self.ask_with(id, contract, &self.options())
+    }
+
+    fn ask_with(&self, id: &str, contract: Contract, options: &Any) -> Answer {
         let input = if contract == Contract::Bootstrap {
-            self.params(id)
+            self.params(id, options)
         } else {
-            self.options().write_to_bytes().expect("encode the options")
+            options.write_to_bytes().expect("encode the options")
         };
         let mut spawn = self.command(id).arg("start");
         if contract == Contract::Versioned {
@@ -142,9 +155,9 @@ impl Driver {
     }
 
     /// Parameters as a daemon of version 2.3 sends them.
-    fn params(&self, id: &str) -> Vec<u8> {
+    fn params(&self, id: &str, options: &Any) -> Vec<u8> {
         let extension = Extension {
-            value: Some(self.options()).into(),
+            value: Some(options.clone()).into(),
             ..Default::default()
         };
         let params = BootstrapParams {

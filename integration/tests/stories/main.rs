@@ -25,6 +25,8 @@ mod parallel;
 mod records;
 mod restart;
 mod run;
+mod runtime_hangs;
 mod shim_alone;
+mod shim_options;
 mod stdio;
 mod true_exits;

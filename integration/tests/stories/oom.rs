@@ -40,6 +40,8 @@ fn every_init(driver: &Driver) {
                     let id = format!("c{n}");
                     let task = started(driver, &id, GREEDY);
                     assert_eq!(task.wait("").expect("wait"), 137, "{id}");
+                    let record = std::fs::read_to_string(task.bundle.join("exit"));
+                    assert!(record.expect("a record").contains("\"oom\":true"), "{id}");
                     assert_eq!(task.delete("").expect("delete").exit_status, 137);
                     let topics = driver.topics_of(&id);
                     // The kernel may tell of one killing more than once.

@@ -323,3 +323,22 @@ fn a_process_is_found_the_short_way_as_the_long_way() {
     let wrong = text.replace(":/", ":/no-such-group/");
     assert!(!Cgroup::usual(&wrong).is_some_and(|group| group.holds(me)));
 }
+
+#[test]
+fn a_new_cpuset_in_a_new_cpuset_has_what_the_oldest_has() {
+    let dir = tree(&[
+        ("cpuset.cpus", "0-1\n"),
+        ("cpuset.mems", "0\n"),
+        ("new/cpuset.cpus", "\n"),
+        ("new/cpuset.mems", "\n"),
+        ("new/own/cpuset.cpus", "\n"),
+        ("new/own/cpuset.mems", ""),
+    ]);
+    v1::inherit_cpuset(&dir.path().join("new/own"));
+    for (file, want) in [("cpuset.cpus", "0-1\n"), ("cpuset.mems", "0\n")] {
+        for place in ["new", "new/own"] {
+            let text = std::fs::read_to_string(dir.path().join(place).join(file)).unwrap();
+            assert_eq!(text, want, "{place}/{file}");
+        }
+    }
+}

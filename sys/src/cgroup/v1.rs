@@ -222,9 +222,13 @@ fn huge(dir: &Path) -> Vec<HugePages> {
         .collect()
 }
 
-/// A new cpuset accepts no process until it has processors and memory nodes: its parent's.
+/// A new cpuset accepts no process until it has processors and memory nodes: its parent's, which may
+/// be new as well.
 pub(super) fn inherit_cpuset(dir: &Path) {
     let Some(parent) = dir.parent() else { return };
+    if parent.join("cpuset.cpus").exists() {
+        inherit_cpuset(parent);
+    }
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let own = text::read(&dir.join(file));
         if own.trim().is_empty() {
