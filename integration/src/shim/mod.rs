@@ -30,7 +30,7 @@ use crate::{Oci, Program, bin_dir, need, until};
 pub use bundle::Bundle;
 pub use events::Event;
 pub use raw::{Frame, Raw};
-pub use start::{Answer, Contract};
+pub use start::{Answer, Contract, Form};
 pub use task::{Io, Task, process};
 
 /// How long anything may take.
