@@ -32,7 +32,7 @@ pub use bundle::Bundle;
 pub use events::Event;
 pub use raw::{Frame, Raw};
 pub use script::Script;
-pub use start::{Answer, Contract};
+pub use start::{Answer, Contract, Form};
 pub use task::{Io, Task, process};
 
 /// How long anything may take.

@@ -23,9 +23,22 @@ pub enum Contract {
     Direct,
 }
 
+/// How an answer was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A bare address.
+    Plain,
+    /// An object.
+    Json,
+    /// A bootstrap result.
+    Message,
+}
+
 /// What a daemon understood of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
+    /// How it was written.
+    pub form: Form,
     /// Version of the Task service; 2 for a bare address.
     pub version: i32,
     /// Where the shim serves.
@@ -45,6 +58,7 @@ impl Answer {
             && result.address.contains("://")
         {
             return Self {
+                form: Form::Message,
                 version: result.version,
                 address: result.address,
                 protocol: result.protocol,
@@ -55,6 +69,7 @@ impl Answer {
             let word = |key: &str| value[key].as_str().expect("a string").to_owned();
             let version = value["version"].as_i64().expect("a version");
             return Self {
+                form: Form::Json,
                 version: i32::try_from(version).expect("a small version"),
                 address: word("address"),
                 protocol: word("protocol"),
@@ -62,6 +77,7 @@ impl Answer {
         }
         assert!(text.starts_with("unix://"), "not an address: {text:?}");
         Self {
+            form: Form::Plain,
             version: 2,
             address: text,
             protocol: "ttrpc".to_owned(),

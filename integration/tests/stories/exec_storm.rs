@@ -10,10 +10,10 @@ use integration::{Oci, until};
 /// How many where `EXECS` says nothing: as many as fit into a story.
 const EXECS: u32 = 2_000;
 const AT_A_TIME: u32 = 8;
-/// The storm comes in gusts; after the first of them the shim has all that it keeps for good.
+/// The storm comes in gusts, to see between them what it costs.
 const GUSTS: u32 = 4;
-/// What an allocator may keep of the later ones, KiB.
-const KEPT: u64 = 192;
+/// What the shim may keep more than it had when it was new, KiB.
+const KEPT: u64 = 64;
 
 fn code(n: u32) -> u32 {
     n % 251
@@ -55,18 +55,19 @@ fn the_shim_is_after_a_storm_what_it_was_before() {
     let shim = task.shim();
     let fresh = shim.usage();
     let mut report = format!("fresh {fresh:?}\n");
-    let (begin, mut after_gusts) = (Instant::now(), Vec::new());
+    let begin = Instant::now();
     for n in 0..GUSTS {
         gust(&task, n * count / GUSTS..(n + 1) * count / GUSTS);
         let usage = settled(&shim, fresh.descriptors);
         let done = (n + 1) * count / GUSTS;
         report += &format!("{done} after {:.1?}: {usage:?}\n", begin.elapsed());
-        after_gusts.push(usage);
     }
     println!("{report}");
-    let (first, last) = (after_gusts[0], after_gusts[after_gusts.len() - 1]);
-    assert_eq!(last.threads, 1, "{report}");
-    assert!(last.anonymous <= first.anonymous + KEPT, "{report}");
+    until("it gives back what it does not need", || {
+        let usage = shim.usage();
+        usage.anonymous <= fresh.anonymous + KEPT && usage.threads == 1
+    });
+    println!("in the end {:?}", shim.usage());
     assert_eq!(task.pids().expect("pids").len(), 1);
     assert_eq!(task.end(), 137);
     driver.until_event("c", "/tasks/delete");

@@ -1,6 +1,6 @@
 //! The shim with a runtime and nothing else: no daemon but a driver.
 
-use integration::shim::{Bundle, Contract, Driver, Io};
+use integration::shim::{Bundle, Contract, Driver, Form, Io};
 use protos::Message as _;
 use protos::shim::task as api;
 use protos::task::Status;
@@ -11,15 +11,16 @@ use types::Code;
 fn every_generation_of_daemons_starts_it_and_both_versions_answer() {
     let driver = Driver::new("shim-start");
     let ways = [
-        ("plain", Contract::Plain, 2),
-        ("versioned", Contract::Versioned, 2),
-        ("bootstrap", Contract::Bootstrap, 3),
+        ("plain", Contract::Plain, Form::Plain, 2),
+        ("versioned", Contract::Versioned, Form::Json, 2),
+        ("bootstrap", Contract::Bootstrap, Form::Message, 3),
     ];
-    for (id, contract, version) in ways {
+    for (id, contract, form, version) in ways {
         driver.write(id, &Bundle::new("exit 3"));
         let shim = driver.start(id, contract);
         // The group's shim is there already: the same answer, and no second one.
         let again = driver.ask(id, contract);
+        assert_eq!(again.form, form, "{id}");
         assert_eq!(
             (
                 again.address.as_str(),
