@@ -28,5 +28,6 @@ mod run;
 mod runtime_hangs;
 mod shim_alone;
 mod shim_options;
+mod shim_restores;
 mod stdio;
 mod true_exits;
