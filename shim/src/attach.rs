@@ -13,7 +13,7 @@ use protos::shim::stdio as api;
 use protos::well_known::Empty;
 use types::{Error, Result};
 
-use crate::service::{Shim, decode, message};
+use crate::service::{Shim, decode, message, run};
 use crate::stdio::{Hub, Session, Tag};
 use crate::wire::Reply;
 
@@ -27,7 +27,10 @@ pub(crate) const SERVICE: &str = "containerd.runtime.stdio.v1.Stdio";
 pub(crate) async fn dispatch(shim: &Arc<Shim>, request: &Request) -> Result<Reply> {
     let body = request.payload.as_slice();
     match request.method.as_str() {
-        "Attach" => attach(shim, &decode(body)?).await,
+        "Attach" => {
+            let (shim, request) = (Arc::clone(shim), decode(body)?);
+            run(async move { attach(&shim, &request).await }).await
+        }
         "ReopenLogs" => {
             let request: api::ReopenLogsRequest = decode(body)?;
             let container = shim.container(&request.id)?;

@@ -186,6 +186,8 @@ impl Publisher {
                     sys::limits::trim_heap_of_thread();
                     sys::limits::trim_stack();
                 }
+                // The answer of the request that this event comes from goes first: somebody waits.
+                tokio::task::yield_now().await;
                 continue;
             };
             match self.send(&mut client, &address, &event.request).await {

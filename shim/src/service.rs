@@ -358,7 +358,7 @@ async fn wait(shim: &Shim, request: &api::WaitRequest) -> Result<Reply> {
 }
 
 /// Runs a change to its end whatever becomes of the caller.
-async fn run<T: Send + 'static>(
+pub(crate) async fn run<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     tokio::spawn(work)

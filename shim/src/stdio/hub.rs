@@ -28,6 +28,8 @@ use crate::watch::watch;
 
 /// Read at a time: what a pipe holds.
 const CHUNK: usize = 64 * 1024;
+/// How long a client may take to let go of the source.
+const LET_GO: Duration = Duration::from_secs(2);
 /// How long a client may keep the others waiting.
 const SLOW: Duration = Duration::from_secs(5);
 /// The same beside a log, which must not wait for people.
@@ -59,8 +61,6 @@ pub(crate) struct Hub {
     /// Takers came or went.
     changed: Notify,
     progress: channel::Sender<Progress>,
-    /// One client joins after the other.
-    joining: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -69,6 +69,8 @@ struct State {
     lines: Lines,
     /// The client that has the source.
     direct: Option<Arc<Session>>,
+    /// It was asked to share: tells when it has answered.
+    asked: Option<channel::Receiver<bool>>,
     readers: Vec<Arc<Reader>>,
     pumping: bool,
     /// The source has ended.
@@ -102,13 +104,13 @@ impl Hub {
                 base,
                 lines: Lines::default(),
                 direct: None,
+                asked: None,
                 readers: Vec::new(),
                 pumping: false,
                 ended: false,
             }),
             changed: Notify::new(),
             progress: channel::Sender::new(Progress::Resting),
-            joining: tokio::sync::Mutex::new(()),
         });
         hub.start();
         hub
@@ -138,13 +140,12 @@ impl Hub {
     /// `Unavailable` when another client has the source and does not let go, `ResourceExhausted` for
     /// too many clients, else the errno.
     pub(crate) async fn join(self: &Arc<Self>, session: &Arc<Session>) -> Result<OwnedFd> {
-        let _turn = self.joining.lock().await;
-        let first = {
+        let mut shared = {
             let mut state = self.state();
-            let alone = matches!(state.base, Base::Wait) && state.readers.is_empty();
             if state.direct.as_ref().is_some_and(|other| other.is_over()) {
                 state.direct = None;
             }
+            let alone = matches!(state.base, Base::Wait) && state.readers.is_empty();
             if alone && state.direct.is_none() {
                 let end = self.end_of_source()?;
                 state.direct = Some(Arc::clone(session));
@@ -154,19 +155,16 @@ impl Hub {
                 let text = format_args!("{READERS} clients are attached");
                 return Err(Error::resource_exhausted(text));
             }
-            state.direct.clone()
+            self.share(&mut state)?
         };
-        let (reader, theirs) = Reader::new(session)?;
-        if let Some(first) = first {
-            let (pipe, next) = Reader::new(&first)?;
-            match first.switch(self.tag, &next).await {
-                Ok(()) => self.state().readers.push(pipe),
-                // It went in this moment: its place is free.
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-            self.state().direct = None;
+        if let Some(shared) = &mut shared {
+            // Without a sender it is done, too.
+            let done = timeout(LET_GO, shared.wait_for(|done| *done)).await;
+            drop(done.map_err(|_| {
+                Error::unavailable("another client reads this stream and does not share it")
+            })?);
         }
+        let (reader, theirs) = Reader::new(session)?;
         {
             let mut state = self.state();
             if !state.ended {
@@ -176,6 +174,48 @@ impl Hub {
         self.start();
         self.changed.notify_one();
         Ok(theirs)
+    }
+
+    /// Asks the client that has the source to share it, unless it was asked before. The result tells
+    /// when the source is free; none when it is. Whatever becomes of who asked, a client that lets go
+    /// has its pipe.
+    fn share(self: &Arc<Self>, state: &mut State) -> Result<Option<channel::Receiver<bool>>> {
+        let Some(first) = state.direct.clone() else {
+            return Ok(None);
+        };
+        if let Some(asked) = &state.asked {
+            return Ok(Some(asked.clone()));
+        }
+        let (pipe, next) = Reader::new(&first)?;
+        if first.switch(self.tag, &next).is_err() {
+            // It went in this moment.
+            state.direct = None;
+            return Ok(None);
+        }
+        let (tell, told) = channel::channel(false);
+        state.asked = Some(told.clone());
+        let hub = Arc::clone(self);
+        drop(tokio::spawn(async move {
+            let stays = first.released(hub.tag).await;
+            {
+                let mut state = hub.state();
+                if stays && !state.ended {
+                    state.readers.push(pipe);
+                }
+                if state
+                    .direct
+                    .as_ref()
+                    .is_some_and(|s| Arc::ptr_eq(s, &first))
+                {
+                    state.direct = None;
+                }
+                state.asked = None;
+            }
+            hub.start();
+            hub.changed.notify_one();
+            tell.send_replace(true);
+        }));
+        Ok(Some(told))
     }
 
     /// A client's own end of the source.

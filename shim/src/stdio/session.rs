@@ -11,11 +11,9 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::time::timeout;
 use types::{Error, Result};
 
 use super::logfile::Tag;
@@ -27,8 +25,6 @@ const SWITCH: u8 = b'S';
 const RELEASED: u8 = b'R';
 /// Message: the stream ends here for this client.
 const CUT: u8 = b'C';
-/// How long a client may take to let go of a descriptor.
-const LET_GO: Duration = Duration::from_secs(2);
 
 /// A client's session.
 #[derive(Debug)]
@@ -87,26 +83,27 @@ impl Session {
         self.seen.borrow().gone
     }
 
-    /// Has the client read `next` instead of what it has, and waits until it does.
+    /// Has the client read `next` instead of what it has.
     ///
     /// # Errors
-    /// `NotFound` when it is gone, `Unavailable` when it does not let go.
-    pub(crate) async fn switch(&self, tag: Tag, next: &OwnedFd) -> Result<()> {
+    /// `NotFound` when it is gone.
+    pub(crate) fn switch(&self, tag: Tag, next: &OwnedFd) -> Result<()> {
         let stream = number(tag);
-        let mut seen = self.seen.subscribe();
         self.seen.send_modify(|seen| {
             seen.released.remove(&stream);
         });
         let sent = sys::socket::send(&self.line, &[SWITCH, stream], &[next.as_fd()]);
-        sent.map_err(|e| Error::os("switch", e).reclass(types::Code::NotFound))?;
-        let answered = seen.wait_for(|seen| seen.gone || seen.released.contains(&stream));
-        match timeout(LET_GO, answered).await {
-            Ok(Ok(seen)) if !seen.gone => Ok(()),
-            Ok(_) => Err(Error::not_found("client is gone")),
-            Err(_) => Err(Error::unavailable(
-                "another client reads this stream and does not share it",
-            )),
-        }
+        sent.map(drop)
+            .map_err(|e| Error::os("switch", e).reclass(types::Code::NotFound))
+    }
+
+    /// Waits until the client has let go of what it had. False when it is gone instead.
+    pub(crate) async fn released(&self, tag: Tag) -> bool {
+        let stream = number(tag);
+        let mut seen = self.seen.subscribe();
+        let told = seen.wait_for(|seen| seen.gone || seen.released.contains(&stream));
+        // The sender is ours.
+        told.await.is_ok_and(|seen| !seen.gone)
     }
 
     /// Tells the client that a stream is over for it.

@@ -127,6 +127,25 @@ fn a_client_that_does_not_share_keeps_its_place() {
         assert!(refused.is(types::Code::Unavailable), "{refused}");
         process.write_all(b"mine").unwrap();
         assert_eq!(first.read(4).await, b"mine");
+        // It answers after all: it goes on with what it was given, and others can come.
+        assert_eq!(first.obey().await, b'S');
+        let mut second = Client::join(&hub).await.unwrap();
+        process.write_all(b"ours").unwrap();
+        assert_eq!(first.read(4).await, b"ours");
+        assert_eq!(second.read(4).await, b"ours");
+    });
+}
+
+#[test]
+fn a_client_that_gives_up_asking_does_no_harm() {
+    runtime(false).block_on(async {
+        let (mut process, hub) = piped(Base::Wait);
+        let mut first = Client::join(&hub).await.unwrap();
+        let asking = timeout(Duration::from_millis(1), Client::join(&hub));
+        assert!(asking.await.is_err());
+        assert_eq!(first.obey().await, b'S');
+        process.write_all(b"all of it").unwrap();
+        assert_eq!(first.read(9).await, b"all of it");
     });
 }
 
