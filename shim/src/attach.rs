@@ -43,14 +43,15 @@ pub(crate) async fn dispatch(shim: &Arc<Shim>, request: &Request) -> Result<Repl
 
 async fn attach(shim: &Shim, request: &api::AttachRequest) -> Result<Reply> {
     let process = shim.container(&request.id)?.process(&request.exec_id)?;
-    let outlets = process.outlets()?;
     let (session, line) = Session::open()?;
+    let outlets = process.outlets(request.stdin)?;
+    process.attached(&session);
     let mut places = Places {
         session,
         hubs: Vec::new(),
     };
     let mut given = vec![(api::Stream::CONTROL, line)];
-    if let Some(stdin) = outlets.stdin.filter(|_| request.stdin) {
+    if let Some(stdin) = outlets.stdin {
         given.push((api::Stream::STDIN, stdin));
     }
     for hub in outlets.outputs {

@@ -16,13 +16,13 @@ use std::time::Duration;
 use sys::fifo::{End, Fifo};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, consume_budget};
 use tokio::time::timeout;
 use types::{Context as _, Error, Result};
 
 use crate::log;
 use crate::logger::Logger;
-use crate::stdio::{Base, Format, Hub, Logs, Owner, Paths, Tag, Target, let_go};
+use crate::stdio::{Base, Format, Hub, Logs, Owner, Paths, Tag, Target, let_go, unread};
 use crate::watch::watch;
 
 /// As much as a pipe holds.
@@ -97,6 +97,8 @@ pub(crate) struct Console {
     input: Option<JoinHandle<()>>,
     /// The client's fifo for input.
     keyboard: Option<Fifo>,
+    /// The client's fifo for output.
+    screen: Option<Fifo>,
     logger: Option<Logger>,
     closed: Arc<Notify>,
 }
@@ -115,6 +117,7 @@ enum Output {
 pub(crate) struct Prepared {
     sink: Sink,
     keyboard: Option<Fifo>,
+    screen: Option<Fifo>,
     logger: Option<Logger>,
 }
 
@@ -138,18 +141,17 @@ impl Prepared {
                 None
             }
         };
-        let mut logger = None;
+        let (mut logger, mut screen) = (None, None);
         let mut logs = Logs::default();
         let sink = match Target::parse(&paths.stdout)? {
             Target::Null => Sink::Base(Base::Discard),
             Target::Held => Sink::Base(Base::Wait),
             Target::File(path) => Sink::Base(logs.open(path, Format::Bare).ctx("stdout")?),
             Target::Cri(path) => Sink::Base(logs.open(path, Format::Cri).ctx("stdout")?),
-            Target::Fifo(path) => Sink::Fifo(
-                Fifo::find(path)
-                    .and_then(|f| f.open_nonblocking(End::Both))
-                    .ctx("stdout")?,
-            ),
+            Target::Fifo(path) => {
+                let fifo = screen.insert(Fifo::find(path).ctx("stdout")?);
+                Sink::Fifo(fifo.open_nonblocking(End::Both).ctx("stdout")?)
+            }
             Target::Logger(uri) => {
                 let (started, ends) =
                     Logger::start(owner.reap, uri, owner.namespace, owner.id).await?;
@@ -161,6 +163,7 @@ impl Prepared {
         Ok(Self {
             sink,
             keyboard,
+            screen,
             logger,
         })
     }
@@ -202,6 +205,7 @@ impl Console {
             output,
             input: input.transpose()?,
             keyboard: prepared.keyboard,
+            screen: prepared.screen,
             logger: prepared.logger,
             closed,
         })
@@ -238,18 +242,31 @@ impl Console {
         }
     }
 
-    /// A client's end of the input: the terminal itself, or the fifo that is pumped into it.
+    /// A client's end of the input: the terminal itself, or the fifo that is pumped into it. None
+    /// when there is no more input.
     ///
     /// # Errors
     /// The errno.
-    pub(crate) fn stdin(&self) -> Result<OwnedFd> {
+    pub(crate) fn stdin(&self) -> Result<Option<OwnedFd>> {
         match &self.keyboard {
-            Some(fifo) => fifo.open_nonblocking(End::Write),
+            Some(fifo) => fifo.open_nonblocking(End::Write).map(Some).or_else(unread),
             None => {
-                let master = self.master.get_ref();
-                master.try_clone().map_err(|e| Error::os("dup terminal", e))
+                let master = self.master.get_ref().try_clone();
+                master.map(Some).map_err(|e| Error::os("dup terminal", e))
             }
         }
+    }
+
+    /// The client's own fifo, for others to take the output from.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn fifo(&self) -> Result<Option<Arc<Hub>>> {
+        let hub = |fifo: &Fifo| {
+            let source = fifo.open_nonblocking(End::Read)?;
+            Ok(Hub::new(source, Tag::Stdout, false, Base::Wait))
+        };
+        self.screen.as_ref().map(hub).transpose()
     }
 
     /// Waits until all output is delivered, at most `limit`, then lets go of everything.
@@ -290,6 +307,10 @@ async fn pump(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) {
         let Ok(mut writable) = to.writable().await else {
             return;
         };
+        // Clients have had the terminal's open description, and what it does when it would wait.
+        for end in [from, to] {
+            sys::fs::set_nonblocking(end.get_ref(), true).ok();
+        }
         let moved = if copy {
             copy_some(from, to).await
         } else {
@@ -311,6 +332,8 @@ async fn pump(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) {
             // A terminal whose other side is closed by all gives EIO: the end.
             Err(_) => return,
         }
+        // A process that never stops must not keep the shim from everything else.
+        consume_budget().await;
     }
 }
 

@@ -5,7 +5,7 @@
 //! the runtime hold the process's gate; nothing holds the state's lock across a wait.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use protos::task::Status;
@@ -16,7 +16,7 @@ use crate::console::Console;
 use crate::lifecycle::{Denied, Input, Phase};
 use crate::log;
 use crate::logger::Logger;
-use crate::stdio::{Hub, Paths, Streams, Tag, Target};
+use crate::stdio::{Hub, Paths, Session, Streams};
 
 /// A process.
 #[derive(Debug)]
@@ -48,6 +48,15 @@ struct State {
     logger: Option<Logger>,
     /// The client's own fifos, once somebody attached to them.
     shared: Vec<Arc<Hub>>,
+    sessions: Vec<Weak<Session>>,
+}
+
+impl State {
+    /// The outputs that the shim has.
+    fn hubs(&self) -> impl Iterator<Item = &Arc<Hub>> {
+        let console = self.console.as_ref().and_then(Console::hub);
+        self.streams.hubs().iter().chain(console)
+    }
 }
 
 /// Where a process's stdio can be had.
@@ -123,6 +132,7 @@ impl Process {
                 console: None,
                 logger: None,
                 shared: Vec::new(),
+                sessions: Vec::new(),
             }),
             end: watch::Sender::new(End::Open),
         }
@@ -202,6 +212,8 @@ impl Process {
     pub(crate) fn ended(&self, exit: Exit) {
         let mut state = self.state();
         state.ended = Some(exit);
+        // An end that nobody reads any more would look like a reader of the client's fifo.
+        state.shared.retain(|hub| hub.is_taken());
         state.logger = state.streams.end();
         if let Some(console) = &mut state.console {
             console.end();
@@ -261,12 +273,18 @@ impl Process {
 
     /// Waits until output is delivered, at most `limit`, and lets go of the streams.
     pub(crate) async fn drain(&self, limit: Duration) {
-        let (console, hubs, logger) = {
+        let (console, hubs, logger, sessions) = {
             let mut state = self.state();
             let logger = state.logger.take().or_else(|| state.streams.end());
             state.shared.clear();
             let streams = std::mem::take(&mut state.streams);
-            (state.console.take(), streams.hubs().to_vec(), logger)
+            let sessions = std::mem::take(&mut state.sessions);
+            (
+                state.console.take(),
+                streams.hubs().to_vec(),
+                logger,
+                sessions,
+            )
         };
         for hub in hubs {
             hub.finish(limit).await;
@@ -274,45 +292,42 @@ impl Process {
         if let Some(console) = console {
             console.drain(limit).await;
         }
+        for session in sessions.iter().filter_map(Weak::upgrade) {
+            session.end();
+        }
         if let Some(logger) = logger {
             logger.stop(limit).await;
         }
     }
 
-    /// Its stdio, for a client that attaches.
+    /// Its stdio, for a client that attaches: standard input when that is `wanted`.
     ///
     /// # Errors
-    /// `NotFound` or `InvalidArgument` for a fifo that is not there any more, else the errno.
-    pub(crate) fn outlets(&self) -> Result<Outlets> {
+    /// The errno.
+    pub(crate) fn outlets(&self, wanted: bool) -> Result<Outlets> {
         let mut state = self.state();
-        let (stdin, mut outputs) = match &state.console {
-            Some(console) => (
-                Some(console.stdin()?),
-                console.hub().into_iter().map(Arc::clone).collect(),
-            ),
-            None => (state.streams.stdin()?, state.streams.hubs().to_vec()),
+        let state = &mut *state;
+        let stdin = match (&state.console, wanted) {
+            (_, false) => None,
+            (Some(console), true) => console.stdin()?,
+            (None, true) => state.streams.stdin()?,
         };
         if state.shared.is_empty() && state.active {
-            state.shared = self.shared_fifos()?;
+            state.shared = match &state.console {
+                Some(console) => console.fifo()?.into_iter().collect(),
+                None => state.streams.fifos()?,
+            };
         }
-        outputs.extend(state.shared.iter().map(Arc::clone));
+        let hubs = state.hubs().chain(&state.shared);
+        let outputs = hubs.map(Arc::clone).collect();
         Ok(Outlets { stdin, outputs })
     }
 
-    /// The fifos of the client that made the process: who attaches takes their output instead of it.
-    fn shared_fifos(&self) -> Result<Vec<Arc<Hub>>> {
-        let mut hubs = Vec::new();
-        for (path, tag) in [
-            (&self.paths.stdout, Tag::Stdout),
-            (&self.paths.stderr, Tag::Stderr),
-        ] {
-            if let Target::Fifo(path) = Target::parse(path)?
-                && !path.is_file()
-            {
-                hubs.push(Hub::of_fifo(path, tag)?);
-            }
-        }
-        Ok(hubs)
+    /// A client has attached: its session ends with the record of the process.
+    pub(crate) fn attached(&self, session: &Arc<Session>) {
+        let sessions = &mut self.state().sessions;
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.push(Arc::downgrade(session));
     }
 
     /// Opens its logs anew.
@@ -320,9 +335,8 @@ impl Process {
     /// # Errors
     /// `FailedPrecondition` when it has none, else the errno.
     pub(crate) fn reopen_logs(&self) -> Result<()> {
-        let outputs = self.outlets()?.outputs;
         let mut found = false;
-        for hub in outputs {
+        for hub in self.state().hubs() {
             found |= hub.reopen()?;
         }
         if found {

@@ -71,7 +71,7 @@ pub(crate) struct Owner<'a> {
 pub(crate) struct Streams {
     stdin: Input,
     /// One descriptor per output fifo, open for both.
-    holds: Vec<OwnedFd>,
+    holds: Vec<(Tag, OwnedFd)>,
     /// Outputs that are not the client's fifos: standard output first.
     hubs: Vec<Arc<Hub>>,
     logger: Option<Logger>,
@@ -191,7 +191,7 @@ impl Streams {
             }
             Target::Fifo(path) => {
                 let fifo = Fifo::find(path)?;
-                self.holds.push(fifo.open_nonblocking(End::Both)?);
+                self.holds.push((tag, fifo.open_nonblocking(End::Both)?));
                 let end = fifo.open(End::Write)?;
                 own(&end, owner.options)?;
                 return Ok(end);
@@ -225,7 +225,7 @@ impl Streams {
     /// The process has ended: readers see the end after the last byte. Returns the logger.
     pub(crate) fn end(&mut self) -> Option<Logger> {
         self.stdin = Input::None;
-        for hold in self.holds.drain(..) {
+        for (_, hold) in self.holds.drain(..) {
             let_go(hold, &self.closed);
         }
         for hub in &self.hubs {
@@ -239,16 +239,45 @@ impl Streams {
         &self.hubs
     }
 
-    /// A client's end of standard input.
+    /// The client's own fifos, for others to take the output from: one for each.
     ///
     /// # Errors
     /// The errno.
-    pub(crate) fn stdin(&self) -> Result<Option<OwnedFd>> {
-        match &self.stdin {
-            Input::None => Ok(None),
-            Input::Fifo(stdin) => stdin.fifo.open_nonblocking(End::Write).map(Some),
-            Input::Held(write) => sys::fifo::reopen(write, End::Write).map(Some),
-        }
+    pub(crate) fn fifos(&self) -> Result<Vec<Arc<Hub>>> {
+        let hub = |(tag, hold): &(Tag, OwnedFd)| {
+            let source = sys::fifo::reopen(hold, End::Read)?;
+            Ok(Hub::new(source, *tag, false, Base::Wait))
+        };
+        self.holds.iter().map(hub).collect()
+    }
+
+    /// A client's end of standard input; none when there is none or the process has closed its own.
+    /// From now on its end is what [`Streams::close_stdin`] says: not that some client goes.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn stdin(&mut self) -> Result<Option<OwnedFd>> {
+        let end = match &mut self.stdin {
+            Input::None => return Ok(None),
+            Input::Held(write) if !sys::pipe::has_reader(&*write) => return Ok(None),
+            Input::Fifo(stdin) => stdin.fifo.open_nonblocking(End::Write).and_then(|end| {
+                stdin.hold = Some(stdin.fifo.open_nonblocking(End::Write)?);
+                Ok(end)
+            }),
+            Input::Held(write) => sys::fifo::reopen(write, End::Write),
+        };
+        end.map(Some).or_else(unread)
+    }
+}
+
+/// No end for a stream that nobody reads.
+///
+/// # Errors
+/// Any other error than `ENXIO`.
+pub(crate) fn unread(error: Error) -> Result<Option<OwnedFd>> {
+    match error.errno() {
+        Some(libc::ENXIO) => Ok(None),
+        _ => Err(error),
     }
 }
 

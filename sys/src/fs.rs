@@ -183,6 +183,9 @@ pub fn set_nonblocking(fd: impl AsFd, on: bool) -> Result<()> {
     } else {
         flags - OFlags::NONBLOCK
     };
+    if wanted == flags {
+        return Ok(());
+    }
     rustix::fs::fcntl_setfl(&fd, wanted).map_err(|e| op("fcntl", e))
 }
 

@@ -3,41 +3,34 @@
 //! ```text
 //!            ┌─ nobody: it waits in the pipe
 //!  source ───┼─ one client: has the descriptor itself, no byte passes through the shim
-//!            └─ a log, or several clients: the shim reads and gives to all
+//!            └─ a log, or several clients: the shim reads and gives to all (pump.rs)
 //! ```
 //! Invariant: at any time there is one reader of the source: nobody, one client, or the pump. Every
-//! taker gets every byte from the moment it came; one that does not take its share is cut off before
-//! it holds up the others for longer than [`SLOW`].
+//! taker gets every byte from the moment it came, and what the last one did not take waits for the
+//! next, unless a log has it.
 
-use std::io::ErrorKind;
+mod pump;
+
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use sys::fifo::{End, Fifo};
+use sys::fifo::End;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch as channel};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, timeout_at};
 use types::{Error, Result};
 
-use super::logfile::{Lines, LogFile, RETRY, Tag};
+use super::logfile::{Lines, LogFile, Tag};
 use super::session::Session;
-use crate::log;
 use crate::watch::watch;
 
-/// Read at a time: what a pipe holds.
-const CHUNK: usize = 64 * 1024;
 /// How long a client may take to let go of the source.
 const LET_GO: Duration = Duration::from_secs(2);
-/// How long a client may keep the others waiting.
-const SLOW: Duration = Duration::from_secs(5);
-/// The same beside a log, which must not wait for people.
-const SLOW_BESIDE_LOG: Duration = Duration::from_millis(100);
 /// Clients at a time, each with a pipe.
 const READERS: usize = 64;
-/// Most that is read at once when a process has ended.
-const LAST: usize = 4 << 20;
+/// What a pipe holds.
+const PIPE: usize = 64 * 1024;
 
 /// What happens to the output when nobody is attached.
 #[derive(Debug)]
@@ -72,6 +65,10 @@ struct State {
     /// It was asked to share: tells when it has answered.
     asked: Option<channel::Receiver<bool>>,
     readers: Vec<Arc<Reader>>,
+    /// Read from the source, in no need of a log, and not yet given to readers.
+    left: Vec<u8>,
+    /// The reader that went when there was no other.
+    last: Weak<Reader>,
     pumping: bool,
     /// The source has ended.
     ended: bool,
@@ -93,6 +90,14 @@ enum Progress {
     Ended,
 }
 
+/// What an attempt to join came to.
+#[derive(Debug)]
+enum Joined {
+    Place(OwnedFd),
+    /// The client that has the source was asked for it.
+    Asked(channel::Receiver<bool>),
+}
+
 impl Hub {
     /// An output whose bytes come from `source`, a descriptor that does not block. Within the runtime.
     pub(crate) fn new(source: OwnedFd, tag: Tag, terminal: bool, base: Base) -> Arc<Self> {
@@ -106,6 +111,8 @@ impl Hub {
                 direct: None,
                 asked: None,
                 readers: Vec::new(),
+                left: Vec::new(),
+                last: Weak::new(),
                 pumping: false,
                 ended: false,
             }),
@@ -116,18 +123,15 @@ impl Hub {
         hub
     }
 
-    /// The output that goes to a fifo which a client made. Within the runtime.
-    ///
-    /// # Errors
-    /// As [`Fifo::find`], or the errno.
-    pub(crate) fn of_fifo(path: &Path, tag: Tag) -> Result<Arc<Self>> {
-        let source = Fifo::find(path)?.open_nonblocking(End::Read)?;
-        Ok(Self::new(source, tag, false, Base::Wait))
-    }
-
     /// Which output it is.
     pub(crate) fn tag(&self) -> Tag {
         self.tag
+    }
+
+    /// True while a client takes it.
+    pub(crate) fn is_taken(&self) -> bool {
+        let state = self.state();
+        state.direct.as_ref().is_some_and(|s| !s.is_over()) || !state.readers.is_empty()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -140,45 +144,50 @@ impl Hub {
     /// `Unavailable` when another client has the source and does not let go, `ResourceExhausted` for
     /// too many clients, else the errno.
     pub(crate) async fn join(self: &Arc<Self>, session: &Arc<Session>) -> Result<OwnedFd> {
-        let mut shared = {
-            let mut state = self.state();
-            if state.direct.as_ref().is_some_and(|other| other.is_over()) {
-                state.direct = None;
-            }
-            let alone = matches!(state.base, Base::Wait) && state.readers.is_empty();
-            if alone && state.direct.is_none() {
-                let end = self.end_of_source()?;
-                state.direct = Some(Arc::clone(session));
-                return Ok(end);
-            }
-            if state.readers.len() >= READERS {
-                let text = format_args!("{READERS} clients are attached");
-                return Err(Error::resource_exhausted(text));
-            }
-            self.share(&mut state)?
-        };
-        if let Some(shared) = &mut shared {
+        let until = Instant::now() + LET_GO;
+        loop {
+            let mut asked = match self.try_join(session)? {
+                Joined::Place(end) => return Ok(end),
+                Joined::Asked(asked) => asked,
+            };
             // Without a sender it is done, too.
-            let done = timeout(LET_GO, shared.wait_for(|done| *done)).await;
+            let done = timeout_at(until, asked.wait_for(|done| *done)).await;
             drop(done.map_err(|_| {
                 Error::unavailable("another client reads this stream and does not share it")
             })?);
         }
-        let (reader, theirs) = Reader::new(session)?;
-        {
-            let mut state = self.state();
-            if !state.ended {
-                state.readers.push(reader);
-            }
+    }
+
+    fn try_join(self: &Arc<Self>, session: &Arc<Session>) -> Result<Joined> {
+        let mut state = self.state();
+        if state.direct.as_ref().is_some_and(|other| other.is_over()) {
+            state.no_direct();
         }
+        if state.direct.is_none() && state.is_untouched() {
+            let end = self.end_of_source()?;
+            state.direct = Some(Arc::clone(session));
+            return Ok(Joined::Place(end));
+        }
+        if state.readers.len() >= READERS {
+            let text = format_args!("{READERS} clients are attached");
+            return Err(Error::resource_exhausted(text));
+        }
+        if let Some(asked) = self.share(&mut state)? {
+            return Ok(Joined::Asked(asked));
+        }
+        let (reader, theirs) = Reader::new(session)?;
+        if !state.ended {
+            state.readers.push(reader);
+        }
+        drop(state);
         self.start();
         self.changed.notify_one();
-        Ok(theirs)
+        Ok(Joined::Place(theirs))
     }
 
     /// Asks the client that has the source to share it, unless it was asked before. The result tells
-    /// when the source is free; none when it is. Whatever becomes of who asked, a client that lets go
-    /// has its pipe.
+    /// when it has answered or gone; none when the source is free. Whatever becomes of who asked, a
+    /// client that lets go has its pipe.
     fn share(self: &Arc<Self>, state: &mut State) -> Result<Option<channel::Receiver<bool>>> {
         let Some(first) = state.direct.clone() else {
             return Ok(None);
@@ -187,35 +196,44 @@ impl Hub {
             return Ok(Some(asked.clone()));
         }
         let (pipe, next) = Reader::new(&first)?;
-        if first.switch(self.tag, &next).is_err() {
-            // It went in this moment.
-            state.direct = None;
-            return Ok(None);
+        match first.switch(self.tag, &next) {
+            Ok(()) => {}
+            Err(error) if error.is_not_found() => {
+                // It went in this moment.
+                state.no_direct();
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
         }
         let (tell, told) = channel::channel(false);
         state.asked = Some(told.clone());
         let hub = Arc::clone(self);
         drop(tokio::spawn(async move {
             let stays = first.released(hub.tag).await;
-            {
-                let mut state = hub.state();
-                if stays && !state.ended {
-                    state.readers.push(pipe);
-                }
-                if state
-                    .direct
-                    .as_ref()
-                    .is_some_and(|s| Arc::ptr_eq(s, &first))
-                {
-                    state.direct = None;
-                }
-                state.asked = None;
-            }
-            hub.start();
-            hub.changed.notify_one();
-            tell.send_replace(true);
+            hub.shared(&first, stays.then_some(pipe), &tell);
         }));
         Ok(Some(told))
+    }
+
+    /// A client has let go of the source, or has gone with it.
+    fn shared(
+        self: &Arc<Self>,
+        first: &Arc<Session>,
+        pipe: Option<Arc<Reader>>,
+        tell: &channel::Sender<bool>,
+    ) {
+        let mut state = self.state();
+        if !state.ended {
+            state.readers.extend(pipe);
+        }
+        let has_it = |s: &Arc<Session>| Arc::ptr_eq(s, first);
+        if state.direct.as_ref().is_some_and(has_it) {
+            state.no_direct();
+        }
+        drop(state);
+        self.start();
+        self.changed.notify_one();
+        tell.send_replace(true);
     }
 
     /// A client's own end of the source.
@@ -235,14 +253,11 @@ impl Hub {
     /// A client is gone.
     pub(crate) fn leave(&self, session: &Arc<Session>) {
         let mut state = self.state();
-        if state
-            .direct
-            .as_ref()
-            .is_some_and(|s| Arc::ptr_eq(s, session))
-        {
-            state.direct = None;
+        let is_it = |s: &Arc<Session>| Arc::ptr_eq(s, session);
+        if state.direct.as_ref().is_some_and(is_it) {
+            state.no_direct();
         }
-        state.readers.retain(|r| !Arc::ptr_eq(&r.session, session));
+        state.remove(|reader| is_it(&reader.session));
         drop(state);
         self.changed.notify_one();
     }
@@ -258,227 +273,54 @@ impl Hub {
         }
     }
 
-    /// The process has ended: what it left goes into its log now, before anybody hears of the end.
-    pub(crate) fn flush(&self) {
-        let mut left = LAST;
-        let mut state = self.state();
-        if !matches!(state.base, Base::Log(_)) {
-            return;
-        }
-        let mut chunk = vec![0; CHUNK];
-        while state.readers.is_empty() && left > 0 && !state.ended {
-            let State { base, lines, .. } = &mut *state;
-            let Base::Log(file) = base else { return };
-            let mut file = lock(file);
-            if file.owes() {
-                return;
-            }
-            match sys::pipe::read(&*self.source, &mut chunk) {
-                Ok(length @ 1..) => {
-                    file.append(lines, self.tag, &chunk[..length]);
-                    left = left.saturating_sub(length);
-                }
-                // The pump sees the end too.
-                _ => return,
-            }
-        }
-    }
-
-    /// Waits until everything that is there has been taken, at most `limit`, then lets go of all.
-    pub(crate) async fn finish(&self, limit: Duration) {
-        let mut progress = self.progress.subscribe();
-        let taken = async {
-            let quiet = |progress: &Progress| match progress {
-                Progress::Ended => true,
-                Progress::Busy => false,
-                Progress::Resting => {
-                    !self.state().pumping || !sys::pipe::is_readable(&*self.source)
-                }
-            };
-            // The sender lives as long as the hub.
-            drop(progress.wait_for(quiet).await);
-        };
-        if timeout(limit, taken).await.is_err() {
-            log::warn(format_args!("output is not taken: dropped"));
-        }
-        let mut state = self.state();
-        let State { base, lines, .. } = &mut *state;
-        if let Base::Log(file) = base {
-            lock(file).finish(lines, self.tag);
-        }
-        state.base = Base::Wait;
-        state.readers.clear();
-        state.direct = None;
-        state.ended = true;
-        drop(state);
-        self.changed.notify_one();
-    }
-
-    /// Starts the pump when somebody wants it and it does not run.
-    fn start(self: &Arc<Self>) {
-        let mut state = self.state();
-        if state.pumping || !state.wants_pump() {
-            return;
-        }
-        state.pumping = true;
-        drop(state);
-        let hub = Arc::clone(self);
-        drop(tokio::spawn(async move {
-            match watch(Arc::clone(&hub.source)) {
-                Ok(source) => hub.pump(&source).await,
-                Err(error) => log::error(format_args!("output is not read: {error}")),
-            }
-            let ended = {
-                let mut state = hub.state();
-                state.pumping = false;
-                state.ended
-            };
-            let progress = if ended {
-                Progress::Ended
-            } else {
-                Progress::Resting
-            };
-            hub.progress.send_replace(progress);
-            // Somebody may have come in this moment.
-            hub.start();
-        }));
-    }
-
-    /// Moves bytes from the source to all takers until there are none or the source ends.
-    async fn pump(&self, source: &AsyncFd<Arc<OwnedFd>>) {
-        let mut chunk = Vec::new();
-        while self.state().wants_pump() {
-            let mut ready = tokio::select! {
-                ready = source.readable() => match ready {
-                    Ok(ready) => ready,
-                    Err(_) => return,
-                },
-                () = self.changed.notified() => continue,
-                () = sleep(RETRY), if self.owes() => {
-                    self.retry();
-                    continue;
-                }
-            };
-            chunk.resize(CHUNK, 0);
-            match ready.try_io(|fd| sys::pipe::read(fd.get_ref(), &mut chunk)) {
-                Ok(Ok(length @ 1..)) => {
-                    self.progress.send_replace(Progress::Busy);
-                    self.deliver(&chunk[..length]).await;
-                }
-                Ok(Err(e)) if e.kind() == ErrorKind::Interrupted => {}
-                // A terminal whose other side is closed by all gives EIO.
-                Ok(Ok(_) | Err(_)) => {
-                    self.source_ended();
-                    return;
-                }
-                Err(_not_yet) => {
-                    chunk = Vec::new();
-                    self.progress.send_replace(Progress::Resting);
-                }
-            }
-        }
-    }
-
-    fn source_ended(&self) {
-        let mut state = self.state();
-        let State { base, lines, .. } = &mut *state;
-        if let Base::Log(file) = base {
-            lock(file).finish(lines, self.tag);
-        }
-        state.ended = true;
-        // Their pipes close: they see the end.
-        state.readers.clear();
-    }
-
-    async fn deliver(&self, bytes: &[u8]) {
-        let readers = {
-            let mut state = self.state();
-            let State {
-                base,
-                lines,
-                readers,
-                ..
-            } = &mut *state;
-            if let Base::Log(file) = base {
-                lock(file).append(lines, self.tag, bytes);
-            }
-            readers.clone()
-        };
-        for reader in readers {
-            if let Err(why) = self.give(&reader, bytes).await {
-                log::debug(format_args!("a reader is gone: {why}"));
-                self.state().readers.retain(|r| !Arc::ptr_eq(r, &reader));
-            }
-        }
-        while self.is_waiting() {
-            sleep(RETRY).await;
-            self.retry();
-        }
-    }
-
-    /// Gives a reader its share. The only taker may take its time.
-    async fn give(&self, reader: &Arc<Reader>, mut bytes: &[u8]) -> std::io::Result<()> {
-        while !bytes.is_empty() {
-            let writable = async {
-                match self.patience() {
-                    Some(limit) => timeout(limit, reader.pipe.writable()).await,
-                    None => Ok(reader.pipe.writable().await),
-                }
-            };
-            let ready = tokio::select! {
-                ready = writable => ready,
-                () = self.changed.notified() => {
-                    let readers = &self.state().readers;
-                    if !readers.iter().any(|r| Arc::ptr_eq(r, reader)) {
-                        return Err(ErrorKind::BrokenPipe.into());
-                    }
-                    continue;
-                }
-            };
-            let Ok(ready) = ready else {
-                reader.session.cut(self.tag);
-                return Err(ErrorKind::TimedOut.into());
-            };
-            match ready?.try_io(|pipe| sys::pipe::write(pipe.get_ref(), bytes)) {
-                Ok(written) => bytes = &bytes[written?..],
-                Err(_not_yet) => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn patience(&self) -> Option<Duration> {
-        let state = self.state();
-        match state.base {
-            Base::Log(_) => Some(SLOW_BESIDE_LOG),
-            Base::Discard => Some(SLOW),
-            Base::Wait => (state.readers.len() > 1).then_some(SLOW),
-        }
-    }
-
     fn with_log<T>(&self, work: impl FnOnce(&mut LogFile) -> T) -> Option<T> {
         match &self.state().base {
             Base::Log(file) => Some(work(&mut lock(file))),
             Base::Wait | Base::Discard => None,
         }
     }
-
-    fn owes(&self) -> bool {
-        self.with_log(|file| file.owes()).unwrap_or_default()
-    }
-
-    fn is_waiting(&self) -> bool {
-        self.with_log(|file| file.is_waiting()).unwrap_or_default()
-    }
-
-    fn retry(&self) {
-        self.with_log(LogFile::retry);
-    }
 }
 
 impl State {
     fn wants_pump(&self) -> bool {
         !self.ended && (!self.readers.is_empty() || !matches!(self.base, Base::Wait))
+    }
+
+    /// Nothing but the source itself has the output.
+    fn is_untouched(&self) -> bool {
+        matches!(self.base, Base::Wait)
+            && self.readers.is_empty()
+            && self.left.is_empty()
+            && !self.pumping
+    }
+
+    fn no_direct(&mut self) {
+        self.direct = None;
+        self.asked = None;
+    }
+
+    /// A reader goes. What the last one did not take waits for the next one.
+    fn remove(&mut self, is_it: impl Fn(&Arc<Reader>) -> bool) {
+        let Some(at) = self.readers.iter().position(is_it) else {
+            return;
+        };
+        let reader = self.readers.swap_remove(at);
+        if !self.readers.is_empty() {
+            return;
+        }
+        if !matches!(self.base, Base::Wait) {
+            self.left.clear();
+            return;
+        }
+        self.last = Arc::downgrade(&reader);
+        // What is in its pipe comes before what has not got there.
+        let mut rest = vec![0; PIPE];
+        let length = sys::fifo::reopen(&reader.pipe, End::Read)
+            .ok()
+            .and_then(|end| sys::pipe::read(end, &mut rest).ok());
+        rest.truncate(length.unwrap_or_default());
+        rest.append(&mut self.left);
+        self.left = rest;
     }
 }
 

@@ -10,7 +10,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -83,13 +83,13 @@ impl LogFile {
     /// Opens the file for appending; makes it and its directory.
     ///
     /// # Errors
-    /// The errno.
+    /// `InvalidArgument` for what is no file, else the errno.
     pub(crate) fn open(path: &Path, format: Format) -> Result<Self> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)
                 .map_err(|e| Error::os(format_args!("mkdir {}", parent.display()), e))?;
         }
-        let file = open(path).map_err(|e| Error::os(format_args!("open {}", path.display()), e))?;
+        let file = open(path)?;
         Ok(Self {
             path: path.to_owned(),
             format,
@@ -168,13 +168,40 @@ impl LogFile {
     /// Opens the path anew.
     ///
     /// # Errors
-    /// The errno; the old file stays in use.
+    /// As [`LogFile::open`]; the old file stays in use.
     pub(crate) fn reopen(&mut self) -> Result<()> {
+        let file = open(&self.path)?;
         self.flush();
-        self.file = open(&self.path)
-            .map_err(|e| Error::os(format_args!("open {}", self.path.display()), e))?;
-        self.whole_line = true;
+        self.go_on_in(file);
         Ok(())
+    }
+
+    fn go_on_in(&mut self, file: File) {
+        self.file = file;
+        // The rest of an entry whose head is in the old file is none in the new one.
+        if self.format == Format::Cri && !self.whole_line {
+            let end = self.pending.iter().position(|byte| *byte == b'\n');
+            let cut = end.map_or(self.pending.len(), |end| end + 1);
+            self.pending.drain(..cut);
+            let missing = self.waiting.min(cut as u64);
+            self.dropped += missing;
+            self.waiting -= missing;
+        }
+        self.whole_line = true;
+    }
+
+    /// There will be no more output: what is owed now or never.
+    pub(crate) fn last_words(&mut self) {
+        if self.owes() {
+            self.flush();
+        }
+        if self.owes() {
+            log::error(format_args!(
+                "log {}: {} bytes of output are missing at its end",
+                self.path.display(),
+                self.dropped + self.waiting
+            ));
+        }
     }
 
     /// Writes or keeps or drops formatted output that stands for `size` bytes.
@@ -301,10 +328,7 @@ impl LogFile {
             && there.ok() != Some(here)
         {
             match open(&self.path) {
-                Ok(file) => {
-                    self.file = file;
-                    self.whole_line = true;
-                }
+                Ok(file) => self.go_on_in(file),
                 // A directory that is gone for a moment: the old file takes what comes.
                 Err(error) => log::debug(format_args!("log {}: {error}", self.path.display())),
             }
@@ -312,12 +336,29 @@ impl LogFile {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+/// Never waits: whatever is at the path, a fifo for one, must not hold up the shim.
+fn open(path: &Path) -> Result<File> {
+    let failed = |e| Error::os(format_args!("open {}", path.display()), e);
+    let file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o644)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
+        .map_err(|e| match e.raw_os_error() {
+            // A fifo that nobody reads, or a socket.
+            Some(libc::ENXIO) => failed(e).reclass(types::Code::InvalidArgument),
+            _ => failed(e),
+        })?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if kind.is_file() || kind.is_char_device() {
+        Ok(file)
+    } else {
+        Err(Error::invalid_argument(format_args!(
+            "log {} is no file",
+            path.display()
+        )))
+    }
 }
 
 impl Lines {

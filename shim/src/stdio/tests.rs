@@ -165,7 +165,7 @@ fn a_cri_log_tells_the_streams_apart() {
             .lines()
             .map(|line| line.split_once(' ').unwrap().1)
             .collect();
-        assert_eq!(ends, ["stdout F good", "stderr F bad", "stdout P cut"]);
+        assert_eq!(ends, ["stdout F good", "stdout P cut", "stderr F bad"]);
     });
 }
 
@@ -281,5 +281,63 @@ fn a_logger_that_dies_at_once_is_an_error() {
         };
         let error = open(&paths).await.map(drop).unwrap_err();
         assert!(error.to_string().contains("/bin/false"), "{error}");
+    });
+}
+
+#[test]
+fn a_process_that_reads_no_input_has_none_for_clients() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("in");
+        Fifo::make(&fifo, 0o600).unwrap();
+        for stdin in ["attach://".to_owned(), fifo.display().to_string()] {
+            let paths = Paths {
+                stdin,
+                ..Paths::default()
+            };
+            let (mut streams, io) = open(&paths).await.unwrap();
+            assert!(streams.stdin().unwrap().is_some());
+            drop(io);
+            assert!(streams.stdin().unwrap().is_none());
+        }
+    });
+}
+
+#[test]
+fn a_client_that_goes_is_not_the_end_of_input() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = Fifo::make(&dir.path().join("in"), 0o600).unwrap();
+        let client = fifo.open_nonblocking(End::Both).unwrap();
+        let paths = Paths {
+            stdin: dir.path().join("in").display().to_string(),
+            ..Paths::default()
+        };
+        let (mut streams, io) = open(&paths).await.unwrap();
+        let attached = streams.stdin().unwrap().unwrap();
+        drop((client, attached));
+        assert!(sys::pipe::has_writer(&io.stdin));
+        streams.close_stdin();
+        assert!(!sys::pipe::has_writer(&io.stdin));
+    });
+}
+
+#[test]
+fn one_fifo_for_both_outputs_is_one_output_for_clients() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        Fifo::make(&path, 0o600).unwrap();
+        let paths = Paths {
+            stdout: path.display().to_string(),
+            stderr: path.display().to_string(),
+            ..Paths::default()
+        };
+        let (streams, _io) = open(&paths).await.unwrap();
+        // The path is not looked at again.
+        std::fs::remove_file(&path).unwrap();
+        let hubs = streams.fifos().unwrap();
+        assert_eq!(hubs.len(), 1);
+        assert!(!hubs[0].is_taken());
     });
 }

@@ -4,6 +4,8 @@ use super::*;
 use crate::stdio::logfile::Format;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::time::{sleep, timeout};
 
 fn runtime(paused: bool) -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
@@ -221,5 +223,138 @@ fn a_terminal_is_shared_too() {
         drop((process, modes));
         assert_eq!(first.read(100).await, b"shared");
         assert_eq!(second.read(100).await, b"shared");
+    });
+}
+
+#[test]
+fn a_process_that_never_stops_writing_leaves_time_for_everything_else() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (mut process, read) = {
+        let (read, write) = sys::pipe::new().unwrap();
+        sys::fs::set_nonblocking(&read, true).unwrap();
+        (File::from(write), read)
+    };
+    let writer = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            // Without time for others nobody tells: an end all the same.
+            let started = std::time::Instant::now();
+            let piece = vec![b'y'; PIPE];
+            while !stop.load(Ordering::Relaxed) && started.elapsed() < Duration::from_secs(20) {
+                process.write_all(&piece).unwrap();
+            }
+            started.elapsed()
+        }
+    });
+    runtime(false).block_on(async {
+        let hub = Hub::new(read, Tag::Stdout, false, Base::Discard);
+        let ticks = tokio::spawn(async move {
+            for _ in 0..20 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        ticks.await.unwrap();
+        hub.finish(Duration::from_secs(20)).await;
+    });
+    assert!(writer.join().unwrap() < Duration::from_secs(20));
+}
+
+#[test]
+fn what_the_last_client_did_not_take_waits_for_the_next() {
+    runtime(false).block_on(async {
+        let (mut process, hub) = piped(Base::Wait);
+        let mut first = Client::join(&hub).await.unwrap();
+        let (second, _) = tokio::join!(Client::join(&hub), first.obey());
+        drop(second.unwrap());
+        let text: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let all = text.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            process.write_all(&all).unwrap();
+            process
+        });
+        assert_eq!(first.read(50_000).await, text[..50_000]);
+        // It goes while it holds up the pump, which has a piece in hand.
+        drop(first);
+        let seen = async {
+            while !hub.state().readers.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(20), seen).await.unwrap();
+        let mut next = Client::join(&hub).await.unwrap();
+        assert_eq!(next.read(150_000).await, text[50_000..]);
+        drop(written.await.unwrap());
+        assert_eq!(next.read(1).await, b"");
+    });
+}
+
+#[test]
+fn slow_clients_beside_a_log_are_cut_off_together() {
+    runtime(true).block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let file = LogFile::open(&path, Format::Bare).unwrap();
+        let (mut process, hub) = piped(Base::Log(Arc::new(Mutex::new(file))));
+        let mut slow = Vec::new();
+        for _ in 0..8 {
+            slow.push(Client::join(&hub).await.unwrap());
+        }
+        let piece = vec![b'x'; PIPE];
+        process.write_all(&piece).unwrap();
+        sleep(Duration::from_millis(1)).await;
+        process.write_all(&piece).unwrap();
+        let since = Instant::now();
+        for client in &mut slow {
+            assert_eq!(client.obey().await, b'C');
+        }
+        assert!(since.elapsed() <= Duration::from_millis(150));
+        hub.finish(Duration::from_secs(20)).await;
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 2 * PIPE as u64);
+    });
+}
+
+#[test]
+fn the_last_words_are_in_the_log_also_beside_clients_and_without_a_newline() {
+    runtime(false).block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let file = LogFile::open(&path, Format::Cri).unwrap();
+        let (mut process, hub) = piped(Base::Log(Arc::new(Mutex::new(file))));
+        let mut client = Client::join(&hub).await.unwrap();
+        process.write_all(b"last words").unwrap();
+        // The pump had no chance yet; a child may keep the pipe open for long.
+        hub.flush();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with(" stdout P last words\n"), "{text}");
+        assert_eq!(client.read(10).await, b"last words");
+        process.write_all(b" and more\n").unwrap();
+        assert_eq!(client.read(10).await, b" and more\n");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with(" stdout F  and more\n"), "{text}");
+    });
+}
+
+#[test]
+fn a_client_that_went_and_came_again_while_another_asked_is_no_trouble() {
+    runtime(false).block_on(async {
+        let (mut process, hub) = piped(Base::Wait);
+        let first = Client::join(&hub).await.unwrap();
+        let asking = tokio::spawn({
+            let hub = Arc::clone(&hub);
+            async move { Client::join(&hub).await }
+        });
+        tokio::task::yield_now().await;
+        drop(first);
+        let again = Client::join(&hub).await;
+        // One of the two has the source, the other shares it or is told why not; nobody is left
+        // without a pipe that is fed.
+        let asked = asking.await.unwrap();
+        let mut clients: Vec<_> = [again, asked].into_iter().flatten().collect();
+        assert!(!clients.is_empty());
+        if clients.len() == 1 {
+            process.write_all(b"fed").unwrap();
+            assert_eq!(clients[0].read(3).await, b"fed");
+        }
     });
 }

@@ -182,3 +182,42 @@ fn what_cannot_wait_longer_is_counted_and_told() {
         });
     }
 }
+
+#[test]
+fn what_is_no_file_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    sys::fifo::Fifo::make(&fifo, 0o600).unwrap();
+    // With and without somebody who reads it: neither may hold up the shim.
+    for reader in [false, true] {
+        let _reader = reader.then(|| {
+            let fifo = sys::fifo::Fifo::find(&fifo).unwrap();
+            fifo.open_nonblocking(sys::fifo::End::Both).unwrap()
+        });
+        let error = LogFile::open(&fifo, Format::Bare).unwrap_err();
+        assert!(error.is(types::Code::InvalidArgument), "{error}");
+    }
+    let path = dir.path().join("log");
+    let mut file = LogFile::open(&path, Format::Bare).unwrap();
+    std::fs::rename(&fifo, &path).unwrap();
+    file.reopen().unwrap_err();
+}
+
+#[test]
+fn an_entry_is_never_torn_by_a_rotation() {
+    paused(async {
+        let mut full = Full::new(Format::Cri);
+        full.say(b"torn\nwhole\n");
+        // As if the disk had taken the head of the first entry.
+        full.file.pending.drain(..10);
+        full.file.whole_line = false;
+        full.make_room();
+        tokio::time::advance(RETRY).await;
+        full.file.retry();
+        assert!(!full.file.owes());
+        let text = full.text();
+        let (notice, rest) = text.trim_end().split_once('\n').unwrap();
+        assert!(notice.contains(" stderr F [containerd-shim: "), "{text}");
+        assert!(rest.ends_with(" stdout F whole"), "{text}");
+    });
+}
