@@ -131,8 +131,6 @@ fn a_panic_at_an_end_does_not_hide_it() {
         let dir = tempfile::tempdir().unwrap();
         let shim = shim();
         let container = running(&shim, dir.path());
-        // For ever: the children of this process are other tests'.
-        Box::leak(Box::new(shim.reap.hold()));
         let (tell, ending) = tokio::sync::oneshot::channel();
         let init = Arc::clone(&container.init);
         fault::arm("ended");
