@@ -352,6 +352,7 @@ impl Container {
         let unmounted = self.unmount();
         self.stop_watching_oom();
         process.delete()?;
+        self.delete_execs().await;
         let exit = process.exit();
         let event = TaskDelete {
             container_id: self.id.clone(),
@@ -362,6 +363,18 @@ impl Container {
         };
         shim.publisher.publish("/tasks/delete", &event);
         unmounted.map(|()| exit)
+    }
+
+    /// The execs go with their container: who waits for one that was never started learns that it
+    /// never will be.
+    async fn delete_execs(&self) {
+        let execs = std::mem::take(&mut *self.execs());
+        for exec in execs.into_values() {
+            exec.drain(DRAIN).await;
+            // Somebody else may be deleting it: as good.
+            drop(exec.delete());
+            exits::forget(&self.bundle, &exec.exec);
+        }
     }
 
     /// Has the runtime remove it; one that was never started is ended first.

@@ -25,7 +25,7 @@ fn shim() -> Arc<Shim> {
     Arc::new(Shim::new("ns".parse().unwrap()))
 }
 
-/// There is no such runtime: no test here starts a process.
+/// There is no such runtime: who does not say otherwise starts no process.
 fn options() -> Options {
     Options {
         binary_name: "/no/such/runtime".into(),
@@ -35,15 +35,34 @@ fn options() -> Options {
 
 /// A running container, as far as the shim knows.
 fn running(shim: &Shim, bundle: &Path) -> Arc<Container> {
+    running_with(shim, bundle, options())
+}
+
+/// One whose runtime is a script; what has ended is reaped.
+fn scripted(shim: &Arc<Shim>, bundle: &Path, script: &str) -> Arc<Container> {
+    let (text, program) = (bundle.join("script.sh"), bundle.join("runtime.sh"));
+    std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // By another process: one that any test starts in this moment must not have it open for writing.
+    let copy = sys::process::Spawn::new("install").args(["-m", "755"]);
+    let copy = copy.arg(&text).arg(&program).spawn().unwrap();
+    assert!(copy.wait().unwrap().is_success());
+    let options = Options {
+        binary_name: program.display().to_string(),
+        ..Options::default()
+    };
+    let reap = Arc::clone(&shim.reap);
+    drop(tokio::spawn(async move {
+        loop {
+            reap.round();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }));
+    running_with(shim, bundle, options)
+}
+
+fn running_with(shim: &Shim, bundle: &Path, options: Options) -> Arc<Container> {
     let limits = Limits::default();
-    let runtime = Runtime::new(
-        Arc::clone(&shim.reap),
-        bundle,
-        "ns",
-        "c1",
-        options(),
-        limits,
-    );
+    let runtime = Runtime::new(Arc::clone(&shim.reap), bundle, "ns", "c1", options, limits);
     let init = Process::new("", Paths::default(), Vec::new());
     init.has_started(PID, Attached::Streams(Streams::default()));
     init.step(Input::Start).unwrap();
@@ -60,6 +79,18 @@ fn running(shim: &Shim, bundle: &Path) -> Arc<Container> {
         image: None,
         oom: Oom::default(),
     })
+}
+
+fn exec_request(id: &str) -> ExecProcessRequest {
+    let spec = protos::well_known::Any {
+        value: b"{}".to_vec(),
+        ..Default::default()
+    };
+    ExecProcessRequest {
+        exec_id: id.into(),
+        spec: Some(spec).into(),
+        ..ExecProcessRequest::default()
+    }
 }
 
 fn exit(status: u32) -> Exit {
@@ -103,16 +134,7 @@ fn a_panic_while_an_exec_is_started_leaves_it_unstarted() {
         let dir = tempfile::tempdir().unwrap();
         let shim = shim();
         let container = running(&shim, dir.path());
-        let spec = protos::well_known::Any {
-            value: b"{}".to_vec(),
-            ..Default::default()
-        };
-        let request = ExecProcessRequest {
-            exec_id: "e1".into(),
-            spec: Some(spec).into(),
-            ..ExecProcessRequest::default()
-        };
-        container.add_exec(&shim, &request).unwrap();
+        container.add_exec(&shim, &exec_request("e1")).unwrap();
         fault::arm("make exec");
         let error = container.start_exec(&shim, "e1").await.unwrap_err();
         assert!(error.is(Code::Internal), "{error}");
@@ -141,5 +163,23 @@ fn a_panic_at_an_end_does_not_hide_it() {
         };
         tell.send(ended).unwrap();
         assert_eq!(init.wait().await.unwrap(), exit(7));
+    });
+}
+
+#[test]
+fn who_waits_for_an_exec_that_never_started_learns_of_the_containers_deletion() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = scripted(&shim, dir.path(), "exit 0");
+        container.add_exec(&shim, &exec_request("e1")).unwrap();
+        let exec = container.process("e1").unwrap();
+        let waiting = tokio::spawn(async move { exec.wait().await });
+        tokio::task::yield_now().await;
+        container.ended(&shim, &container.init, exit(3));
+        assert_eq!(container.delete(&shim, "").await.unwrap(), exit(3));
+        let told = timeout(Duration::from_secs(5), waiting).await.unwrap();
+        assert!(told.unwrap().unwrap_err().is_not_found());
+        assert!(container.process("e1").unwrap_err().is_not_found());
     });
 }
