@@ -127,6 +127,9 @@ impl Container {
                     status: ended.status.code(),
                     at: ended.at,
                 };
+                if process.is_init() {
+                    container.runtime.is_over();
+                }
                 if survives(|| container.ended(&shim, &process, exit)) {
                     return;
                 }

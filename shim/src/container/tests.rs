@@ -38,6 +38,24 @@ fn running(shim: &Shim, bundle: &Path) -> Arc<Container> {
     running_with(shim, bundle, options())
 }
 
+/// Lets its init end.
+fn end_init(shim: &Arc<Shim>, container: &Arc<Container>, status: u8) {
+    let (tell, ending) = tokio::sync::oneshot::channel();
+    container.watch(shim, &container.init, PID, ending);
+    let ended = crate::reap::Ended {
+        status: sys::process::Status::Exited(status),
+        at: SystemTime::UNIX_EPOCH,
+    };
+    tell.send(ended).unwrap();
+}
+
+/// Blocks until there is such a file.
+async fn appears(file: &Path) {
+    while !file.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// One whose runtime is a script; what has ended is reaped.
 fn scripted(shim: &Arc<Shim>, bundle: &Path, script: &str) -> Arc<Container> {
     let (text, program) = (bundle.join("script.sh"), bundle.join("runtime.sh"));
@@ -153,16 +171,9 @@ fn a_panic_at_an_end_does_not_hide_it() {
         let dir = tempfile::tempdir().unwrap();
         let shim = shim();
         let container = running(&shim, dir.path());
-        let (tell, ending) = tokio::sync::oneshot::channel();
-        let init = Arc::clone(&container.init);
         fault::arm("ended");
-        container.watch(&shim, &init, PID, ending);
-        let ended = crate::reap::Ended {
-            status: sys::process::Status::Exited(7),
-            at: SystemTime::UNIX_EPOCH,
-        };
-        tell.send(ended).unwrap();
-        assert_eq!(init.wait().await.unwrap(), exit(7));
+        end_init(&shim, &container, 7);
+        assert_eq!(container.init.wait().await.unwrap(), exit(7));
     });
 }
 
@@ -181,5 +192,49 @@ fn who_waits_for_an_exec_that_never_started_learns_of_the_containers_deletion() 
         let told = timeout(Duration::from_secs(5), waiting).await.unwrap();
         assert!(told.unwrap().unwrap_err().is_not_found());
         assert!(container.process("e1").unwrap_err().is_not_found());
+    });
+}
+
+/// Its init's exit is told soon although an exec, whose streams go to `stdout`, is being started.
+async fn is_not_held_back(container: &Arc<Container>, shim: &Arc<Shim>, begun: &Path, io: &str) {
+    let request = ExecProcessRequest {
+        stdout: io.into(),
+        ..exec_request("e1")
+    };
+    container.add_exec(shim, &request).unwrap();
+    let start = {
+        let (container, shim) = (Arc::clone(container), Arc::clone(shim));
+        tokio::spawn(async move { container.start_exec(&shim, "e1").await })
+    };
+    appears(begun).await;
+    end_init(shim, container, 3);
+    let told = timeout(Duration::from_secs(10), container.init.wait()).await;
+    assert_eq!(told.unwrap().unwrap(), exit(3));
+    let error = start.await.unwrap().unwrap_err();
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+}
+
+#[test]
+fn an_exec_that_hangs_does_not_hold_back_the_end_of_its_container() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let begun = dir.path().join("begun");
+        let script = format!("echo >{}; exec sleep 1000", begun.display());
+        let container = scripted(&shim, dir.path(), &script);
+        is_not_held_back(&container, &shim, &begun, "").await;
+    });
+}
+
+#[test]
+fn nor_does_the_logger_of_an_exec_that_does_not_get_ready() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let begun = dir.path().join("begun");
+        let script = format!("echo >{}; exec sleep 1000", begun.display());
+        let container = scripted(&shim, dir.path(), &script);
+        let logger = format!("binary://{}/runtime.sh", dir.path().display());
+        is_not_held_back(&container, &shim, &begun, &logger).await;
     });
 }
