@@ -120,6 +120,11 @@ impl Container {
     ) {
         let (container, shim) = (Arc::clone(self), Arc::clone(shim));
         let process = Arc::clone(process);
+        if process.is_init() {
+            let container = Arc::clone(self);
+            let look = Box::new(move || container.look_for_oom());
+            self.runtime.reap.look_before_reaping(pid, look);
+        }
         drop(tokio::spawn(async move {
             if let Ok(ended) = ending.await {
                 let exit = Exit {
@@ -147,7 +152,6 @@ impl Container {
     fn ended(self: &Arc<Self>, shim: &Arc<Shim>, process: &Arc<Process>, exit: Exit) {
         #[cfg(test)]
         crate::caught::fault::point("ended");
-        // The group goes with the container's deletion, which waits for this end to be told.
         let oom = process.is_init() && self.ran_out_of_memory();
         if let Err(error) = exits::record(&self.bundle, &process.exec, exit, oom) {
             log::error(format_args!("exit of {} not recorded: {error}", self.id));

@@ -146,6 +146,12 @@ impl Publisher {
         work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// What waits.
+    #[cfg(test)]
+    pub(crate) fn topics(&self) -> Vec<&'static str> {
+        self.with(|queue| queue.events.iter().map(|event| event.topic).collect())
+    }
+
     fn first(&self) -> Option<Event> {
         self.with(|queue| queue.events.front().cloned())
     }

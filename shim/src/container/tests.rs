@@ -49,6 +49,13 @@ fn end_init(shim: &Arc<Shim>, container: &Arc<Container>, status: u8) {
     tell.send(ended).unwrap();
 }
 
+/// Version 2 of a group whose counter of kills is this.
+fn group(dir: &Path, kills: u64) -> sys::cgroup::Cgroup {
+    let text = format!("max 9\noom 7\noom_kill {kills}\n");
+    std::fs::write(dir.join("memory.events"), text).unwrap();
+    sys::cgroup::Cgroup::V2(dir.to_owned())
+}
+
 /// Blocks until there is such a file.
 async fn appears(file: &Path) {
     while !file.exists() {
@@ -236,5 +243,31 @@ fn nor_does_the_logger_of_an_exec_that_does_not_get_ready() {
         let container = scripted(&shim, dir.path(), &script);
         let logger = format!("binary://{}/runtime.sh", dir.path().display());
         is_not_held_back(&container, &shim, &begun, &logger).await;
+    });
+}
+
+#[test]
+fn memory_is_looked_at_before_the_group_can_go_with_the_init() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = running(&shim, dir.path());
+        let cgroup = dir.path().join("group");
+        std::fs::create_dir(&cgroup).unwrap();
+        container.cgroup.set(group(&cgroup, 1)).unwrap();
+        let sleeper = sys::process::Spawn::new("sleep").arg("1000");
+        let (pid, ending) = shim.reap.spawn(sleeper).unwrap();
+        container.watch(&shim, &container.init, pid, ending);
+        shim.reap.signal(pid, libc::SIGKILL).unwrap();
+        while sys::process::start_time(pid).is_some() {
+            shim.reap.round();
+        }
+        // Who manages the group has heard of the end too.
+        std::fs::remove_dir_all(&cgroup).unwrap();
+        assert_eq!(container.init.wait().await.unwrap().status, 137);
+        let record = std::fs::read_to_string(dir.path().join("exit")).unwrap();
+        assert!(record.contains("\"oom\":true"), "{record}");
+        let topics = shim.publisher.topics();
+        assert_eq!(topics, ["/tasks/oom", "/tasks/exit"]);
     });
 }
