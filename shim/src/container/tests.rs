@@ -50,10 +50,10 @@ fn end_init(shim: &Arc<Shim>, container: &Arc<Container>, status: u8) {
 }
 
 /// Version 2 of a group whose counter of kills is this.
-fn group(dir: &Path, kills: u64) -> sys::cgroup::Cgroup {
+fn group(dir: &Path, kills: u64) -> Cgroup {
     let text = format!("max 9\noom 7\noom_kill {kills}\n");
     std::fs::write(dir.join("memory.events"), text).unwrap();
-    sys::cgroup::Cgroup::V2(dir.to_owned())
+    Cgroup::V2(dir.to_owned())
 }
 
 /// Blocks until there is such a file.
