@@ -120,6 +120,11 @@ impl Container {
     ) {
         let (container, shim) = (Arc::clone(self), Arc::clone(shim));
         let process = Arc::clone(process);
+        if process.is_init() {
+            let container = Arc::clone(self);
+            let look = Box::new(move || container.look_for_oom());
+            self.runtime.reap.look_before_reaping(pid, look);
+        }
         drop(tokio::spawn(async move {
             if let Ok(ended) = ending.await {
                 let exit = Exit {
@@ -127,6 +132,9 @@ impl Container {
                     status: ended.status.code(),
                     at: ended.at,
                 };
+                if process.is_init() {
+                    container.runtime.is_over();
+                }
                 if survives(|| container.ended(&shim, &process, exit)) {
                     return;
                 }
@@ -144,7 +152,6 @@ impl Container {
     fn ended(self: &Arc<Self>, shim: &Arc<Shim>, process: &Arc<Process>, exit: Exit) {
         #[cfg(test)]
         crate::caught::fault::point("ended");
-        // The group goes with the container's deletion, which waits for this end to be told.
         let oom = process.is_init() && self.ran_out_of_memory();
         if let Err(error) = exits::record(&self.bundle, &process.exec, exit, oom) {
             log::error(format_args!("exit of {} not recorded: {error}", self.id));
@@ -352,6 +359,7 @@ impl Container {
         let unmounted = self.unmount();
         self.stop_watching_oom();
         process.delete()?;
+        self.delete_execs().await;
         let exit = process.exit();
         let event = TaskDelete {
             container_id: self.id.clone(),
@@ -362,6 +370,18 @@ impl Container {
         };
         shim.publisher.publish("/tasks/delete", &event);
         unmounted.map(|()| exit)
+    }
+
+    /// The execs go with their container: who waits for one that was never started learns that it
+    /// never will be.
+    async fn delete_execs(&self) {
+        let execs = std::mem::take(&mut *self.execs());
+        for exec in execs.into_values() {
+            exec.drain(DRAIN).await;
+            // Somebody else may be deleting it: as good.
+            drop(exec.delete());
+            exits::forget(&self.bundle, &exec.exec);
+        }
     }
 
     /// Has the runtime remove it; one that was never started is ended first.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: events leave in the order they were queued; one leaves the queue only when the daemon
 //! took it or will never take it. The queue is bounded; what is dropped at the bound is logged. An
-//! absent daemon costs one connection attempt every few seconds, and only while something waits.
+//! absent or unready daemon costs one attempt every few seconds, and only while something waits.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -17,7 +17,7 @@ use protos::wire::Wire as _;
 use protos::{Message as _, MessageField};
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use types::{Error, Namespace, Result};
+use types::{Code, Error, Namespace, Result};
 
 use crate::log;
 use crate::wire::{Client, Failed};
@@ -27,9 +27,18 @@ const FORWARD: (&str, &str) = ("containerd.services.events.ttrpc.v1.Events", "Fo
 
 /// As many as Go's publisher keeps.
 const CAPACITY: usize = 2048;
-/// What daemons cannot find out in another way.
-const KEPT: [&str; 2] = ["/tasks/exit", "/tasks/oom"];
-/// How often an event is offered that the daemon answers with an error.
+/// What daemons cannot find out in another way, or would clean up after for ever.
+const KEPT: [&str; 3] = ["/tasks/exit", "/tasks/oom", "/tasks/delete"];
+/// Answers of a daemon that is not ready yet, or not any more: they say nothing about the event.
+const NOT_NOW: [Code; 6] = [
+    Code::Unavailable,
+    Code::NotImplemented,
+    Code::Aborted,
+    Code::DeadlineExceeded,
+    Code::ResourceExhausted,
+    Code::Cancelled,
+];
+/// How often an event is offered that can be missed and that the daemon answers with an error.
 const REFUSALS: u32 = 5;
 const CALL: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -61,6 +70,14 @@ struct Event {
     topic: &'static str,
     /// The request that gives it to the daemon.
     request: Arc<[u8]>,
+}
+
+impl Event {
+    /// Whether one more refusal, the `refusals`th, means that the daemon will never take it.
+    fn is_hopeless(&self, error: &Error, refusals: u32) -> bool {
+        // It can be decoded by no daemon, now or later.
+        error.is(Code::InvalidArgument) || (!KEPT.contains(&self.topic) && refusals >= REFUSALS)
+    }
 }
 
 impl Queue {
@@ -127,6 +144,12 @@ impl Publisher {
 
     fn with<T>(&self, work: impl FnOnce(&mut Queue) -> T) -> T {
         work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What waits.
+    #[cfg(test)]
+    pub(crate) fn topics(&self) -> Vec<&'static str> {
+        self.with(|queue| queue.events.iter().map(|event| event.topic).collect())
     }
 
     fn first(&self) -> Option<Event> {
@@ -200,14 +223,19 @@ impl Publisher {
                     client = None;
                     log::debug(format_args!("daemon is away: {error}"));
                 }
+                Err(Failed::Refused(error)) if NOT_NOW.contains(&error.code()) => {
+                    client = None;
+                    log::debug(format_args!("daemon is not ready: {error}"));
+                }
                 Err(Failed::Refused(error)) => {
                     refusals += 1;
-                    if refusals >= REFUSALS {
+                    if event.is_hopeless(&error, refusals) {
                         log::error(format_args!("event {} dropped: {error}", event.topic));
                         self.done(event.serial);
-                        refusals = 0;
+                        (pause, refusals) = (FIRST_PAUSE, 0);
                         continue;
                     }
+                    log::debug(format_args!("event {} refused: {error}", event.topic));
                 }
             }
             pause = self.rest(pause).await;

@@ -2,9 +2,11 @@
 //! receiver for its end.
 //!
 //! Invariant: a runtime call that makes a process is made under a [`Hold`]; the process is claimed
-//! before the hold ends. So its exit is told whenever it happened.
+//! before the hold ends. So its exit is told whenever it happened. Who has asked for a last look at a
+//! process has it in the round that reaps it, before.
 
 use std::collections::HashMap;
+use std::fmt::{Debug, Formatter};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -28,17 +30,71 @@ pub(crate) struct Ended {
 pub(crate) type Ending = oneshot::Receiver<Ended>;
 
 /// The one reaper of the shim.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Reap {
     inner: Mutex<Inner>,
     /// A hold has ended.
     released: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Inner {
     reaper: Reaper,
-    waiting: HashMap<u32, oneshot::Sender<Ended>>,
+    waiting: HashMap<u32, Waiting>,
+}
+
+/// What is due at an end.
+struct Waiting {
+    tell: oneshot::Sender<Ended>,
+    /// Called before the process is reaped.
+    look: Option<Look>,
+}
+
+/// A last look at what is left of a process, its zombie. It must not ask the reaper for anything.
+pub(crate) type Look = Box<dyn FnOnce() + Send>;
+
+impl Inner {
+    fn wait_for(&mut self, pid: u32) -> Ending {
+        let (tell, ending) = oneshot::channel();
+        self.waiting.insert(pid, Waiting { tell, look: None });
+        ending
+    }
+
+    /// Looks at what has ended and is not reaped.
+    fn look(&mut self) {
+        let Self { reaper, waiting } = self;
+        for (pid, waiting) in waiting.iter_mut().filter(|(_, w)| w.look.is_some()) {
+            let alive = |fd| sys::pidfd::is_alive(fd).unwrap_or(true);
+            if !reaper.pidfd(*pid).is_none_or(alive)
+                && let Some(look) = waiting.look.take()
+            {
+                look();
+            }
+        }
+    }
+}
+
+impl Debug for Inner {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner")
+            .field("reaper", &self.reaper)
+            .field("waiting", &self.waiting.keys())
+            .finish()
+    }
+}
+
+impl Default for Reap {
+    fn default() -> Self {
+        let mut inner = Inner::default();
+        if cfg!(test) {
+            // Tests are threads of one process: a child that nobody claimed here is another test's.
+            inner.reaper.hold();
+        }
+        Self {
+            inner: Mutex::new(inner),
+            released: Notify::new(),
+        }
+    }
 }
 
 impl Reap {
@@ -53,11 +109,9 @@ impl Reap {
     pub(crate) fn spawn(&self, spawn: Spawn) -> Result<(u32, Ending)> {
         let child = spawn.spawn()?;
         let pid = child.pid();
-        let (tell, ending) = oneshot::channel();
         let mut inner = self.lock();
         inner.reaper.adopt(child);
-        inner.waiting.insert(pid, tell);
-        Ok((pid, ending))
+        Ok((pid, inner.wait_for(pid)))
     }
 
     /// Claims a process that a runtime made, alive or just ended, under a hold.
@@ -65,11 +119,17 @@ impl Reap {
     /// # Errors
     /// `NotFound` when there is none of that pid.
     pub(crate) fn claim(&self, pid: u32) -> Result<Ending> {
-        let (tell, ending) = oneshot::channel();
         let mut inner = self.lock();
         inner.reaper.claim(pid)?;
-        inner.waiting.insert(pid, tell);
-        Ok(ending)
+        Ok(inner.wait_for(pid))
+    }
+
+    /// Has `look` called when this process has ended, before it is reaped. Without effect when that
+    /// has been told.
+    pub(crate) fn look_before_reaping(&self, pid: u32, look: Look) {
+        if let Some(waiting) = self.lock().waiting.get_mut(&pid) {
+            waiting.look = Some(look);
+        }
     }
 
     /// Leaves unclaimed children alone as long as the result lives.
@@ -140,10 +200,15 @@ impl Reap {
     /// Reaps what has ended and tells who waits for it.
     pub(crate) fn round(&self) {
         let mut inner = self.lock();
+        inner.look();
         let ended = inner.reaper.reap();
         let at = SystemTime::now();
         for (pid, status) in ended {
-            if let Some(tell) = inner.waiting.remove(&pid) {
+            if let Some(Waiting { tell, look }) = inner.waiting.remove(&pid) {
+                // It ended between the two: this is the next best moment.
+                if let Some(look) = look {
+                    look();
+                }
                 // Nobody may be interested any more.
                 tell.send(Ended { status, at }).ok();
             }
@@ -162,5 +227,38 @@ impl Drop for Hold {
         self.reap.lock().reaper.release();
         self.reap.round();
         self.reap.released.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_of_one_test_leaves_the_children_of_others_alone() {
+        let child = Spawn::new("true").spawn().unwrap();
+        while sys::pidfd::is_alive(child.pidfd()).unwrap() {
+            std::thread::yield_now();
+        }
+        let reap = Arc::new(Reap::default());
+        drop(reap.hold());
+        reap.round();
+        assert!(child.wait().unwrap().is_success());
+    }
+
+    #[test]
+    fn the_last_look_at_a_process_comes_before_it_is_reaped() {
+        let reap = Reap::default();
+        let (pid, mut ending) = reap.spawn(Spawn::new("true")).unwrap();
+        let (tell, seen) = std::sync::mpsc::channel();
+        let look = move || tell.send(sys::process::start_time(pid).is_some()).unwrap();
+        reap.look_before_reaping(pid, Box::new(look));
+        let process = sys::pidfd::open(pid).unwrap();
+        while sys::pidfd::is_alive(&process).unwrap() {
+            std::thread::yield_now();
+        }
+        reap.round();
+        assert_eq!(ending.try_recv().unwrap().status, Status::Exited(0));
+        assert_eq!(seen.iter().collect::<Vec<_>>(), [true]);
     }
 }

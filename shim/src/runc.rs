@@ -13,7 +13,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
 use sys::process::{Spawn, Status};
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use types::{Code, Error, Result};
 
 use crate::criu::{OPTIONS_VARIABLE, Run};
@@ -43,6 +44,8 @@ pub(crate) struct Runtime {
     id: String,
     options: Options,
     limits: Limits,
+    /// The container's init has ended.
+    over: watch::Sender<bool>,
 }
 
 /// What some calls have besides arguments.
@@ -76,7 +79,19 @@ impl Runtime {
             id: id.to_owned(),
             options,
             limits,
+            over: watch::Sender::new(false),
         }
+    }
+
+    /// The container's init has ended: calls that would put something into it are in vain.
+    pub(crate) fn is_over(&self) {
+        self.over.send_replace(true);
+    }
+
+    /// Waits until the container's init has ended.
+    pub(crate) async fn over(&self) {
+        // The sender lives as long as this.
+        drop(self.over.subscribe().wait_for(|over| *over).await);
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -284,17 +299,40 @@ impl Runtime {
     /// Waits for the end of a call. One that hangs is killed with all that it started.
     async fn until_end(&self, verb: &str, pid: u32, mut ending: Ending) -> Result<Status> {
         let gone = || Error::internal("reaper is gone");
-        let limit = self.limits.of(verb);
-        if let Ok(ended) = timeout(limit, &mut ending).await {
-            return ended.map(|ended| ended.status).map_err(|_| gone());
-        }
-        let text = format!("{} {verb} hung for {limit:?} and was killed", self.binary);
-        log::error(format_args!("{}: {text}", self.id));
+        let given_up = tokio::select! {
+            biased;
+            ended = &mut ending => {
+                return ended.map(|ended| ended.status).map_err(|_| gone());
+            }
+            why = self.given_up(verb) => why,
+        };
+        log::error(format_args!("{}: {given_up}", self.id));
         self.reap.kill_tree(pid);
         if timeout(limits::KILLED, ending).await.is_err() {
             log::error(format_args!("process {pid} survives its SIGKILL"));
         }
-        Err(Error::deadline_exceeded(text))
+        Err(given_up)
+    }
+
+    /// Waits until a call need not be waited for any longer. Returns the reason.
+    async fn given_up(&self, verb: &str) -> Error {
+        let limit = self.limits.of(verb);
+        let hung = async {
+            sleep(limit).await;
+            let text = format!("{} {verb} hung for {limit:?} and was killed", self.binary);
+            Error::deadline_exceeded(text)
+        };
+        // The init's exit is told after those of all execs: none of them may hold it back.
+        let in_vain = async {
+            self.over().await;
+            sleep(limits::IN_VAIN).await;
+            let text = format!("{} {verb} was killed: the container has ended", self.binary);
+            Error::failed_precondition(text)
+        };
+        tokio::select! {
+            error = hung => error,
+            error = in_vain, if verb == "exec" => error,
+        }
     }
 
     /// A runtime that was killed leaves what it was making: the process that it has named already, and

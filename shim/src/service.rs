@@ -1,10 +1,13 @@
 //! The Task service, versions 2 and 3 on one socket: decode, one call, encode.
 //!
-//! Invariant: a request that changes something runs on a task of its own, so that a client which
-//! hangs up cannot stop it half-way and a bug in it ends only that request.
+//! Invariant: a request that changes something runs on a task of its own from the moment it was read,
+//! so that a client which hangs up cannot stop it, neither half-way nor before it began, and a bug in
+//! it ends only that request.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use protos::any::pack;
 use protos::frame::Request;
@@ -16,6 +19,7 @@ use protos::wire::Wire as _;
 use protos::{EnumOrUnknown, Message, MessageField};
 use sys::cgroup::Cgroup;
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use types::{Context as _, Error, Exit, Namespace, Result};
 
 use crate::attach;
@@ -27,6 +31,9 @@ use crate::reap::Reap;
 use crate::runc::Limits;
 use crate::stats;
 use crate::wire::Reply;
+
+/// How long the answer that the shim ends may take to leave: its caller may be gone.
+const LAST_ANSWER: Duration = Duration::from_millis(500);
 
 /// Everything that this shim keeps.
 #[derive(Debug)]
@@ -250,12 +257,19 @@ impl Shim {
         }
     }
 
-    /// Ends the shim when its answer has left, unless it is of use.
+    /// Ends the shim when its answer has left or nobody takes it, unless it is of use.
     fn shutdown(&self, now: bool) -> Result<Reply> {
         let containers = self.containers();
         let busy = !containers.made.is_empty() || !containers.in_the_making.is_empty();
         let ends = now || !busy;
         log::debug(format_args!("shutdown: {ends}"));
+        if ends {
+            let stop = Arc::clone(&self.stop);
+            drop(tokio::spawn(async move {
+                sleep(LAST_ANSWER).await;
+                stop.notify_one();
+            }));
+        }
         Ok(Reply {
             sent: ends.then(|| Arc::clone(&self.stop)),
             ..message(&Empty::new())?
@@ -270,25 +284,43 @@ fn time(exit: Exit) -> MessageField<Timestamp> {
 /// The Task service under both of its names: version 2 differs in nothing else.
 const TASK: [&str; 2] = ["containerd.task.v3.Task", "containerd.task.v2.Task"];
 
-/// Answers a call.
+/// An answer to come.
+pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<Reply>> + Send>>;
+
+/// Answers a call. One that changes something is under way when this returns, whatever becomes of the
+/// answer; what changes nothing is of no use to a caller that is gone.
 ///
 /// # Errors
 /// `NotImplemented` for a service or method that is not here, else the method's own.
-pub(crate) async fn dispatch(shim: Arc<Shim>, request: Request) -> Result<Reply> {
-    let service = request.service.as_str();
-    if service == attach::SERVICE {
-        return attach::dispatch(&shim, &request).await;
+pub(crate) fn dispatch(shim: Arc<Shim>, request: Request) -> Answer {
+    // Apart, since a wait lasts as long as its process: its future must be a small one.
+    match (request.service.as_str(), request.method.as_str()) {
+        (attach::SERVICE, _) => Box::pin(async move { attach::dispatch(&shim, &request).await }),
+        (service, _) if !TASK.contains(&service) => {
+            let error = Error::not_implemented(format_args!("service {service}"));
+            Box::pin(async move { Err(error) })
+        }
+        (_, "Wait") => Box::pin(async move { wait(&shim, &decode(&request.payload)?).await }),
+        (_, "State" | "Pids" | "Stats" | "Connect") => {
+            Box::pin(async move { read(&shim, &request) })
+        }
+        _ => Box::pin(run(change(shim, request))),
     }
-    if !TASK.contains(&service) {
-        return Err(Error::not_implemented(format_args!("service {service}")));
-    }
+}
+
+fn read(shim: &Shim, request: &Request) -> Result<Reply> {
     let body = request.payload.as_slice();
     match request.method.as_str() {
         "State" => message(&shim.state(&decode(body)?)?),
         "Pids" => shim.answer_pids(&decode(body)?),
         "Stats" => shim.answer_stats(&decode(body)?),
-        "Connect" => message(&shim.connect(&decode::<api::ConnectRequest>(body)?.id)),
-        "Wait" => wait(&shim, &decode(body)?).await,
+        _ => message(&shim.connect(&decode::<api::ConnectRequest>(body)?.id)),
+    }
+}
+
+async fn change(shim: Arc<Shim>, request: Request) -> Result<Reply> {
+    let body = request.payload.as_slice();
+    match request.method.as_str() {
         "Exec" => done(shim.add_exec(&decode(body)?)),
         "ResizePty" => done(shim.resize(&decode(body)?)),
         "CloseIO" => done(shim.close_io(&decode(body)?)),
@@ -297,24 +329,21 @@ pub(crate) async fn dispatch(shim: Arc<Shim>, request: Request) -> Result<Reply>
             shim.shutdown(request.now)
         }
         "Create" => {
-            let request = decode(body)?;
-            let pid = run(async move { shim.create(request).await }).await?;
+            let pid = shim.create(decode(body)?).await?;
             message(&api::CreateTaskResponse {
                 pid,
                 ..Default::default()
             })
         }
         "Start" => {
-            let request = decode(body)?;
-            let pid = run(async move { shim.start(&request).await }).await?;
+            let pid = shim.start(&decode(body)?).await?;
             message(&api::StartResponse {
                 pid,
                 ..Default::default()
             })
         }
         "Delete" => {
-            let request = decode(body)?;
-            let exit = run(async move { shim.delete(&request).await }).await?;
+            let exit = shim.delete(&decode(body)?).await?;
             message(&api::DeleteResponse {
                 pid: exit.pid,
                 exit_status: exit.status,
@@ -324,24 +353,15 @@ pub(crate) async fn dispatch(shim: Arc<Shim>, request: Request) -> Result<Reply>
         }
         "Pause" => {
             let request: api::PauseRequest = decode(body)?;
-            done(run(async move { shim.container(&request.id)?.pause(&shim).await }).await)
+            done(shim.container(&request.id)?.pause(&shim).await)
         }
         "Resume" => {
             let request: api::ResumeRequest = decode(body)?;
-            done(run(async move { shim.container(&request.id)?.resume(&shim).await }).await)
+            done(shim.container(&request.id)?.resume(&shim).await)
         }
-        "Checkpoint" => {
-            let request = decode(body)?;
-            done(run(async move { shim.checkpoint(&request).await }).await)
-        }
-        "Kill" => {
-            let request = decode(body)?;
-            done(run(async move { shim.kill(&request).await }).await)
-        }
-        "Update" => {
-            let request = decode(body)?;
-            done(run(async move { shim.update(&request).await }).await)
-        }
+        "Checkpoint" => done(shim.checkpoint(&decode(body)?).await),
+        "Kill" => done(shim.kill(&decode(body)?).await),
+        "Update" => done(shim.update(&decode(body)?).await),
         other => Err(Error::not_implemented(format_args!("method {other}"))),
     }
 }
@@ -357,13 +377,16 @@ async fn wait(shim: &Shim, request: &api::WaitRequest) -> Result<Reply> {
     })
 }
 
-/// Runs a change to its end whatever becomes of the caller.
-pub(crate) async fn run<T: Send + 'static>(
+/// Begins a change that comes to its end whatever becomes of the caller, and of what this returns.
+pub(crate) fn run<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    tokio::spawn(work)
-        .await
-        .unwrap_or_else(|_| Err(Error::internal("request failed in the shim")))
+) -> impl Future<Output = Result<T>> + Send {
+    let running = tokio::spawn(work);
+    async move {
+        running
+            .await
+            .unwrap_or_else(|_| Err(Error::internal("request failed in the shim")))
+    }
 }
 
 pub(crate) fn decode<M: Message>(body: &[u8]) -> Result<M> {
@@ -380,3 +403,6 @@ pub(crate) fn message(message: &impl Message) -> Result<Reply> {
 fn done(result: Result<()>) -> Result<Reply> {
     result.and_then(|()| message(&Empty::new()))
 }
+
+#[cfg(test)]
+mod tests;

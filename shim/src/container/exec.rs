@@ -100,6 +100,16 @@ impl Container {
         Error::failed_precondition(format_args!("container {id} init process is not running"))
     }
 
+    /// Gives `work` up when the container ends: a logger that does not get ready, for one, must not
+    /// hold back the init's exit.
+    async fn while_it_runs<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = self.runtime.over() => Err(self.not_running()),
+        }
+    }
+
     async fn make_exec(&self, shim: &Arc<Shim>, process: &Process) -> Result<Made> {
         #[cfg(test)]
         crate::caught::fault::point("make exec");
@@ -127,7 +137,8 @@ impl Container {
             files.pid.display().to_string(),
         );
         if process.paths.terminal {
-            let prepared = Prepared::open(&process.paths, owner).await?;
+            let prepared = Prepared::open(&process.paths, owner);
+            let prepared = self.while_it_runs(prepared).await?;
             let socket = ConsoleSocket::bind(&self.bundle, &process.exec)?;
             let hold = shim.reap.hold();
             self.runtime
@@ -145,7 +156,8 @@ impl Container {
                 attached: Attached::Console(console),
             })
         } else {
-            let (streams, io) = Streams::open(&process.paths, owner).await?;
+            let opened = Streams::open(&process.paths, owner);
+            let (streams, io) = self.while_it_runs(opened).await?;
             let hold = shim.reap.hold();
             self.runtime
                 .exec(&spec, &pid, &files.log, Some(io), None)

@@ -1,7 +1,9 @@
 //! A container's memory running out: told each time it does, and before the end of what it killed.
 //!
 //! Invariant: no event after the init's exit has been published. The kernel's event and the group's
-//! counter are two views of one watch, so a kill is told once whoever sees it first.
+//! counter are two views of one watch, so a kill is told once whoever sees it first. The counter is
+//! read while the init is a zombie: who manages the group (systemd a scope) removes it when it hears of
+//! the end, at any time from then on.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -25,6 +27,16 @@ const KILLED: u32 = 128 + libc::SIGKILL.unsigned_abs();
 pub(super) struct Oom {
     watch: OnceLock<Arc<AsyncFd<OomWatch>>>,
     follower: Mutex<Option<AbortHandle>>,
+    last: Mutex<Last>,
+}
+
+/// What a look at the group of an ended init has found.
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    /// The kernel has ended some process of it.
+    killed: bool,
+    /// That is not told yet.
+    due: bool,
 }
 
 impl Container {
@@ -64,15 +76,32 @@ impl Container {
         }
     }
 
+    /// Looks at the group a last time. To be called when the init has ended, before it is reaped.
+    pub(super) fn look_for_oom(&self) {
+        let group = self.cgroup.get();
+        let killed = group.is_some_and(|group| group.oom_kills() > 0);
+        let due = match self.oom.watch.get() {
+            Some(watch) => watch.get_ref().check(true) == OomEvent::Oom,
+            None => killed,
+        };
+        *self.last_look() = Last { killed, due };
+    }
+
+    fn last_look(&self) -> MutexGuard<'_, Last> {
+        let lock = self.oom.last.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells what is not told yet. To be called before the event of an exit.
     pub(super) fn settle_oom(&self, shim: &Shim, process: &Process, exit: Exit) {
         // Others can have ended because of a victim.
         let count = process.is_init() || exit.status == KILLED;
-        let due = match self.oom.watch.get() {
+        let now = match self.oom.watch.get() {
             Some(watch) => watch.get_ref().check(count) == OomEvent::Oom,
-            None => process.is_init() && self.ran_out_of_memory(),
+            None => false,
         };
-        if due {
+        let before = process.is_init() && std::mem::take(&mut self.last_look().due);
+        if now || before {
             self.publish_oom(shim);
         }
         if process.is_init() {
@@ -80,10 +109,9 @@ impl Container {
         }
     }
 
-    /// Whether the kernel has ended any of its processes for want of memory.
+    /// Whether the kernel had ended any of its processes for want of memory when the init ended.
     pub(super) fn ran_out_of_memory(&self) -> bool {
-        let group = self.cgroup.get();
-        group.is_some_and(|group| group.oom_kills() > 0)
+        self.last_look().killed
     }
 
     fn publish_oom(&self, shim: &Shim) {

@@ -25,7 +25,7 @@ fn shim() -> Arc<Shim> {
     Arc::new(Shim::new("ns".parse().unwrap()))
 }
 
-/// There is no such runtime: no test here starts a process.
+/// There is no such runtime: who does not say otherwise starts no process.
 fn options() -> Options {
     Options {
         binary_name: "/no/such/runtime".into(),
@@ -35,15 +35,59 @@ fn options() -> Options {
 
 /// A running container, as far as the shim knows.
 fn running(shim: &Shim, bundle: &Path) -> Arc<Container> {
+    running_with(shim, bundle, options())
+}
+
+/// Lets its init end.
+fn end_init(shim: &Arc<Shim>, container: &Arc<Container>, status: u8) {
+    let (tell, ending) = tokio::sync::oneshot::channel();
+    container.watch(shim, &container.init, PID, ending);
+    let ended = crate::reap::Ended {
+        status: sys::process::Status::Exited(status),
+        at: SystemTime::UNIX_EPOCH,
+    };
+    tell.send(ended).unwrap();
+}
+
+/// Version 2 of a group whose counter of kills is this.
+fn group(dir: &Path, kills: u64) -> Cgroup {
+    let text = format!("max 9\noom 7\noom_kill {kills}\n");
+    std::fs::write(dir.join("memory.events"), text).unwrap();
+    Cgroup::V2(dir.to_owned())
+}
+
+/// Blocks until there is such a file.
+async fn appears(file: &Path) {
+    while !file.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// One whose runtime is a script; what has ended is reaped.
+fn scripted(shim: &Arc<Shim>, bundle: &Path, script: &str) -> Arc<Container> {
+    let (text, program) = (bundle.join("script.sh"), bundle.join("runtime.sh"));
+    std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // By another process: one that any test starts in this moment must not have it open for writing.
+    let copy = sys::process::Spawn::new("install").args(["-m", "755"]);
+    let copy = copy.arg(&text).arg(&program).spawn().unwrap();
+    assert!(copy.wait().unwrap().is_success());
+    let options = Options {
+        binary_name: program.display().to_string(),
+        ..Options::default()
+    };
+    let reap = Arc::clone(&shim.reap);
+    drop(tokio::spawn(async move {
+        loop {
+            reap.round();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }));
+    running_with(shim, bundle, options)
+}
+
+fn running_with(shim: &Shim, bundle: &Path, options: Options) -> Arc<Container> {
     let limits = Limits::default();
-    let runtime = Runtime::new(
-        Arc::clone(&shim.reap),
-        bundle,
-        "ns",
-        "c1",
-        options(),
-        limits,
-    );
+    let runtime = Runtime::new(Arc::clone(&shim.reap), bundle, "ns", "c1", options, limits);
     let init = Process::new("", Paths::default(), Vec::new());
     init.has_started(PID, Attached::Streams(Streams::default()));
     init.step(Input::Start).unwrap();
@@ -60,6 +104,18 @@ fn running(shim: &Shim, bundle: &Path) -> Arc<Container> {
         image: None,
         oom: Oom::default(),
     })
+}
+
+fn exec_request(id: &str) -> ExecProcessRequest {
+    let spec = protos::well_known::Any {
+        value: b"{}".to_vec(),
+        ..Default::default()
+    };
+    ExecProcessRequest {
+        exec_id: id.into(),
+        spec: Some(spec).into(),
+        ..ExecProcessRequest::default()
+    }
 }
 
 fn exit(status: u32) -> Exit {
@@ -103,16 +159,7 @@ fn a_panic_while_an_exec_is_started_leaves_it_unstarted() {
         let dir = tempfile::tempdir().unwrap();
         let shim = shim();
         let container = running(&shim, dir.path());
-        let spec = protos::well_known::Any {
-            value: b"{}".to_vec(),
-            ..Default::default()
-        };
-        let request = ExecProcessRequest {
-            exec_id: "e1".into(),
-            spec: Some(spec).into(),
-            ..ExecProcessRequest::default()
-        };
-        container.add_exec(&shim, &request).unwrap();
+        container.add_exec(&shim, &exec_request("e1")).unwrap();
         fault::arm("make exec");
         let error = container.start_exec(&shim, "e1").await.unwrap_err();
         assert!(error.is(Code::Internal), "{error}");
@@ -131,17 +178,96 @@ fn a_panic_at_an_end_does_not_hide_it() {
         let dir = tempfile::tempdir().unwrap();
         let shim = shim();
         let container = running(&shim, dir.path());
-        // For ever: the children of this process are other tests'.
-        Box::leak(Box::new(shim.reap.hold()));
-        let (tell, ending) = tokio::sync::oneshot::channel();
-        let init = Arc::clone(&container.init);
         fault::arm("ended");
-        container.watch(&shim, &init, PID, ending);
-        let ended = crate::reap::Ended {
-            status: sys::process::Status::Exited(7),
-            at: SystemTime::UNIX_EPOCH,
-        };
-        tell.send(ended).unwrap();
-        assert_eq!(init.wait().await.unwrap(), exit(7));
+        end_init(&shim, &container, 7);
+        assert_eq!(container.init.wait().await.unwrap(), exit(7));
+    });
+}
+
+#[test]
+fn who_waits_for_an_exec_that_never_started_learns_of_the_containers_deletion() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = scripted(&shim, dir.path(), "exit 0");
+        container.add_exec(&shim, &exec_request("e1")).unwrap();
+        let exec = container.process("e1").unwrap();
+        let waiting = tokio::spawn(async move { exec.wait().await });
+        tokio::task::yield_now().await;
+        container.ended(&shim, &container.init, exit(3));
+        assert_eq!(container.delete(&shim, "").await.unwrap(), exit(3));
+        let told = timeout(Duration::from_secs(5), waiting).await.unwrap();
+        assert!(told.unwrap().unwrap_err().is_not_found());
+        assert!(container.process("e1").unwrap_err().is_not_found());
+    });
+}
+
+/// Its init's exit is told soon although an exec, whose streams go to `stdout`, is being started.
+async fn is_not_held_back(container: &Arc<Container>, shim: &Arc<Shim>, begun: &Path, io: &str) {
+    let request = ExecProcessRequest {
+        stdout: io.into(),
+        ..exec_request("e1")
+    };
+    container.add_exec(shim, &request).unwrap();
+    let start = {
+        let (container, shim) = (Arc::clone(container), Arc::clone(shim));
+        tokio::spawn(async move { container.start_exec(&shim, "e1").await })
+    };
+    appears(begun).await;
+    end_init(shim, container, 3);
+    let told = timeout(Duration::from_secs(10), container.init.wait()).await;
+    assert_eq!(told.unwrap().unwrap(), exit(3));
+    let error = start.await.unwrap().unwrap_err();
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+}
+
+#[test]
+fn an_exec_that_hangs_does_not_hold_back_the_end_of_its_container() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let begun = dir.path().join("begun");
+        let script = format!("echo >{}; exec sleep 1000", begun.display());
+        let container = scripted(&shim, dir.path(), &script);
+        is_not_held_back(&container, &shim, &begun, "").await;
+    });
+}
+
+#[test]
+fn nor_does_the_logger_of_an_exec_that_does_not_get_ready() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let begun = dir.path().join("begun");
+        let script = format!("echo >{}; exec sleep 1000", begun.display());
+        let container = scripted(&shim, dir.path(), &script);
+        let logger = format!("binary://{}/runtime.sh", dir.path().display());
+        is_not_held_back(&container, &shim, &begun, &logger).await;
+    });
+}
+
+#[test]
+fn memory_is_looked_at_before_the_group_can_go_with_the_init() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = running(&shim, dir.path());
+        let cgroup = dir.path().join("group");
+        std::fs::create_dir(&cgroup).unwrap();
+        container.cgroup.set(group(&cgroup, 1)).unwrap();
+        let sleeper = sys::process::Spawn::new("sleep").arg("1000");
+        let (pid, ending) = shim.reap.spawn(sleeper).unwrap();
+        container.watch(&shim, &container.init, pid, ending);
+        shim.reap.signal(pid, libc::SIGKILL).unwrap();
+        while sys::process::start_time(pid).is_some() {
+            shim.reap.round();
+        }
+        // Who manages the group has heard of the end too.
+        std::fs::remove_dir_all(&cgroup).unwrap();
+        assert_eq!(container.init.wait().await.unwrap().status, 137);
+        let record = std::fs::read_to_string(dir.path().join("exit")).unwrap();
+        assert!(record.contains("\"oom\":true"), "{record}");
+        let topics = shim.publisher.topics();
+        assert_eq!(topics, ["/tasks/oom", "/tasks/exit"]);
     });
 }

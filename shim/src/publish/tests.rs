@@ -5,13 +5,38 @@ use async_trait::async_trait;
 use protos::events::{TaskOOM, TaskStart};
 use protos::shim::events_ttrpc::{Events, create_events};
 use protos::well_known::Empty;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::mpsc;
 use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
-use types::Error;
 
 struct Daemon {
     got: mpsc::UnboundedSender<String>,
-    refuse: bool,
+    refuse: Refuse,
+}
+
+/// What a daemon refuses: events with this topic, with this code, so many times.
+#[derive(Clone)]
+struct Refuse {
+    topic: &'static str,
+    code: Code,
+    left: Arc<AtomicU32>,
+}
+
+impl Refuse {
+    fn nothing() -> Self {
+        Self::times("", Code::Internal, 0)
+    }
+
+    fn times(topic: &'static str, code: Code, times: u32) -> Self {
+        let left = Arc::new(AtomicU32::new(times));
+        Self { topic, code, left }
+    }
+
+    fn takes(&self, topic: &str) -> bool {
+        let less = |left: u32| left.checked_sub(1);
+        topic == self.topic && self.left.fetch_update(Relaxed, Relaxed, less).is_ok()
+    }
 }
 
 #[async_trait]
@@ -29,21 +54,16 @@ impl Events for Daemon {
             ),
             Err(_) => envelope.topic.clone(),
         };
-        let refused = self.refuse && event_is_oom(&envelope);
         drop(self.got.send(text));
-        if refused {
-            let error = Error::internal("no");
+        if self.refuse.takes(&envelope.topic) {
+            let error = Error::new(self.refuse.code, "no");
             return Err(protos::status::to_ttrpc(&error));
         }
         Ok(Empty::new())
     }
 }
 
-fn event_is_oom(envelope: &Envelope) -> bool {
-    envelope.topic == "/tasks/oom"
-}
-
-async fn daemon(path: &Path, refuse: bool) -> (Server, mpsc::UnboundedReceiver<String>) {
+async fn daemon(path: &Path, refuse: Refuse) -> (Server, mpsc::UnboundedReceiver<String>) {
     drop(std::fs::remove_file(path));
     let listener = tokio::net::UnixListener::bind(path).unwrap();
     let (got, events) = mpsc::unbounded_channel();
@@ -83,31 +103,75 @@ fn events_wait_for_the_daemon_and_arrive_in_order() {
         publisher.publish("/tasks/start", &start("a"));
         publisher.publish("/tasks/start", &start("b"));
         tokio::task::yield_now().await;
-        let (mut first, mut events) = daemon(&path, false).await;
+        let (mut first, mut events) = daemon(&path, Refuse::nothing()).await;
         assert_eq!(events.recv().await.unwrap(), "ns /tasks/start a");
         assert_eq!(events.recv().await.unwrap(), "ns /tasks/start b");
         publisher.drain(Duration::from_secs(20)).await;
         first.shutdown().await.unwrap();
         publisher.publish("/tasks/start", &start("c"));
-        let (_second, mut events) = daemon(&path, false).await;
+        let (_second, mut events) = daemon(&path, Refuse::nothing()).await;
         assert_eq!(events.recv().await.unwrap(), "ns /tasks/start c");
     });
+}
+
+/// What a daemon that refuses so gets of one event and the one behind it, as long as that is not
+/// longer than it takes.
+async fn offered(topic: &'static str, refuse: Refuse, times: u32) -> Vec<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let (_server, mut events) = daemon(&path, refuse).await;
+    let publisher = publisher();
+    tokio::spawn(Arc::clone(&publisher).run(path.display().to_string()));
+    publisher.publish(topic, &TaskOOM::default());
+    publisher.publish("/tasks/start", &start("a"));
+    let mut got = Vec::new();
+    for _ in 0..times {
+        got.push(events.recv().await.unwrap());
+    }
+    got
 }
 
 #[test]
 fn a_refused_event_does_not_stop_the_ones_behind_it() {
     block_on(async {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let (_server, mut events) = daemon(&path, true).await;
-        let publisher = publisher();
-        tokio::spawn(Arc::clone(&publisher).run(path.display().to_string()));
-        publisher.publish("/tasks/oom", &TaskOOM::default());
-        publisher.publish("/tasks/start", &start("a"));
-        for _ in 0..REFUSALS {
-            assert_eq!(events.recv().await.unwrap(), "/tasks/oom");
+        tokio::time::pause();
+        let refuse = Refuse::times("/tasks/paused", Code::Internal, u32::MAX);
+        let got = offered("/tasks/paused", refuse, REFUSALS + 1).await;
+        let (last, refused) = got.split_last().unwrap();
+        assert!(refused.iter().all(|topic| topic == "/tasks/paused"));
+        assert_eq!(last, "ns /tasks/start a");
+    });
+}
+
+#[test]
+fn a_daemon_that_is_not_ready_gets_everything_later() {
+    for code in NOT_NOW {
+        block_on(async {
+            tokio::time::pause();
+            let refuse = Refuse::times("/tasks/paused", code, 20);
+            let got = offered("/tasks/paused", refuse, 22).await;
+            assert!(got[..21].iter().all(|topic| topic == "/tasks/paused"));
+            assert_eq!(got[21], "ns /tasks/start a", "{code:?}");
+        });
+    }
+}
+
+#[test]
+fn an_end_is_offered_until_it_is_taken_or_makes_no_sense() {
+    block_on(async {
+        tokio::time::pause();
+        let begin = tokio::time::Instant::now();
+        for topic in KEPT {
+            let refuse = Refuse::times(topic, Code::Internal, 20);
+            let got = offered(topic, refuse, 22).await;
+            assert!(got[..21].iter().all(|got| got == topic));
+            assert_eq!(got[21], "ns /tasks/start a");
         }
-        assert_eq!(events.recv().await.unwrap(), "ns /tasks/start a");
+        // With growing pauses: a daemon in trouble is not pressed.
+        assert!(begin.elapsed() > LONGEST_PAUSE * 10);
+        let refuse = Refuse::times(KEPT[0], Code::InvalidArgument, u32::MAX);
+        let got = offered(KEPT[0], refuse, 2).await;
+        assert_eq!(got, [KEPT[0], "ns /tasks/start a"]);
     });
 }
 
