@@ -30,7 +30,7 @@ use crate::publish::Publisher;
 use crate::reap::Reap;
 use crate::runc::Limits;
 use crate::stats;
-use crate::wire::Reply;
+use crate::wire::{Reply, Told};
 
 /// How long the answer that the shim ends may take to leave: its caller may be gone.
 const LAST_ANSWER: Duration = Duration::from_millis(500);
@@ -271,7 +271,7 @@ impl Shim {
             }));
         }
         Ok(Reply {
-            sent: ends.then(|| Arc::clone(&self.stop)),
+            sent: ends.then(|| Told(Arc::clone(&self.stop))),
             ..message(&Empty::new())?
         })
     }

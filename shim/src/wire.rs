@@ -20,7 +20,7 @@ use protos::frame::{self, HEADER, Header, Kind, LONGEST, Request, Response};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, Notify};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, consume_budget};
 use tokio::time::timeout;
 use types::{Error, Result};
 
@@ -41,8 +41,8 @@ const STALL: Duration = Duration::from_secs(30);
 pub(crate) struct Reply {
     pub(crate) payload: Vec<u8>,
     pub(crate) fds: Vec<OwnedFd>,
-    /// Told when the answer has left.
-    pub(crate) sent: Option<Arc<Notify>>,
+    /// Told when the answer has left, or never will.
+    pub(crate) sent: Option<Told>,
 }
 
 /// Serves one connection to its end. Every call is given to `handle`.
@@ -125,37 +125,55 @@ impl Peer {
             }
             Err(error) => (frame::failure(&error), Vec::new(), None),
         };
+        let _told = told;
         let encoded = frame::encode(stream, Kind::Response, &response)
             .or_else(|error| frame::encode(stream, Kind::Response, &frame::failure(&error)));
-        match encoded {
-            Ok(bytes) => {
-                if let Err(error) = self.send(&bytes, &fds).await {
-                    log::debug(format_args!("answer not sent: {error}"));
-                }
-            }
-            Err(error) => log::error(format_args!("answer not encoded: {error}")),
-        }
-        if let Some(told) = told {
-            told.notify_one();
+        let sent = match encoded {
+            Ok(bytes) => self.send(&bytes, &fds).await,
+            Err(error) => Err((0, std::io::Error::other(error.to_string()))),
+        };
+        let Err((done, error)) = sent else { return };
+        log::debug(format_args!("answer not sent: {error}"));
+        // Descriptors may be too many in flight; words always go.
+        let why = Error::os("send answer", error);
+        let again = match frame::encode(stream, Kind::Response, &frame::failure(&why)) {
+            Ok(bytes) if done == 0 => self.send(&bytes, &[]).await.is_ok(),
+            _ => false,
+        };
+        if !again {
+            // Who still waits must not wait for ever.
+            sys::socket::shutdown(&self.stream).ok();
         }
     }
 
-    async fn send(&self, mut bytes: &[u8], fds: &[OwnedFd]) -> std::io::Result<()> {
+    /// Sends a frame. On an error also tells how much of it has left.
+    async fn send(&self, bytes: &[u8], fds: &[OwnedFd]) -> Result<(), (usize, std::io::Error)> {
         let _whole = self.writing.lock().await;
         let mut fds = fds;
-        while !bytes.is_empty() {
-            let sent = self
+        let mut done = 0;
+        while done < bytes.len() {
+            done += self
                 .stream
                 .async_io(Interest::WRITABLE, || {
                     let borrowed: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
-                    sys::socket::send(&self.stream, bytes, &borrowed)
+                    sys::socket::send(&self.stream, &bytes[done..], &borrowed)
                 })
-                .await?;
-            bytes = &bytes[sent..];
+                .await
+                .map_err(|e| (done, e))?;
             // They went with the first byte.
             fds = &[];
         }
         Ok(())
+    }
+}
+
+/// Tells when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Told(pub(crate) Arc<Notify>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.notify_one();
     }
 }
 
@@ -199,6 +217,8 @@ impl Frames {
                 stream.readable().await
             };
             ready.ok()?;
+            // A peer that never stops must not keep the shim from everything else.
+            consume_budget().await;
             self.buffer.reserve(STEP);
             match stream.try_read_buf(&mut self.buffer) {
                 Ok(0) => return None,

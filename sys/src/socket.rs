@@ -71,6 +71,14 @@ pub fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// Ends a connection in both directions, whoever else has it open.
+///
+/// # Errors
+/// The errno of `shutdown`.
+pub fn shutdown(socket: impl AsFd) -> Result<()> {
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Both).map_err(|e| op("shutdown", e))
+}
+
 /// Most descriptors of one message here; the kernel allows 253.
 const MOST_FDS: usize = 8;
 

@@ -30,6 +30,13 @@ async fn handle(request: Request) -> Result<Reply> {
                 sent: None,
             })
         }
+        "many" => {
+            let one = || sys::process::null().unwrap();
+            Ok(Reply {
+                fds: std::iter::repeat_with(one).take(20).collect(),
+                ..Reply::default()
+            })
+        }
         "long" => Ok(Reply {
             payload: vec![0; LONGEST],
             ..Reply::default()
@@ -176,6 +183,19 @@ fn descriptors_travel_with_an_answer() {
         let mut text = String::new();
         std::fs::File::from(read).read_to_string(&mut text).unwrap();
         assert_eq!(text, "through the pipe");
+    });
+}
+
+#[test]
+fn an_answer_that_cannot_be_sent_is_an_error_for_who_waits() {
+    block_on(async {
+        let mut peer = connected();
+        peer.write_all(&call(1, "many", 0)).await.unwrap();
+        let (stream, response) = answer(&mut peer).await;
+        assert_eq!(stream, 1);
+        assert!(error(&response).contains("too many descriptors"));
+        peer.write_all(&call(3, "echo", 0)).await.unwrap();
+        assert_eq!(answer(&mut peer).await.0, 3);
     });
 }
 
