@@ -11,7 +11,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use protos::frame::{self, HEADER, Header, KeyValue, Kind, LONGEST, Request, Response};
@@ -157,7 +157,14 @@ async fn ask(
     namespace: &Namespace,
     message: &api::AttachRequest,
 ) -> Result<(Response, Vec<OwnedFd>)> {
-    let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
+    let path = match address.split_once("://") {
+        Some(("unix", path)) => Path::new(path),
+        None => Path::new(address),
+        Some((scheme, _)) => {
+            let text = format_args!("attaching to a shim by {scheme}");
+            return Err(Error::not_implemented(text));
+        }
+    };
     let at = |e| Error::os(format_args!("shim at {}", path.display()), e);
     let stream = UnixStream::connect(path)
         .await
@@ -214,7 +221,8 @@ async fn ask(
 #[derive(Debug)]
 struct Line {
     fd: AsyncFd<OwnedFd>,
-    slots: Mutex<Vec<Arc<Slot>>>,
+    /// A part that was dropped has closed its descriptor.
+    slots: Mutex<Vec<Weak<Slot>>>,
     follower: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -252,11 +260,16 @@ impl Line {
         *lock(&self.follower) = Some(follower);
     }
 
+    fn released(&self, stream: u8) {
+        // A shim that is gone does not want to know.
+        sys::socket::send(&self.fd, &[RELEASED, stream], &[]).ok();
+    }
+
     fn obey(&self, message: u8, stream: u8, fds: Vec<OwnedFd>) {
         let slot = lock(&self.slots)
             .iter()
-            .find(|slot| slot.stream == stream)
-            .map(Arc::clone);
+            .filter_map(Weak::upgrade)
+            .find(|slot| slot.stream == stream);
         match (message, slot, fds.into_iter().next()) {
             (SWITCH, Some(slot), Some(next)) => {
                 let next = sys::fs::set_nonblocking(&next, true).and_then(|()| watched(next));
@@ -267,9 +280,10 @@ impl Line {
                         slot.replace(None);
                     }
                 }
-                // A shim that is gone does not want to know.
-                sys::socket::send(&self.fd, &[RELEASED, stream], &[]).ok();
+                self.released(stream);
             }
+            // Not read any more: the shim need not wait.
+            (SWITCH, None, _) => self.released(stream),
             (CUT, Some(slot), _) => {
                 tracing::warn!("the stream was cut off: it was not read in time");
                 slot.replace(None);
@@ -317,7 +331,7 @@ impl Reader {
             current: Mutex::new(Some(Arc::new(watched(fd)?))),
             changed: watch::Sender::new(()),
         });
-        lock(&line.slots).push(Arc::clone(&slot));
+        lock(&line.slots).push(Arc::downgrade(&slot));
         Ok(Self {
             changed: slot.changed.subscribe(),
             slot,
@@ -380,6 +394,7 @@ impl Writer {
         while !bytes.is_empty() {
             let mut ready = self.fd.writable().await?;
             match ready.try_io(|fd| sys::pipe::write(fd.get_ref(), bytes)) {
+                Ok(Err(e)) if e.kind() == ErrorKind::Interrupted => {}
                 Ok(written) => bytes = &bytes[written?..],
                 Err(_not_yet) => {}
             }
@@ -398,4 +413,34 @@ fn watched<T: AsRawFd>(fd: T) -> Result<AsyncFd<T>> {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd as _;
+
+    #[tokio::test]
+    async fn a_dropped_part_is_closed_and_keeps_nobody_waiting() {
+        let (shim, ours) = sys::socket::message_pair().unwrap();
+        let line = Line::new(ours).unwrap();
+        line.follow();
+        let (read, write) = sys::pipe::new().unwrap();
+        sys::fs::set_nonblocking(&read, true).unwrap();
+        let reader = Reader::new(read, STDOUT, &line).unwrap();
+        assert!(sys::pipe::has_reader(&write));
+        drop(reader);
+        assert!(!sys::pipe::has_reader(&write));
+        let (next, _write) = sys::pipe::new().unwrap();
+        sys::socket::send(&shim, &[SWITCH, STDOUT], &[next.as_fd()]).unwrap();
+        let shim = watched(shim).unwrap();
+        let mut message = [0; 16];
+        let (length, _) = shim
+            .async_io(Interest::READABLE, |shim| {
+                sys::socket::receive(shim, &mut message)
+            })
+            .await
+            .unwrap();
+        assert_eq!(message[..length], [RELEASED, STDOUT]);
+    }
 }
