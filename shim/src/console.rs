@@ -17,7 +17,7 @@ use sys::fifo::{End, Fifo};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, consume_budget};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use types::{Context as _, Error, Result};
 
 use crate::log;
@@ -271,6 +271,7 @@ impl Console {
 
     /// Waits until all output is delivered, at most `limit`, then lets go of everything.
     pub(crate) async fn drain(mut self, limit: Duration) {
+        let until = Instant::now() + limit;
         self.close_stdin();
         match &mut self.output {
             Output::Hub(hub) => hub.finish(limit).await,
@@ -282,7 +283,7 @@ impl Console {
             }
         }
         if let Some(logger) = self.logger.take() {
-            logger.stop(limit).await;
+            logger.stop(left(until)).await;
         }
     }
 }
@@ -295,6 +296,11 @@ impl Drop for Console {
         }
         self.closed.notify_waiters();
     }
+}
+
+/// How long it is until then.
+pub(crate) fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now())
 }
 
 /// Moves bytes until the end of `from`, without copying when the kernel can.

@@ -20,12 +20,13 @@ const READY: Duration = Duration::from_secs(30);
 /// How long it has after SIGTERM, as in Go.
 const GRACE: Duration = Duration::from_secs(12);
 
-/// A running logger.
+/// A running logger. Whoever drops it before its end ends it, in the background: asks, then insists.
 #[derive(Debug)]
 pub(crate) struct Logger {
     reap: Arc<Reap>,
     pid: u32,
-    ending: Ending,
+    /// None when it has ended.
+    ending: Option<Ending>,
 }
 
 /// The ends that the container writes to.
@@ -72,7 +73,7 @@ impl Logger {
         let mut logger = Self {
             reap: Arc::clone(reap),
             pid,
-            ending,
+            ending: Some(ending),
         };
         match logger.until_ready(ready, program.must_speak).await {
             Ok(()) => Ok((logger, Ends { stdout, stderr })),
@@ -102,24 +103,42 @@ impl Logger {
         Ok(())
     }
 
-    fn kill(&self) {
+    fn kill(mut self) {
+        self.ending = None;
         // Ended already is as good.
         drop(self.reap.signal(self.pid, libc::SIGKILL));
     }
 
-    /// Waits for the end, which follows the end of the output; then asks, then insists.
+    /// Waits for the end, which follows the end of the output.
     pub(crate) async fn stop(mut self, patience: Duration) {
-        if timeout(patience, &mut self.ending).await.is_ok() {
+        if let Some(ending) = &mut self.ending {
+            match timeout(patience, ending).await {
+                Ok(_) => self.ending = None,
+                Err(_) => log::warn(format_args!(
+                    "logger {} does not end: it is told to",
+                    self.pid
+                )),
+            }
+        }
+    }
+}
+
+impl Drop for Logger {
+    fn drop(&mut self) {
+        let Some(ending) = self.ending.take() else {
             return;
-        }
-        log::warn(format_args!(
-            "logger {} does not end: it is told to",
-            self.pid
-        ));
-        drop(self.reap.signal(self.pid, libc::SIGTERM));
-        if timeout(GRACE, &mut self.ending).await.is_err() {
-            self.kill();
-        }
+        };
+        let (reap, pid) = (Arc::clone(&self.reap), self.pid);
+        reap.tell_to_end(pid);
+        drop(tokio::spawn(async move {
+            // The shim's own end waits a little, too.
+            let _hold = reap.hold();
+            if timeout(GRACE, ending).await.is_err() {
+                log::warn(format_args!("logger {pid} does not end: it is killed"));
+                // Ended already is as good.
+                drop(reap.signal(pid, libc::SIGKILL));
+            }
+        }));
     }
 }
 
@@ -179,6 +198,9 @@ fn decode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
 
     #[test]
     fn addresses_become_program_and_arguments() {
@@ -192,6 +214,45 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    /// A logger that is ready, and then does this.
+    async fn ready(reap: &Arc<Reap>, dir: &Path, then: &str) -> Logger {
+        let path = dir.join("logger.sh");
+        std::fs::write(&path, format!("#!/bin/sh\n{then}\n")).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        let uri = format!("binary-v2://{}", path.display());
+        let (logger, _ends) = Logger::start(reap, &uri, "ns", "c1").await.unwrap();
+        logger
+    }
+
+    async fn is_reaped(reap: &Reap, pid: u32) {
+        let gone = async {
+            while sys::process::start_time(pid).is_some() {
+                reap.round();
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), gone).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_drops_a_logger_ends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let reap = Arc::new(Reap::default());
+        let sleeps = "echo >&5; exec sleep 100000";
+        let logger = ready(&reap, dir.path(), sleeps).await;
+        let pid = logger.pid;
+        drop(logger);
+        is_reaped(&reap, pid).await;
+        // One that does not listen ends with the shim, if not before.
+        let deaf = "trap '' TERM; echo >&5; exec sleep 100000";
+        let logger = ready(&reap, dir.path(), deaf).await;
+        let pid = logger.pid;
+        logger.stop(Duration::ZERO).await;
+        assert!(sys::process::start_time(pid).is_some());
+        reap.insist();
+        is_reaped(&reap, pid).await;
     }
 
     #[test]

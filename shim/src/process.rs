@@ -10,9 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use protos::task::Status;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use types::{Error, Exit, Result};
 
-use crate::console::Console;
+use crate::console::{Console, left};
 use crate::lifecycle::{Denied, Input, Phase};
 use crate::log;
 use crate::logger::Logger;
@@ -273,6 +274,7 @@ impl Process {
 
     /// Waits until output is delivered, at most `limit`, and lets go of the streams.
     pub(crate) async fn drain(&self, limit: Duration) {
+        let until = Instant::now() + limit;
         let (console, hubs, logger, sessions) = {
             let mut state = self.state();
             let logger = state.logger.take().or_else(|| state.streams.end());
@@ -287,16 +289,16 @@ impl Process {
             )
         };
         for hub in hubs {
-            hub.finish(limit).await;
+            hub.finish(left(until)).await;
         }
         if let Some(console) = console {
-            console.drain(limit).await;
+            console.drain(left(until)).await;
         }
         for session in sessions.iter().filter_map(Weak::upgrade) {
             session.end();
         }
         if let Some(logger) = logger {
-            logger.stop(limit).await;
+            logger.stop(left(until)).await;
         }
     }
 

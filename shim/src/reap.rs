@@ -5,7 +5,7 @@
 //! before the hold ends. So its exit is told whenever it happened. Who has asked for a last look at a
 //! process has it in the round that reaps it, before.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::{Debug, Formatter};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -41,6 +41,8 @@ pub(crate) struct Reap {
 struct Inner {
     reaper: Reaper,
     waiting: HashMap<u32, Waiting>,
+    /// Were told to end.
+    told: HashSet<u32>,
 }
 
 /// What is due at an end.
@@ -62,7 +64,9 @@ impl Inner {
 
     /// Looks at what has ended and is not reaped.
     fn look(&mut self) {
-        let Self { reaper, waiting } = self;
+        let Self {
+            reaper, waiting, ..
+        } = self;
         for (pid, waiting) in waiting.iter_mut().filter(|(_, w)| w.look.is_some()) {
             let alive = |fd| sys::pidfd::is_alive(fd).unwrap_or(true);
             if !reaper.pidfd(*pid).is_none_or(alive)
@@ -166,6 +170,21 @@ impl Reap {
         })
     }
 
+    /// Tells a claimed process to end.
+    pub(crate) fn tell_to_end(&self, pid: u32) {
+        // Ended already is as good.
+        drop(self.signal(pid, libc::SIGTERM));
+        self.lock().told.insert(pid);
+    }
+
+    /// The shim ends: kills what was told to end and has not.
+    pub(crate) fn insist(&self) {
+        let told = std::mem::take(&mut self.lock().told);
+        for pid in told {
+            drop(self.signal(pid, libc::SIGKILL));
+        }
+    }
+
     /// Kills a process that was started in a group of its own, and everything below it. One that has
     /// ended is left alone.
     pub(crate) fn kill_tree(&self, pid: u32) {
@@ -204,6 +223,7 @@ impl Reap {
         let ended = inner.reaper.reap();
         let at = SystemTime::now();
         for (pid, status) in ended {
+            inner.told.remove(&pid);
             if let Some(Waiting { tell, look }) = inner.waiting.remove(&pid) {
                 // It ended between the two: this is the next best moment.
                 if let Some(look) = look {

@@ -25,7 +25,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the end waits for the daemon to take the last events.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
-/// How long it waits for calls of the runtime that make a process.
+/// How long it waits for calls of the runtime that make a process, and for loggers that were told to end.
 const LAST_CALLS: Duration = Duration::from_secs(5);
 /// Before the publisher starts again after a bug in it.
 const PUBLISHER_PAUSE: Duration = Duration::from_secs(1);
@@ -78,8 +78,9 @@ async fn run(listener: UnixListener, signals: SignalFd, setup: Setup) -> Result<
     // Requests that came before may be in the middle of making something.
     let last = async {
         if timeout(LAST_CALLS, shim.reap.quiet()).await.is_err() {
-            log::warn(format_args!("a runtime is still at work"));
+            log::warn(format_args!("a runtime or a logger is still at work"));
         }
+        shim.reap.insist();
         shim.publisher.drain(LAST_EVENTS).await;
     };
     tokio::pin!(last);
