@@ -279,7 +279,8 @@ impl Container {
     /// Freezes it.
     ///
     /// # Errors
-    /// The runtime's text; `FailedPrecondition` when it does not run.
+    /// The runtime's text; `FailedPrecondition` when it does not run, `NotFound` when it was killed or
+    /// has ended meanwhile.
     pub(crate) async fn pause(&self, shim: &Shim) -> Result<()> {
         let _gate = self.init.gate.lock().await;
         self.init.step(Input::Pause)?;
@@ -298,6 +299,10 @@ impl Container {
             self.thaw().await;
         }
         paused?;
+        if dying {
+            return Err(Error::not_found("process already finished"));
+        }
+        // It was frozen a moment ago and nothing was waited for since: no exit can have been told.
         let event = TaskPaused {
             container_id: self.id.clone(),
             ..TaskPaused::default()

@@ -165,8 +165,24 @@ fn a_kill_while_it_is_being_frozen_is_not_frozen() {
         let pausing = freeze(&container, &shim, dir.path()).await;
         container.kill("", 9, false).await.unwrap();
         std::fs::write(dir.path().join("go"), "").unwrap();
-        drop(pausing.await.unwrap());
+        assert!(pausing.await.unwrap().unwrap_err().is_not_found());
         assert_eq!(calls(dir.path()), ["kill", "resume", "pause", "resume"]);
+        assert!(shim.publisher.topics().is_empty());
+    });
+}
+
+#[test]
+fn a_pause_is_not_told_after_the_exit() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = slow(&shim, dir.path(), "pause");
+        let pausing = freeze(&container, &shim, dir.path()).await;
+        end_init(&shim, &container, 3);
+        assert_eq!(container.init.wait().await.unwrap(), exit(3));
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        assert!(pausing.await.unwrap().unwrap_err().is_not_found());
+        assert_eq!(shim.publisher.topics(), ["/tasks/exit"]);
     });
 }
 
