@@ -18,6 +18,7 @@ mod restore;
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub(crate) struct Container {
     /// The shim mounted its root file system.
     mounted: bool,
     pub(crate) init: Arc<Process>,
+    /// The init was sent a SIGKILL: nobody may keep it from dying.
+    doomed: AtomicBool,
     execs: Mutex<BTreeMap<String, Arc<Process>>>,
     /// Known once there is a process.
     pub(crate) cgroup: OnceLock<Cgroup>,
@@ -157,13 +160,29 @@ impl Container {
             log::error(format_args!("exit of {} not recorded: {error}", self.id));
         }
         process.ended(exit);
-        if process.is_init() && !self.own_pids {
+        // One that is still being frozen is seen to by `pause`.
+        let frozen = matches!(self.init.view().phase, Phase::Paused);
+        if process.is_init() && (frozen || !self.own_pids) {
             let (container, shim) = (Arc::clone(self), Arc::clone(shim));
-            drop(tokio::spawn(
-                async move { container.kill_rest(&shim).await },
-            ));
+            drop(tokio::spawn(async move {
+                if !container.own_pids {
+                    container.kill_rest(&shim).await;
+                }
+                if frozen {
+                    // What dies with the init does so when it thaws.
+                    container.thaw().await;
+                }
+            }));
         }
         self.settle(shim);
+    }
+
+    /// Has what was killed die: in a frozen group of version 1 nothing does.
+    async fn thaw(&self) {
+        if let Err(error) = self.runtime.resume().await {
+            // The runtime may have thawed it itself, or not have frozen it yet: see `pause`.
+            log::debug(format_args!("thaw {}: {error}", self.id));
+        }
     }
 
     /// Without process ids of its own, processes outlive the init: they are ended.
@@ -243,12 +262,16 @@ impl Container {
             && self.runtime.has_plain_processes()
             && matches!(view.phase, Phase::Running);
         if direct {
-            return self.runtime.reap.signal(view.pid, number);
+            self.runtime.reap.signal(view.pid, number)?;
+        } else {
+            self.runtime.kill(signal, all).await?;
         }
-        self.runtime.kill(signal, all).await?;
-        if matches!(view.phase, Phase::Paused) && number == libc::SIGKILL {
-            // A frozen process dies when it thaws; the runtime may have thawed it already.
-            drop(self.runtime.resume().await);
+        if number == libc::SIGKILL {
+            self.doomed.store(true, Ordering::Relaxed);
+            // As it is now: it may have been frozen while the runtime was at work.
+            if matches!(self.init.view().phase, Phase::Pausing | Phase::Paused) {
+                self.thaw().await;
+            }
         }
         Ok(())
     }
@@ -256,25 +279,30 @@ impl Container {
     /// Freezes it.
     ///
     /// # Errors
-    /// The runtime's text; `FailedPrecondition` when it does not run.
+    /// The runtime's text; `FailedPrecondition` when it does not run, `NotFound` when it was killed or
+    /// has ended meanwhile.
     pub(crate) async fn pause(&self, shim: &Shim) -> Result<()> {
         let _gate = self.init.gate.lock().await;
         self.init.step(Input::Pause)?;
         let paused = caught(self.runtime.pause()).await;
-        let done = if paused.is_ok() {
+        // Killed or ended meanwhile: frozen, its processes would never be gone.
+        let dying = self.doomed.load(Ordering::Relaxed) || self.init.has_ended();
+        let done = if paused.is_ok() && !dying {
             Input::PauseDone
         } else {
             Input::PauseFailed
         };
         self.init.step(done)?;
-        if paused
-            .as_ref()
-            .is_err_and(|error| error.is(Code::DeadlineExceeded))
-        {
-            // Half frozen is of no use to anybody.
-            drop(self.runtime.resume().await);
+        let half = |error: &Error| error.is(Code::DeadlineExceeded);
+        if dying || paused.as_ref().is_err_and(half) {
+            // Half frozen is of no use to anybody either.
+            self.thaw().await;
         }
         paused?;
+        if dying {
+            return Err(Error::not_found("process already finished"));
+        }
+        // It was frozen a moment ago and nothing was waited for since: no exit can have been told.
         let event = TaskPaused {
             container_id: self.id.clone(),
             ..TaskPaused::default()

@@ -99,6 +99,7 @@ fn running_with(shim: &Shim, bundle: &Path, options: Options) -> Arc<Container> 
         own_pids: true,
         mounted: false,
         init: Arc::new(init),
+        doomed: AtomicBool::new(false),
         execs: Mutex::default(),
         cgroup: OnceLock::new(),
         image: None,
@@ -124,6 +125,100 @@ fn exit(status: u32) -> Exit {
         status,
         at: SystemTime::UNIX_EPOCH,
     }
+}
+
+/// A runtime that says what it is called for, and whose `slow` call ends when there is a file `go`.
+fn slow(shim: &Arc<Shim>, bundle: &Path, slow: &str) -> Arc<Container> {
+    let script = format!(
+        "for verb; do case $verb in\n\
+         {slow}) echo >{dir}/begun; while [ ! -e {dir}/go ]; do sleep 0.01; done;;\n\
+         pause|kill|resume) ;;\n*) continue;;\nesac\necho $verb >>{dir}/calls; done",
+        dir = bundle.display()
+    );
+    scripted(shim, bundle, &script)
+}
+
+/// What the runtime has done.
+fn calls(bundle: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(bundle.join("calls")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Begins to freeze it and returns when the runtime is at it.
+async fn freeze(
+    container: &Arc<Container>,
+    shim: &Arc<Shim>,
+    bundle: &Path,
+) -> tokio::task::JoinHandle<Result<()>> {
+    let (container, shim) = (Arc::clone(container), Arc::clone(shim));
+    let pausing = tokio::spawn(async move { container.pause(&shim).await });
+    appears(&bundle.join("begun")).await;
+    pausing
+}
+
+#[test]
+fn a_kill_while_it_is_being_frozen_is_not_frozen() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = slow(&shim, dir.path(), "pause");
+        let pausing = freeze(&container, &shim, dir.path()).await;
+        container.kill("", 9, false).await.unwrap();
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        assert!(pausing.await.unwrap().unwrap_err().is_not_found());
+        assert_eq!(calls(dir.path()), ["kill", "resume", "pause", "resume"]);
+        assert!(shim.publisher.topics().is_empty());
+    });
+}
+
+#[test]
+fn a_pause_is_not_told_after_the_exit() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = slow(&shim, dir.path(), "pause");
+        let pausing = freeze(&container, &shim, dir.path()).await;
+        end_init(&shim, &container, 3);
+        assert_eq!(container.init.wait().await.unwrap(), exit(3));
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        assert!(pausing.await.unwrap().unwrap_err().is_not_found());
+        assert_eq!(shim.publisher.topics(), ["/tasks/exit"]);
+    });
+}
+
+#[test]
+fn what_is_frozen_while_the_runtime_kills_it_thaws() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = slow(&shim, dir.path(), "kill");
+        let killing = tokio::spawn({
+            let container = Arc::clone(&container);
+            async move { container.kill("", 9, true).await }
+        });
+        appears(&dir.path().join("begun")).await;
+        container.pause(&shim).await.unwrap();
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        killing.await.unwrap().unwrap();
+        assert_eq!(calls(dir.path()), ["pause", "kill", "resume"]);
+    });
+}
+
+#[test]
+fn the_execs_of_a_frozen_init_that_ended_thaw() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = slow(&shim, dir.path(), "none");
+        container.pause(&shim).await.unwrap();
+        end_init(&shim, &container, 3);
+        let thawed = async {
+            while calls(dir.path()) != ["pause", "resume"] {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), thawed).await.unwrap();
+    });
 }
 
 #[test]
