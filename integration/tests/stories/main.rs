@@ -27,6 +27,7 @@ mod restart;
 mod run;
 mod runtime_hangs;
 mod shim_alone;
+mod shim_info;
 mod shim_options;
 mod shim_restores;
 mod stdio;
