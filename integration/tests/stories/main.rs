@@ -14,6 +14,7 @@ mod bad_programs;
 mod bad_requests;
 mod budget;
 mod checkpoint;
+mod deaf_daemon;
 mod debian_shim_under_our_daemon;
 mod exec;
 mod exec_storm;
