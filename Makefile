@@ -33,7 +33,7 @@ deps-demo: deps-build
 	@scripts/deps runc busybox-static umoci
 
 deps-test: deps-demo
-	@scripts/deps criu crun skopeo docker-registry containerd bsdutils util-linux
+	@scripts/deps criu crun skopeo docker-registry containerd bsdutils util-linux iproute2
 
 deps-bench: deps-test
 	@scripts/deps strace

@@ -8,6 +8,7 @@
 //! not handed on goes with its value, and with the next start of the daemon at the latest.
 
 use std::fs::DirBuilder;
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,9 @@ use types::{Context as _, Descriptor, Error, Labels, Mount, Result, media_type};
 
 use crate::engine::Differs;
 use crate::lock;
+
+/// Extension of the directory where leftovers wait for their removal.
+const OLD: &str = "old";
 
 /// Makes and reads checkpoints.
 #[derive(Clone, Debug)]
@@ -50,34 +54,54 @@ impl Private {
 
 impl Drop for Private {
     fn drop(&mut self) {
-        let path = std::mem::take(&mut self.0);
-        let remove = move || match std::fs::remove_dir_all(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), error = %e, "remove checkpoint");
-            }
-            _ => {}
-        };
-        // Images are large; the caller waits for an answer.
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
-            Err(_) => remove(),
-        }
+        remove(std::mem::take(&mut self.0));
     }
+}
+
+/// Removes a directory in the background: images are large, and somebody waits for an answer.
+fn remove(path: PathBuf) {
+    let work = move || match std::fs::remove_dir_all(&path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), error = %e, "remove checkpoint");
+        }
+        _ => {}
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(work)),
+        Err(_) => work(),
+    }
+}
+
+/// Moves what a daemon that was killed left in `directory` out of the way, into `old`, which then goes.
+/// Gigabytes must not hold up the start, nor must a directory that cannot be removed.
+fn put_aside(directory: &Path, old: PathBuf) {
+    let moved = || {
+        let empty = std::fs::read_dir(directory).map_or(true, |mut all| all.next().is_none());
+        if empty {
+            return Ok(());
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&old)?;
+        // More than one when earlier removals were cut off, too.
+        let mut names = (0..).map(|serial: u64| old.join(serial.to_string()));
+        match names.find(|name| !name.exists()) {
+            Some(free) => std::fs::rename(directory, free),
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = moved() {
+        tracing::warn!(path = %directory.display(), %error, "checkpoints of an earlier daemon stay");
+    }
+    remove(old);
 }
 
 impl Checkpoints {
     /// Keeps private directories below `directory`, and takes away what is there from a daemon that
-    /// was killed.
+    /// was killed; where that fails, it stays.
     ///
     /// # Errors
-    /// The errno.
+    /// The errno when the directory cannot be made.
     pub(crate) fn open(directory: PathBuf, differs: Arc<Differs>) -> Result<Self> {
-        match std::fs::remove_dir_all(&directory) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::os(format_args!("remove {}", directory.display()), e));
-            }
-            _ => {}
-        }
+        put_aside(&directory, directory.with_extension(OLD));
         lock::create(&directory, lock::ROOT_MODE)?;
         Ok(Self { directory, differs })
     }
@@ -88,11 +112,16 @@ impl Checkpoints {
     /// The errno.
     pub(crate) fn private(&self) -> Result<Private> {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let path = self.directory.join(serial.to_string());
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|e| Error::os(format_args!("mkdir {}", path.display()), e))?;
-        Ok(Private(path))
+        loop {
+            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+            let path = self.directory.join(serial.to_string());
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => return Ok(Private(path)),
+                // Of an earlier daemon, and it could not be put aside.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::os(format_args!("mkdir {}", path.display()), e)),
+            }
+        }
     }
 
     /// Unpacks a checkpoint.
@@ -263,6 +292,29 @@ mod tests {
         let error = only_files(dir.path()).unwrap_err();
         assert!(error.is(types::Code::InvalidArgument), "{error}");
         assert!(error.to_string().contains("pages-2.img"), "{error}");
+    }
+
+    #[test]
+    fn leftovers_go_and_where_they_cannot_they_are_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, old) = (dir.path().join("c"), dir.path().join("c.old"));
+        for path in ["0/x", "1"] {
+            std::fs::create_dir_all(place.join(path)).unwrap();
+            std::fs::create_dir_all(old.join(path)).unwrap();
+        }
+        drop(checkpoints(&place, dir.path()).private().unwrap());
+        assert!(!old.exists());
+        assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
+
+        let taken = place.join("kept");
+        std::fs::create_dir(&taken).unwrap();
+        std::fs::write(&old, "in the way").unwrap();
+        let checkpoints = checkpoints(&place, dir.path());
+        for n in 0..64 {
+            std::fs::create_dir(place.join(n.to_string())).unwrap();
+        }
+        let private = checkpoints.private().unwrap();
+        assert!(private.path().exists() && taken.exists());
     }
 
     #[test]

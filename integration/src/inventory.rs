@@ -76,15 +76,7 @@ fn processes(places: &Places<'_>) -> Vec<String> {
 /// (`namespaces remove --cgroup` takes it away), and is removed here.
 fn cgroups(places: &Places<'_>) -> Vec<String> {
     let mut found = Vec::new();
-    let hierarchies = fs::read_dir("/sys/fs/cgroup")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let mut roots: Vec<PathBuf> = hierarchies
-        .map(|e| e.path())
-        .filter(|p| p.is_dir())
-        .collect();
-    roots.push("/sys/fs/cgroup".into());
+    let roots = hierarchies();
     for (root, namespace) in roots
         .iter()
         .flat_map(|r| places.namespaces.iter().map(move |n| (r, n)))
@@ -98,6 +90,17 @@ fn cgroups(places: &Places<'_>) -> Vec<String> {
         drop(fs::remove_dir(&parent));
     }
     found
+}
+
+/// The roots of all hierarchies: the directories of version 1, and the only one of version 2.
+pub(crate) fn hierarchies() -> Vec<PathBuf> {
+    let entries = fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut roots: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    roots.push("/sys/fs/cgroup".into());
+    roots
 }
 
 /// Bundles, work directories, runtime state, shim sockets, ingests and half-made snapshots.

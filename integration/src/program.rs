@@ -104,14 +104,22 @@ impl Program {
     pub fn run(mut self) -> Output {
         use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
         let line = format!("{:?}", self.command);
-        let mut child = self
-            .command
+        self.command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()
-            .unwrap_or_else(|e| panic!("start {line}: {e}"));
+            .process_group(0);
+        let mut child = loop {
+            match self.command.spawn() {
+                Ok(child) => break child,
+                // A binary that was just copied: a child that another thread forked meanwhile holds
+                // the copy's descriptor until its own exec.
+                Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(e) => panic!("start {line}: {e}"),
+            }
+        };
         let mut stdin = child.stdin.take().expect("piped");
         let input = std::mem::take(&mut self.input);
         let feed = std::thread::spawn(move || {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{PipeFlags, SpliceFlags};
@@ -87,14 +88,34 @@ pub fn is_readable(fd: impl AsFd) -> bool {
     !poll_now(fd, PollFlags::IN).is_empty()
 }
 
+/// Blocks until a read would not block, at most for `limit`; true when it would not.
+#[must_use]
+pub fn is_readable_within(fd: impl AsFd, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A signal cuts the waiting short: it goes on.
+        if !poll(&fd, PollFlags::IN, left).is_empty() {
+            return true;
+        }
+        if left.is_zero() {
+            return false;
+        }
+    }
+}
+
 fn poll_now(fd: impl AsFd, events: PollFlags) -> PollFlags {
+    poll(fd, events, Duration::ZERO)
+}
+
+fn poll(fd: impl AsFd, events: PollFlags, limit: Duration) -> PollFlags {
     let mut fds = [PollFd::new(&fd, events)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
+    let limit = Timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: limit.subsec_nanos().into(),
     };
-    // Poll with no waiting and one valid descriptor does not fail.
-    match rustix::event::poll(&mut fds, Some(&now)) {
+    // With one valid descriptor it fails for a signal only.
+    match rustix::event::poll(&mut fds, Some(&limit)) {
         Ok(_) => fds[0].revents(),
         Err(_) => PollFlags::empty(),
     }
@@ -123,5 +144,23 @@ mod tests {
         let mut text = String::new();
         File::from(read_b).read_to_string(&mut text).unwrap();
         assert_eq!(text, "hellohello");
+    }
+
+    #[test]
+    fn bytes_and_the_end_are_waited_for_and_silence_is_not_for_ever() {
+        let soon = Duration::from_secs(20);
+        let (read, write) = new().unwrap();
+        assert!(!is_readable_within(&read, Duration::from_millis(20)));
+        let mut write = File::from(write);
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            write.write_all(b"x").unwrap();
+            write
+        });
+        assert!(is_readable_within(&read, soon));
+        let mut read = File::from(read);
+        read.read_exact(&mut [0]).unwrap();
+        drop(late.join().unwrap());
+        assert!(is_readable_within(&read, soon));
     }
 }

@@ -176,6 +176,15 @@ impl Io {
             fifos.keep();
         }
     }
+
+    /// The start failed: the pipes stay when it may have happened all the same.
+    pub(crate) fn unstarted(self, error: Error) -> Failure {
+        let failure = Failure::from(error);
+        if failure.started {
+            self.leave();
+        }
+        failure
+    }
 }
 
 /// Streams that the shim keeps.
@@ -282,7 +291,7 @@ impl Signals {
 /// Why a process did not run to its end before our eyes.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    /// It was started, and may run on.
+    /// It was started and may run on, or nobody knows: nothing that it needs may be removed.
     pub(crate) started: bool,
     pub(crate) error: Error,
 }
@@ -297,9 +306,10 @@ impl Failure {
 }
 
 impl From<Error> for Failure {
+    /// Of a step before the process ran. A call that took too long may be fulfilled all the same.
     fn from(error: Error) -> Self {
         Self {
-            started: false,
+            started: error.is(Code::DeadlineExceeded),
             error,
         }
     }
@@ -336,10 +346,10 @@ impl Session {
             terminal.make_raw()?;
         }
         if start {
-            self.target
-                .tasks
-                .start(&self.target.id, self.target.exec.as_ref())
-                .await?;
+            let (tasks, exec) = (&self.target.tasks, self.target.exec.as_ref());
+            if let Err(error) = tasks.start(&self.target.id, exec).await {
+                return Err(self.io.unstarted(error));
+            }
         }
         if self.io.held {
             let attached = self.target.attach().await;
@@ -447,6 +457,29 @@ async fn feed(target: Target, input: Input) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_start_that_took_too_long_may_run_on() {
+        assert!(Failure::from(Error::deadline_exceeded("")).started);
+        assert!(!Failure::from(Error::not_found("shim")).started);
+        let base = tempfile::tempdir().unwrap();
+        for (error, kept) in [
+            (Error::deadline_exceeded(""), true),
+            (Error::not_found(""), false),
+        ] {
+            let fifos = Fifos::create(base.path(), "c", false).unwrap();
+            let io = Io {
+                paths: fifos.paths().clone(),
+                fifos: Some(fifos),
+                streams: None,
+                held: false,
+                terminal: None,
+            };
+            let stdout = io.paths().stdout;
+            assert_eq!(io.unstarted(error).started, kept);
+            assert_eq!(std::path::Path::new(&stdout).exists(), kept);
+        }
+    }
 
     #[test]
     fn a_signal_before_the_start_is_for_us() {

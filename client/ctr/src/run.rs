@@ -142,12 +142,13 @@ impl Start<'_> {
             ..CreateTask::default()
         };
         let pid = tasks.create(&record.id, opts).await?;
-        let done = self.started(target.clone(), io, pid, signals).await;
-        if let Err(failure) = &done
+        let mut done = self.started(target.clone(), io, pid, signals).await;
+        if let Err(failure) = &mut done
             && !failure.started
         {
             tracing::debug!(error = %failure.error, "removing the task");
-            kill_and_delete(&target, &stdio).await;
+            // A task that cannot be removed still needs its container and its root file system.
+            failure.started = !kill_and_delete(&target, &stdio).await;
         }
         done
     }
@@ -170,9 +171,13 @@ impl Start<'_> {
         }
         signals.check()?;
         if self.detach {
-            target.tasks.start(&target.id, None).await?;
-            io.leave();
-            return Ok(0);
+            return match target.tasks.start(&target.id, None).await {
+                Ok(_) => {
+                    io.leave();
+                    Ok(0)
+                }
+                Err(error) => Err(io.unstarted(error)),
+            };
         }
         let wait = target.wait();
         let exited = Session::new(target.clone(), io, wait, signals)
@@ -215,12 +220,14 @@ impl Start<'_> {
     }
 }
 
-/// Removes a task whatever it does; what stays is only logged.
-async fn kill_and_delete(target: &Target, stdio: &StdioPaths) {
-    if let Err(error) = force_delete(target).await {
+/// Removes a task whatever it does. False when it stays, which is only logged.
+async fn kill_and_delete(target: &Target, stdio: &StdioPaths) -> bool {
+    let deleted = force_delete(target).await;
+    if let Err(error) = &deleted {
         tracing::error!(%error, "failed to cleanup task");
     }
     stdio::remove(stdio);
+    deleted.is_ok()
 }
 
 /// Kills what runs in the task, waits for its end and removes it; returns its exit code. A task that

@@ -50,7 +50,8 @@ impl Tasks {
         &self.caller
     }
 
-    /// Makes the task of a container; returns the pid of its init, which waits for the start.
+    /// Makes the task of a container; returns the pid of its init, which waits for the start. With a
+    /// checkpoint, as long as that takes: its memory is read back first.
     ///
     /// # Errors
     /// `NotFound` for the container, `AlreadyExists` for the task, else what shim or runtime said.
@@ -67,10 +68,15 @@ impl Tasks {
             runtime_path: opts.runtime_path,
             ..Default::default()
         };
-        Ok(done(self.stub().create(self.caller.request(message)?).await)?.pid)
+        let request = match message.checkpoint.is_some() {
+            true => self.caller.endless(message)?,
+            false => self.caller.request(message)?,
+        };
+        Ok(done(self.stub().create(request).await)?.pid)
     }
 
-    /// Starts the init or an exec; returns its pid.
+    /// Starts the init or an exec; returns its pid. An init has no limit here: its start may be a
+    /// restore, and the shim limits every call of the runtime itself.
     ///
     /// # Errors
     /// `NotFound`, else what the runtime said.
@@ -80,7 +86,11 @@ impl Tasks {
             exec_id: exec(process),
             ..Default::default()
         };
-        Ok(done(self.stub().start(self.caller.request(message)?).await)?.pid)
+        let request = match process {
+            None => self.caller.endless(message)?,
+            Some(_) => self.caller.request(message)?,
+        };
+        Ok(done(self.stub().start(request).await)?.pid)
     }
 
     /// State of the init or an exec.

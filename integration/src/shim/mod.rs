@@ -25,7 +25,7 @@ use sys::process::{Child, Output, Spawn};
 
 use crate::daemon::hide_unified;
 use crate::host::kill_traces;
-use crate::inventory::{Places, traces};
+use crate::inventory::{Places, hierarchies, traces};
 use crate::{Oci, Program, bin_dir, need, until};
 
 pub use bundle::Bundle;
@@ -163,6 +163,14 @@ impl Driver {
     pub fn bundle(&self, id: &str) -> PathBuf {
         let tasks = self.path("state/io.containerd.runtime.v2.task");
         tasks.join(&self.namespace).join(id)
+    }
+
+    /// The control groups of a container, in every hierarchy that has one.
+    #[must_use]
+    pub fn groups(&self, id: &str) -> Vec<PathBuf> {
+        let own = |root: PathBuf| root.join(&self.namespace).join(id);
+        let groups = hierarchies().into_iter().map(own);
+        groups.filter(|group| group.exists()).collect()
     }
 
     /// A container's own file for its output, as a `file://` address.

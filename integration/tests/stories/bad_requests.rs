@@ -29,6 +29,8 @@ impl Shared {
         let good = driver.task("good", &Bundle::new("sleep 100000").group(GROUP));
         good.create(&Io::null()).expect("create");
         good.start("").expect("start");
+        // What others must not leave is where it is looked for.
+        assert!(!driver.groups("good").is_empty());
         assert_eq!(good.run("first", "exit 7", &Io::null()).expect("exec"), 7);
         let before = good.shim().usage();
         Self {
@@ -75,8 +77,8 @@ pub(crate) fn refused<T: std::fmt::Debug>(what: &str, begin: Instant, result: Re
 /// Nothing of a container: neither a process nor the runtime's record.
 pub(crate) fn nothing_of(shared: &Shared, id: &str) {
     assert!(!shared.driver.runtime_state(id).exists(), "{id}");
-    let group = Path::new("/sys/fs/cgroup/pids").join(shared.driver.namespace());
-    assert!(!group.join(id).exists(), "{id}");
+    let groups = shared.driver.groups(id);
+    assert!(groups.is_empty(), "{groups:?}");
 }
 
 fn listing(dir: &Path) -> Vec<PathBuf> {
