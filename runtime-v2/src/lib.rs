@@ -144,6 +144,12 @@ pub trait TaskManager: Send + Sync + fmt::Debug {
         opts: CreateOpts,
     ) -> Result<Arc<dyn Task>>;
 
+    /// Whether a task of this id can be made, before much is done for it: somebody may be quicker.
+    ///
+    /// # Errors
+    /// `AlreadyExists`.
+    fn check_free(&self, namespace: &Namespace, id: &ContainerId) -> Result<()>;
+
     /// One task.
     ///
     /// # Errors

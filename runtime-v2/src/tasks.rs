@@ -101,13 +101,7 @@ impl Shared {
     /// `AlreadyExists`.
     pub(crate) fn reserve(self: &Arc<Self>, key: Key) -> Result<Place> {
         let mut slots = self.slots();
-        if let Some(slot) = slots.get(&key) {
-            let gone = |entry: &Arc<Entry>| matches!(entry.link(), Link::Gone(_));
-            let free = matches!(slot, Slot::Made(entry) if gone(entry));
-            if !free {
-                return Err(Error::already_exists(format_args!("task {}", key.1)));
-            }
-        }
+        check_free(&slots, &key)?;
         slots.insert(key.clone(), Slot::Making(None));
         Ok(Place {
             shared: Arc::clone(self),
@@ -189,6 +183,15 @@ impl Shared {
             .filter(|entry| namespace.is_none_or(|wanted| *wanted == entry.namespace))
             .cloned()
             .collect()
+    }
+}
+
+/// An id is free when nobody has it, or a task without a shim.
+fn check_free(slots: &HashMap<Key, Slot>, key: &Key) -> Result<()> {
+    match slots.get(key) {
+        None => Ok(()),
+        Some(Slot::Made(entry)) if matches!(entry.link(), Link::Gone(_)) => Ok(()),
+        Some(_) => Err(Error::already_exists(format_args!("task {}", key.1))),
     }
 }
 
@@ -320,6 +323,10 @@ impl TaskManager for Tasks {
         Ok(create::run(job, place).await?)
     }
 
+    fn check_free(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        check_free(&self.shared.slots(), &(namespace.clone(), id.clone()))
+    }
+
     async fn get(&self, namespace: &Namespace, id: &ContainerId) -> Result<Arc<dyn Task>> {
         Ok(self.entry(namespace, id)?)
     }
@@ -349,4 +356,30 @@ impl TaskManager for Tasks {
 /// True when `state` is the one of an installation with defaults.
 pub(crate) fn is_default_state(state: &Path) -> bool {
     state == Path::new(bootstrap::DEFAULT_STATE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::lost;
+    use types::Code;
+
+    #[test]
+    fn an_id_is_taken_from_its_reservation_to_the_end_of_its_shim() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundles = Bundles::new(&dir.path().join("s"), &dir.path().join("r"));
+        let key: Key = ("ns".parse().unwrap(), "c".parse().unwrap());
+        let bundle = bundles.of(&key.0, &key.1);
+        let stdio = crate::Stdio::default();
+        let entry = Arc::new(Entry::new(key.0.clone(), key.1.clone(), bundle, stdio));
+        let mut slots = HashMap::new();
+        check_free(&slots, &key).unwrap();
+        for slot in [Slot::Making(None), Slot::Made(Arc::clone(&entry))] {
+            slots.insert(key.clone(), slot);
+            let taken = check_free(&slots, &key).unwrap_err();
+            assert!(taken.is(Code::AlreadyExists), "{taken}");
+        }
+        entry.finish(lost(0));
+        check_free(&slots, &key).unwrap();
+    }
 }

@@ -15,7 +15,7 @@ use crate::services::known;
 /// until the task has taken it over.
 ///
 /// # Errors
-/// `NotFound` for the container or the checkpoint; `InvalidArgument` for options that do not parse and
+/// `AlreadyExists` when a checkpoint would be unpacked in vain; `NotFound` for the container or the checkpoint; `InvalidArgument` for options that do not parse and
 /// for what is no checkpoint; `NotImplemented` for a sandbox's endpoint.
 pub(super) async fn gather(
     tasks: &Tasks,
@@ -39,6 +39,8 @@ pub(super) async fn gather(
         (Some(path), _) => (Some(Checkpoint::At(path)), None),
         (None, Some(blob)) => {
             let blob = Descriptor::from_wire(blob)?;
+            // Gigabytes, for a task that is there already.
+            tasks.manager.check_free(&scope.namespace, &id)?;
             let store = tasks.metadata.scoped(scope).content();
             let unpacked = tasks.checkpoints.unpack(&store, &blob).await?;
             let path = unpacked.path().to_owned();
