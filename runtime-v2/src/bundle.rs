@@ -19,6 +19,8 @@ use crate::bootstrap::Address;
 const SANDBOX: &str = "sandbox";
 /// Directory of the checkpoint that the task comes from.
 const CHECKPOINT: &str = "checkpoint";
+/// The same once it has served.
+const GONE: &str = ".checkpoint";
 /// Small files of a bundle are not read beyond this.
 const SMALL: u64 = 64 * 1024;
 
@@ -172,18 +174,18 @@ impl Bundle {
         self.work.join(CHECKPOINT)
     }
 
-    /// Removes the checkpoint that the task was restored from. What stays goes with the bundle.
-    pub(crate) async fn forget_checkpoint(&self) {
-        let path = self.checkpoint();
-        // Nearly always there is none, and the answer to a start waits for this.
-        if !path.exists() {
-            return;
-        }
-        match tokio::fs::remove_dir_all(&path).await {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), error = %e, "remove checkpoint");
+    /// Puts the checkpoint that the task was restored from out of the way, where the caller may take
+    /// its time to remove it: a new task of this id does not meet it. `None` when there is none.
+    pub(crate) fn forget_checkpoint(&self) -> Option<PathBuf> {
+        let (path, gone) = (self.checkpoint(), self.work.join(GONE));
+        match fs::rename(&path, &gone) {
+            Ok(()) => Some(gone),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                // It goes with the bundle.
+                tracing::warn!(path = %path.display(), %error, "put checkpoint aside");
+                None
             }
-            _ => {}
         }
     }
 

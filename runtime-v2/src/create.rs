@@ -248,9 +248,9 @@ mod tests {
         assert_eq!(Path::new(&path), own);
         assert!(own.join("inventory.img").exists() && !given.exists());
         take(Some(Checkpoint::Given(given))).await.unwrap_err();
-        bundle.forget_checkpoint().await;
-        assert!(!own.exists());
-        bundle.forget_checkpoint().await;
+        let served = bundle.forget_checkpoint().unwrap();
+        assert!(!own.exists() && served.join("inventory.img").exists());
+        assert_eq!(bundle.forget_checkpoint(), None);
         bundle.remove().unwrap();
     }
 

@@ -3,6 +3,7 @@
 //! Invariant: a call that a lost connection cut off says so; only `wait` goes on by itself, because
 //! an exit can always be told in the end.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -45,7 +46,10 @@ impl Task for Entry {
         let pid = client.start(exec).await.map_err(|e| self.failed(e))?;
         self.seen().alive(exec, Status::Running, Some(pid));
         if exec.is_none() {
-            self.bundle.forget_checkpoint().await;
+            if let Some(served) = self.bundle.forget_checkpoint() {
+                // It may be gigabytes, and the caller waits for the answer.
+                drop(tokio::task::spawn_blocking(move || remove(&served)));
+            }
         }
         Ok(pid)
     }
@@ -163,6 +167,16 @@ impl Task for Entry {
     async fn stats(&self) -> Result<Any> {
         let client = self.client().await?;
         client.stats().await.map_err(|e| self.failed(e))
+    }
+}
+
+/// What stays goes with the bundle.
+fn remove(checkpoint: &Path) {
+    match std::fs::remove_dir_all(checkpoint) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %checkpoint.display(), error = %e, "remove checkpoint");
+        }
+        _ => {}
     }
 }
 
