@@ -8,7 +8,7 @@
 //! deadline.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use types::{ContainerId, Error, ExecId, Exit, Namespace, Result};
 
 use crate::bootstrap::Address;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, is_alive};
 use crate::client::{Client, Failure};
 use crate::log::Tap;
 use crate::seen::Seen;
@@ -50,6 +50,8 @@ pub(crate) struct Entry {
     pub(crate) ending: tokio::sync::Mutex<()>,
     /// Pid of the shim that answered last; 0 before.
     pub(crate) shim: AtomicU32,
+    /// When the init process began that the shim has told of, in ticks; 0 when that is not known.
+    started: AtomicU64,
     link: watch::Sender<Link>,
     seen: Mutex<Seen>,
     tap: Mutex<Option<Tap>>,
@@ -71,6 +73,7 @@ impl Entry {
             address: OnceLock::new(),
             ending: tokio::sync::Mutex::new(()),
             shim: AtomicU32::new(0),
+            started: AtomicU64::new(0),
             link: watch::Sender::new(Link::Connecting),
             tap: Mutex::new(None),
         }
@@ -90,6 +93,7 @@ impl Entry {
     pub(crate) fn relink(&self, link: Link) {
         if let Link::Ready(client) = &link {
             self.shim.store(client.peer().shim, Ordering::Relaxed);
+            self.mark();
         }
         self.link.send_if_modified(|now| {
             if matches!(now, Link::Gone(_)) {
@@ -98,6 +102,23 @@ impl Entry {
             *now = link;
             true
         });
+    }
+
+    /// The shim has just told init's pid: remembers which process that is.
+    pub(crate) fn mark(&self) {
+        let pid = self.seen().get(None).map_or(0, |state| state.pid);
+        let started = sys::process::start_time(pid).unwrap_or(0);
+        self.started.store(started, Ordering::Relaxed);
+    }
+
+    /// True when init lives, as far as its pid tells; a process that has got the pid since is not it.
+    pub(crate) fn is_init_alive(&self) -> bool {
+        let pid = match self.seen().get(None) {
+            Some(init) if init.exit.is_none() => init.pid,
+            _ => return false,
+        };
+        let started = self.started.load(Ordering::Relaxed);
+        is_alive(pid) && (started == 0 || sys::process::start_time(pid) == Some(started))
     }
 
     /// The task is over.
@@ -140,7 +161,7 @@ impl Entry {
         if let Some(exit) = self.bundle.exit() {
             seen.ended(None, exit.pid, exit.status, exit.at);
         } else if let Some(pid) = self.bundle.init_pid()
-            && crate::bundle::is_alive(pid)
+            && is_alive(pid)
         {
             // Whether it was started, only the shim can tell; it will.
             seen.alive(None, Status::Running, Some(pid));
@@ -183,5 +204,33 @@ impl Entry {
             Link::Gone(exit) => Some(*exit),
             Link::Connecting | Link::Ready(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::{Bundles, lost};
+
+    #[test]
+    fn a_process_that_got_the_pid_later_is_not_the_init() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundles = Bundles::new(&dir.path().join("s"), &dir.path().join("r"));
+        let (namespace, id): (Namespace, ContainerId) =
+            ("ns".parse().unwrap(), "c".parse().unwrap());
+        let bundle = bundles.of(&namespace, &id);
+        let entry = Entry::new(namespace, id, bundle, Stdio::default());
+        assert!(!entry.is_init_alive());
+        let me = std::process::id();
+        entry.seen().alive(None, Status::Running, Some(me));
+        // Nothing is recorded: the pid has to do.
+        assert!(entry.is_init_alive());
+        entry.mark();
+        assert!(entry.is_init_alive());
+        entry.started.fetch_sub(1, Ordering::Relaxed);
+        assert!(!entry.is_init_alive());
+        entry.mark();
+        entry.finish(lost(me));
+        assert!(!entry.is_init_alive());
     }
 }

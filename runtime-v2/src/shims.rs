@@ -185,7 +185,6 @@ async fn bury(shared: &Arc<Shared>, entry: &Arc<Entry>) {
 async fn clear(shared: &Shared, entry: &Entry) -> Option<Exit> {
     let mut pause = PAUSE.0;
     loop {
-        let pid = entry.seen().get(None).map_or(0, |state| state.pid);
         let Some(target) = target(shared, entry) else {
             tracing::warn!(id = %entry.id, "no shim binary is known, the container is not deleted");
             break None;
@@ -195,7 +194,7 @@ async fn clear(shared: &Shared, entry: &Entry) -> Option<Exit> {
             Err(error) => {
                 let (namespace, id) = (&entry.namespace, &entry.id);
                 tracing::warn!(%namespace, %id, %error, "clean up after shim");
-                if !is_alive(pid) {
+                if !entry.is_init_alive() {
                     break None;
                 }
             }

@@ -46,6 +46,7 @@ impl Task for Entry {
         let pid = client.start(exec).await.map_err(|e| self.failed(e))?;
         self.seen().alive(exec, Status::Running, Some(pid));
         if exec.is_none() {
+            self.mark();
             if let Some(served) = self.bundle.forget_checkpoint() {
                 // It may be gigabytes, and the caller waits for the answer.
                 drop(tokio::task::spawn_blocking(move || remove(&served)));
