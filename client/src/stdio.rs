@@ -279,7 +279,7 @@ impl Input {
 /// The copying of a process's output.
 #[derive(Debug)]
 pub struct Output {
-    copies: JoinSet<()>,
+    copies: JoinSet<Result<()>>,
     seen: watch::Receiver<u64>,
     refused: watch::Receiver<bool>,
 }
@@ -294,46 +294,61 @@ impl Output {
     }
 
     /// Waits for the end of the output of a process that has ended.
-    pub async fn drain(mut self) {
+    ///
+    /// # Errors
+    /// Of reading it: then some of it is missing. `DeadlineExceeded` when the shim cut us off because
+    /// we did not read in time.
+    pub async fn drain(mut self) -> Result<()> {
         let mut quiet = false;
+        let mut done = Ok(());
         while !self.copies.is_empty() {
             tokio::select! {
-                _ = self.copies.join_next() => {}
+                Some(copied) = self.copies.join_next() => done = done.and(ended(copied)),
                 moved = tokio::time::timeout(GRACE, self.seen.changed()) => match moved {
                     Ok(Ok(())) => {}
                     // All senders gone: every copy is at its end.
                     Ok(Err(_)) => quiet = true,
                     Err(_) => {
                         tracing::debug!("output stays open after the end of the process");
-                        return;
+                        return done;
                     }
                 },
             }
             if quiet {
-                while self.copies.join_next().await.is_some() {}
+                while let Some(copied) = self.copies.join_next().await {
+                    done = done.and(ended(copied));
+                }
             }
         }
+        done
     }
 }
 
-/// Copies until the end. When our side does not take it any more, the process's output is thrown
+/// How a copy ended.
+fn ended(copied: std::result::Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
+    copied.map_err(|e| Error::internal("copy output").with_source(e))?
+}
+
+/// Copies until the end; what cannot be read any more is not its end. When our side does not take it any more, the process's output is thrown
 /// away: it must not be blocked by that.
 async fn copy_out(
     mut from: Source,
     mut to: impl AsyncWrite + Unpin,
     progress: watch::Sender<u64>,
     refusal: watch::Sender<bool>,
-) {
+) -> Result<()> {
     let mut buffer = vec![0; BUFFER];
     let mut taken = true;
     loop {
         let length = match from.read(&mut buffer).await {
-            Ok(0) => return,
+            Ok(0) => return Ok(()),
             Ok(length) => length,
-            Err(error) => {
-                tracing::debug!(%error, "read output");
-                return;
+            Err(e) if e.kind() == std::io::ErrorKind::TimedOut => {
+                return Err(Error::deadline_exceeded(
+                    "output was not read in time, the rest is lost",
+                ));
             }
+            Err(error) => return Err(Error::os("read output", error)),
         };
         if taken {
             let written = async {
@@ -430,7 +445,7 @@ mod tests {
             file.write_all(b"out")
         });
         written.await.unwrap().unwrap();
-        copy.await.unwrap();
+        copy.await.unwrap().unwrap();
         let mut text = String::new();
         let mut receiver = receiver;
         receiver.read_to_string(&mut text).await.unwrap();
@@ -451,5 +466,26 @@ mod tests {
         });
         output.refused().await;
         written.await.unwrap().unwrap();
+        drop(fifos);
+        output.drain().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_output_that_cannot_be_read_to_its_end_is_an_error() {
+        let (progress, seen) = watch::channel(0);
+        let (_refusal, refused) = watch::channel(false);
+        let mut copies = JoinSet::new();
+        copies.spawn(async { Ok(()) });
+        copies.spawn(async move {
+            drop(progress);
+            Err(Error::deadline_exceeded("cut off"))
+        });
+        let output = Output {
+            copies,
+            seen,
+            refused,
+        };
+        let error = output.drain().await.unwrap_err();
+        assert!(error.is(types::Code::DeadlineExceeded), "{error}");
     }
 }

@@ -367,8 +367,11 @@ impl Session {
         }
         match exited {
             Ok(exited) => {
-                if let Some(output) = output {
-                    output.drain().await;
+                // How it ended is known all the same.
+                if let Some(output) = output
+                    && let Err(error) = output.drain().await
+                {
+                    tracing::error!(%error, "the output is not complete");
                 }
                 Ok(exited)
             }
