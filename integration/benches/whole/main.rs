@@ -44,6 +44,8 @@ use peer::{Kind, Peer};
 use raw::Raw;
 use tokio::runtime::Runtime;
 
+/// What can be asked for.
+const PARTS: [&str; 7] = ["cold", "life", "rate", "exec", "stdio", "density", "count"];
 /// Cold starts of each daemon.
 const STARTS: usize = 15;
 
@@ -62,6 +64,15 @@ fn main() {
         .skip(1)
         .filter(|a| a != "--bench")
         .collect();
+    // A name that is none would measure nothing, after minutes.
+    let unknown: Vec<_> = parts
+        .iter()
+        .filter(|part| !PARTS.contains(&part.as_str()))
+        .collect();
+    assert!(
+        unknown.is_empty(),
+        "no such part: {unknown:?}; there are {PARTS:?}"
+    );
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
     assert!(rustix::process::geteuid().is_root(), "the bench needs root");
     let shared = tempfile::Builder::new()
