@@ -24,8 +24,9 @@ const RUNTIME: &str = "io.containerd.runtime.v2";
 /// Runtime of containers that name none.
 const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
 
-/// Where the streams of a process can go beside a plain path: clients look it up.
-const LOG_SCHEMES: &str = "fifo,binary,binary-v2,file,cri,attach";
+/// Where the output of a process can go beside a plain path: clients look it up. `attach://` is no
+/// place for it, but a promise to whoever comes.
+const LOG_SCHEMES: &str = "fifo,binary,binary-v2,file,cri";
 /// Directory of mounts that last no longer than a call.
 const TEMPORARY: &str = "tmpmounts";
 /// Directory of checkpoints on their way to or from the content store.
