@@ -255,6 +255,20 @@ impl Bundle {
         read(bundle_file::BOOTSTRAP).or_else(|| read(bundle_file::ADDRESS))
     }
 
+    /// Writes `bootstrap.json` for a shim of an older generation that left only its address.
+    ///
+    /// Parity: core/runtime/v2/shim_manager.go restoreBootstrapParams: what looks at bundles beside the
+    /// daemon reads that file alone.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn migrate_address(&self, address: &Address) -> Result<()> {
+        if self.file(bundle_file::BOOTSTRAP).exists() {
+            return Ok(());
+        }
+        self.write_address(address)
+    }
+
     /// True when the directory has no entry at all.
     pub(crate) fn is_empty(&self) -> bool {
         names(&self.path).is_ok_and(|all| all.is_empty())

@@ -60,6 +60,9 @@ fn prepare(shared: &Shared, entry: &Entry) {
     let (namespace, id) = (&entry.namespace, &entry.id);
     entry.look();
     if let Some(address) = entry.bundle.address() {
+        if let Err(error) = entry.bundle.migrate_address(&address) {
+            tracing::warn!(%namespace, %id, %error, "address of an older shim");
+        }
         let _first = entry.address.set(address);
     }
     let binary = entry.bundle.binary().or_else(|| {

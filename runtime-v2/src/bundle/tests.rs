@@ -44,6 +44,16 @@ fn the_address_file_of_older_shims_is_enough() {
     fs::write(bundle.file("address"), "unix:///run/x").unwrap();
     let address = bundle.address().unwrap();
     assert_eq!((address.version, &*address.address), (2, "unix:///run/x"));
+    // It becomes what newer daemons read, once.
+    bundle.migrate_address(&address).unwrap();
+    let text = fs::read_to_string(bundle.file("bootstrap.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let want = serde_json::json!({"version": 2, "address": "unix:///run/x", "protocol": "ttrpc"});
+    assert_eq!(json, want);
+    fs::write(bundle.file("bootstrap.json"), "kept").unwrap();
+    bundle.migrate_address(&address).unwrap();
+    let text = fs::read_to_string(bundle.file("bootstrap.json")).unwrap();
+    assert_eq!(text, "kept");
 }
 
 #[test]
