@@ -35,7 +35,9 @@ pub(crate) use resolve::resolve;
 
 /// A shim that has not answered `start` by then is broken; Go shims take some 30 ms.
 const START: Duration = Duration::from_secs(60);
-/// Longest `delete`: it runs the OCI runtime and unmounts.
+/// Longest `delete`: it runs the OCI runtime and unmounts. Go's daemon gives it 5 s because its start
+/// waits for it. Nobody waits for ours, and one that is killed in the middle on a busy machine leaves
+/// mounts and control groups that nobody takes away any more.
 const DELETE: Duration = Duration::from_secs(30);
 /// Longest `-v` and `-info`.
 const ASK: Duration = Duration::from_secs(10);
