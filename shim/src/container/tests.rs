@@ -410,3 +410,23 @@ fn memory_is_looked_at_before_the_group_can_go_with_the_init() {
         assert_eq!(topics, ["/tasks/oom", "/tasks/exit"]);
     });
 }
+
+#[test]
+fn memory_is_watched_where_the_loop_cannot_wait_for_the_file_itself() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = running(&shim, dir.path());
+        let kills = |kills| group(dir.path(), kills);
+        container.cgroup.set(kills(0)).unwrap();
+        container.watch_oom(&shim);
+        kills(1);
+        let told = async {
+            while shim.publisher.topics() != ["/tasks/oom"] {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), told).await.unwrap();
+        container.stop_watching_oom();
+    });
+}
