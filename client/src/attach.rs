@@ -10,28 +10,20 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
-use protos::frame::{self, HEADER, Header, KeyValue, Kind, LONGEST, Request, Response};
+use protos::frame;
 use protos::services::attach as daemon;
 use protos::shim::stdio as api;
-use protos::{Message as _, call::NAMESPACE};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use types::{ContainerId, Error, ExecId, Namespace, Result};
 
 use crate::Tasks;
 use crate::call::done;
+use crate::shim;
 
-/// Where the shim's service is.
-const SERVICE: &str = "containerd.runtime.stdio.v1.Stdio";
-/// Longest that a shim may take to answer; it may have to ask another client.
-const LIMIT: Duration = Duration::from_secs(10);
 /// Messages of the line.
 const SWITCH: u8 = b'S';
 const RELEASED: u8 = b'R';
@@ -86,12 +78,7 @@ impl Tasks {
         exec: Option<&ExecId>,
         wanted: Wanted,
     ) -> Result<Attached> {
-        let message = daemon::EndpointRequest {
-            container_id: id.to_string(),
-            ..Default::default()
-        };
-        let mut stub = grpc::attach::AttachClient::new(self.caller().channel());
-        let found = done(stub.endpoint(self.caller().request(message)?).await)?;
+        let address = self.endpoint(id).await?;
         let request = api::AttachRequest {
             id: id.to_string(),
             exec_id: exec.map(ToString::to_string).unwrap_or_default(),
@@ -100,8 +87,49 @@ impl Tasks {
             stderr: wanted.stderr,
             ..Default::default()
         };
-        attach(&found.address, &self.caller().scope().namespace, &request).await
+        attach(&address, &self.caller().scope().namespace, &request).await
     }
+
+    /// Lets the shim close the log files of a process and open them again by their paths. After a
+    /// rotation the old file is complete when this is answered.
+    ///
+    /// # Errors
+    /// `NotFound` for the process, `NotImplemented` when daemon or shim cannot do this,
+    /// `FailedPrecondition` for a process without logs.
+    pub async fn reopen_logs(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
+        let address = self.endpoint(id).await?;
+        reopen_logs(&address, &self.caller().scope().namespace, id, exec).await
+    }
+
+    /// Where the shim of a task listens.
+    async fn endpoint(&self, id: &ContainerId) -> Result<String> {
+        let message = daemon::EndpointRequest {
+            container_id: id.to_string(),
+            ..Default::default()
+        };
+        let mut stub = grpc::attach::AttachClient::new(self.caller().channel());
+        let found = done(stub.endpoint(self.caller().request(message)?).await)?;
+        Ok(found.address)
+    }
+}
+
+/// Reopens logs at the shim that listens at `address`.
+///
+/// # Errors
+/// As [`Tasks::reopen_logs`]; `Unavailable` when nobody listens there.
+pub async fn reopen_logs(
+    address: &str,
+    namespace: &Namespace,
+    id: &ContainerId,
+    exec: Option<&ExecId>,
+) -> Result<()> {
+    let request = api::ReopenLogsRequest {
+        id: id.to_string(),
+        exec_id: exec.map(ToString::to_string).unwrap_or_default(),
+        ..Default::default()
+    };
+    let (response, _) = shim::ask(address, namespace, "ReopenLogs", &request).await?;
+    frame::answer::<protos::well_known::Empty>(&response).map(drop)
 }
 
 /// Attaches at the shim that listens at `address`.
@@ -113,10 +141,7 @@ pub async fn attach(
     namespace: &Namespace,
     request: &api::AttachRequest,
 ) -> Result<Attached> {
-    let asked = tokio::time::timeout(LIMIT, ask(address, namespace, request));
-    let (response, fds) = asked
-        .await
-        .map_err(|_| Error::deadline_exceeded("attach"))??;
+    let (response, fds) = shim::ask(address, namespace, "Attach", request).await?;
     let answer: api::AttachResponse = frame::answer(&response)?;
     if answer.streams.len() != fds.len() {
         return Err(Error::internal(format_args!(
@@ -149,72 +174,6 @@ pub async fn attach(
     }
     line.follow();
     Ok(attached)
-}
-
-/// One call, by hand: descriptors come with the answer's first byte.
-async fn ask(
-    address: &str,
-    namespace: &Namespace,
-    message: &api::AttachRequest,
-) -> Result<(Response, Vec<OwnedFd>)> {
-    let path = match address.split_once("://") {
-        Some(("unix", path)) => Path::new(path),
-        None => Path::new(address),
-        Some((scheme, _)) => {
-            let text = format_args!("attaching to a shim by {scheme}");
-            return Err(Error::not_implemented(text));
-        }
-    };
-    let at = |e| Error::os(format_args!("shim at {}", path.display()), e);
-    let stream = UnixStream::connect(path)
-        .await
-        .map_err(|e| at(e).reclass(types::Code::Unavailable))?;
-    let request = Request {
-        service: SERVICE.to_owned(),
-        method: "Attach".to_owned(),
-        payload: message.write_to_bytes().map_err(Error::internal)?,
-        timeout_nano: i64::try_from(LIMIT.as_nanos()).unwrap_or(i64::MAX),
-        metadata: vec![KeyValue {
-            key: NAMESPACE.to_owned(),
-            value: namespace.to_string(),
-            ..KeyValue::default()
-        }],
-        ..Request::default()
-    };
-    let bytes = frame::encode(1, Kind::Request, &request)?;
-    let mut rest = bytes.as_slice();
-    while !rest.is_empty() {
-        let sent = stream
-            .async_io(Interest::WRITABLE, || sys::socket::send(&stream, rest, &[]))
-            .await;
-        rest = &rest[sent.map_err(at)?..];
-    }
-    let (mut got, mut fds) = (Vec::new(), Vec::new());
-    let mut chunk = [0; 4096];
-    loop {
-        let (length, more) = stream
-            .async_io(Interest::READABLE, || {
-                sys::socket::receive(&stream, &mut chunk)
-            })
-            .await
-            .map_err(at)?;
-        if length == 0 {
-            return Err(Error::unavailable("shim closed the connection"));
-        }
-        got.extend_from_slice(&chunk[..length]);
-        fds.extend(more);
-        let Some((head, body)) = got.split_first_chunk::<HEADER>() else {
-            continue;
-        };
-        let header = Header::parse(head);
-        if header.kind != Kind::Response || header.length > LONGEST {
-            return Err(Error::internal("shim does not answer in ttrpc"));
-        }
-        if let Some(body) = body.get(..header.length) {
-            let response = Response::parse_from_bytes(body).map_err(Error::internal)?;
-            return Ok((response, fds));
-        }
-    }
 }
 
 /// What the shim and we say to each other while we are attached.
@@ -419,6 +378,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use std::os::fd::AsFd as _;
+    use tokio::io::Interest;
 
     #[tokio::test]
     async fn a_dropped_part_is_closed_and_keeps_nobody_waiting() {

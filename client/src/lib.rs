@@ -18,6 +18,7 @@ mod connect;
 mod json;
 pub mod remote;
 mod services;
+mod shim;
 pub mod spec;
 pub mod stdio;
 pub mod terminal;

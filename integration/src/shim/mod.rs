@@ -222,7 +222,7 @@ impl Driver {
     /// When it cannot be started or does not end.
     #[must_use]
     pub fn action(&self, id: &str, action: &str, input: &[u8]) -> Output {
-        let spawn = self.command(id).arg(action);
+        let spawn = self.in_bundle(id).arg(action);
         let output = spawn.output(input, 1 << 20, LONG);
         output.expect("run the shim's binary")
     }
@@ -239,12 +239,15 @@ impl Driver {
         env.fold(spawn, |spawn, (name, value)| spawn.env(name, value))
             .args(["-namespace", &self.namespace, "-id", id, "-address"])
             .arg(self.path("c.sock"))
-            .arg("-bundle")
-            .arg(self.bundle(id))
             .env("TTRPC_ADDRESS", self.path("c.sock.ttrpc"))
             .env("PATH", format!("{path}:/usr/sbin:/sbin"))
             .env_remove("MAX_SHIM_VERSION")
-            .cwd(self.dir())
+    }
+
+    /// The same for the actions that name the bundle: all but `start`, which runs in it.
+    fn in_bundle(&self, id: &str) -> Spawn {
+        let command = self.command(id).arg("-bundle").arg(self.bundle(id));
+        command.cwd(self.dir())
     }
 
     /// Ends the test: every shim must end by itself now, and nothing of it may be left.

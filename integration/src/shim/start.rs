@@ -156,7 +156,8 @@ impl Driver {
         } else {
             options.write_to_bytes().expect("encode the options")
         };
-        let mut spawn = self.command(id).arg("start");
+        // Parity: core/runtime/v2/binary.go: the bundle is where it is started, no flag names it.
+        let mut spawn = self.command(id).cwd(self.bundle(id)).arg("start");
         if contract == Contract::Versioned {
             spawn = spawn
                 .env("MAX_SHIM_VERSION", "2")
@@ -195,7 +196,7 @@ impl Driver {
         let listener = sys::socket::listen(&path, 0o600).expect("listen");
         let address = format!("unix://{}", path.display());
         fs::write(self.bundle(id).join("address"), &address).expect("write the address");
-        let child = self.command(id).fd(listener.into(), 3).spawn();
+        let child = self.in_bundle(id).fd(listener.into(), 3).spawn();
         let child = child.expect("start the server");
         let mut children = self
             .children

@@ -31,5 +31,6 @@ mod shim_alone;
 mod shim_info;
 mod shim_options;
 mod shim_restores;
+mod shim_streams;
 mod stdio;
 mod true_exits;
