@@ -14,9 +14,9 @@ mod create;
 mod exec;
 mod oom;
 mod restore;
+mod rootfs;
 
 use std::collections::BTreeMap;
-use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -27,7 +27,7 @@ use protos::events::{TaskDelete, TaskExit, TaskPaused, TaskResumed, TaskStart};
 use protos::wire::Wire as _;
 use sys::cgroup::Cgroup;
 use tokio::time::timeout;
-use types::{Code, Context as _, Error, Exit, Result, bundle_file};
+use types::{Code, Error, Exit, Result};
 
 use crate::caught::{caught, survives};
 use crate::exits;
@@ -44,8 +44,6 @@ use oom::Oom;
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the end of a killed process may take.
 const KILLED: Duration = Duration::from_secs(10);
-/// When a detached file system is let go: after the answer has left.
-const LET_GO: Duration = Duration::from_millis(2);
 
 /// A container.
 #[derive(Debug)]
@@ -384,7 +382,11 @@ impl Container {
         }
         self.remove().await?;
         process.drain(DRAIN).await;
-        let unmounted = self.unmount();
+        let unmounted = if self.mounted {
+            rootfs::unmount(&self.bundle)
+        } else {
+            Ok(())
+        };
         self.stop_watching_oom();
         process.delete()?;
         self.delete_execs().await;
@@ -425,24 +427,6 @@ impl Container {
             })??;
         }
         Ok(())
-    }
-
-    /// Takes the root file system away. Overlay writes its upper directory back when its last user
-    /// goes: that happens after the answer.
-    fn unmount(&self) -> Result<()> {
-        if !self.mounted {
-            return Ok(());
-        }
-        let rootfs = self.bundle.join(bundle_file::ROOTFS);
-        let kept = sys::mount::detach_keeping(&rootfs).ctx("failed rootfs umount")?;
-        if let Some(kept) = kept {
-            drop(tokio::spawn(async move {
-                tokio::time::sleep(LET_GO).await;
-                log::debug(format_args!("rootfs {} let go", kept.as_raw_fd()));
-            }));
-        }
-        // What was mounted below went along; there may be another one below this one.
-        sys::mount::detach_all(&rootfs).ctx("failed rootfs umount")
     }
 }
 

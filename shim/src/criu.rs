@@ -9,8 +9,8 @@
 //! Invariant: what goes into that file are numbers, whatever an image from elsewhere says.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,10 @@ const OPTIONS: &str = "criu.conf";
 const WORK: &str = "criu-work";
 /// In the image: which descriptors were external. Beside CRIU's own files, which end in `.img`.
 const STDIO: &str = "stdio.json";
+/// The same, until the image is made.
+const STAGED: &str = "stdio.json.new";
+/// As runtimes make an image's directory: it holds the container's memory.
+const IMAGE_MODE: u32 = 0o700;
 /// Only the end of a log is of interest.
 const LOG_TAIL: u64 = 64 * 1024;
 /// Lines of a log that an error text shows: the cause stands first, what gave up because of it last.
@@ -179,16 +183,23 @@ impl Streams {
         }
     }
 
-    /// Keeps them in an image.
+    /// Writes them beside an image that is to be made, in its directory, which is made too: what can
+    /// go wrong does so before the dump, which may be the end of the container.
     ///
     /// # Errors
     /// The errno of writing.
-    pub(crate) fn save(&self, image: &Path) -> Result<()> {
-        if *self == Self::default() {
-            return Ok(());
+    pub(crate) fn stage(&self, image: &Path) -> Result<Staged> {
+        let mut dir = std::fs::DirBuilder::new();
+        dir.recursive(true).mode(IMAGE_MODE);
+        dir.create(image)
+            .map_err(|e| Error::os(format_args!("mkdir {}", image.display()), e))?;
+        let staged = Staged(image.to_owned());
+        if *self != Self::default() {
+            let text = serde_json::to_vec(self).map_err(Error::internal)?;
+            let file = staged.file();
+            sys::fs::write_atomic_with(&file, &text, 0o600, sys::fs::Flush::Volatile)?;
         }
-        let text = serde_json::to_vec(self).map_err(Error::internal)?;
-        sys::fs::write_atomic_with(&image.join(STDIO), &text, 0o600, sys::fs::Flush::Volatile)
+        Ok(staged)
     }
 
     /// As options of CRIU, one a line. A file has one name, however many streams it is.
@@ -206,6 +217,43 @@ impl Streams {
             });
         }
         text
+    }
+}
+
+/// The streams of an image that is being made. Dropped, they are forgotten: what the directory held
+/// before stays.
+#[derive(Debug)]
+pub(crate) struct Staged(PathBuf);
+
+impl Staged {
+    fn file(&self) -> PathBuf {
+        self.0.join(STAGED)
+    }
+
+    /// The image is made: these are its streams.
+    ///
+    /// # Errors
+    /// The errno of renaming.
+    pub(crate) fn keep(self) -> Result<()> {
+        let name = self.0.join(STDIO);
+        let kept = match std::fs::rename(self.file(), &name) {
+            // This image has none; those of one that was here before are not its own.
+            Err(e) if e.kind() == ErrorKind::NotFound => std::fs::remove_file(&name),
+            other => other,
+        };
+        match kept {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(Error::os(format_args!("keep {}", name.display()), e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Absent without such streams, and when they were kept.
+        drop(std::fs::remove_file(self.file()));
     }
 }
 
@@ -327,8 +375,16 @@ mod tests {
     fn streams_have_names_that_dump_and_restore_agree_on() {
         let bundle = tempfile::tempdir().unwrap();
         let streams = Streams([None, Some((27, 0x99)), Some((27, 0x99))]);
-        streams.save(bundle.path()).unwrap();
-        assert_eq!(Streams::load(bundle.path()).unwrap(), streams);
+        let image = bundle.path().join("new/image");
+        let staged = streams.stage(&image).unwrap();
+        assert_eq!(Streams::load(&image).unwrap(), Streams::default());
+        staged.keep().unwrap();
+        assert_eq!(Streams::load(&image).unwrap(), streams);
+        // A dump that fails leaves them; one of a container without such streams does not.
+        drop(Streams([Some((1, 2)), None, None]).stage(&image).unwrap());
+        assert_eq!(Streams::load(&image).unwrap(), streams);
+        Streams::default().stage(&image).unwrap().keep().unwrap();
+        assert_eq!(std::fs::read_dir(&image).unwrap().count(), 0);
         assert_eq!(streams.options(Action::Dump), "external file[1b:99]\n");
         let mut run = Run::new(Action::Restore, bundle.path(), "").unwrap();
         run.streams(&streams).unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
 
 use rustix::process::{Resource, Rlimit};
 use types::{Error, Result};
@@ -118,16 +119,31 @@ pub fn trim_stack() {
 /// thread.
 pub fn trim_heap_of_thread() {
     // They go back for good when a thread ends: another one frees them, and ends.
-    // SAFETY: takes no pointer; the allocator locks itself. One arena: the other thread needs none.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let kept = KeptBlocks::take();
-    let other = std::thread::Builder::new().stack_size(KeptBlocks::STACK);
     // Without the thread (it is out of resources) they are freed here, and stay at hand.
-    if let Ok(other) = other.spawn(move || drop(kept)) {
+    if let Ok(other) = spawn_small(move || drop(kept)) {
         // It does nothing that could fail.
         drop(other.join());
     }
     trim_heap();
+}
+
+/// Starts a thread that leaves no memory behind, for one thing that blocks. For processes of one thread:
+/// from now on all threads use the one heap there is.
+///
+/// All such threads have stacks of one size: of one that ended glibc keeps the stack for the next.
+///
+/// # Errors
+/// The errno; `work` is dropped then.
+pub fn spawn_small<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>> {
+    /// Enough for a loop over `free`, or a table of mounts: the data are on the heap.
+    const STACK: usize = 64 << 10;
+    // SAFETY: takes no pointer; the allocator locks itself.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    let thread = std::thread::Builder::new().stack_size(STACK);
+    thread.spawn(work).map_err(|e| op("start thread", e))
 }
 
 /// Blocks of all sizes that are kept at hand, as many as are kept of each.
@@ -138,8 +154,6 @@ impl KeptBlocks {
     const SIZES: std::ops::Range<usize> = 24..1033;
     const STEP: usize = 16;
     const EACH: usize = 7;
-    /// Enough for a loop over `free`.
-    const STACK: usize = 64 << 10;
 
     fn take() -> Self {
         let sizes = Self::SIZES.step_by(Self::STEP);
@@ -196,6 +210,12 @@ mod tests {
         let now = rustix::process::getrlimit(Resource::Nofile);
         assert_eq!(now.current, now.maximum);
         assert!(limit > 0);
+    }
+
+    #[test]
+    fn a_small_thread_reads_the_table_of_mounts() {
+        let thread = spawn_small(|| crate::mount::info::load().map(|mounts| mounts.len()));
+        assert!(thread.unwrap().join().unwrap().unwrap() > 0);
     }
 
     #[test]

@@ -8,12 +8,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use protos::MessageField;
 use protos::events::{TaskCreate, TaskIO};
 use protos::shim::task::CreateTaskRequest;
-use protos::wire::Wire as _;
 use sys::cgroup::Cgroup;
-use types::{Error, Mount, Result, bundle_file};
+use types::{Error, Result, bundle_file};
 
 use super::restore::Image;
-use super::{Container, Oom, says_exists};
+use super::{Container, Oom, rootfs, says_exists};
 use crate::caught::caught;
 use crate::config::Config;
 use crate::console::{Console, ConsoleSocket, Prepared};
@@ -51,7 +50,7 @@ impl Container {
             options,
             shim.limits,
         );
-        let mounted = mount_rootfs(&bundle, request)?;
+        let mounted = rootfs::mount(&bundle, request)?;
         let made = if image.is_none() {
             let made = make(shim, &runtime, &bundle, &request.id, &paths, Way::Create);
             match caught(made).await {
@@ -202,26 +201,6 @@ pub(super) fn claim(shim: &Shim, pid_file: &Path, hold: Hold) -> Result<(u32, En
     Ok((pid, ending))
 }
 
-fn mount_rootfs(bundle: &Path, request: &CreateTaskRequest) -> Result<bool> {
-    if request.rootfs.is_empty() {
-        return Ok(false);
-    }
-    let mounts = request
-        .rootfs
-        .iter()
-        .cloned()
-        .map(Mount::from_wire)
-        .collect::<Result<Vec<_>>>()?;
-    let rootfs = bundle.join(bundle_file::ROOTFS);
-    if !rootfs.exists() {
-        std::fs::create_dir(&rootfs)
-            .map_err(|e| Error::os(format_args!("mkdir {}", rootfs.display()), e))?;
-    }
-    sys::mount::mount_all(&mounts, &rootfs)
-        .map_err(|e| e.ctx("failed to mount rootfs component"))?;
-    Ok(true)
-}
-
 async fn undo(runtime: &Runtime, bundle: &Path, mounted: bool, error: &Error) {
     // A container of this name that is there already is somebody else's: it must live.
     if !says_exists(error)
@@ -229,8 +208,7 @@ async fn undo(runtime: &Runtime, bundle: &Path, mounted: bool, error: &Error) {
     {
         log::warn(format_args!("remove what a failed create left: {error}"));
     }
-    if mounted && let Err(error) = sys::mount::unmount_recursive(&bundle.join(bundle_file::ROOTFS))
-    {
+    if mounted && let Err(error) = rootfs::unmount_deep(bundle).await {
         log::error(format_args!("unmount after a failed create: {error}"));
     }
     for file in [

@@ -9,15 +9,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use protos::events::TaskOOM;
 use sys::cgroup::{OomEvent, OomWatch};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
-use types::Exit;
+use types::{Exit, Result};
 
 use super::Container;
 use crate::log;
 use crate::process::Process;
 use crate::service::Shim;
-use crate::watch::watch;
+use crate::watch::watch_for;
 
 /// What the killer of the kernel uses.
 const KILLED: u32 = 128 + libc::SIGKILL.unsigned_abs();
@@ -39,13 +40,33 @@ struct Last {
     due: bool,
 }
 
+/// What makes a watch ready.
+fn interest(watch: &OomWatch) -> Interest {
+    if watch.is_urgent() {
+        Interest::PRIORITY
+    } else {
+        Interest::READABLE
+    }
+}
+
+fn in_loop(watch: OomWatch) -> Result<AsyncFd<OomWatch>> {
+    let interest = interest(&watch);
+    watch_for(watch, interest)
+}
+
 impl Container {
     /// Begins to tell.
     pub(super) fn watch_oom(self: &Arc<Self>, shim: &Arc<Shim>) {
         let Some(group) = self.cgroup.get() else {
             return;
         };
-        let watch = match group.watch_oom().and_then(watch) {
+        // Some kernel may refuse to tell of that file in a loop: then by what every loop can wait for.
+        let watch = group.watch_oom().and_then(in_loop);
+        let watch = watch.or_else(|refused| match group.watch_oom_readable() {
+            Ok(watch) => in_loop(watch),
+            Err(_) => Err(refused),
+        });
+        let watch = match watch {
             Ok(watch) => Arc::clone(self.oom.watch.get_or_init(|| Arc::new(watch))),
             Err(error) => {
                 log::warn(format_args!("no OOM events of {}: {error}", self.id));
@@ -64,7 +85,7 @@ impl Container {
 
     async fn follow_oom(&self, shim: &Shim, watch: &AsyncFd<OomWatch>) {
         loop {
-            let Ok(mut ready) = watch.readable().await else {
+            let Ok(mut ready) = watch.ready(interest(watch.get_ref())).await else {
                 return;
             };
             match watch.get_ref().check(true) {

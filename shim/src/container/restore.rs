@@ -5,7 +5,8 @@
 //!  start:  open streams ─ [hold: runtime restore ─ claim pid] ─ event
 //! ```
 //! Invariant: a restore that fails leaves the container as it was before the start: created, with no
-//! process, nothing of the runtime's. A dump that fails leaves the container running and no image.
+//! process, nothing of the runtime's. A dump that fails leaves the container running and
+//! no image; an image that was made is never removed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use types::{Error, Result, bundle_file};
 use super::create::{Made, Way, make};
 use super::{Container, says_exists};
 use crate::caught::caught;
-use crate::criu::{Action, Run, Streams};
+use crate::criu::{Action, Run, Staged, Streams};
 use crate::lifecycle::Input;
 use crate::log;
 use crate::options::{self, Options};
@@ -161,10 +162,11 @@ impl Container {
         let fresh = !image.exists();
         let dumped = self.dump(image, &options).await;
         if dumped.is_err() && fresh {
-            // Absent when CRIU did not come so far.
+            // Absent when nothing came so far.
             drop(std::fs::remove_dir_all(image));
         }
-        dumped?;
+        // The image is whole, and may be all that is left of the container: it stays.
+        dumped?.keep()?;
         let event = TaskCheckpointed {
             container_id: self.id.clone(),
             checkpoint: request.path.clone(),
@@ -174,10 +176,11 @@ impl Container {
         Ok(())
     }
 
-    async fn dump(&self, image: &Path, options: &CheckpointOptions) -> Result<()> {
+    async fn dump(&self, image: &Path, options: &CheckpointOptions) -> Result<Staged> {
         let mut run = Run::new(Action::Dump, &self.bundle, &options.work_path)?;
         let streams = Streams::of(self.init.view().pid);
         run.streams(&streams)?;
+        let staged = streams.stage(image)?;
         let mut args = vec![
             "--image-path".to_owned(),
             image.display().to_string(),
@@ -187,7 +190,7 @@ impl Container {
         args.extend(options::checkpoint_flags(options));
         let dumped = self.runtime.checkpoint(&args, run.options()).await;
         dumped.map_err(|error| run.explain(error))?;
-        streams.save(image)
+        Ok(staged)
     }
 }
 

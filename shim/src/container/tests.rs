@@ -221,6 +221,50 @@ fn the_execs_of_a_frozen_init_that_ended_thaw() {
     });
 }
 
+/// A process whose output is a file that it does not see.
+fn writer_to_the_host(dir: &Path) -> sys::process::Child {
+    std::fs::create_dir(dir).unwrap();
+    let tmpfs = types::Mount {
+        kind: "tmpfs".into(),
+        source: "tmpfs".into(),
+        ..types::Mount::default()
+    };
+    sys::mount::mount_all(&[tmpfs], dir).unwrap();
+    let file = std::fs::File::create(dir.join("out")).unwrap();
+    sys::mount::detach_all(dir).unwrap();
+    let sleeper = sys::process::Spawn::new("sleep").arg("1000");
+    sleeper.stdout(file.into()).spawn().unwrap()
+}
+
+#[test]
+fn an_image_that_was_made_stays_whatever_fails_after() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let script = "while [ $# -gt 0 ]; do [ $1 != --image-path ] || image=$2; shift; done\n\
+                      [ -e $image/stdio.json.new ] || exit 1\n\
+                      mkdir $image/stdio.json; echo >$image/core.img";
+        let container = scripted(&shim, dir.path(), script);
+        let writer = writer_to_the_host(&dir.path().join("host"));
+        let streams = Attached::Streams(Streams::default());
+        container.init.has_started(writer.pid(), streams);
+        let request = |path: &str| protos::shim::task::CheckpointTaskRequest {
+            path: dir.path().join(path).display().to_string(),
+            ..Default::default()
+        };
+        let error = container.checkpoint(&shim, &request("image")).await;
+        assert!(error.unwrap_err().to_string().contains("stdio.json"));
+        assert!(dir.path().join("image/core.img").exists());
+        assert!(!dir.path().join("image/stdio.json.new").exists());
+        // What cannot be written is found out before anything is dumped.
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let error = container.checkpoint(&shim, &request("file/image")).await;
+        assert_eq!(error.unwrap_err().errno(), Some(libc::ENOTDIR));
+        writer.kill(libc::SIGKILL).unwrap();
+        writer.wait().unwrap();
+    });
+}
+
 #[test]
 fn a_panic_while_a_container_is_made_frees_its_id() {
     block_on(async {
@@ -364,5 +408,25 @@ fn memory_is_looked_at_before_the_group_can_go_with_the_init() {
         assert!(record.contains("\"oom\":true"), "{record}");
         let topics = shim.publisher.topics();
         assert_eq!(topics, ["/tasks/oom", "/tasks/exit"]);
+    });
+}
+
+#[test]
+fn memory_is_watched_where_the_loop_cannot_wait_for_the_file_itself() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = running(&shim, dir.path());
+        let kills = |kills| group(dir.path(), kills);
+        container.cgroup.set(kills(0)).unwrap();
+        container.watch_oom(&shim);
+        kills(1);
+        let told = async {
+            while shim.publisher.topics() != ["/tasks/oom"] {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), told).await.unwrap();
+        container.stop_watching_oom();
     });
 }

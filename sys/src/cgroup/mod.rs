@@ -187,6 +187,17 @@ impl Cgroup {
         }
     }
 
+    /// As [`Cgroup::watch_oom`], for a caller whose loop cannot wait for priority.
+    ///
+    /// # Errors
+    /// `NotImplemented` for version 1, else the errno.
+    pub fn watch_oom_readable(&self) -> Result<OomWatch> {
+        match self {
+            Self::V1(_) => Err(Error::not_implemented("inotify on a group of version 1")),
+            Self::V2(dir) => OomWatch::inotify(dir),
+        }
+    }
+
     /// The pids in the group and its sub groups. `None` when the group is not one of its own: it is
     /// a root, or the same as `other`'s.
     #[must_use]

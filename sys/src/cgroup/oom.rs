@@ -26,7 +26,8 @@ pub enum OomEvent {
     Gone,
 }
 
-/// A watch. Readable when there is something to ask [`OomWatch::check`] for.
+/// A watch. Ready, as [`OomWatch::is_urgent`] says, when there is something to ask [`OomWatch::check`]
+/// for.
 #[derive(Debug)]
 pub struct OomWatch {
     fd: OwnedFd,
@@ -41,7 +42,10 @@ pub struct OomWatch {
 enum Source {
     /// Version 1: an eventfd registered with the group. The file must stay open.
     Eventfd { _registered: File },
-    /// Version 2: inotify on `memory.events`.
+    /// Version 2: `memory.events` itself. The kernel makes it ready once for a change and anew only
+    /// after it was read.
+    Events,
+    /// Version 2: inotify on `memory.events`, of which a user has few on a host (128 by default).
     Inotify,
 }
 
@@ -59,6 +63,16 @@ impl OomWatch {
     }
 
     pub(super) fn v2(dir: &Path) -> Result<Self> {
+        Self::events(dir.join("memory.events"))
+    }
+
+    /// Of a file of version 2, which tells of its changes.
+    pub(super) fn events(file: PathBuf) -> Result<Self> {
+        let events = File::open(&file).map_err(|e| at("open", &file, e))?;
+        Ok(Self::new(events.into(), Source::Events, file))
+    }
+
+    pub(super) fn inotify(dir: &Path) -> Result<Self> {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let fd = inotify::init(flags).map_err(|e| op("inotify_init", e))?;
         let events = dir.join("memory.events");
@@ -69,13 +83,21 @@ impl OomWatch {
     }
 
     fn new(fd: OwnedFd, source: Source, counter: PathBuf) -> Self {
-        let told = AtomicU64::new(kills(&counter).unwrap_or(0));
-        Self {
+        let watch = Self {
             fd,
             source,
             counter,
-            told,
-        }
+            told: AtomicU64::new(0),
+        };
+        let told = watch.kills().unwrap_or(0);
+        watch.told.store(told, Ordering::Relaxed);
+        watch
+    }
+
+    /// Whether it is ready by priority (`POLLPRI`), not by being readable, which it always is then.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        matches!(self.source, Source::Events)
     }
 
     /// Takes what is there to read and says what it means. With `count` the counter is looked at
@@ -83,13 +105,15 @@ impl OomWatch {
     pub fn check(&self, count: bool) -> OomEvent {
         let events = match self.source {
             Source::Eventfd { .. } => self.read_sum(),
+            // To look is to read the counter.
+            Source::Events => 1,
             Source::Inotify => u64::from(self.read_any()),
         };
         if events == 0 && !count {
             return OomEvent::Nothing;
         }
         let by_event = matches!(self.source, Source::Eventfd { .. });
-        let Some(kills) = kills(&self.counter) else {
+        let Some(kills) = self.kills() else {
             // The group's end is one event of its own.
             return if by_event && events > 1 {
                 OomEvent::Oom
@@ -125,12 +149,20 @@ impl OomWatch {
         }
         any
     }
-}
 
-/// The counter's value, `None` when the group is gone.
-fn kills(counter: &Path) -> Option<u64> {
-    let text = std::fs::read_to_string(counter).ok()?;
-    Some(Flat::parse(&text).get("oom_kill"))
+    /// The counter's value, `None` when the group is gone.
+    fn kills(&self) -> Option<u64> {
+        /// More than the file is: some names and numbers.
+        const SIZE: usize = 1024;
+        let text = if self.is_urgent() {
+            let mut buffer = [0; SIZE];
+            let read = rustix::io::pread(&self.fd, &mut buffer, 0).ok()?;
+            String::from_utf8_lossy(&buffer[..read]).into_owned()
+        } else {
+            std::fs::read_to_string(&self.counter).ok()?
+        };
+        Some(Flat::parse(&text).get("oom_kill"))
+    }
 }
 
 impl AsFd for OomWatch {

@@ -246,17 +246,68 @@ fn pids_come_from_a_group_of_ones_own_only() {
 
 #[test]
 fn a_version_2_watch_tells_kills_and_the_end() {
-    let dir = tree(&[("memory.events", "oom_kill 1\n")]);
-    let group = Cgroup::V2(dir.path().to_owned());
-    let events = dir.path().join("memory.events");
-    let watch = group.watch_oom().unwrap();
-    assert_eq!(watch.check(true), OomEvent::Nothing);
-    std::fs::write(&events, "max 3\noom_kill 1\n").unwrap();
-    assert_eq!(watch.check(false), OomEvent::Nothing);
-    std::fs::write(&events, "oom_kill 2\n").unwrap();
-    assert_eq!(watch.check(false), OomEvent::Oom);
-    assert_eq!(watch.check(true), OomEvent::Nothing);
-    std::fs::remove_file(&events).unwrap();
+    for urgent in [true, false] {
+        let dir = tree(&[("memory.events", "oom_kill 1\n")]);
+        let group = Cgroup::V2(dir.path().to_owned());
+        let events = dir.path().join("memory.events");
+        let watch = if urgent {
+            group.watch_oom().unwrap()
+        } else {
+            group.watch_oom_readable().unwrap()
+        };
+        assert_eq!(watch.is_urgent(), urgent);
+        assert_eq!(watch.check(true), OomEvent::Nothing);
+        std::fs::write(&events, "max 3\noom_kill 1\n").unwrap();
+        assert_eq!(watch.check(false), OomEvent::Nothing);
+        std::fs::write(&events, "oom_kill 2\n").unwrap();
+        assert_eq!(watch.check(false), OomEvent::Oom);
+        assert_eq!(watch.check(true), OomEvent::Nothing);
+        std::fs::remove_file(&events).unwrap();
+        // A file outlives its name when it is none of the kernel's.
+        if !urgent {
+            assert_eq!(watch.check(true), OomEvent::Gone);
+        }
+    }
+}
+
+/// Whether the kernel has something urgent to say, now or within the time.
+fn is_ready(watch: &OomWatch, wait: std::time::Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(watch, PollFlags::PRI)];
+    let wait = Timespec::try_from(wait).unwrap();
+    poll(&mut fds, Some(&wait)).unwrap();
+    fds[0].revents().contains(PollFlags::PRI)
+}
+
+/// `cgroup.events` changes by the same way as `memory.events`, and is there without a controller.
+#[test]
+fn a_file_of_version_2_is_ready_once_for_a_change_and_again_after_it_was_read() {
+    use std::time::Duration;
+    let unified = |mount: &MountInfo| mount.kind == "cgroup2";
+    let mounts = info::load().unwrap();
+    let Some(mount) = mounts.into_iter().find(unified) else {
+        return;
+    };
+    let name = format!("sys-test-events-{}", std::process::id());
+    let group = mount.mount_point.join(name);
+    std::fs::create_dir(&group).unwrap();
+    let watch = OomWatch::events(group.join("cgroup.events")).unwrap();
+    assert!(!is_ready(&watch, Duration::ZERO));
+    for round in 0..3 {
+        let child = crate::process::Spawn::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        std::fs::write(group.join("cgroup.procs"), child.pid().to_string()).unwrap();
+        assert!(is_ready(&watch, Duration::from_secs(10)), "{round}");
+        assert_eq!(watch.check(true), OomEvent::Nothing);
+        assert!(!is_ready(&watch, Duration::ZERO));
+        child.kill(libc::SIGKILL).unwrap();
+        child.wait().unwrap();
+        assert!(is_ready(&watch, Duration::from_secs(10)), "{round}");
+        assert_eq!(watch.check(true), OomEvent::Nothing);
+    }
+    std::fs::remove_dir(&group).unwrap();
     assert_eq!(watch.check(true), OomEvent::Gone);
 }
 

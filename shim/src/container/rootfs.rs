@@ -1,0 +1,161 @@
+//! The root file system of a container, where the shim mounts it.
+//!
+//! Invariant: the event loop is never in the call that drops the last use of a file system. That call,
+//! a `umount2` or a `close`, has the kernel take the file system down before it returns (task work of
+//! the caller, `MNT_DETACH` or not), and overlay begins with writing back all that is dirty on the
+//! file system of its upper directory: seconds, on a busy disk. It is made on a thread for it alone.
+
+use std::path::Path;
+use std::time::Duration;
+
+use protos::shim::task::CreateTaskRequest;
+use protos::wire::Wire as _;
+use tokio::sync::oneshot;
+use types::{Context as _, Error, Mount, Result, bundle_file};
+
+use crate::log;
+
+/// When a detached file system is let go: after the answer has left.
+const LET_GO: Duration = Duration::from_millis(2);
+
+/// Mounts what a request wants there, if anything.
+///
+/// # Errors
+/// As [`sys::mount::mount_all`]; nothing is left then.
+pub(super) fn mount(bundle: &Path, request: &CreateTaskRequest) -> Result<bool> {
+    if request.rootfs.is_empty() {
+        return Ok(false);
+    }
+    let mounts = request
+        .rootfs
+        .iter()
+        .cloned()
+        .map(Mount::from_wire)
+        .collect::<Result<Vec<_>>>()?;
+    let rootfs = bundle.join(bundle_file::ROOTFS);
+    if !rootfs.exists() {
+        std::fs::create_dir(&rootfs)
+            .map_err(|e| Error::os(format_args!("mkdir {}", rootfs.display()), e))?;
+    }
+    sys::mount::mount_all(&mounts, &rootfs)
+        .map_err(|e| e.ctx("failed to mount rootfs component"))?;
+    Ok(true)
+}
+
+/// Takes it away. What is mounted there is out of sight at once, the rest happens after the answer.
+///
+/// # Errors
+/// The errno of the kernel.
+pub(super) fn unmount(bundle: &Path) -> Result<()> {
+    let rootfs = bundle.join(bundle_file::ROOTFS);
+    let mut kept = Vec::new();
+    // There may be another one below the first. What was mounted in them goes along.
+    let unmounted = loop {
+        match sys::mount::detach_keeping(&rootfs) {
+            Ok(Some(one)) => kept.push(one),
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    if !kept.is_empty() {
+        let_go(kept);
+    }
+    unmounted.ctx("failed rootfs umount")
+}
+
+/// Drops, soon, what takes its time to drop. Nobody waits for it.
+fn let_go<T: Send + 'static>(kept: T) {
+    drop(tokio::spawn(async move {
+        tokio::time::sleep(LET_GO).await;
+        if let Err(error) = sys::limits::spawn_small(move || drop(kept)) {
+            // Out of resources: it was dropped here.
+            log::warn(format_args!("rootfs let go in the event loop: {error}"));
+        }
+    }));
+}
+
+/// Takes it away with all that is mounted in it, and waits until it is gone: who made the mounts may
+/// take their directories away next.
+///
+/// # Errors
+/// As [`sys::mount::unmount_recursive`].
+pub(super) async fn unmount_deep(bundle: &Path) -> Result<()> {
+    let rootfs = bundle.join(bundle_file::ROOTFS);
+    let (tell, told) = oneshot::channel();
+    let started = sys::limits::spawn_small({
+        let rootfs = rootfs.clone();
+        // Who asked is there, or the shim is about to end.
+        move || drop(tell.send(sys::mount::unmount_recursive(&rootfs)))
+    });
+    match started {
+        Ok(_) => told.await.map_err(Error::internal)?,
+        // Out of resources: the loop waits.
+        Err(_) => sys::mount::unmount_recursive(&rootfs),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Takes until it is told to go, but not for ever.
+    struct Slow(mpsc::Receiver<()>, mpsc::Sender<bool>);
+
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            let told = self.0.recv_timeout(Duration::from_secs(5)).is_ok();
+            self.1.send(told).unwrap();
+        }
+    }
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(work)
+    }
+
+    fn mounted(bundle: &Path) -> std::path::PathBuf {
+        let tmpfs = Mount {
+            kind: "tmpfs".into(),
+            source: "tmpfs".into(),
+            ..Mount::default()
+        };
+        let request = CreateTaskRequest {
+            rootfs: vec![tmpfs.to_wire(), tmpfs.to_wire()],
+            ..CreateTaskRequest::default()
+        };
+        assert!(mount(bundle, &request).unwrap());
+        bundle.join("rootfs")
+    }
+
+    #[test]
+    fn the_loop_goes_on_while_a_file_system_is_let_go() {
+        block_on(async {
+            let ((go, wait), (say, said)) = (mpsc::channel(), mpsc::channel());
+            let_go(Slow(wait, say));
+            tokio::time::sleep(LET_GO * 10).await;
+            go.send(()).unwrap();
+            assert!(said.recv().unwrap());
+        });
+    }
+
+    #[test]
+    fn all_that_is_mounted_there_goes() {
+        block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let rootfs = mounted(dir.path());
+            unmount(dir.path()).unwrap();
+            assert!(!sys::mount::is_mount_point(&rootfs).unwrap());
+            mounted(dir.path());
+            unmount_deep(dir.path()).await.unwrap();
+            assert!(!sys::mount::is_mount_point(&rootfs).unwrap());
+            // Nothing there, or no such place.
+            unmount(dir.path()).unwrap();
+            unmount_deep(&dir.path().join("gone")).await.unwrap();
+            unmount(&dir.path().join("gone")).unwrap();
+        });
+    }
+}
