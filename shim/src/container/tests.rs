@@ -378,7 +378,7 @@ fn nor_does_the_logger_of_an_exec_that_does_not_get_ready() {
         let dir = tempfile::tempdir().unwrap();
         let shim = shim();
         let begun = dir.path().join("begun");
-        let script = format!("echo >{}; exec sleep 1000", begun.display());
+        let script = format!("echo >{}; exec sleep 30", begun.display());
         let container = scripted(&shim, dir.path(), &script);
         let logger = format!("binary://{}/runtime.sh", dir.path().display());
         is_not_held_back(&container, &shim, &begun, &logger).await;
