@@ -86,11 +86,11 @@ impl Container {
     /// Starts the init.
     ///
     /// # Errors
-    /// The runtime's text; `FailedPrecondition` when it runs already.
+    /// The runtime's text; `FailedPrecondition` when it runs already, `Unknown` when it has ended.
     pub(crate) async fn start(self: &Arc<Self>, shim: &Arc<Shim>) -> Result<u32> {
         let init = &self.init;
         let _gate = init.gate.lock().await;
-        init.check(Input::Start)?;
+        startable(init)?;
         if let Some(image) = &self.image {
             return self.restore(shim, image).await;
         }
@@ -428,6 +428,22 @@ impl Container {
         }
         Ok(())
     }
+}
+
+/// Whether a process can be started.
+///
+/// # Errors
+/// `FailedPrecondition` when it runs, `Unknown` when it has ended.
+fn startable(process: &Process) -> Result<()> {
+    process.check(Input::Start).map_err(|error| {
+        if error.is_not_found() {
+            // Parity: process/init_state.go, exec_state.go: an error without a class. It is there, so
+            // that clients must not take it for one that is not.
+            Error::unknown("a process that has ended cannot be started again")
+        } else {
+            error
+        }
+    })
 }
 
 /// True for texts that say that the runtime has another container of this name.

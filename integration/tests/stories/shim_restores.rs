@@ -121,7 +121,7 @@ fn a_container_of_a_checkpoint_has_no_process_before_its_start() {
     assert!(pid > 0);
     assert_eq!(waiting.join().expect("join").expect("wait"), 7);
     let again = task.start("").expect_err("it has ended");
-    assert!(again.is_not_found(), "{again}");
+    assert!(again.is(Code::Unknown), "{again}");
     let gone = task.delete("").expect("delete");
     assert_eq!((gone.pid, gone.exit_status), (pid, 7));
     let want = ["create", "start", "exit", "delete"];

@@ -10,8 +10,8 @@ use protos::shim::task::ExecProcessRequest;
 use serde::Deserialize;
 use types::{Context as _, Error, ExecId, Result};
 
-use super::Container;
 use super::create::{Made, claim};
+use super::{Container, startable};
 use crate::caught::caught;
 use crate::console::{Console, ConsoleSocket, Prepared};
 use crate::lifecycle::Input;
@@ -64,7 +64,7 @@ impl Container {
     pub(crate) async fn start_exec(self: &Arc<Self>, shim: &Arc<Shim>, exec: &str) -> Result<u32> {
         let process = self.process(exec)?;
         let _gate = process.gate.lock().await;
-        process.check(Input::Start)?;
+        startable(&process)?;
         if self.init.has_ended() {
             return Err(self.not_running());
         }

@@ -430,3 +430,70 @@ fn memory_is_watched_where_the_loop_cannot_wait_for_the_file_itself() {
         container.stop_watching_oom();
     });
 }
+
+#[test]
+fn what_has_ended_is_not_absent_to_who_starts_it() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = shim();
+        let container = running(&shim, dir.path());
+        let again = container.start(&shim).await.unwrap_err();
+        assert!(again.is(Code::FailedPrecondition), "{again}");
+        container.add_exec(&shim, &exec_request("e1")).unwrap();
+        let exec = container.process("e1").unwrap();
+        exec.step(Input::Exited(exit(0))).unwrap();
+        let error = container.start_exec(&shim, "e1").await.unwrap_err();
+        assert!(error.is(Code::Unknown), "{error}");
+        container.ended(&shim, &container.init, exit(3));
+        let error = container.start(&shim).await.unwrap_err();
+        assert!(error.is(Code::Unknown), "{error}");
+    });
+}
+
+/// A process of the runtime has these owners of its standard descriptors.
+async fn owners(name: &str, dir: &Path, paths: ExecProcessRequest) -> Vec<String> {
+    let shim = shim();
+    let bundle = dir.join(name);
+    std::fs::create_dir(&bundle).unwrap();
+    let script = "cd /proc/$$/fd; all=$(stat -Lc %u:%g 0 1 2); cd $OLDPWD; echo \"$all\" >owners; \
+                  exit 1";
+    let container = scripted(&shim, &bundle, script);
+    let options = Options {
+        io_uid: 1234,
+        io_gid: 5678,
+        ..container.runtime.options().clone()
+    };
+    let container = running_with(&shim, &bundle, options);
+    container.add_exec(&shim, &paths).unwrap();
+    container.start_exec(&shim, "e1").await.unwrap_err();
+    let text = std::fs::read_to_string(bundle.join("owners")).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn streams_belong_to_whom_the_options_say() {
+    block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = |name: &str| {
+            let path = dir.path().join(name);
+            sys::fifo::Fifo::make(&path, 0o600).unwrap();
+            path.display().to_string()
+        };
+        let to = |stdin: &str, stdout: &str, stderr: &str| ExecProcessRequest {
+            stdin: stdin.into(),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            ..exec_request("e1")
+        };
+        let theirs = ["1234:5678"; 3];
+        let fifos = to(&fifo("in"), &fifo("out"), &fifo("err"));
+        assert_eq!(owners("fifos", dir.path(), fifos).await, theirs);
+        let pipes = to("attach://", "attach://", "attach://");
+        assert_eq!(owners("pipes", dir.path(), pipes).await, theirs);
+        let log = format!("file://{}", dir.path().join("log").display());
+        let logs = to("", &log, &log);
+        assert_eq!(owners("logs", dir.path(), logs).await[1..], theirs[1..]);
+        // Nobody's, and everybody's: the null device keeps its owner.
+        assert_eq!(owners("null", dir.path(), to("", "", "")).await, ["0:0"; 3]);
+    });
+}
