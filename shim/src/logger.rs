@@ -20,7 +20,8 @@ const READY: Duration = Duration::from_secs(30);
 /// How long it has after SIGTERM, as in Go.
 const GRACE: Duration = Duration::from_secs(12);
 
-/// A running logger. Whoever drops it before its end ends it, in the background: asks, then insists.
+/// A running logger. Whoever drops it before its end ends it, in the background: asks, then insists;
+/// but when the shim itself ends it goes on, as its container does.
 #[derive(Debug)]
 pub(crate) struct Logger {
     reap: Arc<Reap>,
@@ -129,7 +130,9 @@ impl Drop for Logger {
             return;
         };
         let (reap, pid) = (Arc::clone(&self.reap), self.pid);
-        reap.tell_to_end(pid);
+        if !reap.tell_to_end(pid) {
+            return;
+        }
         drop(tokio::spawn(async move {
             // The shim's own end waits a little, too.
             let _hold = reap.hold();
@@ -252,6 +255,13 @@ mod tests {
         logger.stop(Duration::ZERO).await;
         assert!(sys::process::start_time(pid).is_some());
         reap.insist();
+        is_reaped(&reap, pid).await;
+        // The shim is ending: the logger of a container that lives on goes on.
+        let logger = ready(&reap, dir.path(), sleeps).await;
+        let pid = logger.pid;
+        drop(logger);
+        assert!(!reap.tell_to_end(pid));
+        reap.signal(pid, libc::SIGKILL).unwrap();
         is_reaped(&reap, pid).await;
     }
 

@@ -43,6 +43,8 @@ struct Inner {
     waiting: HashMap<u32, Waiting>,
     /// Were told to end.
     told: HashSet<u32>,
+    /// The shim ends: what it lets go of from now on lives on.
+    leaving: bool,
 }
 
 /// What is due at an end.
@@ -170,16 +172,25 @@ impl Reap {
         })
     }
 
-    /// Tells a claimed process to end.
-    pub(crate) fn tell_to_end(&self, pid: u32) {
+    /// Tells a claimed process to end. False when the shim itself ends and it is to live on.
+    pub(crate) fn tell_to_end(&self, pid: u32) -> bool {
+        if self.lock().leaving {
+            return false;
+        }
         // Ended already is as good.
         drop(self.signal(pid, libc::SIGTERM));
         self.lock().told.insert(pid);
+        true
     }
 
-    /// The shim ends: kills what was told to end and has not.
+    /// The shim ends: kills what was told to end and has not. The loggers of containers that live on
+    /// are not told any more.
     pub(crate) fn insist(&self) {
-        let told = std::mem::take(&mut self.lock().told);
+        let told = {
+            let mut inner = self.lock();
+            inner.leaving = true;
+            std::mem::take(&mut inner.told)
+        };
         for pid in told {
             drop(self.signal(pid, libc::SIGKILL));
         }
