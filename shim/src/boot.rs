@@ -171,12 +171,13 @@ pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>> {
         Ok(listener) => listener,
         // The group's shim answers there: it takes this container too.
         Err(error) if error.is(Code::AlreadyExists) => {
-            write_address(&bundle, &address)?;
+            tell_bundle(&bundle, &call.socket_dir, &address)?;
             return call.answer(&address);
         }
         Err(error) => return Err(error),
     };
-    let born = write_address(&bundle, &address).and_then(|()| sys::process::fork());
+    let told = tell_bundle(&bundle, &call.socket_dir, &address);
+    let born = told.and_then(|()| sys::process::fork());
     match born {
         Ok(Fork::Parent(_)) => call.answer(&address),
         Ok(Fork::Child) => {
@@ -309,7 +310,14 @@ fn listen(socket: &Path) -> Result<UnixListener> {
     sys::socket::listen(socket, 0o600)
 }
 
-fn write_address(bundle: &Path, address: &str) -> Result<()> {
+/// Leaves in the bundle where the shim is. The link is for who cleans up sockets of a directory that was
+/// configured meanwhile.
+fn tell_bundle(bundle: &Path, socket_dir: &Path, address: &str) -> Result<()> {
+    let link = bundle.join(bundle_file::SOCKET_DIR);
+    // Left by an attempt that was killed.
+    drop(std::fs::remove_file(&link));
+    std::os::unix::fs::symlink(socket_dir, &link)
+        .map_err(|e| Error::os(format_args!("link {}", link.display()), e))?;
     let file = bundle.join(bundle_file::ADDRESS);
     sys::fs::write_atomic_with(&file, address.as_bytes(), 0o644, sys::fs::Flush::Volatile)
 }

@@ -368,7 +368,7 @@ impl Container {
     /// started.
     ///
     /// # Errors
-    /// `FailedPrecondition` for what runs, else what the runtime or the kernel says.
+    /// `Unknown` for what runs, else what the runtime or the kernel says.
     pub(crate) async fn delete(&self, shim: &Shim, exec: &str) -> Result<Exit> {
         let process = self.process(exec)?;
         let _gate = process.gate.lock().await;

@@ -81,7 +81,7 @@ impl Denied {
             Self::Paused => "process is paused",
             Self::NotPaused => "process is not paused",
             Self::Stopped => "process already finished",
-            Self::Alive => "process has not finished",
+            Self::Alive => "cannot delete a running process",
             Self::Deleted => "process is deleted",
         }
     }

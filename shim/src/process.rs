@@ -165,7 +165,8 @@ impl Process {
     /// Takes a step of the machine.
     ///
     /// # Errors
-    /// `NotFound` for what has ended, `FailedPrecondition` for everything else that cannot be now.
+    /// `NotFound` for what has ended, `Unknown` for the deletion of what has not, `FailedPrecondition`
+    /// for everything else that cannot be now.
     pub(crate) fn step(&self, input: Input) -> Result<()> {
         let mut state = self.state();
         state.phase = state.phase.step(input).map_err(denied)?;
@@ -393,11 +394,11 @@ impl Process {
 fn denied(reason: Denied) -> Error {
     match reason {
         Denied::Stopped | Denied::Deleted => Error::not_found(reason.text()),
-        Denied::NotStarted
-        | Denied::Started
-        | Denied::Paused
-        | Denied::NotPaused
-        | Denied::Alive => Error::failed_precondition(reason.text()),
+        Denied::NotStarted | Denied::Started | Denied::Paused | Denied::NotPaused => {
+            Error::failed_precondition(reason.text())
+        }
+        // Parity: process/init_state.go, exec_state.go: an error without a class.
+        Denied::Alive => Error::unknown(reason.text()),
     }
 }
 

@@ -14,6 +14,8 @@ pub mod bundle_file {
     pub const LOG: &str = "log";
     /// Plain address of the shim's socket, written by the shim.
     pub const ADDRESS: &str = "address";
+    /// Link to the directory of the shim's socket, made by the shim.
+    pub const SOCKET_DIR: &str = "s";
     /// How to reach the shim, written by the daemon.
     pub const BOOTSTRAP: &str = "bootstrap.json";
     /// Resolved path of the shim's binary.
