@@ -99,14 +99,11 @@ impl Socket {
 
 /// True when the other end runs under the daemon's own user: what a shim does.
 pub(crate) fn same_user(stream: &UnixStream) -> bool {
-    let own = std::os::unix::fs::MetadataExt::uid;
-    let uid = std::fs::metadata("/proc/self").map(|m| own(&m));
-    let peer = stream.peer_cred().map(|peer| peer.uid());
-    let same = matches!((&uid, &peer), (Ok(own), Ok(peer)) if own == peer);
-    if !same {
-        tracing::warn!(peer = ?peer.ok(), "connection of another user turned away");
+    let same = sys::socket::same_user(stream);
+    if !matches!(same, Ok(true)) {
+        tracing::warn!(peer = ?sys::socket::peer(stream), "connection of another user turned away");
     }
-    same
+    matches!(same, Ok(true))
 }
 
 fn inode(path: &Path) -> io::Result<u64> {

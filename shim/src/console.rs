@@ -11,13 +11,12 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use sys::fifo::{End, Fifo};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, consume_budget};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use types::{Context as _, Error, Result};
 
 use crate::log;
@@ -269,21 +268,20 @@ impl Console {
         self.screen.as_ref().map(hub).transpose()
     }
 
-    /// Waits until all output is delivered, at most `limit`, then lets go of everything.
-    pub(crate) async fn drain(mut self, limit: Duration) {
-        let until = Instant::now() + limit;
+    /// Waits for all output to be delivered, no longer than to `until`, then lets go of everything.
+    pub(crate) async fn drain(mut self, until: Instant) {
         self.close_stdin();
         match &mut self.output {
-            Output::Hub(hub) => hub.finish(limit).await,
+            Output::Hub(hub) => hub.finish(until).await,
             Output::Pumped(output) => {
-                if timeout(limit, &mut *output).await.is_err() {
+                if timeout_at(until, &mut *output).await.is_err() {
                     log::warn(format_args!("terminal output is not taken: dropped"));
                 }
                 output.abort();
             }
         }
         if let Some(logger) = self.logger.take() {
-            logger.stop(left(until)).await;
+            logger.stop(until).await;
         }
     }
 }
@@ -296,11 +294,6 @@ impl Drop for Console {
         }
         self.closed.notify_waiters();
     }
-}
-
-/// How long it is until then.
-pub(crate) fn left(until: Instant) -> Duration {
-    until.saturating_duration_since(Instant::now())
 }
 
 /// Moves bytes until the end of `from`, without copying when the kernel can.

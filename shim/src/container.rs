@@ -26,7 +26,7 @@ use protos::MessageField;
 use protos::events::{TaskDelete, TaskExit, TaskPaused, TaskResumed, TaskStart};
 use protos::wire::Wire as _;
 use sys::cgroup::Cgroup;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use types::{Code, Error, Exit, Result};
 
 use crate::caught::{caught, survives};
@@ -374,14 +374,15 @@ impl Container {
         let _gate = process.gate.lock().await;
         process.check(Input::Delete)?;
         if !process.is_init() {
-            process.drain(DRAIN).await;
+            process.drain(Instant::now() + DRAIN).await;
             process.delete()?;
             self.execs().remove(exec);
             exits::forget(&self.bundle, exec);
             return Ok(process.exit());
         }
         self.remove().await?;
-        process.drain(DRAIN).await;
+        let until = Instant::now() + DRAIN;
+        process.drain(until).await;
         let unmounted = if self.mounted {
             rootfs::unmount(&self.bundle)
         } else {
@@ -389,7 +390,7 @@ impl Container {
         };
         self.stop_watching_oom();
         process.delete()?;
-        self.delete_execs().await;
+        self.delete_execs(until).await;
         let exit = process.exit();
         let event = TaskDelete {
             container_id: self.id.clone(),
@@ -404,10 +405,10 @@ impl Container {
 
     /// The execs go with their container: who waits for one that was never started learns that it
     /// never will be.
-    async fn delete_execs(&self) {
+    async fn delete_execs(&self, until: Instant) {
         let execs = std::mem::take(&mut *self.execs());
         for exec in execs.into_values() {
-            exec.drain(DRAIN).await;
+            exec.drain(until).await;
             // Somebody else may be deleting it: as good.
             drop(exec.delete());
             exits::forget(&self.bundle, &exec.exec);

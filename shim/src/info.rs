@@ -13,6 +13,11 @@ use types::{Error, Result};
 use crate::options::Options;
 
 const NAME: &str = "io.containerd.runc.v2";
+/// Revision of the sources, when the build knew it.
+const REVISION: &str = match option_env!("CONTAINERD_REVISION") {
+    Some(revision) => revision,
+    None => "",
+};
 /// Type of what `runc features` prints.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 const FEATURES_LIMIT: usize = 1 << 20;
@@ -42,6 +47,7 @@ pub(crate) fn info() -> Result<Vec<u8>> {
         name: NAME.to_owned(),
         version: MessageField::some(RuntimeVersion {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: REVISION.to_owned(),
             ..RuntimeVersion::default()
         }),
         ..RuntimeInfo::default()

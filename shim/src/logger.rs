@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sys::process::Spawn;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use types::{Context as _, Error, Result};
 
 use crate::log;
@@ -110,10 +110,10 @@ impl Logger {
         drop(self.reap.signal(self.pid, libc::SIGKILL));
     }
 
-    /// Waits for the end, which follows the end of the output.
-    pub(crate) async fn stop(mut self, patience: Duration) {
+    /// Waits for the end, which follows the end of the output, no longer than to `until`.
+    pub(crate) async fn stop(mut self, until: Instant) {
         if let Some(ending) = &mut self.ending {
-            match timeout(patience, ending).await {
+            match timeout_at(until, ending).await {
                 Ok(_) => self.ending = None,
                 Err(_) => log::warn(format_args!(
                     "logger {} does not end: it is told to",
@@ -252,7 +252,7 @@ mod tests {
         let deaf = "trap '' TERM; echo >&5; exec sleep 100000";
         let logger = ready(&reap, dir.path(), deaf).await;
         let pid = logger.pid;
-        logger.stop(Duration::ZERO).await;
+        logger.stop(Instant::now()).await;
         assert!(sys::process::start_time(pid).is_some());
         reap.insist();
         is_reaped(&reap, pid).await;

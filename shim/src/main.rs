@@ -33,6 +33,8 @@ mod serve;
 mod service;
 mod stats;
 mod stdio;
+#[cfg(test)]
+mod testing;
 mod watch;
 mod wire;
 

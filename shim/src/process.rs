@@ -6,14 +6,14 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use protos::task::Status;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use types::{Error, Exit, Result};
 
-use crate::console::{Console, left};
+use crate::console::Console;
 use crate::lifecycle::{Denied, Input, Phase};
 use crate::log;
 use crate::logger::Logger;
@@ -273,9 +273,8 @@ impl Process {
         Ok(())
     }
 
-    /// Waits until output is delivered, at most `limit`, and lets go of the streams.
-    pub(crate) async fn drain(&self, limit: Duration) {
-        let until = Instant::now() + limit;
+    /// Waits for output to be delivered, no longer than to `until`, and lets go of the streams.
+    pub(crate) async fn drain(&self, until: Instant) {
         let (console, hubs, logger, sessions) = {
             let mut state = self.state();
             let logger = state.logger.take().or_else(|| state.streams.end());
@@ -290,16 +289,16 @@ impl Process {
             )
         };
         for hub in hubs {
-            hub.finish(left(until)).await;
+            hub.finish(until).await;
         }
         if let Some(console) = console {
-            console.drain(left(until)).await;
+            console.drain(until).await;
         }
         for session in sessions.iter().filter_map(Weak::upgrade) {
             session.end();
         }
         if let Some(logger) = logger {
-            logger.stop(left(until)).await;
+            logger.stop(until).await;
         }
     }
 
@@ -405,6 +404,7 @@ fn denied(reason: Denied) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::block_on;
 
     const EXIT: Exit = Exit {
         pid: 7,
@@ -414,14 +414,6 @@ mod tests {
 
     fn process() -> Process {
         Process::new("e1", Paths::default(), Vec::new())
-    }
-
-    fn block_on<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(work)
     }
 
     #[test]

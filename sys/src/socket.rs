@@ -44,6 +44,14 @@ pub fn peer(socket: impl AsFd) -> Result<Peer> {
     })
 }
 
+/// True when the other end runs under this process's effective user, or did when it listened.
+///
+/// # Errors
+/// The errno of `getsockopt`.
+pub fn same_user(socket: impl AsFd) -> Result<bool> {
+    Ok(peer(socket)?.uid == crate::process::effective_uid())
+}
+
 /// Listens at `path`. A socket file that nobody listens at any more is replaced.
 ///
 /// # Errors
@@ -162,6 +170,7 @@ pub fn message_pair() -> Result<(OwnedFd, OwnedFd)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::Permissions;
     use std::io::{Read as _, Write as _};
 
     #[test]
@@ -179,6 +188,27 @@ mod tests {
                 .unwrap_err()
                 .is(types::Code::InvalidArgument)
         );
+    }
+
+    #[test]
+    fn a_listener_of_another_user_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+        let own = UnixListener::bind(&ours).unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        let path = theirs.clone();
+        let other = std::thread::spawn(move || {
+            // SAFETY: the system call itself, unlike the C library's function, is about this thread
+            // alone, which ends here.
+            let done = unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
+            assert_eq!(done, 0);
+            UnixListener::bind(path).unwrap()
+        })
+        .join()
+        .unwrap();
+        assert!(same_user(UnixStream::connect(&ours).unwrap()).unwrap());
+        assert!(!same_user(UnixStream::connect(&theirs).unwrap()).unwrap());
+        drop((own, other));
     }
 
     #[test]

@@ -151,7 +151,9 @@ if [ "$verb" = checkpoint ]; then
     echo "image of $id" >"$image/inventory.img"
     head -c 3000000 /dev/zero >"$image/pages-1.img"
     case " $* " in *" --leave-running "*) exit 0 ;; esac
-    exec RUNC --root "$root" kill "$id" KILL
+    RUNC --root "$root" kill "$id" KILL
+    [ ! -e "$0.stumble" ] || fail dump.log "too late"
+    exit 0
 fi
 [ -e "$0.refuse" ] && fail restore.log "it is not to be"
 [ "$(stat -c %s "$image/pages-1.img")" = 3000000 ] || fail restore.log "no pages"
@@ -336,6 +338,24 @@ fn a_checkpoint_that_ends_the_task_is_refused_before_or_saved_as_far_as_it_goes(
     fs::write(host.path("gate/open"), "").expect("open the gate");
     ends_with_7(&host, "b");
     drop(host.ctr(["images", "rm", &saved]).ok());
+    host.finish();
+}
+
+#[test]
+fn a_dump_that_fails_after_the_end_keeps_its_image() {
+    let host = Host::new("checkpoint-late");
+    host.image();
+    let runtime = stand_in(&host);
+    fs::write(runtime.with_extension("stumble"), "").expect("stumble");
+    waiting(&host, &runtime, "a", &["--null-io"]);
+    let image = host.path("image");
+    let path = image.to_string_lossy();
+    let told = host
+        .ctr(["tasks", "checkpoint", "--exit", "--image-path", &path, "a"])
+        .err();
+    assert!(told.contains("too late"), "{told}");
+    assert!(image.join("inventory.img").exists());
+    ends_with(&host, "a", 137);
     host.finish();
 }
 

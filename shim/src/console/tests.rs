@@ -3,16 +3,9 @@
 use super::*;
 use crate::options::Options;
 use crate::reap::Reap;
+use crate::testing::{block_on, soon};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
-}
 
 fn fifo(dir: &Path, name: &str) -> (String, OwnedFd) {
     let path = dir.join(name);
@@ -66,7 +59,7 @@ fn both_directions_flow_and_the_last_bytes_arrive() {
         let reader = reader.open_nonblocking(End::Read).unwrap();
         process.write_all(&[b'x'; 3000]).unwrap();
         drop(process);
-        console.drain(Duration::from_secs(20)).await;
+        console.drain(soon()).await;
         let mut got = [0; 4096];
         assert_eq!(sys::pipe::read(&reader, &mut got).unwrap(), 3000);
     });
@@ -87,7 +80,7 @@ fn a_file_takes_the_output_of_a_terminal() {
         let (master, peer) = sys::pty::open().unwrap();
         let console = Console::attach(master, prepared).unwrap();
         File::from(peer).write_all(b"line\n").unwrap();
-        console.drain(Duration::from_secs(20)).await;
+        console.drain(soon()).await;
         assert_eq!(std::fs::read(file).unwrap(), b"line\r\n");
     });
 }

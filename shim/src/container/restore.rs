@@ -5,28 +5,33 @@
 //!  start:  open streams ─ [hold: runtime restore ─ claim pid] ─ event
 //! ```
 //! Invariant: a restore that fails leaves the container as it was before the start: created, with no
-//! process, nothing of the runtime's. A dump that fails leaves the container running and
-//! no image; an image that was made is never removed.
+//! process, nothing of the runtime's. A dump that fails and leaves the container running leaves no
+//! image; an image that was made, or whose container ended over it, is never removed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use protos::events::{TaskCheckpointed, TaskStart};
 use protos::runc::CheckpointOptions;
 use protos::shim::task::{CheckpointTaskRequest, CreateTaskRequest};
 use protos::{Message as _, any::Named as _};
 use sys::cgroup::Cgroup;
+use tokio::time::timeout;
 use types::{Error, Result, bundle_file};
 
 use super::create::{Made, Way, make};
 use super::{Container, says_exists};
 use crate::caught::caught;
-use crate::criu::{Action, Run, Staged, Streams};
+use crate::criu::{Action, Run, Streams};
 use crate::lifecycle::Input;
 use crate::log;
 use crate::options::{self, Options};
 use crate::service::Shim;
 use crate::stdio::Target;
+
+/// How long after a failed dump its container may end yet, when it was to end.
+const LAST_BREATH: Duration = Duration::from_millis(500);
 
 /// What a container comes from instead of its command.
 #[derive(Debug, PartialEq, Eq)]
@@ -145,7 +150,8 @@ impl Container {
         ));
     }
 
-    /// Writes a checkpoint.
+    /// Writes a checkpoint. What a failed one has made is removed, unless the container ended over it:
+    /// then it may be all that is left.
     ///
     /// # Errors
     /// `InvalidArgument` for bad options, `FailedPrecondition` when it does not run, else the
@@ -161,12 +167,13 @@ impl Container {
         let image = Path::new(&request.path);
         let fresh = !image.exists();
         let dumped = self.dump(image, &options).await;
-        if dumped.is_err() && fresh {
-            // Absent when nothing came so far.
-            drop(std::fs::remove_dir_all(image));
+        if let Err(failed) = dumped {
+            if fresh && !failed.keeps {
+                // Absent when nothing came so far.
+                drop(std::fs::remove_dir_all(image));
+            }
+            return Err(failed.error);
         }
-        // The image is whole, and may be all that is left of the container: it stays.
-        dumped?.keep()?;
         let event = TaskCheckpointed {
             container_id: self.id.clone(),
             checkpoint: request.path.clone(),
@@ -176,7 +183,7 @@ impl Container {
         Ok(())
     }
 
-    async fn dump(&self, image: &Path, options: &CheckpointOptions) -> Result<Staged> {
+    async fn dump(&self, image: &Path, options: &CheckpointOptions) -> Result<(), Failed> {
         let mut run = Run::new(Action::Dump, &self.bundle, &options.work_path)?;
         let streams = Streams::of(self.init.view().pid);
         run.streams(&streams)?;
@@ -189,8 +196,36 @@ impl Container {
         ];
         args.extend(options::checkpoint_flags(options));
         let dumped = self.runtime.checkpoint(&args, run.options()).await;
-        dumped.map_err(|error| run.explain(error))?;
-        Ok(staged)
+        let Err(error) = dumped else {
+            // The image is whole, whatever becomes of the list of its streams.
+            return staged.keep().map_err(|error| Failed { error, keeps: true });
+        };
+        let ended = options.exit && timeout(LAST_BREATH, self.init.wait()).await.is_ok();
+        if ended {
+            // The error that is told is the first one.
+            drop(staged.keep());
+        }
+        let error = run.explain(error);
+        Err(Failed {
+            error,
+            keeps: ended,
+        })
+    }
+}
+
+/// A dump that came to nothing, or not to all.
+struct Failed {
+    error: Error,
+    /// What is there is worth keeping: the container ended over it, or it is whole.
+    keeps: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            keeps: false,
+        }
     }
 }
 

@@ -97,6 +97,7 @@ pub(super) async fn unmount_deep(bundle: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::block_on;
     use std::sync::mpsc;
 
     /// Takes until it is told to go, but not for ever.
@@ -107,14 +108,6 @@ mod tests {
             let told = self.0.recv_timeout(Duration::from_secs(5)).is_ok();
             self.1.send(told).unwrap();
         }
-    }
-
-    fn block_on<T>(work: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(work)
     }
 
     fn mounted(bundle: &Path) -> std::path::PathBuf {

@@ -6,20 +6,13 @@ use crate::options::Options;
 use crate::process::Attached;
 use crate::runc::Limits;
 use crate::stdio::{Paths, Streams};
+use crate::testing::block_on;
 use protos::shim::task::{CreateTaskRequest, ExecProcessRequest};
 use std::path::Path;
 use std::time::SystemTime;
 
 /// A pid that nobody has.
 const PID: u32 = i32::MAX.unsigned_abs();
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
-}
 
 fn shim() -> Arc<Shim> {
     Arc::new(Shim::new("ns".parse().unwrap()))

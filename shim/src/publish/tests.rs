@@ -1,6 +1,7 @@
 //! A daemon that is away, comes, goes in the middle, refuses.
 
 use super::*;
+use crate::testing::block_on;
 use async_trait::async_trait;
 use protos::events::{TaskOOM, TaskStart};
 use protos::shim::events_ttrpc::{Events, create_events};
@@ -72,14 +73,6 @@ async fn daemon(path: &Path, refuse: Refuse) -> (Server, mpsc::UnboundedReceiver
         .register_service(create_events(Arc::new(Daemon { got, refuse })));
     server.start().await.unwrap();
     (server, events)
-}
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
 }
 
 fn publisher() -> Arc<Publisher> {

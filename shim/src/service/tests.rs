@@ -1,6 +1,7 @@
 //! Clients that hang up right after a request.
 
 use super::*;
+use crate::testing::block_on;
 use crate::wire::converse;
 use protos::frame::{self, Kind};
 use std::path::Path;
@@ -10,14 +11,6 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(10);
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
-}
 
 /// Serves a client that sent this and closed its connection at once.
 async fn ask_and_go(shim: &Arc<Shim>, method: &str, request: &impl Message) {

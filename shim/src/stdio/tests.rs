@@ -1,16 +1,9 @@
 //! Fifos, files and loggers, with the test as client and as process.
 
 use super::*;
+use crate::testing::{block_on, soon};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
-}
 
 fn fifo(dir: &Path, name: &str) -> String {
     let path = dir.join(name);
@@ -158,7 +151,7 @@ fn a_cri_log_tells_the_streams_apart() {
         File::from(io.stderr).write_all(b"bad\n").unwrap();
         assert!(streams.end().is_none());
         for hub in streams.hubs() {
-            hub.finish(Duration::from_secs(20)).await;
+            hub.finish(soon()).await;
         }
         let text = std::fs::read_to_string(file).unwrap();
         let ends: Vec<_> = text
@@ -263,7 +256,7 @@ fn a_logger_gets_the_output_and_its_environment() {
                 sleep(Duration::from_millis(5)).await;
             }
         });
-        logger.stop(Duration::from_secs(20)).await;
+        logger.stop(soon()).await;
         rounds.abort();
         let want = format!("c1 ns out {}\nto stdout\nto stderr\n", result.display());
         assert_eq!(std::fs::read_to_string(result).unwrap(), want);

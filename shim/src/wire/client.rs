@@ -32,15 +32,23 @@ pub(crate) enum Failed {
 }
 
 impl Client {
-    /// Connects to the socket at `path`.
+    /// Connects to the socket at `path`, whose owner must be our own user: what happens in a
+    /// container is nobody else's business.
     ///
     /// # Errors
-    /// The errno; `DeadlineExceeded` when nobody accepts in time.
+    /// The errno; `DeadlineExceeded` when nobody accepts in time; `PermissionDenied` for a listener of
+    /// another user.
     pub(crate) async fn connect(path: &Path, limit: Duration) -> Result<Self> {
         let stream = timeout(limit, UnixStream::connect(path))
             .await
             .map_err(|_| Error::deadline_exceeded(format_args!("connect {}", path.display())))?
             .map_err(|e| Error::os(format_args!("connect {}", path.display()), e))?;
+        if !sys::socket::same_user(&stream)? {
+            let path = path.display();
+            return Err(Error::permission_denied(format_args!(
+                "{path}: another user listens there"
+            )));
+        }
         Ok(Self {
             stream,
             frames: Frames::of(Kind::Response),

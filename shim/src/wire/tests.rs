@@ -1,18 +1,11 @@
 //! What a peer may send.
 
 use super::*;
+use crate::testing::block_on;
 use proptest::prelude::*;
 use protos::well_known::Empty;
 use std::io::{Read as _, Write as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
-}
 
 async fn handle(request: Request) -> Result<Reply> {
     match request.method.as_str() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Base, Hub, PIPE, Progress, Reader, State, lock};
 use crate::log;
@@ -269,8 +269,8 @@ impl Hub {
         self.changed.notify_one();
     }
 
-    /// Waits until everything that is there has been taken, at most `limit`, then lets go of all.
-    pub(crate) async fn finish(&self, limit: Duration) {
+    /// Waits until everything that is there has been taken, no longer than to `until`, then lets go.
+    pub(crate) async fn finish(&self, until: Instant) {
         let mut progress = self.progress.subscribe();
         let taken = async {
             let quiet = |progress: &Progress| match progress {
@@ -285,7 +285,7 @@ impl Hub {
             // The sender lives as long as the hub.
             drop(progress.wait_for(quiet).await);
         };
-        if timeout(limit, taken).await.is_err() {
+        if timeout_at(until, taken).await.is_err() {
             log::warn(format_args!("output is not taken: dropped"));
         }
         let mut state = self.state();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::stdio::logfile::Format;
+use crate::testing::soon;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -183,7 +184,7 @@ fn a_log_gets_everything_and_clients_beside_it_too() {
         assert_eq!(client.read(4).await, b"two ");
         process.write_all(b"three").unwrap();
         // Somebody keeps the pipe open: what is there is taken all the same.
-        hub.finish(Duration::from_secs(20)).await;
+        hub.finish(soon()).await;
         assert_eq!(client.read(100).await, b"three");
         assert_eq!(std::fs::read(&path).unwrap(), b"one two three");
         assert!(!hub.reopen().unwrap());
@@ -199,7 +200,7 @@ fn what_nobody_wants_does_not_stop_the_process() {
             process.write_all(&vec![0; 1 << 20]).unwrap();
         });
         written.await.unwrap();
-        hub.finish(Duration::from_secs(20)).await;
+        hub.finish(soon()).await;
     });
 }
 
@@ -255,7 +256,7 @@ fn a_process_that_never_stops_writing_leaves_time_for_everything_else() {
             stop.store(true, Ordering::Relaxed);
         });
         ticks.await.unwrap();
-        hub.finish(Duration::from_secs(20)).await;
+        hub.finish(soon()).await;
     });
     assert!(writer.join().unwrap() < Duration::from_secs(20));
 }
@@ -309,7 +310,7 @@ fn slow_clients_beside_a_log_are_cut_off_together() {
             assert_eq!(client.obey().await, b'C');
         }
         assert!(since.elapsed() <= Duration::from_millis(150));
-        hub.finish(Duration::from_secs(20)).await;
+        hub.finish(soon()).await;
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 2 * PIPE as u64);
     });
 }
