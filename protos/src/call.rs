@@ -1,10 +1,9 @@
 //! Scope of a ttrpc call: the namespace travels under a key of its own, unlike with gRPC.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use ::types::{Error, Namespace, Result};
-use ttrpc::context::Context;
+use ttrpc::proto::KeyValue;
 
 /// Metadata key of the namespace on ttrpc.
 pub const NAMESPACE: &str = "containerd-namespace-ttrpc";
@@ -20,16 +19,14 @@ pub fn namespace(metadata: &HashMap<String, Vec<String>>) -> Result<Namespace> {
     }
 }
 
-/// Context of a call in `namespace`. Without a timeout the call waits for ever.
+/// Metadata of a call in `namespace`.
 #[must_use]
-pub fn context(namespace: &Namespace, timeout: Option<Duration>) -> Context {
-    let mut made = Context::default();
-    made.metadata
-        .insert(NAMESPACE.to_owned(), vec![namespace.to_string()]);
-    if let Some(timeout) = timeout {
-        made.timeout_nano = i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX);
-    }
-    made
+pub fn metadata(namespace: &Namespace) -> Vec<KeyValue> {
+    vec![KeyValue {
+        key: NAMESPACE.to_owned(),
+        value: namespace.to_string(),
+        ..KeyValue::default()
+    }]
 }
 
 #[cfg(test)]
@@ -38,9 +35,9 @@ mod tests {
 
     #[test]
     fn a_call_carries_its_namespace() {
-        let sent = context(&"k8s.io".parse().unwrap(), Some(Duration::from_secs(2)));
-        assert_eq!(sent.timeout_nano, 2_000_000_000);
-        assert_eq!(namespace(&sent.metadata).unwrap().as_str(), "k8s.io");
+        let sent = metadata(&"k8s.io".parse().unwrap());
+        let sent = ttrpc::context::from_pb(&sent);
+        assert_eq!(namespace(&sent).unwrap().as_str(), "k8s.io");
         let error = namespace(&HashMap::new()).unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -87,6 +87,70 @@ pub fn encode(stream: u32, kind: Kind, message: &impl Message) -> Result<Vec<u8>
     Ok(frame)
 }
 
+/// A frame that matters to a receiver.
+#[derive(Debug)]
+pub enum Frame {
+    /// Stream id and body.
+    Message(u32, Vec<u8>),
+    /// Stream id and length of a body that nobody takes; it is skipped.
+    TooLong(u32, usize),
+}
+
+/// Frames of one kind out of bytes as they come: what has been read and not yet used.
+#[derive(Debug)]
+pub struct Frames {
+    /// The kind that has a receiver. Others, and what later versions bring, are left out.
+    kind: Kind,
+    buffer: Vec<u8>,
+    /// Bytes of a refused message that are still to come.
+    discard: usize,
+}
+
+impl Frames {
+    /// Frames of this kind.
+    #[must_use]
+    pub fn of(kind: Kind) -> Self {
+        Self {
+            kind,
+            buffer: Vec::new(),
+            discard: 0,
+        }
+    }
+
+    /// Where bytes that come are appended. Memory grows with what has arrived, never with what a
+    /// header promises.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    /// True in the middle of a frame.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        self.discard > 0 || !self.buffer.is_empty()
+    }
+
+    /// The first whole frame of what is there.
+    pub fn take(&mut self) -> Option<Frame> {
+        loop {
+            let skipped = self.discard.min(self.buffer.len());
+            self.buffer.drain(..skipped);
+            self.discard -= skipped;
+            let (head, rest) = self.buffer.split_first_chunk::<HEADER>()?;
+            let header = Header::parse(head);
+            if header.length > LONGEST {
+                self.buffer.drain(..HEADER);
+                self.discard = header.length;
+                return Some(Frame::TooLong(header.stream, header.length));
+            }
+            let body = rest.get(..header.length)?.to_vec();
+            self.buffer.drain(..HEADER + header.length);
+            if header.kind == self.kind {
+                return Some(Frame::Message(header.stream, body));
+            }
+        }
+    }
+}
+
 /// The answer that says why there is none.
 #[must_use]
 pub fn failure(error: &Error) -> Response {
@@ -111,54 +175,4 @@ pub fn answer<M: Message>(response: &Response) -> Result<M> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_frame_is_a_header_and_a_message() {
-        let request = Request {
-            service: "s".into(),
-            method: "m".into(),
-            ..Request::default()
-        };
-        let frame = encode(7, Kind::Request, &request).unwrap();
-        let (head, body) = frame.split_first_chunk::<HEADER>().unwrap();
-        assert_eq!(
-            Header::parse(head),
-            Header {
-                length: body.len(),
-                stream: 7,
-                kind: Kind::Request
-            }
-        );
-        assert_eq!(head, &[0, 0, 0, 6, 0, 0, 0, 7, 1, 0]);
-        assert_eq!(Request::parse_from_bytes(body).unwrap(), request);
-        assert_eq!(Header::parse(&[9; HEADER]).kind, Kind::Other(9));
-    }
-
-    #[test]
-    fn a_message_that_nobody_takes_is_not_framed() {
-        let response = Response {
-            payload: vec![0; LONGEST],
-            ..Response::default()
-        };
-        let error = encode(1, Kind::Response, &response).unwrap_err();
-        assert!(error.is(::types::Code::ResourceExhausted), "{error}");
-    }
-
-    #[test]
-    fn an_answer_is_a_message_or_the_peers_error() {
-        let response = failure(&Error::not_found("x"));
-        let error = answer::<Request>(&response).unwrap_err();
-        assert_eq!(error.to_string(), "x: not found");
-        assert_eq!(
-            answer::<Request>(&Response::default()).unwrap(),
-            Request::default()
-        );
-        let broken = Response {
-            payload: vec![0xff],
-            ..Response::default()
-        };
-        answer::<Request>(&broken).unwrap_err();
-    }
-}
+mod tests;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protos::Message as _;
-use protos::frame::{self, HEADER, Header, Kind, LONGEST, Request, Response};
+use protos::frame::{self, Frame, Frames, Kind, LONGEST, Request, Response};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, Notify};
@@ -57,11 +57,11 @@ where
     let mut calls = JoinSet::new();
     let mut frames = Frames::of(Kind::Request);
     loop {
-        let next = tokio::select! {
-            next = frames.next(&peer.stream) => next,
+        let got = tokio::select! {
+            got = next(&mut frames, &peer.stream) => got,
             Some(_) = calls.join_next() => continue,
         };
-        match next {
+        match got {
             Some(Frame::Message(stream, body)) => {
                 let request = accept(stream, &body, calls.len());
                 let peer = Arc::clone(&peer);
@@ -177,76 +177,28 @@ impl Drop for Told {
     }
 }
 
-#[derive(Debug)]
-enum Frame {
-    Message(u32, Vec<u8>),
-    TooLong(u32, usize),
-}
-
-/// What has been read and not yet used.
-#[derive(Debug)]
-struct Frames {
-    /// The kind that has a receiver here. There are no streams; their data, and what later versions
-    /// bring, is left out.
-    kind: Kind,
-    buffer: Vec<u8>,
-    /// Bytes of a refused message that are still to come.
-    discard: usize,
-}
-
-impl Frames {
-    fn of(kind: Kind) -> Self {
-        Self {
-            kind,
-            buffer: Vec::new(),
-            discard: 0,
+/// The next frame that matters; none when the connection is over. Safe to cancel.
+async fn next(frames: &mut Frames, stream: &UnixStream) -> Option<Frame> {
+    loop {
+        if let Some(frame) = frames.take() {
+            return Some(frame);
         }
-    }
-
-    /// The next frame that matters; none when the connection is over. Safe to cancel.
-    async fn next(&mut self, stream: &UnixStream) -> Option<Frame> {
-        loop {
-            if let Some(frame) = self.take() {
-                return Some(frame);
-            }
-            let in_the_middle = self.discard > 0 || !self.buffer.is_empty();
-            let ready = if in_the_middle {
-                timeout(STALL, stream.readable()).await.ok()?
-            } else {
-                self.buffer.shrink_to(0);
-                stream.readable().await
-            };
-            ready.ok()?;
-            // A peer that never stops must not keep the shim from everything else.
-            consume_budget().await;
-            self.buffer.reserve(STEP);
-            match stream.try_read_buf(&mut self.buffer) {
-                Ok(0) => return None,
-                Ok(_) => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return None,
-            }
-        }
-    }
-
-    /// The first whole frame of what is there.
-    fn take(&mut self) -> Option<Frame> {
-        loop {
-            let skipped = self.discard.min(self.buffer.len());
-            self.buffer.drain(..skipped);
-            self.discard -= skipped;
-            let (head, rest) = self.buffer.split_first_chunk::<HEADER>()?;
-            let header = Header::parse(head);
-            if header.length > LONGEST {
-                self.buffer.drain(..HEADER);
-                self.discard = header.length;
-                return Some(Frame::TooLong(header.stream, header.length));
-            }
-            let body = rest.get(..header.length)?.to_vec();
-            self.buffer.drain(..HEADER + header.length);
-            if header.kind == self.kind {
-                return Some(Frame::Message(header.stream, body));
-            }
+        let in_the_middle = frames.is_begun();
+        let ready = if in_the_middle {
+            timeout(STALL, stream.readable()).await.ok()?
+        } else {
+            frames.buffer().shrink_to(0);
+            stream.readable().await
+        };
+        ready.ok()?;
+        // A peer that never stops must not keep the shim from everything else.
+        consume_budget().await;
+        frames.buffer().reserve(STEP);
+        match stream.try_read_buf(frames.buffer()) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return None,
         }
     }
 }

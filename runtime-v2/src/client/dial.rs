@@ -1,16 +1,12 @@
-//! Reaching a shim's socket, and knowing when the connection is over.
+//! Reaching a shim's socket.
 //!
 //! Invariant: what [`Dialed`] says is a fact of the kernel. `Refused` means that no process listens
 //! there any more; `Absent` that there is no such socket file; everything else means nothing about
 //! the shim's life.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
 use types::{Error, Result};
 
 use crate::bootstrap::Address;
@@ -53,60 +49,6 @@ pub(crate) async fn dial(address: &Address) -> Result<Dialed> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Dialed::Absent,
         Err(e) => Dialed::Failed(e),
     })
-}
-
-/// A stream that tells when it is over: at its end, at an error, or when it is dropped.
-#[derive(Debug)]
-pub(super) struct Watched {
-    stream: UnixStream,
-    over: watch::Sender<bool>,
-}
-
-impl Watched {
-    /// The stream, and the signal of its end.
-    pub(super) fn new(stream: UnixStream) -> (Self, watch::Receiver<bool>) {
-        let (over, told) = watch::channel(false);
-        (Self { stream, over }, told)
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.over.send_replace(true);
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let (room, before) = (buffer.remaining(), buffer.filled().len());
-        let done = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
-        if done.is_err() || (room > 0 && buffer.filled().len() == before) {
-            self.over.send_replace(true);
-        }
-        Poll::Ready(done)
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! whether the connection is lost, the shim is silent, or the shim answered with an error: callers
 //! decide by that and by nothing else.
 
+mod connection;
 mod dial;
 pub(crate) mod event;
 pub(crate) mod options;
@@ -14,15 +15,13 @@ use protobuf::Message;
 use protos::shim::task as wire;
 use protos::well_known::{Empty, Timestamp};
 use protos::wire::Wire as _;
-use protos::{call, status};
+use protos::{call, frame, status};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
-use ttrpc::asynchronous::Client as Connection;
-use ttrpc::asynchronous::transport::Socket;
-use types::{Any, ContainerId, Error, ExecId, Exit, Mount, Namespace, Result};
+use types::{Any, Code, ContainerId, Error, ExecId, Exit, Mount, Namespace, Result};
 
 use crate::{ExecOpts, ProcessInfo, ProcessState, Status, Stdio};
 
+use connection::Connection;
 pub(crate) use dial::{Dialed, dial};
 
 const V3: &str = "containerd.task.v3.Task";
@@ -84,7 +83,6 @@ pub(crate) struct Client {
     service: &'static str,
     namespace: Namespace,
     id: ContainerId,
-    over: watch::Receiver<bool>,
     peer: Peer,
 }
 
@@ -106,27 +104,28 @@ impl Client {
         namespace: &Namespace,
         id: &ContainerId,
     ) -> Result<Self, Failure> {
-        let (stream, over) = dial::Watched::new(stream);
         let mut client = Self {
-            connection: Connection::new(Socket::new(stream)),
+            connection: Connection::new(stream),
             service: if version >= 3 { V3 } else { V2 },
             namespace: namespace.clone(),
             id: id.clone(),
-            over,
             peer: Peer { shim: 0, task: 0 },
         };
         let request = wire::ConnectRequest {
             id: id.to_string(),
             ..Default::default()
         };
-        let sent = client.send("Connect", &request, None).await;
-        let answer: wire::ConnectResponse = match sent {
-            Err(error) if client.service == V3 && status::is_unimplemented(&error) => {
-                client.service = V2;
-                client.call("Connect", &request, None).await?
-            }
-            sent => sent.map_err(|e| failure(&e))?,
-        };
+        let mut response = client.send("Connect", &request, None).await?;
+        if client.service == V3
+            && response
+                .status
+                .as_ref()
+                .is_some_and(status::is_unimplemented)
+        {
+            client.service = V2;
+            response = client.send("Connect", &request, None).await?;
+        }
+        let answer: wire::ConnectResponse = frame::answer(&response).map_err(Failure::Answer)?;
         client.peer = Peer {
             shim: answer.shim_pid,
             task: answer.task_pid,
@@ -141,28 +140,32 @@ impl Client {
 
     /// Returns when the connection is over.
     pub(crate) async fn over(&self) {
-        // An error means that the stream is gone with its signal: over as well.
-        drop(self.over.clone().wait_for(|over| *over).await);
+        self.connection.over().await;
     }
 
-    async fn send<Q: Message, A: Message>(
+    async fn send<Q: Message>(
         &self,
         method: &str,
         request: &Q,
         deadline: Option<Duration>,
-    ) -> ttrpc::Result<A> {
-        let context = call::context(&self.namespace, deadline);
-        let encode = |e: protobuf::Error| ttrpc::Error::Others(e.to_string());
-        let request = ttrpc::Request {
+    ) -> Result<frame::Response, Failure> {
+        let encoded = request.write_to_bytes();
+        let nanoseconds = |limit: Duration| i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX);
+        let request = frame::Request {
             service: self.service.to_owned(),
             method: method.to_owned(),
-            timeout_nano: context.timeout_nano,
-            metadata: ttrpc::context::to_pb(context.metadata),
-            payload: request.write_to_bytes().map_err(encode)?,
+            timeout_nano: deadline.map_or(0, nanoseconds),
+            metadata: call::metadata(&self.namespace),
+            payload: encoded.map_err(|e| Failure::Answer(Error::internal(e)))?,
             ..Default::default()
         };
-        let response = self.connection.request(request).await?;
-        A::parse_from_bytes(&response.payload).map_err(encode)
+        let sent = self.connection.call(&request);
+        match deadline {
+            Some(limit) => tokio::time::timeout(limit, sent)
+                .await
+                .unwrap_or(Err(Failure::Silent)),
+            None => sent.await,
+        }
     }
 
     async fn call<Q: Message, A: Message>(
@@ -171,21 +174,15 @@ impl Client {
         request: &Q,
         deadline: Option<Duration>,
     ) -> Result<A, Failure> {
-        let sent = self.send(method, request, deadline);
-        let answer = match deadline {
-            Some(limit) => match tokio::time::timeout(limit, sent).await {
-                // The shim was told our deadline and may notice it first.
-                Ok(Err(ttrpc::Error::RpcStatus(status)))
-                    if status.code() == ttrpc::Code::DEADLINE_EXCEEDED =>
-                {
-                    return Err(Failure::Silent);
-                }
-                Ok(answer) => answer,
-                Err(_) => return Err(Failure::Silent),
-            },
-            None => sent.await,
-        };
-        answer.map_err(|e| failure(&e))
+        let response = self.send(method, request, deadline).await?;
+        frame::answer(&response).map_err(|error| {
+            // The shim was told our deadline and may notice it first.
+            if deadline.is_some() && error.is(Code::DeadlineExceeded) {
+                Failure::Silent
+            } else {
+                Failure::Answer(error)
+            }
+        })
     }
 
     fn exec_id(exec: Option<&ExecId>) -> String {
@@ -432,15 +429,6 @@ impl Client {
     }
 }
 
-fn failure(error: &ttrpc::Error) -> Failure {
-    match error {
-        ttrpc::Error::RpcStatus(_) => Failure::Answer(status::from_ttrpc(error)),
-        // The ttrpc crate has no variant of its own for its client-side deadline.
-        ttrpc::Error::Others(text) if text.contains("deadline elapsed") => Failure::Silent,
-        _ => Failure::Lost,
-    }
-}
-
 fn status_of(number: i32) -> Status {
     match number {
         1 => Status::Created,
@@ -468,26 +456,5 @@ mod tests {
             assert_eq!(status_of(number) as i32, number);
         }
         assert_eq!(status_of(6), Status::Unknown);
-    }
-
-    #[test]
-    fn failures_are_told_apart() {
-        let answer = |code| ttrpc::Error::RpcStatus(ttrpc::get_status(code, "x"));
-        assert!(matches!(
-            failure(&ttrpc::Error::RemoteClosed),
-            Failure::Lost
-        ));
-        assert!(matches!(
-            failure(&ttrpc::Error::Socket("socket disconnected".into())),
-            Failure::Lost
-        ));
-        assert!(matches!(
-            failure(&ttrpc::Error::Others("Request deadline elapsed".into())),
-            Failure::Silent
-        ));
-        let Failure::Answer(error) = failure(&answer(ttrpc::Code::NOT_FOUND)) else {
-            panic!("an answer is an answer");
-        };
-        assert!(error.is_not_found());
     }
 }

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use protos::Message;
-use protos::call::NAMESPACE;
-use protos::frame::{self, KeyValue, Kind, Request, Response};
+use protos::call;
+use protos::frame::{self, Frame, Frames, Kind, Request, Response};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use types::{Error, Namespace, Result};
 
-use super::{Frame, Frames};
+use super::next;
 
 /// A connection to a daemon. After a lost call it is of no more use.
 #[derive(Debug)]
@@ -74,11 +74,7 @@ impl Client {
             method: method.1.to_owned(),
             payload: body.to_vec(),
             timeout_nano: i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX),
-            metadata: vec![KeyValue {
-                key: NAMESPACE.to_owned(),
-                value: namespace.to_string(),
-                ..KeyValue::default()
-            }],
+            metadata: call::metadata(namespace),
             ..Request::default()
         };
         let bytes = frame::encode(stream, Kind::Request, &request).map_err(Failed::Refused)?;
@@ -93,7 +89,7 @@ impl Client {
         let sent = self.stream.write_all(bytes).await;
         sent.map_err(|e| Error::os("send", e))?;
         loop {
-            match self.frames.next(&self.stream).await {
+            match next(&mut self.frames, &self.stream).await {
                 Some(Frame::Message(id, body)) if id == stream => {
                     return Response::parse_from_bytes(&body).map_err(Error::internal);
                 }

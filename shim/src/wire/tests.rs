@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::block_on;
-use proptest::prelude::*;
+use protos::frame::{HEADER, Header};
 use protos::well_known::Empty;
 use std::io::{Read as _, Write as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -190,55 +190,4 @@ fn an_answer_that_cannot_be_sent_is_an_error_for_who_waits() {
         peer.write_all(&call(3, "echo", 0)).await.unwrap();
         assert_eq!(answer(&mut peer).await.0, 3);
     });
-}
-
-/// What a peer would see of so many bytes, whole: kinds and lengths of what is wanted.
-fn expected(mut bytes: &[u8]) -> Vec<(u32, usize)> {
-    let mut all = Vec::new();
-    while let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() {
-        let header = Header::parse(head);
-        let whole = rest.len() >= header.length;
-        if header.length > LONGEST || (whole && header.kind == Kind::Request) {
-            all.push((header.stream, header.length));
-        }
-        bytes = rest.get(header.length..).unwrap_or_default();
-    }
-    all
-}
-
-proptest! {
-    #[test]
-    fn frames_are_the_same_however_they_arrive(
-        frames in proptest::collection::vec((any::<u32>(), 0..5_u8, 0..300_usize, any::<bool>()), 0..12),
-        garbage in proptest::collection::vec(any::<u8>(), 0..40),
-        cuts in proptest::collection::vec(1..200_usize, 1..20),
-    ) {
-        let mut bytes = Vec::new();
-        for (stream, kind, length, too_long) in frames {
-            // The body of a long one does not come: what follows is taken for it.
-            let told = if too_long { LONGEST + 1 + length } else { length };
-            bytes.extend(u32::try_from(told).unwrap().to_be_bytes());
-            bytes.extend(stream.to_be_bytes());
-            bytes.extend([kind, 0]);
-            bytes.extend(vec![0; length]);
-        }
-        bytes.extend(garbage);
-        let mut got = Vec::new();
-        let mut frames = Frames::of(Kind::Request);
-        let (mut rest, mut cuts) = (&bytes[..], cuts.iter().cycle());
-        while !rest.is_empty() {
-            let (piece, left) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
-            frames.buffer.extend_from_slice(piece);
-            while let Some(frame) = frames.take() {
-                got.push(match frame {
-                    Frame::Message(stream, body) => (stream, body.len()),
-                    Frame::TooLong(stream, length) => (stream, length),
-                });
-            }
-            // Never more than one frame that is not whole yet.
-            prop_assert!(frames.buffer.len() <= HEADER + LONGEST);
-            rest = left;
-        }
-        prop_assert_eq!(got, expected(&bytes));
-    }
 }
