@@ -23,6 +23,9 @@ use crate::lock;
 
 /// Extension of the directory where leftovers wait for their removal.
 const OLD: &str = "old";
+/// Extension of the directory of those that may be all that is left of a task: nothing here removes
+/// them.
+const KEPT: &str = "kept";
 
 /// Makes and reads checkpoints.
 #[derive(Clone, Debug)]
@@ -41,6 +44,23 @@ impl Private {
         &self.0
     }
 
+    /// Moves it to where it stays, and returns that place.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn keep(self) -> Result<PathBuf> {
+        let kept = self.0.parent().unwrap_or(&self.0).with_extension(KEPT);
+        let moved = || {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&kept)?;
+            let free = free_name(&kept);
+            std::fs::rename(&self.0, &free).map(|()| free)
+        };
+        moved().map_err(|e| Error::os(format_args!("keep checkpoint in {}", kept.display()), e))
+    }
+
     /// As the only mount of a tree.
     fn mounts(&self) -> [Mount; 1] {
         [Mount {
@@ -55,6 +75,18 @@ impl Private {
 impl Drop for Private {
     fn drop(&mut self) {
         remove(std::mem::take(&mut self.0));
+    }
+}
+
+/// A path below `directory` that is not taken.
+fn free_name(directory: &Path) -> PathBuf {
+    let mut serial = 0_u64;
+    loop {
+        let name = directory.join(serial.to_string());
+        if !name.exists() {
+            return name;
+        }
+        serial += 1;
     }
 }
 
@@ -82,11 +114,7 @@ fn put_aside(directory: &Path, old: PathBuf) {
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&old)?;
         // More than one when earlier removals were cut off, too.
-        let mut names = (0..).map(|serial: u64| old.join(serial.to_string()));
-        match names.find(|name| !name.exists()) {
-            Some(free) => std::fs::rename(directory, free),
-            None => Ok(()),
-        }
+        std::fs::rename(directory, free_name(&old))
     };
     if let Err(error) = moved() {
         tracing::warn!(path = %directory.display(), %error, "checkpoints of an earlier daemon stay");

@@ -109,12 +109,16 @@ impl Program {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
+        let until = Instant::now() + Duration::from_secs(20);
         let mut child = loop {
             match self.command.spawn() {
                 Ok(child) => break child,
                 // A binary that was just copied: a child that another thread forked meanwhile holds
                 // the copy's descriptor until its own exec.
-                Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                Err(e)
+                    if e.kind() == std::io::ErrorKind::ExecutableFileBusy
+                        && Instant::now() < until =>
+                {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 Err(e) => panic!("start {line}: {e}"),

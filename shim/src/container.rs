@@ -291,7 +291,7 @@ impl Container {
             Input::PauseFailed
         };
         self.init.step(done)?;
-        let half = |error: &Error| error.is(Code::DeadlineExceeded);
+        let half = |error: &Error| error.is(Code::Aborted);
         if dying || paused.as_ref().is_err_and(half) {
             // Half frozen is of no use to anybody either.
             self.thaw().await;

@@ -320,7 +320,8 @@ impl Runtime {
         let hung = async {
             sleep(limit).await;
             let text = format!("{} {verb} hung for {limit:?} and was killed", self.binary);
-            Error::deadline_exceeded(text)
+            // Not `DeadlineExceeded`, which leaves open whether it happened all the same.
+            Error::aborted(text)
         };
         // The init's exit is told after those of all execs: none of them may hold it back.
         let in_vain = async {

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -13,7 +13,7 @@ use rustix::net::{
 };
 use types::{Error, Result};
 
-use crate::error::{at, op};
+use crate::error::{at, last, op};
 
 /// Longest path of a socket.
 pub const PATH_MAX: usize = 106;
@@ -21,7 +21,7 @@ pub const PATH_MAX: usize = 106;
 /// The process at the other end of a connection, as it was when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Process id.
+    /// Process id; 0 for one of another pid namespace.
     pub pid: u32,
     /// User id.
     pub uid: u32,
@@ -34,13 +34,29 @@ pub struct Peer {
 /// # Errors
 /// The errno of `getsockopt`.
 pub fn peer(socket: impl AsFd) -> Result<Peer> {
-    let peer = rustix::net::sockopt::socket_peercred(socket)
-        .map_err(|e| op("getsockopt SO_PEERCRED", e))?;
-    let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
+    // Not rustix's, which has no pid 0.
+    let mut peer = MaybeUninit::<libc::ucred>::zeroed();
+    let size = size_of::<libc::ucred>();
+    let mut length = libc::socklen_t::try_from(size).unwrap_or_default();
+    // SAFETY: `peer` is writable for `length` bytes.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            peer.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if done != 0 {
+        return Err(last("getsockopt SO_PEERCRED"));
+    }
+    // SAFETY: all-zero is a valid ucred, and the kernel has overwritten it.
+    let peer = unsafe { peer.assume_init() };
     Ok(Peer {
-        pid,
-        uid: peer.uid.as_raw(),
-        gid: peer.gid.as_raw(),
+        pid: peer.pid.unsigned_abs(),
+        uid: peer.uid,
+        gid: peer.gid,
     })
 }
 

@@ -7,6 +7,8 @@
 //! Invariant: our ends are open before the daemon hears of the pipes; the terminal is itself again
 //! when this is done, whatever happened.
 
+mod signals;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -14,22 +16,17 @@ use client::attach::{Attached, Wanted};
 use client::stdio::{FIFO_DIR, Fifos, HELD, Input, Output, Streams};
 use client::terminal::Terminal;
 use client::{Exited, StdioPaths, Tasks};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use types::{Code, ContainerId, Error, ExecId, Result};
 
-/// Signals that are passed on to the process. Those that stop us or say that we did wrong are not.
-const FORWARDED: [i32; 11] = [1, 2, 3, 10, 12, 14, 15, 18, 20, 21, 22];
-/// Those of them that people and service managers stop programs with.
-const ENDING: [i32; 4] = [1, 2, 3, 15];
+pub(crate) use signals::Signals;
+use signals::WINDOW_CHANGED;
+
 /// Longest absence of the daemon while a process is waited for, and how often it is asked for.
 const ABSENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(200);
 /// `SIGPIPE`.
 const NO_READER: i32 = 13;
-/// `SIGWINCH`.
-const WINDOW_CHANGED: i32 = 28;
 
 /// Flags about the stdio of a process.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -178,8 +175,7 @@ impl Io {
     }
 
     /// The start failed: the pipes stay when it may have happened all the same.
-    pub(crate) fn unstarted(self, error: Error) -> Failure {
-        let failure = Failure::from(error);
+    pub(crate) fn unstarted(self, failure: Failure) -> Failure {
         if failure.started {
             self.leave();
         }
@@ -248,46 +244,6 @@ impl Target {
     }
 }
 
-/// The signals that we got, from the moment that this was made.
-#[derive(Debug)]
-pub(crate) struct Signals {
-    arrived: mpsc::UnboundedReceiver<i32>,
-    _listeners: JoinSet<()>,
-}
-
-impl Signals {
-    /// Catches signals from now on: none of them ends this program any more.
-    pub(crate) fn catch() -> Result<Self> {
-        let (sender, arrived) = mpsc::unbounded_channel();
-        let mut listeners = JoinSet::new();
-        for number in FORWARDED.into_iter().chain([WINDOW_CHANGED]) {
-            let mut listener: Signal = signal(SignalKind::from_raw(number))
-                .map_err(|e| Error::os(format_args!("catch signal {number}"), e))?;
-            let sender = sender.clone();
-            listeners.spawn(async move {
-                while listener.recv().await.is_some() && sender.send(number).is_ok() {}
-            });
-        }
-        Ok(Self {
-            arrived,
-            _listeners: listeners,
-        })
-    }
-
-    /// Before the process runs there is nobody to pass a signal on to: it is meant for us.
-    ///
-    /// # Errors
-    /// `Cancelled` when one came that ends programs.
-    pub(crate) fn check(&mut self) -> Result<()> {
-        while let Ok(number) = self.arrived.try_recv() {
-            if ENDING.contains(&number) {
-                return Err(Error::cancelled("interrupted"));
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Why a process did not run to its end before our eyes.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -312,6 +268,22 @@ impl From<Error> for Failure {
             started: error.is(Code::DeadlineExceeded),
             error,
         }
+    }
+}
+
+/// Starts a process that goes on without us.
+pub(crate) async fn start_detached(
+    target: &Target,
+    io: Io,
+    mut signals: Signals,
+) -> Result<u8, Failure> {
+    let start = target.tasks.start(&target.id, target.exec.as_ref());
+    match signals.unless_interrupted(start).await {
+        Ok(_) => {
+            io.leave();
+            Ok(0)
+        }
+        Err(failure) => Err(io.unstarted(failure)),
     }
 }
 
@@ -347,8 +319,9 @@ impl Session {
         }
         if start {
             let (tasks, exec) = (&self.target.tasks, self.target.exec.as_ref());
-            if let Err(error) = tasks.start(&self.target.id, exec).await {
-                return Err(self.io.unstarted(error));
+            let start = tasks.start(&self.target.id, exec);
+            if let Err(failure) = self.signals.unless_interrupted(start).await {
+                return Err(self.io.unstarted(failure));
             }
         }
         if self.io.held {

@@ -6,7 +6,7 @@ use client::spec::Spec;
 use client::{Client, CreateTask, RuncOptions, StdioPaths, stdio};
 use types::{Any, Container, Descriptor, Error, Mount, Result};
 
-use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target};
+use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target, start_detached};
 use crate::context::Context;
 use crate::create::{self, Made};
 use crate::flags::ContainerFlags;
@@ -124,7 +124,7 @@ impl Start<'_> {
         record: &Container,
         spec: &Spec,
         rootfs: Vec<Mount>,
-        signals: Signals,
+        mut signals: Signals,
     ) -> Result<u8, Failure> {
         let io = Io::prepare(self.kind, self.io, record.id.as_str(), self.detach)?;
         let tasks = client.tasks();
@@ -141,7 +141,11 @@ impl Start<'_> {
             checkpoint: self.checkpoint.clone(),
             ..CreateTask::default()
         };
-        let pid = tasks.create(&record.id, opts).await?;
+        let create = tasks.create(&record.id, opts);
+        let pid = match signals.unless_interrupted(create).await {
+            Ok(pid) => pid,
+            Err(failure) => return Err(io.unstarted(failure)),
+        };
         let mut done = self.started(target.clone(), io, pid, signals).await;
         if let Err(failure) = &mut done
             && !failure.started
@@ -171,13 +175,7 @@ impl Start<'_> {
         }
         signals.check()?;
         if self.detach {
-            return match target.tasks.start(&target.id, None).await {
-                Ok(_) => {
-                    io.leave();
-                    Ok(0)
-                }
-                Err(error) => Err(io.unstarted(error)),
-            };
+            return start_detached(&target, io, signals).await;
         }
         let wait = target.wait();
         let exited = Session::new(target.clone(), io, wait, signals)

@@ -6,7 +6,7 @@ use client::spec::{Spec, UserSpec};
 use client::{Client, ExecTask, stdio};
 use types::{Code, Container, ContainerId, Context as _, Error, Errors, ExecId, Result};
 
-use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target};
+use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target, start_detached};
 use crate::checkpoint;
 use crate::context::Context;
 use crate::create;
@@ -371,9 +371,7 @@ async fn exec(ctx: &Context, args: Exec) -> Result<u8> {
 
 async fn run_exec(target: &Target, io: Io, detach: bool, signals: Signals) -> Result<u8, Failure> {
     if detach {
-        target.tasks.start(&target.id, target.exec.as_ref()).await?;
-        io.leave();
-        return Ok(0);
+        return start_detached(target, io, signals).await;
     }
     let wait = target.wait();
     let session = Session::new(target.clone(), io, wait, signals);

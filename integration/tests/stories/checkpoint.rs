@@ -343,7 +343,7 @@ fn a_checkpoint_that_ends_the_task_is_refused_before_or_saved_as_far_as_it_goes(
 
 #[test]
 fn a_dump_that_fails_after_the_end_keeps_its_image() {
-    let host = Host::new("checkpoint-late");
+    let mut host = Host::new("checkpoint-late");
     host.image();
     let runtime = stand_in(&host);
     fs::write(runtime.with_extension("stumble"), "").expect("stumble");
@@ -356,6 +356,18 @@ fn a_dump_that_fails_after_the_end_keeps_its_image() {
     assert!(told.contains("too late"), "{told}");
     assert!(image.join("inventory.img").exists());
     ends_with(&host, "a", 137);
+    // On its way into the content store, too.
+    waiting(&host, &runtime, "b", &["--null-io"]);
+    let told = host.ctr(["tasks", "checkpoint", "--exit", "b"]).err();
+    assert!(told.contains("too late"), "{told}");
+    let kept = told.split("its checkpoint is in ").nth(1).expect(&told);
+    let kept = Path::new(kept.split(": ").next().expect("a path"));
+    assert!(kept.join("inventory.img").exists(), "{told}");
+    ends_with(&host, "b", 137);
+    host.kill();
+    host.start();
+    assert!(kept.join("inventory.img").exists(), "{told}");
+    fs::remove_dir_all(kept.parent().expect("a directory")).expect("remove");
     host.finish();
 }
 

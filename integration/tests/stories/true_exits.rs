@@ -366,8 +366,17 @@ struct Work {
     /// Pid and exit code of each container.
     ran: Mutex<BTreeMap<String, (u32, u32)>>,
     heard: Mutex<Vec<Heard>>,
-    /// Events are listened for.
+    /// Work and listening go on.
     on: AtomicBool,
+}
+
+/// Ends them with the test, however that ends.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Work {
@@ -387,7 +396,8 @@ impl Work {
     fn run(&self, client: &Client) {
         loop {
             let n = self.next.fetch_add(1, Ordering::Relaxed);
-            if n >= self.count && self.deaths.load(Ordering::Relaxed) >= DEATHS {
+            let enough = n >= self.count && self.deaths.load(Ordering::Relaxed) >= DEATHS;
+            if enough || !self.on.load(Ordering::Relaxed) {
                 return;
             }
             // The same code for the same number and seed, whoever gets it when.
@@ -461,6 +471,7 @@ fn every_container_has_one_true_exit_whatever_happens_to_the_daemon() {
     let listener = new_client();
     let mut born = Duration::ZERO;
     std::thread::scope(|scope| {
+        let _stop = Stop(&work.on);
         let workers: Vec<_> = clients
             .iter()
             .map(|client| scope.spawn(|| work.run(client)))
@@ -477,7 +488,6 @@ fn every_container_has_one_true_exit_whatever_happens_to_the_daemon() {
             born = death.elapsed();
             work.deaths.fetch_add(1, Ordering::Relaxed);
         }
-        work.on.store(false, Ordering::Relaxed);
     });
     let deaths = work.deaths.load(Ordering::Relaxed);
     let (heard, all) = work.agree(&marks);

@@ -4,10 +4,11 @@ use protos::Message as _;
 use protos::any::{is, unpack};
 use protos::runc::CheckpointOptions;
 use protos::wire::Wire as _;
-use runtime_v2::Task;
+use runtime_v2::{Status, Task};
 use types::{Any, Descriptor, Error, Result, Scope};
 
 use super::Tasks;
+use crate::checkpoints::Private;
 
 /// Writes a checkpoint: into the directory that the options name, else into the content store, as
 /// archive and spec of the container.
@@ -28,14 +29,39 @@ pub(super) async fn write(
     }
     let container = tasks.metadata.containers(scope).get(task.id()).await?;
     let private = tasks.checkpoints.private()?;
-    task.checkpoint(&private.path().display().to_string(), options)
-        .await?;
+    let spec = container.spec.unwrap_or_default();
+    let error = match stored(tasks, scope, task, options, &private, spec).await {
+        Ok(blobs) => return Ok(blobs),
+        Err(error) => error,
+    };
+    // What there is may be all that is left of it.
+    match task.state(None).await {
+        Ok(state) if state.status == Status::Stopped => match private.keep() {
+            Ok(kept) => Err(error.ctx(format!(
+                "the task has ended, its checkpoint is in {}",
+                kept.display()
+            ))),
+            Err(lost) => Err(error.ctx(lost.to_string())),
+        },
+        _ => Err(error),
+    }
+}
+
+async fn stored(
+    tasks: &Tasks,
+    scope: &Scope,
+    task: &dyn Task,
+    options: Option<Any>,
+    private: &Private,
+    spec: Any,
+) -> Result<Vec<Descriptor>> {
+    let path = private.path().display().to_string();
+    task.checkpoint(&path, options).await?;
     let store = tasks.metadata.scoped(scope).content();
-    let image = tasks.checkpoints.pack(&store, &private).await?;
+    let image = tasks.checkpoints.pack(&store, private).await?;
     // Parity: services/tasks/local.go: the spec as a message, the way records hold it.
-    let spec = container.spec.unwrap_or_default().to_wire();
-    let spec = spec.write_to_bytes().map_err(Error::internal)?;
-    let config = tasks.checkpoints.put_config(&store, &private, spec).await?;
+    let spec = spec.to_wire().write_to_bytes().map_err(Error::internal)?;
+    let config = tasks.checkpoints.put_config(&store, private, spec).await?;
     Ok(vec![image, config])
 }
 
