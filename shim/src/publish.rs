@@ -1,7 +1,7 @@
 //! Events to the daemon: in order, none lost while the daemon is away.
 //!
 //! Invariant: events leave in the order they were queued; one leaves the queue only when the daemon
-//! took it or will never take it. The queue is bounded; what is dropped at the bound is logged. An
+//! took it or will never take it. The queue is bounded; what is dropped at the bound is counted in the log. An
 //! absent or unready daemon costs one attempt every few seconds, and only while something waits.
 
 use std::collections::VecDeque;
@@ -61,6 +61,8 @@ pub(crate) struct Publisher {
 struct Queue {
     events: VecDeque<Event>,
     serial: u64,
+    /// Since one was last taken.
+    dropped: Dropped,
 }
 
 /// An event that waits: encoded, since thousands of them may.
@@ -81,12 +83,34 @@ impl Event {
 }
 
 impl Queue {
-    /// Drops the oldest event that can be missed; an end only when nothing else is there.
-    fn make_room(&mut self) {
+    /// Drops the oldest event that can be missed; an end only when nothing else is there. Returns
+    /// its topic when it is the first.
+    fn make_room(&mut self) -> Option<&'static str> {
         let missed = |event: &Event| !KEPT.contains(&event.topic);
         let at = self.events.iter().position(missed).unwrap_or(0);
-        if let Some(Event { topic, .. }) = self.events.remove(at) {
-            log::error(format_args!("event queue is full: {topic} is dropped"));
+        let Event { topic, .. } = self.events.remove(at)?;
+        self.dropped.all += 1;
+        self.dropped.kept += u64::from(KEPT.contains(&topic));
+        (self.dropped.all == 1).then_some(topic)
+    }
+}
+
+/// How many events the bound cost, and how many of them were of a kind to keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Dropped {
+    all: u64,
+    kept: u64,
+}
+
+impl Dropped {
+    /// One line when it is over, not thousands meanwhile: the log is shared with the daemon's.
+    fn tell(self) {
+        let Self { all, kept } = self;
+        if all > 0 {
+            let text = "events were dropped at the queue's bound";
+            log::error(format_args!(
+                "{all} {text}; exits, kills and deletions: {kept}"
+            ));
         }
     }
 }
@@ -127,10 +151,9 @@ impl Publisher {
     }
 
     fn push(&self, topic: &'static str, request: Arc<[u8]>) {
-        self.with(|queue| {
-            if queue.events.len() >= CAPACITY {
-                queue.make_room();
-            }
+        let first_dropped = self.with(|queue| {
+            let full = queue.events.len() >= CAPACITY;
+            let dropped = full.then(|| queue.make_room()).flatten();
             queue.serial += 1;
             let serial = queue.serial;
             queue.events.push_back(Event {
@@ -138,7 +161,12 @@ impl Publisher {
                 topic,
                 request,
             });
+            dropped
         });
+        if let Some(topic) = first_dropped {
+            let text = "event queue is full: the oldest are dropped, first";
+            log::error(format_args!("{text} {topic}"));
+        }
         self.filled.notify_one();
     }
 
@@ -158,13 +186,16 @@ impl Publisher {
 
     /// Takes the event out unless the bound already did.
     fn done(&self, serial: u64) {
-        let empty = self.with(|queue| {
+        let (empty, dropped) = self.with(|queue| {
             let front = queue.events.front();
+            let mut dropped = Dropped::default();
             if front.is_some_and(|first| first.serial == serial) {
                 queue.events.pop_front();
+                dropped = std::mem::take(&mut queue.dropped);
             }
-            queue.events.is_empty()
+            (queue.events.is_empty(), dropped)
         });
+        dropped.tell();
         if empty {
             self.emptied.notify_waiters();
         }
@@ -187,7 +218,9 @@ impl Publisher {
             }
         };
         if timeout(limit, empty).await.is_err() {
-            let left = self.with(|queue| queue.events.len());
+            let (left, dropped) =
+                self.with(|queue| (queue.events.len(), std::mem::take(&mut queue.dropped)));
+            dropped.tell();
             log::warn(format_args!("{left} events were not taken by the daemon"));
         }
     }

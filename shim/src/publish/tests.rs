@@ -223,4 +223,8 @@ fn an_end_is_the_last_thing_to_be_dropped() {
     publisher.publish("/tasks/exit", &start("c"));
     assert_eq!(publisher.with(|queue| queue.events.len()), CAPACITY);
     assert!(publisher.first().unwrap().serial > first);
+    let all = u64::try_from(others + 1).unwrap();
+    assert_eq!(publisher.with(|q| q.dropped), Dropped { all, kept: 1 });
+    publisher.done(publisher.first().unwrap().serial);
+    assert_eq!(publisher.with(|q| q.dropped), Dropped::default());
 }
