@@ -140,7 +140,10 @@ impl Frames {
             if header.length > LONGEST {
                 self.buffer.drain(..HEADER);
                 self.discard = header.length;
-                return Some(Frame::TooLong(header.stream, header.length));
+                if header.kind == self.kind {
+                    return Some(Frame::TooLong(header.stream, header.length));
+                }
+                continue;
             }
             let body = rest.get(..header.length)?.to_vec();
             self.buffer.drain(..HEADER + header.length);

@@ -97,6 +97,8 @@ impl Places {
 
 impl Drop for Places {
     fn drop(&mut self) {
+        // Others may wait for this client to share what it never got.
+        self.session.give_up();
         for hub in &self.hubs {
             hub.leave(&self.session);
         }

@@ -174,12 +174,16 @@ impl Reap {
 
     /// Tells a claimed process to end. False when the shim itself ends and it is to live on.
     pub(crate) fn tell_to_end(&self, pid: u32) -> bool {
-        if self.lock().leaving {
+        let mut inner = self.lock();
+        if inner.leaving {
             return false;
         }
-        // Ended already is as good.
-        drop(self.signal(pid, libc::SIGTERM));
-        self.lock().told.insert(pid);
+        // One that has ended is not told, and its pid not kept: it may be another's later.
+        if let Some(pidfd) = inner.reaper.pidfd(pid)
+            && sys::pidfd::send_signal(pidfd, libc::SIGTERM).is_ok()
+        {
+            inner.told.insert(pid);
+        }
         true
     }
 

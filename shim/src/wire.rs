@@ -29,8 +29,10 @@ use crate::log;
 
 pub(crate) use client::{Client, Failed};
 
-/// Calls that one connection may have under way; a daemon waits for each process with one.
-const CALLS: usize = 16 * 1024;
+/// Calls that one connection may have under way.
+const CALLS: usize = 32 * 1024;
+/// From here on none that waits is added: daemons cannot take one back, and the rest must go on.
+const WAITS: usize = CALLS / 2;
 /// Read at a time; a usual request fits.
 const STEP: usize = 4 * 1024;
 /// How long the rest of a frame may take.
@@ -87,13 +89,16 @@ fn accept(stream: u32, body: &[u8], under_way: usize) -> Result<Request> {
     if stream.is_multiple_of(2) {
         return Err(Error::invalid_argument("stream id must be odd"));
     }
+    let full = || Error::resource_exhausted(format_args!("{under_way} calls under way"));
     if under_way >= CALLS {
-        return Err(Error::resource_exhausted(format_args!(
-            "{under_way} calls under way"
-        )));
+        return Err(full());
     }
-    Request::parse_from_bytes(body)
-        .map_err(|e| Error::invalid_argument(format_args!("request: {e}")))
+    let request = Request::parse_from_bytes(body)
+        .map_err(|e| Error::invalid_argument(format_args!("request: {e}")))?;
+    if under_way >= WAITS && request.method == "Wait" {
+        return Err(full());
+    }
+    Ok(request)
 }
 
 /// Ends a call when its caller does not wait any longer. Zero waits for ever.

@@ -57,7 +57,7 @@ fn expected(mut bytes: &[u8]) -> Vec<(u32, usize)> {
     while let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() {
         let header = Header::parse(head);
         let whole = rest.len() >= header.length;
-        if header.length > LONGEST || (whole && header.kind == Kind::Request) {
+        if header.kind == Kind::Request && (whole || header.length > LONGEST) {
             all.push((header.stream, header.length));
         }
         bytes = rest.get(header.length..).unwrap_or_default();

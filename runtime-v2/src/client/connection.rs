@@ -83,6 +83,17 @@ impl Connection {
     /// # Errors
     /// `Lost` when the connection is or gets over, `Answer` for what cannot be sent or read.
     pub(super) async fn call(&self, request: &Request) -> Result<Response, Failure> {
+        match self.begin(request).await?.answer().await {
+            Some(response) => response.map_err(Failure::Answer),
+            None => Err(Failure::Lost),
+        }
+    }
+
+    /// Sends a call. Safe to cancel: then it was not sent.
+    ///
+    /// # Errors
+    /// `Lost` when the connection is over, `Answer` for what cannot be sent.
+    pub(super) async fn begin(&self, request: &Request) -> Result<Waiter, Failure> {
         let mut next = Arc::clone(&self.shared.next).lock_owned().await;
         let id = *next;
         let frame = frame::encode(id, Kind::Request, request).map_err(Failure::Answer)?;
@@ -90,10 +101,7 @@ impl Connection {
         *next = id.checked_add(2).ok_or_else(used_up)?;
         let waiter = self.shared.wait_for(id).ok_or(Failure::Lost)?;
         self.shared.send(frame, next)?;
-        match waiter.answer().await {
-            Some(response) => response.map_err(Failure::Answer),
-            None => Err(Failure::Lost),
-        }
+        Ok(waiter)
     }
 }
 
@@ -111,14 +119,14 @@ impl Shared {
     }
 
     /// None when the connection is over.
-    fn wait_for(&self, id: u32) -> Option<Waiter<'_>> {
+    fn wait_for(self: &Arc<Self>, id: u32) -> Option<Waiter> {
         let (tell, told) = oneshot::channel();
         match &mut *self.waiting() {
             Waiting::For(calls) => drop(calls.insert(id, tell)),
             Waiting::Over => return None,
         }
         Some(Waiter {
-            shared: self,
+            shared: Arc::clone(self),
             id,
             told,
         })
@@ -206,19 +214,21 @@ impl Shared {
 }
 
 /// Waits for one answer, and is forgotten when it is dropped.
-struct Waiter<'a> {
-    shared: &'a Shared,
+#[derive(Debug)]
+pub(super) struct Waiter {
+    shared: Arc<Shared>,
     id: u32,
     told: oneshot::Receiver<Result<Response>>,
 }
 
-impl Waiter<'_> {
-    async fn answer(mut self) -> Option<Result<Response>> {
+impl Waiter {
+    /// None when the connection ends before.
+    pub(super) async fn answer(mut self) -> Option<Result<Response>> {
         (&mut self.told).await.ok()
     }
 }
 
-impl Drop for Waiter<'_> {
+impl Drop for Waiter {
     fn drop(&mut self) {
         if let Waiting::For(calls) = &mut *self.shared.waiting() {
             calls.remove(&self.id);

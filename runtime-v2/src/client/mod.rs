@@ -8,6 +8,7 @@ mod connection;
 mod dial;
 pub(crate) mod event;
 pub(crate) mod options;
+mod waits;
 
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +24,7 @@ use crate::{ExecOpts, ProcessInfo, ProcessState, Status, Stdio};
 
 use connection::Connection;
 pub(crate) use dial::{Dialed, dial};
+use waits::Waits;
 
 const V3: &str = "containerd.task.v3.Task";
 const V2: &str = "containerd.task.v2.Task";
@@ -80,6 +82,7 @@ pub(crate) struct NewTask {
 /// A shim that answers.
 pub(crate) struct Client {
     connection: Connection,
+    waits: Waits,
     service: &'static str,
     namespace: Namespace,
     id: ContainerId,
@@ -106,6 +109,7 @@ impl Client {
     ) -> Result<Self, Failure> {
         let mut client = Self {
             connection: Connection::new(stream),
+            waits: Waits::default(),
             service: if version >= 3 { V3 } else { V2 },
             namespace: namespace.clone(),
             id: id.clone(),
@@ -143,22 +147,31 @@ impl Client {
         self.connection.over().await;
     }
 
-    async fn send<Q: Message>(
+    fn request<Q: Message>(
         &self,
         method: &str,
         request: &Q,
         deadline: Option<Duration>,
-    ) -> Result<frame::Response, Failure> {
+    ) -> Result<frame::Request, Failure> {
         let encoded = request.write_to_bytes();
         let nanoseconds = |limit: Duration| i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX);
-        let request = frame::Request {
+        Ok(frame::Request {
             service: self.service.to_owned(),
             method: method.to_owned(),
             timeout_nano: deadline.map_or(0, nanoseconds),
             metadata: call::metadata(&self.namespace),
             payload: encoded.map_err(|e| Failure::Answer(Error::internal(e)))?,
             ..Default::default()
-        };
+        })
+    }
+
+    async fn send<Q: Message>(
+        &self,
+        method: &str,
+        request: &Q,
+        deadline: Option<Duration>,
+    ) -> Result<frame::Response, Failure> {
+        let request = self.request(method, request, deadline)?;
         let sent = self.connection.call(&request);
         match deadline {
             Some(limit) => tokio::time::timeout(limit, sent)
@@ -204,6 +217,7 @@ impl Client {
             ..Default::default()
         };
         let answer: wire::CreateTaskResponse = self.call("Create", &request, None).await?;
+        self.waits.forget(None).await;
         Ok(answer.pid)
     }
 
@@ -255,9 +269,9 @@ impl Client {
             spec: Some(opts.spec.clone()).to_wire(),
             ..Default::default()
         };
-        self.call::<_, Empty>("Exec", &request, None)
-            .await
-            .map(drop)
+        self.call::<_, Empty>("Exec", &request, None).await?;
+        self.waits.forget(Some(id)).await;
+        Ok(())
     }
 
     /// Sends a signal.
@@ -279,14 +293,19 @@ impl Client {
             .map(drop)
     }
 
-    /// Waits for the end of a process: exit status and time.
+    /// Waits for the end of a process: exit status and time. All who wait share one call.
     pub(crate) async fn wait(&self, exec: Option<&ExecId>) -> Result<(u32, SystemTime), Failure> {
         let request = wire::WaitRequest {
             id: self.id.to_string(),
             exec_id: Self::exec_id(exec),
             ..Default::default()
         };
-        let answer: wire::WaitResponse = self.call("Wait", &request, None).await?;
+        let request = self.request("Wait", &request, None)?;
+        let response = self
+            .waits
+            .wait(exec, self.connection.begin(&request))
+            .await?;
+        let answer: wire::WaitResponse = frame::answer(&response).map_err(Failure::Answer)?;
         Ok((answer.exit_status, exit_time(answer.exited_at.as_ref())))
     }
 
@@ -298,6 +317,7 @@ impl Client {
             ..Default::default()
         };
         let answer: wire::DeleteResponse = self.call("Delete", &request, None).await?;
+        self.waits.forget(exec).await;
         Ok(Exit {
             pid: answer.pid,
             status: answer.exit_status,

@@ -91,6 +91,11 @@ impl Session {
             // A client that never stops must not keep the shim from everything else.
             consume_budget().await;
         }
+        self.give_up();
+    }
+
+    /// From now on it counts as gone, also one that nobody has ever listened to.
+    pub(crate) fn give_up(&self) {
         self.seen.send_modify(|seen| seen.gone = true);
     }
 

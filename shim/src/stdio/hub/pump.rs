@@ -38,7 +38,11 @@ impl Hub {
         drop(tokio::spawn(async move {
             match watch(Arc::clone(&hub.source)) {
                 Ok(source) => hub.pump(&source).await,
-                Err(error) => log::error(format_args!("output is not read: {error}")),
+                Err(error) => {
+                    log::error(format_args!("output is not read yet: {error}"));
+                    // The machine has none left for us: it may have later.
+                    sleep(RETRY).await;
+                }
             }
             hub.until_taken_by_log().await;
             let ended = {
@@ -150,13 +154,12 @@ impl Hub {
         let mut until = None;
         let mut given = Vec::new();
         for reader in readers {
-            match self.give(&reader, bytes, &mut until).await {
-                Ok(done) => given.push((reader, done)),
-                Err(why) => {
-                    log::debug(format_args!("a reader is cut off: {why}"));
-                    self.state().readers.retain(|r| !Arc::ptr_eq(r, &reader));
-                }
+            let mut done = 0;
+            if let Err(why) = self.give(&reader, bytes, &mut done, &mut until).await {
+                log::debug(format_args!("a reader is cut off: {why}"));
+                self.state().remove(|r| Arc::ptr_eq(r, &reader));
             }
+            given.push((reader, done));
         }
         let mut state = self.state();
         let last = std::mem::take(&mut state.last).upgrade();
@@ -168,8 +171,8 @@ impl Hub {
         }
     }
 
-    /// Gives a reader its share. Returns how much it had, less than all when it left. `until` is how
-    /// long all readers together may take, once that is known.
+    /// Gives a reader its share, or what it takes of it before it leaves; `done` is how much it had.
+    /// `until` is how long all readers together may take, once that is known.
     ///
     /// # Errors
     /// `TimedOut`, or of writing.
@@ -177,26 +180,22 @@ impl Hub {
         &self,
         reader: &Arc<Reader>,
         bytes: &[u8],
+        done: &mut usize,
         until: &mut Option<Instant>,
-    ) -> std::io::Result<usize> {
-        let mut done = 0;
+    ) -> std::io::Result<()> {
         loop {
-            match sys::pipe::write(reader.pipe.get_ref(), &bytes[done..]) {
-                Ok(written) => done += written,
+            match sys::pipe::write(reader.pipe.get_ref(), &bytes[*done..]) {
+                Ok(written) => *done += written,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                // It closed its end; that its session is over is seen later.
-                Err(e) if e.kind() == ErrorKind::BrokenPipe => {
-                    self.state().remove(|r| Arc::ptr_eq(r, reader));
-                    return Ok(done);
-                }
+                // Its session's end, which is seen later, is no news then.
                 Err(e) => return Err(e),
             }
-            if done == bytes.len() {
-                return Ok(done);
+            if *done == bytes.len() {
+                return Ok(());
             }
-            if until.is_none() {
-                *until = self.patience().map(|limit| Instant::now() + limit);
-            }
+            // Who has become the only one meanwhile may take its time.
+            let limit = self.patience();
+            let limit = limit.map(|limit| *until.get_or_insert_with(|| Instant::now() + limit));
             let writable = async {
                 let mut guard = reader.pipe.writable().await?;
                 // The write comes next: it tells.
@@ -204,7 +203,7 @@ impl Hub {
                 Ok::<_, std::io::Error>(())
             };
             tokio::select! {
-                ready = in_time(*until, writable) => match ready {
+                ready = in_time(limit, writable) => match ready {
                     Some(ready) => ready?,
                     None => {
                         reader.session.cut(self.tag);
@@ -213,7 +212,7 @@ impl Hub {
                 },
                 () = self.changed.notified() => {
                     if !self.state().readers.iter().any(|r| Arc::ptr_eq(r, reader)) {
-                        return Ok(done);
+                        return Ok(());
                     }
                 }
             }

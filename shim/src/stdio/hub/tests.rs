@@ -8,6 +8,9 @@ use std::io::{Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::{sleep, timeout};
 
+/// Longer than any patience with clients.
+const SLOW_FOR_SURE: Duration = Duration::from_secs(60);
+
 fn runtime(paused: bool) -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -166,6 +169,30 @@ fn a_client_that_takes_nothing_is_cut_off() {
         }
         assert_eq!(first.obey().await, b'C');
         assert_eq!(hub.state().readers.len(), 1);
+    });
+}
+
+#[test]
+fn who_is_alone_after_another_was_cut_off_may_take_its_time() {
+    runtime(true).block_on(async {
+        let (mut process, hub) = piped(Base::Wait);
+        let mut first = Client::join(&hub).await.unwrap();
+        let (second, _) = tokio::join!(Client::join(&hub), first.obey());
+        let mut second = second.unwrap();
+        let text: Vec<u8> = (0..3 * PIPE).map(|n| n.to_le_bytes()[1]).collect();
+        for piece in text.chunks(PIPE) {
+            // Neither takes anything: the pump has the second piece in hand, the third waits.
+            process.write_all(piece).unwrap();
+            sleep(Duration::from_millis(1)).await;
+        }
+        let cut = tokio::select! {
+            cut = first.obey() => (cut, &mut second),
+            cut = second.obey() => (cut, &mut first),
+        };
+        assert_eq!(cut.0, b'C');
+        sleep(SLOW_FOR_SURE).await;
+        assert_eq!(hub.state().readers.len(), 1);
+        assert_eq!(cut.1.read(text.len()).await, text);
     });
 }
 
