@@ -23,6 +23,8 @@ use crate::tasks::Shared;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 /// How long a shim that was told to end may take.
 const ENDING: Duration = Duration::from_secs(3);
+/// How long the caller waits for its process, whose end may include writing back a file system.
+const PROMPT: Duration = Duration::from_millis(100);
 /// How long it may take in the background before it is killed.
 const LINGER: Duration = Duration::from_secs(60);
 const SIGKILL: i32 = 9;
@@ -254,7 +256,7 @@ pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
         && !shared_shim
         && let Some(leaving) = Leaving::start(Arc::clone(client)).await
     {
-        leaving.end(Duration::ZERO).await;
+        leaving.end(ENDING).await;
     }
     let deleted = match target(shared, entry) {
         Some(target) => bootstrap::delete(target).await.map(drop),
@@ -315,7 +317,9 @@ impl Leaving {
             Ok(()) | Err(Failure::Lost) => {}
             Err(failure) => tracing::debug!(?leaving.client, ?failure, "shutdown of shim"),
         }
-        (!leaving.gone(ENDING).await).then_some(leaving)
+        let gone =
+            timeout(ENDING, leaving.client.over()).await.is_ok() && leaving.gone(PROMPT).await;
+        (!gone).then_some(leaving)
     }
 
     /// True when connection and process ended in time.

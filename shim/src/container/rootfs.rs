@@ -5,6 +5,7 @@
 //! the caller, `MNT_DETACH` or not), and overlay begins with writing back all that is dirty on the
 //! file system of its upper directory: seconds, on a busy disk. It is made on a thread for it alone.
 
+use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,10 +64,13 @@ pub(super) fn unmount(bundle: &Path) -> Result<()> {
     unmounted.ctx("failed rootfs umount")
 }
 
-/// Drops, soon, what takes its time to drop. Nobody waits for it.
+/// Drops, soon, what takes its time to drop. Nobody waits for it. When the shim ends before, that
+/// does it: a descriptor is closed by the process's end at the latest, after the connections.
 fn let_go<T: Send + 'static>(kept: T) {
+    let kept = ManuallyDrop::new(kept);
     drop(tokio::spawn(async move {
         tokio::time::sleep(LET_GO).await;
+        let kept = ManuallyDrop::into_inner(kept);
         if let Err(error) = sys::limits::spawn_small(move || drop(kept)) {
             // Out of resources: it was dropped here.
             log::warn(format_args!("rootfs let go in the event loop: {error}"));
@@ -133,6 +137,13 @@ mod tests {
             go.send(()).unwrap();
             assert!(said.recv().unwrap());
         });
+    }
+
+    #[test]
+    fn a_runtime_that_ends_before_does_not_wait() {
+        let ((_go, wait), (say, said)) = (mpsc::channel(), mpsc::channel());
+        block_on(async { let_go(Slow(wait, say)) });
+        assert_eq!(said.try_recv(), Err(mpsc::TryRecvError::Empty));
     }
 
     #[test]
