@@ -256,7 +256,12 @@ pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
         && !shared_shim
         && let Some(leaving) = Leaving::start(Arc::clone(client)).await
     {
-        leaving.end(ENDING).await;
+        let patience = if leaving.closed {
+            ENDING
+        } else {
+            Duration::ZERO
+        };
+        leaving.end(patience).await;
     }
     let deleted = match target(shared, entry) {
         Some(target) => bootstrap::delete(target).await.map(drop),
@@ -304,6 +309,8 @@ struct Leaving {
     client: Arc<Client>,
     /// Opened while the connection proves that the pid is the shim's.
     process: Option<AsyncFd<OwnedFd>>,
+    /// The connection has ended: it is about to go.
+    closed: bool,
 }
 
 impl Leaving {
@@ -311,14 +318,18 @@ impl Leaving {
     async fn start(client: Arc<Client>) -> Option<Self> {
         let process = sys::pidfd::open(client.peer().shim);
         let process = process.and_then(exec::watch_fd).ok();
-        let leaving = Self { client, process };
+        let mut leaving = Self {
+            client,
+            process,
+            closed: false,
+        };
         match leaving.client.shutdown(false).await {
             // Many shims end before the answer is out.
             Ok(()) | Err(Failure::Lost) => {}
             Err(failure) => tracing::debug!(?leaving.client, ?failure, "shutdown of shim"),
         }
-        let gone =
-            timeout(ENDING, leaving.client.over()).await.is_ok() && leaving.gone(PROMPT).await;
+        leaving.closed = timeout(ENDING, leaving.client.over()).await.is_ok();
+        let gone = leaving.closed && leaving.gone(PROMPT).await;
         (!gone).then_some(leaving)
     }
 
