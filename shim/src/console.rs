@@ -184,7 +184,7 @@ impl Console {
                 let sink = watch(fd)?;
                 let (master, closed) = (Arc::clone(&master), Arc::clone(&closed));
                 Output::Pumped(tokio::spawn(async move {
-                    pump(&master, &sink).await;
+                    pump(&master, &sink, master.get_ref()).await;
                     // A logger's pipe has its one reader; a fifo's reader may be late.
                     if !is_logger {
                         let_go(sink.into_inner(), &closed);
@@ -197,7 +197,9 @@ impl Console {
         let input = prepared.keyboard.as_ref().map(|fifo| {
             let from = watch(fifo.open_nonblocking(End::Both)?)?;
             let master = Arc::clone(&master);
-            Ok::<_, Error>(tokio::spawn(async move { pump(&from, &master).await }))
+            Ok::<_, Error>(tokio::spawn(async move {
+                pump(&from, &master, master.get_ref()).await;
+            }))
         });
         Ok(Self {
             master,
@@ -296,8 +298,9 @@ impl Drop for Console {
     }
 }
 
-/// Moves bytes until the end of `from`, without copying when the kernel can.
-async fn pump(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) {
+/// Moves bytes until the end of `from`, without copying when the kernel can. `shared`: the one of them
+/// whose open description others have as well.
+async fn pump(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>, shared: &OwnedFd) {
     let mut copy = false;
     loop {
         let Ok(mut readable) = from.readable().await else {
@@ -306,10 +309,8 @@ async fn pump(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) {
         let Ok(mut writable) = to.writable().await else {
             return;
         };
-        // Clients have had the terminal's open description, and what it does when it would wait.
-        for end in [from, to] {
-            sys::fs::set_nonblocking(end.get_ref(), true).ok();
-        }
+        // What it does when it would wait is in their hands, too.
+        sys::fs::set_nonblocking(shared, true).ok();
         let moved = if copy {
             copy_some(from, to).await
         } else {
@@ -318,11 +319,12 @@ async fn pump(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) {
         match moved {
             Ok(0) => return,
             Ok(_) => {}
-            // Either side may be the one that is not ready.
+            // Either side may be the one that was not ready, and be so by now: only of the one that is
+            // not ready still will the kernel tell when it is.
             Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                if sys::pipe::is_readable(from.get_ref()) {
+                if !sys::pipe::is_writable(to.get_ref()) {
                     writable.clear_ready();
-                } else {
+                } else if !sys::pipe::is_readable(from.get_ref()) {
                     readable.clear_ready();
                 }
             }

@@ -88,6 +88,12 @@ pub fn is_readable(fd: impl AsFd) -> bool {
     !poll_now(fd, PollFlags::IN).is_empty()
 }
 
+/// True when a write would not block now.
+#[must_use]
+pub fn is_writable(fd: impl AsFd) -> bool {
+    !poll_now(fd, PollFlags::OUT).is_empty()
+}
+
 /// Blocks until a read would not block, at most for `limit`; true when it would not.
 #[must_use]
 pub fn is_readable_within(fd: impl AsFd, limit: Duration) -> bool {
@@ -144,6 +150,18 @@ mod tests {
         let mut text = String::new();
         File::from(read_b).read_to_string(&mut text).unwrap();
         assert_eq!(text, "hellohello");
+    }
+
+    #[test]
+    fn room_is_told() {
+        let (read, write) = new().unwrap();
+        let length = set_capacity(&write, 4096).unwrap();
+        assert!(is_writable(&write));
+        let mut file = File::from(write);
+        file.write_all(&vec![0; length]).unwrap();
+        assert!(!is_writable(&file));
+        drop(read);
+        assert!(is_writable(&file), "the error is there to be had");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::reap::Reap;
 use crate::testing::{block_on, soon};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::time::Duration;
 
 fn fifo(dir: &Path, name: &str) -> (String, OwnedFd) {
     let path = dir.join(name);
@@ -62,6 +63,34 @@ fn both_directions_flow_and_the_last_bytes_arrive() {
         console.drain(soon()).await;
         let mut got = [0; 4096];
         assert_eq!(sys::pipe::read(&reader, &mut got).unwrap(), 3000);
+    });
+}
+
+/// The next byte follows so closely that some come while the pump finds out that there is none.
+#[test]
+fn bytes_one_at_a_time_all_arrive() {
+    const BYTES: usize = 50_000;
+    let limit = Duration::from_secs(10);
+    block_on(async {
+        let ((from, process), (reader, to)) =
+            (sys::pipe::new().unwrap(), sys::pipe::new().unwrap());
+        let talk = tokio::task::spawn_blocking(move || {
+            let mut got = [0];
+            sys::fs::set_nonblocking(&reader, true).unwrap();
+            for byte in (0..=u8::MAX).cycle().take(BYTES) {
+                let begin = std::time::Instant::now();
+                sys::pipe::write(&process, &[byte]).unwrap();
+                // Not with poll: that takes too long.
+                while sys::pipe::read(&reader, &mut got).is_err() {
+                    assert!(begin.elapsed() < limit, "stalled");
+                    std::hint::spin_loop();
+                }
+                assert_eq!(got[0], byte);
+            }
+        });
+        let (from, to) = (watch(from).unwrap(), watch(to).unwrap());
+        pump(&from, &to, to.get_ref()).await;
+        talk.await.unwrap();
     });
 }
 
