@@ -261,7 +261,7 @@ pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
         } else {
             Duration::ZERO
         };
-        leaving.end(patience).await;
+        leaving.end(patience, || shared.is_shared(entry)).await;
     }
     let deleted = match target(shared, entry) {
         Some(target) => bootstrap::delete(target).await.map(drop),
@@ -345,9 +345,10 @@ impl Leaving {
         timeout(patience, gone).await.is_ok()
     }
 
-    /// Kills the shim unless it ends by itself. There is nothing to lose.
-    async fn end(self, patience: Duration) {
-        if self.gone(patience).await {
+    /// Kills the shim unless it ends by itself: there is nothing to lose, unless another task has come
+    /// to it meanwhile and is what keeps it.
+    async fn end(self, patience: Duration, is_wanted: impl FnOnce() -> bool) {
+        if self.gone(patience).await || (!self.closed && is_wanted()) {
             return;
         }
         if let Some(process) = &self.process {
@@ -393,7 +394,8 @@ pub(crate) async fn delete(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<E
         drop(client.shutdown(false).await);
     } else if let Some(leaving) = Leaving::start(client).await {
         // It may still be publishing its last events.
-        tokio::spawn(leaving.end(LINGER));
+        let (shared, entry) = (Arc::clone(shared), Arc::clone(entry));
+        tokio::spawn(async move { leaving.end(LINGER, || shared.is_shared(&entry)).await });
     }
     remove_bundle(entry).await;
     entry.finish(exit);

@@ -384,7 +384,7 @@ impl Container {
         let until = Instant::now() + DRAIN;
         process.drain(until).await;
         let unmounted = if self.mounted {
-            rootfs::unmount(&self.bundle)
+            rootfs::unmount(&self.bundle).await
         } else {
             Ok(())
         };

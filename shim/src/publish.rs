@@ -1,8 +1,8 @@
 //! Events to the daemon: in order, none lost while the daemon is away.
 //!
 //! Invariant: events leave in the order they were queued; one leaves the queue only when the daemon
-//! took it or will never take it. The queue is bounded; what is dropped at the bound is counted in the log. An
-//! absent or unready daemon costs one attempt every few seconds, and only while something waits.
+//! took it or will never take it. The queue is bounded; what is dropped at the bound is counted in the
+//! log. An absent or unready daemon costs one attempt every few seconds, and only while something waits.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -40,6 +40,8 @@ const NOT_NOW: [Code; 6] = [
 ];
 /// How often an event is offered that can be missed and that the daemon answers with an error.
 const REFUSALS: u32 = 5;
+/// And one to keep: for eight minutes. Nothing comes past it meanwhile.
+const REFUSALS_OF_KEPT: u32 = 100;
 const CALL: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -77,8 +79,13 @@ struct Event {
 impl Event {
     /// Whether one more refusal, the `refusals`th, means that the daemon will never take it.
     fn is_hopeless(&self, error: &Error, refusals: u32) -> bool {
-        // It can be decoded by no daemon, now or later.
-        error.is(Code::InvalidArgument) || (!KEPT.contains(&self.topic) && refusals >= REFUSALS)
+        let patience = if KEPT.contains(&self.topic) {
+            REFUSALS_OF_KEPT
+        } else {
+            REFUSALS
+        };
+        // It can be sent to or decoded by no daemon, now or later.
+        error.is(Code::InvalidArgument) || refusals >= patience
     }
 }
 
@@ -203,11 +210,13 @@ impl Publisher {
 
     /// A daemon has come: what it missed need not wait for the next attempt.
     pub(crate) fn hurry(&self) {
-        self.back.notify_waiters();
+        // An attempt that is under way may fail yet: then the next one follows at once.
+        self.back.notify_one();
     }
 
     /// Waits until everything was taken, at most `limit`.
     pub(crate) async fn drain(&self, limit: Duration) {
+        self.hurry();
         let empty = async {
             loop {
                 let emptied = self.emptied.notified();
@@ -229,7 +238,8 @@ impl Publisher {
     pub(crate) async fn run(self: Arc<Self>, address: String) {
         let mut client = None;
         let mut pause = FIRST_PAUSE;
-        let mut refusals = 0;
+        // Of the event with this number.
+        let mut refused = (0, 0);
         loop {
             let Some(event) = self.first() else {
                 let filled = self.filled.notified();
@@ -249,7 +259,7 @@ impl Publisher {
             match self.send(&mut client, &address, &event.request).await {
                 Ok(()) => {
                     self.done(event.serial);
-                    (pause, refusals) = (FIRST_PAUSE, 0);
+                    pause = FIRST_PAUSE;
                     continue;
                 }
                 Err(Failed::Lost(error)) => {
@@ -261,11 +271,16 @@ impl Publisher {
                     log::debug(format_args!("daemon is not ready: {error}"));
                 }
                 Err(Failed::Refused(error)) => {
-                    refusals += 1;
-                    if event.is_hopeless(&error, refusals) {
+                    let before = if refused.0 == event.serial {
+                        refused.1
+                    } else {
+                        0
+                    };
+                    refused = (event.serial, before + 1);
+                    if event.is_hopeless(&error, refused.1) {
                         log::error(format_args!("event {} dropped: {error}", event.topic));
                         self.done(event.serial);
-                        (pause, refusals) = (FIRST_PAUSE, 0);
+                        pause = FIRST_PAUSE;
                         continue;
                     }
                     log::debug(format_args!("event {} refused: {error}", event.topic));

@@ -108,8 +108,8 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.reader.abort();
-        // Who is in the middle of a frame learns it, too. It may be over already.
-        sys::socket::shutdown(&self.shared.stream).ok();
+        // Who is in the middle of a frame learns it, too.
+        self.shared.give_up();
     }
 }
 
@@ -143,7 +143,10 @@ impl Shared {
                 Ok(sent) if sent == frame.len() => return Ok(()),
                 Ok(sent) => drop(frame.drain(..sent)),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => return Err(Failure::Lost),
+                Err(_) => {
+                    self.give_up();
+                    return Err(Failure::Lost);
+                }
             }
         }
         let shared = Arc::clone(self);
@@ -157,15 +160,21 @@ impl Shared {
     async fn send_rest(&self, mut rest: &[u8]) {
         while !rest.is_empty() {
             if self.stream.writable().await.is_err() {
-                return;
+                return self.give_up();
             }
             match self.stream.try_write(rest) {
                 Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                // The reader notices as well, and tells who waits.
-                Err(_) => return,
+                Err(_) => return self.give_up(),
             }
         }
+    }
+
+    /// Half a frame may be out, and not all errors of a write (memory, buffers) end the connection by
+    /// themselves. The reader notices, and tells who waits.
+    fn give_up(&self) {
+        // It may be over already.
+        sys::socket::shutdown(&self.stream).ok();
     }
 
     /// Hands out answers to the connection's end.

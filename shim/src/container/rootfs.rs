@@ -43,11 +43,13 @@ pub(super) fn mount(bundle: &Path, request: &CreateTaskRequest) -> Result<bool> 
     Ok(true)
 }
 
-/// Takes it away. What is mounted there is out of sight at once, the rest happens after the answer.
+/// Takes it away. What is mounted there is out of sight at once. An overlay is dropped after the answer:
+/// its directories can be removed before. Any other file system is gone when this returns: who made the
+/// mounts may take its device away next.
 ///
 /// # Errors
 /// The errno of the kernel.
-pub(super) fn unmount(bundle: &Path) -> Result<()> {
+pub(super) async fn unmount(bundle: &Path) -> Result<()> {
     let rootfs = bundle.join(bundle_file::ROOTFS);
     let mut kept = Vec::new();
     // There may be another one below the first. What was mounted in them goes along.
@@ -58,8 +60,14 @@ pub(super) fn unmount(bundle: &Path) -> Result<()> {
             Err(error) => break Err(error),
         }
     };
-    if !kept.is_empty() {
-        let_go(kept);
+    let (later, now): (Vec<_>, Vec<_>) =
+        kept.into_iter().partition(|fd| sys::mount::is_overlay(fd));
+    if !now.is_empty() {
+        // Out of resources, they are dropped all the same.
+        let _gone = beside(move || drop(now)).await;
+    }
+    if !later.is_empty() {
+        let_go(later);
     }
     unmounted.ctx("failed rootfs umount")
 }
@@ -85,23 +93,27 @@ fn let_go<T: Send + 'static>(kept: T) {
 /// As [`sys::mount::unmount_recursive`].
 pub(super) async fn unmount_deep(bundle: &Path) -> Result<()> {
     let rootfs = bundle.join(bundle_file::ROOTFS);
+    let there = rootfs.clone();
+    let unmounted = beside(move || sys::mount::unmount_recursive(&there)).await;
+    // Out of resources: the loop waits.
+    unmounted.unwrap_or_else(|| sys::mount::unmount_recursive(&rootfs))
+}
+
+/// Waits for what blocks, on a thread for it alone. `None` when there is none to be had: then it was
+/// dropped here.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (tell, told) = oneshot::channel();
-    let started = sys::limits::spawn_small({
-        let rootfs = rootfs.clone();
-        // Who asked is there, or the shim is about to end.
-        move || drop(tell.send(sys::mount::unmount_recursive(&rootfs)))
-    });
-    match started {
-        Ok(_) => told.await.map_err(Error::internal)?,
-        // Out of resources: the loop waits.
-        Err(_) => sys::mount::unmount_recursive(&rootfs),
-    }
+    // Who asked is there, or the shim is about to end.
+    let started = sys::limits::spawn_small(move || drop(tell.send(work())));
+    started.ok()?;
+    told.await.ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::block_on;
+    use rustix::fs::inotify;
     use std::sync::mpsc;
 
     /// Takes until it is told to go, but not for ever.
@@ -147,19 +159,32 @@ mod tests {
     }
 
     #[test]
+    fn a_file_system_of_its_own_is_down_when_the_answer_leaves() {
+        block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let rootfs = mounted(dir.path());
+            let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+            // It tells of an unmount without being asked.
+            inotify::add_watch(&watch, &rootfs, inotify::WatchFlags::MODIFY).unwrap();
+            unmount(dir.path()).await.unwrap();
+            assert!(sys::pipe::is_readable(&watch));
+        });
+    }
+
+    #[test]
     fn all_that_is_mounted_there_goes() {
         block_on(async {
             let dir = tempfile::tempdir().unwrap();
             let rootfs = mounted(dir.path());
-            unmount(dir.path()).unwrap();
+            unmount(dir.path()).await.unwrap();
             assert!(!sys::mount::is_mount_point(&rootfs).unwrap());
             mounted(dir.path());
             unmount_deep(dir.path()).await.unwrap();
             assert!(!sys::mount::is_mount_point(&rootfs).unwrap());
             // Nothing there, or no such place.
-            unmount(dir.path()).unwrap();
+            unmount(dir.path()).await.unwrap();
             unmount_deep(&dir.path().join("gone")).await.unwrap();
-            unmount(&dir.path().join("gone")).unwrap();
+            unmount(&dir.path().join("gone")).await.unwrap();
         });
     }
 }

@@ -169,6 +169,56 @@ fn an_end_is_offered_until_it_is_taken_or_makes_no_sense() {
 }
 
 #[test]
+fn an_end_that_is_always_refused_does_not_stay_for_ever() {
+    block_on(async {
+        tokio::time::pause();
+        let refuse = Refuse::times(KEPT[0], Code::Internal, u32::MAX);
+        let got = offered(KEPT[0], refuse, REFUSALS_OF_KEPT + 1).await;
+        assert_eq!(got.last().unwrap(), "ns /tasks/start a");
+    });
+}
+
+#[test]
+fn what_is_too_long_to_be_sent_is_dropped() {
+    block_on(async {
+        tokio::time::pause();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (_server, mut events) = daemon(&path, Refuse::nothing()).await;
+        let publisher = publisher();
+        tokio::spawn(Arc::clone(&publisher).run(path.display().to_string()));
+        publisher.publish("/tasks/exit", &start(&"a".repeat(5 << 20)));
+        publisher.publish("/tasks/start", &start("b"));
+        assert_eq!(events.recv().await.unwrap(), "ns /tasks/start b");
+    });
+}
+
+#[test]
+fn refusals_are_counted_for_each_event() {
+    block_on(async {
+        tokio::time::pause();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let refuse = Refuse::times("/tasks/paused", Code::Internal, u32::MAX);
+        let (_server, mut events) = daemon(&path, refuse).await;
+        let publisher = publisher();
+        tokio::spawn(Arc::clone(&publisher).run(path.display().to_string()));
+        publisher.publish("/tasks/paused", &TaskOOM::default());
+        for _ in 1..REFUSALS {
+            events.recv().await.unwrap();
+        }
+        // As the bound takes it.
+        publisher.done(publisher.first().unwrap().serial);
+        publisher.publish("/tasks/paused", &TaskOOM::default());
+        publisher.publish("/tasks/start", &start("a"));
+        for _ in 0..REFUSALS {
+            assert_eq!(events.recv().await.unwrap(), "/tasks/paused");
+        }
+        assert_eq!(events.recv().await.unwrap(), "ns /tasks/start a");
+    });
+}
+
+#[test]
 fn a_daemon_that_is_back_ends_the_pause() {
     block_on(async {
         let publisher = publisher();
@@ -181,6 +231,13 @@ fn a_daemon_that_is_back_ends_the_pause() {
             rest
         );
         assert_eq!(next, FIRST_PAUSE);
+        // Back while an attempt was under way.
+        publisher.hurry();
+        assert_eq!(publisher.rest(Duration::from_secs(3600)).await, FIRST_PAUSE);
+        // The last moments of a shim are none to pause in.
+        publisher.publish("/tasks/start", &start("a"));
+        publisher.drain(Duration::ZERO).await;
+        assert_eq!(publisher.rest(Duration::from_secs(3600)).await, FIRST_PAUSE);
         assert_eq!(publisher.rest(FIRST_PAUSE).await, FIRST_PAUSE * 2);
     });
 }

@@ -27,7 +27,7 @@ pub(crate) struct Client {
 pub(crate) enum Failed {
     /// Nobody there, gone in the middle, or silent.
     Lost(Error),
-    /// Answered with an error.
+    /// Answered with an error; `InvalidArgument` also for what is too long to be asked.
     Refused(Error),
 }
 
@@ -77,7 +77,8 @@ impl Client {
             metadata: call::metadata(namespace),
             ..Request::default()
         };
-        let bytes = frame::encode(stream, Kind::Request, &request).map_err(Failed::Refused)?;
+        let bytes = frame::encode(stream, Kind::Request, &request)
+            .map_err(|e| Failed::Refused(Error::invalid_argument(e)))?;
         let response = timeout(limit, self.exchange(stream, &bytes))
             .await
             .map_err(|_| Failed::Lost(Error::deadline_exceeded(method.1)))?

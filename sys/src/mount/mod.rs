@@ -10,7 +10,7 @@ mod overlay;
 mod temp;
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -159,6 +159,13 @@ pub fn detach_keeping(target: &Path) -> Result<Option<OwnedFd>> {
     Ok(mounted.then_some(kept))
 }
 
+/// True for what lies on an overlay.
+#[must_use]
+pub fn is_overlay(fd: impl AsFd) -> bool {
+    const MAGIC: u64 = 0x794c_7630;
+    rustix::fs::fstatfs(fd).is_ok_and(|found| u64::try_from(found.f_type) == Ok(MAGIC))
+}
+
 /// Unmounts everything stacked at `target`.
 ///
 /// # Errors
@@ -269,6 +276,34 @@ mod tests {
         unmount_all(&to).unwrap();
         assert!(!is_mount_point(&to).unwrap());
         unmount(&to).unwrap();
+    }
+
+    #[test]
+    fn an_overlay_is_told_from_what_it_lies_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["one", "two", "to"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        let (one, two) = (path("one"), path("two"));
+        let overlay = Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            options: vec![format!("lowerdir={}:{}", one.display(), two.display())],
+            ..Mount::default()
+        };
+        let open = |name: &str| crate::fs::open_dir(&path(name)).unwrap();
+        let tmpfs = Mount {
+            kind: "tmpfs".into(),
+            source: "tmpfs".into(),
+            ..Mount::default()
+        };
+        mount_all(&[overlay], &path("to")).unwrap();
+        assert!(is_overlay(open("to")));
+        unmount_all(&path("to")).unwrap();
+        mount_all(&[tmpfs], &path("to")).unwrap();
+        assert!(!is_overlay(open("to")));
+        unmount_all(&path("to")).unwrap();
     }
 
     #[test]
