@@ -136,7 +136,8 @@ impl Bundles {
         Ok(all)
     }
 
-    /// Removes what interrupted removals left (`.id`) and work directories without a bundle.
+    /// Removes what interrupted removals left (`.id`, and checkpoints that have served) and work
+    /// directories without a bundle.
     ///
     /// # Errors
     /// All failures, after everything was tried.
@@ -148,9 +149,12 @@ impl Bundles {
                 for name in errors.note(names(&dir)).unwrap_or_default() {
                     let orphan =
                         top == &self.root && !self.state.join(&namespace).join(&name).exists();
-                    if name.starts_with('.') || orphan {
-                        errors.note(remove_tree(&dir.join(&name)));
-                    }
+                    let left = if name.starts_with('.') || orphan {
+                        dir.join(&name)
+                    } else {
+                        dir.join(&name).join(GONE)
+                    };
+                    errors.note(remove_tree(&left));
                 }
             }
         }

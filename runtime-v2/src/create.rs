@@ -55,8 +55,8 @@ async fn work(job: Job, place: Place, gone: oneshot::Receiver<()>) -> Result<Arc
             undo.keep();
             place.fill(&entry);
             let (shared, watched) = (Arc::clone(&job.shared), Arc::clone(&entry));
-            let ready = crate::entry::Link::Ready(Arc::clone(&client));
-            entry.relink(ready);
+            // Before the caller has it: not only when the supervisor runs.
+            entry.relink(crate::entry::Link::Ready(Arc::clone(&client)));
             tokio::spawn(shims::supervise(shared, watched, Some(client)));
             Ok(entry)
         }

@@ -12,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 use types::{Error, Event, Exit, Result};
 
+use crate::Status;
 use crate::bootstrap::{self, Address, Target};
 use crate::bundle::{is_alive, lost};
 use crate::client::{Client, Dialed, Failure, dial};
@@ -113,7 +114,13 @@ async fn attempt(entry: &Entry, address: &Address) -> Result<Option<Reached>> {
         Err(Failure::Answer(error)) => return Err(error),
     };
     match client.state(None).await {
-        Ok(state) => entry.seen().told(None, &state),
+        Ok(state) => {
+            entry.seen().told(None, &state);
+            if !matches!(state.status, Status::Unknown | Status::Created) {
+                // The daemon may have ended between its start and this.
+                entry.drop_checkpoint();
+            }
+        }
         Err(Failure::Answer(error)) if error.is_not_found() => return Ok(Some(Reached::Empty)),
         Err(Failure::Lost) => return Ok(None),
         // It answered once; whatever state it has can be asked for later.

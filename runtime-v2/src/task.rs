@@ -47,10 +47,7 @@ impl Task for Entry {
         self.seen().alive(exec, Status::Running, Some(pid));
         if exec.is_none() {
             self.mark();
-            if let Some(served) = self.bundle.forget_checkpoint() {
-                // It may be gigabytes, and the caller waits for the answer.
-                drop(tokio::task::spawn_blocking(move || remove(&served)));
-            }
+            self.drop_checkpoint();
         }
         Ok(pid)
     }
@@ -182,6 +179,15 @@ fn remove(checkpoint: &Path) {
 }
 
 impl Entry {
+    /// The task was restored: what it was restored from has served. What a crash leaves is removed
+    /// after the next start of the daemon.
+    pub(crate) fn drop_checkpoint(&self) {
+        if let Some(served) = self.bundle.forget_checkpoint() {
+            // It may be gigabytes, and somebody waits.
+            drop(tokio::task::spawn_blocking(move || remove(&served)));
+        }
+    }
+
     async fn wait_on(&self, client: &Client, exec: Option<&ExecId>) -> Result<Exit, Failure> {
         let (status, at) = match client.wait(exec).await {
             Err(Failure::Answer(error)) if error.is(Code::NotFound) && exec.is_none() => {

@@ -102,10 +102,11 @@ impl Shared {
     pub(crate) fn reserve(self: &Arc<Self>, key: Key) -> Result<Place> {
         let mut slots = self.slots();
         check_free(&slots, &key)?;
-        slots.insert(key.clone(), Slot::Making(None));
+        let before = slots.insert(key.clone(), Slot::Making(None));
         Ok(Place {
             shared: Arc::clone(self),
             key: Some(key),
+            before,
         })
     }
 
@@ -195,11 +196,13 @@ fn check_free(slots: &HashMap<Key, Slot>, key: &Key) -> Result<()> {
     }
 }
 
-/// A reserved id: free again unless it was filled.
+/// A reserved id: as it was before unless it was filled.
 #[derive(Debug)]
 pub(crate) struct Place {
     shared: Arc<Shared>,
     key: Option<Key>,
+    /// A task without a shim, whose exit can still be asked for.
+    before: Option<Slot>,
 }
 
 impl Place {
@@ -223,7 +226,11 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
-            self.shared.slots().remove(&key);
+            let mut slots = self.shared.slots();
+            match self.before.take() {
+                Some(before) => slots.insert(key, before),
+                None => slots.remove(&key),
+            };
         }
     }
 }

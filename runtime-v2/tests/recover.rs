@@ -243,7 +243,20 @@ async fn live_tasks_are_found_whatever_their_shim_speaks() {
         home.leave(name, said);
         servers.push(serve(&home.socket(name), services).await);
     }
+    // It runs: what it was restored from was to go when the daemon ended.
+    let work = home
+        .config
+        .root
+        .join("io.containerd.runtime.v2.task/ns/old");
+    let checkpoint = work.join("checkpoint");
+    std::fs::create_dir(&checkpoint).unwrap();
     let tasks = home.recover().await;
+    let served = async {
+        while checkpoint.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(served).await;
     for task in tasks.list(None).await.unwrap() {
         let state = within(task.state(None)).await.unwrap();
         assert_eq!(
@@ -421,4 +434,12 @@ async fn an_id_is_taken_while_its_shim_is_looked_for_and_free_when_it_is_gone() 
         "{failed}"
     );
     assert!(!home.bundle("c1").exists());
+    // And the one before can still be asked for its exit.
+    let task = tasks.get(&ns(), &id("c1")).await.unwrap();
+    assert_eq!(within(task.wait(None)).await.unwrap().status, 137);
+    assert_eq!(
+        within(tasks.delete(&ns(), &id("c1"))).await.unwrap().status,
+        137
+    );
+    tasks.get(&ns(), &id("c1")).await.unwrap_err();
 }

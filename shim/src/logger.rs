@@ -135,7 +135,7 @@ impl Drop for Logger {
         }
         drop(tokio::spawn(async move {
             // The shim's own end waits a little, too.
-            let _hold = reap.hold();
+            let _linger = reap.linger();
             if timeout(GRACE, ending).await.is_err() {
                 log::warn(format_args!("logger {pid} does not end: it is killed"));
                 // Ended already is as good.

@@ -116,7 +116,7 @@ impl Dropped {
         if all > 0 {
             let text = "events were dropped at the queue's bound";
             log::error(format_args!(
-                "{all} {text}; exits, kills and deletions: {kept}"
+                "{all} {text}; exits, OOM kills and deletions: {kept}"
             ));
         }
     }

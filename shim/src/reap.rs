@@ -33,7 +33,7 @@ pub(crate) type Ending = oneshot::Receiver<Ended>;
 #[derive(Debug)]
 pub(crate) struct Reap {
     inner: Mutex<Inner>,
-    /// A hold has ended.
+    /// A hold, or lingering, has ended.
     released: Notify,
 }
 
@@ -43,6 +43,8 @@ struct Inner {
     waiting: HashMap<u32, Waiting>,
     /// Were told to end.
     told: HashSet<u32>,
+    /// Who keeps the shim from its end for a while.
+    lingering: usize,
     /// The shim ends: what it lets go of from now on lives on.
     leaving: bool,
 }
@@ -146,11 +148,23 @@ impl Reap {
         }
     }
 
-    /// Waits until nobody holds.
+    /// As long as the result lives, [`Reap::quiet`] waits.
+    pub(crate) fn linger(self: &Arc<Self>) -> Linger {
+        self.lock().lingering += 1;
+        Linger {
+            reap: Arc::clone(self),
+        }
+    }
+
+    /// Waits until nobody holds or lingers.
     pub(crate) async fn quiet(&self) {
+        let is_quiet = || {
+            let inner = self.lock();
+            !inner.reaper.is_held() && inner.lingering == 0
+        };
         loop {
             let released = self.released.notified();
-            if !self.lock().reaper.is_held() {
+            if is_quiet() {
                 return;
             }
             released.await;
@@ -261,6 +275,19 @@ impl Drop for Hold {
     fn drop(&mut self) {
         self.reap.lock().reaper.release();
         self.reap.round();
+        self.reap.released.notify_waiters();
+    }
+}
+
+/// See [`Reap::linger`].
+#[derive(Debug)]
+pub(crate) struct Linger {
+    reap: Arc<Reap>,
+}
+
+impl Drop for Linger {
+    fn drop(&mut self) {
+        self.reap.lock().lingering -= 1;
         self.reap.released.notify_waiters();
     }
 }

@@ -128,7 +128,12 @@ fn sweep_removes_orphans_only() {
     );
     fs::create_dir_all(state.join(".gone/rest")).unwrap();
     fs::create_dir_all(root.join("orphan/rest")).unwrap();
+    // One that its task may still be restored from, and one that has served.
+    for name in [CHECKPOINT, GONE] {
+        fs::create_dir_all(root.join("c1").join(name).join("rest")).unwrap();
+    }
     bundles.sweep().unwrap();
+    assert_eq!(names(&root.join("c1")).unwrap(), [CHECKPOINT]);
     assert_eq!(names(&state).unwrap(), ["c1"]);
     assert_eq!(names(&root).unwrap(), ["c1"]);
     assert!(bundle.file("config.json").exists());

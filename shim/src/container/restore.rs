@@ -6,8 +6,9 @@
 //! ```
 //! Invariant: a restore that fails leaves the container as it was before the start: created, with no
 //! process, nothing of the runtime's. A dump that fails and leaves the container running leaves no
-//! image; an image that was made, or whose container ended over it, is never removed.
+//! image, unless its directory was in use before; an image that was made, or whose container ended over it, is never removed.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,12 +166,11 @@ impl Container {
         let _gate = self.init.gate.lock().await;
         self.init.check(Input::Checkpoint)?;
         let image = Path::new(&request.path);
-        let fresh = !image.exists();
+        let place = Place::of(image);
         let dumped = self.dump(image, &options).await;
         if let Err(failed) = dumped {
-            if fresh && !failed.keeps {
-                // Absent when nothing came so far.
-                drop(std::fs::remove_dir_all(image));
+            if !failed.keeps {
+                place.restore(image);
             }
             return Err(failed.error);
         }
@@ -210,6 +210,44 @@ impl Container {
             error,
             keeps: ended,
         })
+    }
+}
+
+/// What was where a dump goes, before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Absent,
+    Empty,
+    /// Others' files: they and what was put among them cannot be told apart.
+    Used,
+}
+
+impl Place {
+    fn of(image: &Path) -> Self {
+        match std::fs::read_dir(image).map(|mut entries| entries.next().is_none()) {
+            Ok(true) => Self::Empty,
+            Err(e) if e.kind() == ErrorKind::NotFound => Self::Absent,
+            Ok(false) | Err(_) => Self::Used,
+        }
+    }
+
+    /// Removes what has come since. Nothing may have come, and nobody can do more than look at a
+    /// leftover.
+    fn restore(self, image: &Path) {
+        match self {
+            Self::Absent => drop(std::fs::remove_dir_all(image)),
+            Self::Empty => {
+                for entry in std::fs::read_dir(image).into_iter().flatten().flatten() {
+                    let path = entry.path();
+                    if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                        drop(std::fs::remove_dir_all(path));
+                    } else {
+                        drop(std::fs::remove_file(path));
+                    }
+                }
+            }
+            Self::Used => {}
+        }
     }
 }
 
@@ -284,6 +322,29 @@ mod tests {
         ] {
             assert_eq!(Image::of(&request, &options).unwrap_err().code(), code);
         }
+    }
+
+    #[test]
+    fn what_a_failed_dump_has_made_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let fill = || {
+            std::fs::create_dir_all(image.join("d/e")).unwrap();
+            std::fs::write(image.join("pages-1.img"), "").unwrap();
+        };
+        let before = Place::of(&image);
+        assert_eq!(before, Place::Absent);
+        fill();
+        assert_eq!(Place::of(&image), Place::Used);
+        Place::of(&image).restore(&image);
+        assert!(image.join("d/e").exists());
+        before.restore(&image);
+        assert!(!image.exists());
+        std::fs::create_dir(&image).unwrap();
+        let before = Place::of(&image);
+        fill();
+        before.restore(&image);
+        assert_eq!(Place::of(&image), Place::Empty);
     }
 
     #[test]

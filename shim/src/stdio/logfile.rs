@@ -109,7 +109,7 @@ impl LogFile {
             Format::Bare => self.put(bytes, size),
             Format::Cri => {
                 let mut text = Vec::with_capacity(bytes.len() + 256);
-                lines.cut(tag, SystemTime::now(), bytes, &mut text);
+                lines.cut(&Heads::now(tag), bytes, &mut text);
                 self.put(&text, size);
             }
         }
@@ -120,7 +120,7 @@ impl LogFile {
         let rest = std::mem::take(&mut lines.0);
         if !rest.is_empty() {
             let mut text = Vec::new();
-            entry(tag, SystemTime::now(), 'P', &rest, &mut text);
+            Heads::now(tag).partial(&[&rest], &mut text);
             self.put(&text, rest.len() as u64);
         }
     }
@@ -272,13 +272,7 @@ impl LogFile {
                 notice.extend_from_slice(text.as_bytes());
                 notice.push(b'\n');
             }
-            Format::Cri => entry(
-                Tag::Stderr,
-                SystemTime::now(),
-                'F',
-                text.as_bytes(),
-                &mut notice,
-            ),
+            Format::Cri => Heads::now(Tag::Stderr).full(&[text.as_bytes()], &mut notice),
         }
         notice
     }
@@ -363,35 +357,64 @@ fn open(path: &Path) -> Result<File> {
 
 impl Lines {
     /// Cuts output into entries; what is left of an unfinished line waits for its end.
-    fn cut(&mut self, tag: Tag, at: SystemTime, mut bytes: &[u8], out: &mut Vec<u8>) {
+    fn cut(&mut self, heads: &Heads, mut bytes: &[u8], out: &mut Vec<u8>) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-            let (line, rest) = bytes.split_at(end);
-            bytes = &rest[1..];
-            self.long(tag, at, line, out);
-            let begun = std::mem::take(&mut self.0);
-            entry(tag, at, 'F', &begun, out);
+            let line = self.long(heads, &bytes[..end], out);
+            heads.full(&[&self.0, line], out);
+            self.0.clear();
+            bytes = &bytes[end + 1..];
         }
-        self.long(tag, at, bytes, out);
+        let rest = self.long(heads, bytes, out);
+        self.0.extend_from_slice(rest);
     }
 
-    /// Adds to the begun line; cuts pieces off when it is too long.
-    fn long(&mut self, tag: Tag, at: SystemTime, mut bytes: &[u8], out: &mut Vec<u8>) {
+    /// Cuts pieces off a line that is too long; returns the rest of it that is not yet in the begun one.
+    fn long<'a>(&mut self, heads: &Heads, mut bytes: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
         while self.0.len() + bytes.len() > LONGEST_LINE {
             let (piece, rest) = bytes.split_at(LONGEST_LINE - self.0.len());
-            self.0.extend_from_slice(piece);
+            heads.partial(&[&self.0, piece], out);
+            self.0.clear();
             bytes = rest;
-            let begun = std::mem::take(&mut self.0);
-            entry(tag, at, 'P', &begun, out);
         }
-        self.0.extend_from_slice(bytes);
+        bytes
     }
 }
 
-/// One entry: `<time> <stream> <F or P> <text>`.
-fn entry(tag: Tag, at: SystemTime, mark: char, text: &[u8], out: &mut Vec<u8>) {
-    let head = format!("{} {} {mark} ", log::rfc3339(at), tag.text());
+/// What entries of one stream and one moment begin with: `<time> <stream> <F or P> `.
+struct Heads {
+    full: String,
+    partial: String,
+}
+
+impl Heads {
+    fn now(tag: Tag) -> Self {
+        Self::at(tag, SystemTime::now())
+    }
+
+    fn at(tag: Tag, at: SystemTime) -> Self {
+        let (at, stream) = (log::rfc3339(at), tag.text());
+        Self {
+            full: format!("{at} {stream} F "),
+            partial: format!("{at} {stream} P "),
+        }
+    }
+
+    /// An entry of a whole line, or the end of one.
+    fn full(&self, text: &[&[u8]], out: &mut Vec<u8>) {
+        entry(&self.full, text, out);
+    }
+
+    /// An entry of a piece of a line.
+    fn partial(&self, text: &[&[u8]], out: &mut Vec<u8>) {
+        entry(&self.partial, text, out);
+    }
+}
+
+fn entry(head: &str, text: &[&[u8]], out: &mut Vec<u8>) {
     out.extend_from_slice(head.as_bytes());
-    out.extend_from_slice(text);
+    for part in text {
+        out.extend_from_slice(part);
+    }
     out.push(b'\n');
 }
 

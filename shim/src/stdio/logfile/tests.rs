@@ -18,8 +18,9 @@ fn paused<T>(work: impl Future<Output = T>) -> T {
 
 fn cut(pieces: &[&[u8]]) -> String {
     let (mut lines, mut out) = (Lines::default(), Vec::new());
+    let heads = Heads::at(Tag::Stdout, AT);
     for piece in pieces {
-        lines.cut(Tag::Stdout, AT, piece, &mut out);
+        lines.cut(&heads, piece, &mut out);
     }
     String::from_utf8(out).unwrap()
 }
@@ -43,10 +44,11 @@ proptest! {
         cuts in proptest::collection::vec(1..700_usize, 1..40),
     ) {
         let (mut lines, mut out) = (Lines::default(), Vec::new());
+        let heads = Heads::at(Tag::Stdout, AT);
         let (mut rest, mut cuts) = (&bytes[..], cuts.iter().cycle());
         while !rest.is_empty() {
             let (piece, left) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
-            lines.cut(Tag::Stdout, AT, piece, &mut out);
+            lines.cut(&heads, piece, &mut out);
             rest = left;
         }
         let mut joined = Vec::new();
