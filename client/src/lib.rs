@@ -15,6 +15,7 @@ mod call;
 mod checkpoint;
 mod client;
 mod connect;
+pub mod fsck;
 mod json;
 pub mod remote;
 mod services;

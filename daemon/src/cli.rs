@@ -1,11 +1,11 @@
-//! The command line: flags of the daemon, `config` and `publish`.
+//! The command line: flags of the daemon, `config`, `publish` and `fsck`.
 //!
 //! Go's flag parser takes long flags with one dash as well; scripts use both.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::{Level, Overrides};
 use crate::version;
@@ -57,6 +57,20 @@ pub(crate) enum Command {
         #[arg(long)]
         topic: String,
     },
+    /// Check the records and files of a daemon that is stopped; its codes are those of fsck(8): 0
+    /// nothing is wrong, 1 all was repaired, 4 something is wrong still, 8 nothing could be checked
+    Fsck(Fsck),
+}
+
+/// How to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Fsck {
+    /// Repair what can be repaired
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Read no blobs: compare lengths only
+    #[arg(long)]
+    pub(crate) quick: bool,
 }
 
 /// What to print.
@@ -87,7 +101,7 @@ impl Cli {
 
 /// Gives a long flag with one dash its second one.
 fn two_dashes(arg: OsString) -> OsString {
-    const LONG: [&str; 8] = [
+    const LONG: [&str; 10] = [
         "config",
         "address",
         "root",
@@ -96,6 +110,8 @@ fn two_dashes(arg: OsString) -> OsString {
         "version",
         "namespace",
         "topic",
+        "repair",
+        "quick",
     ];
     let Some(name) = arg.to_str().and_then(|text| text.strip_prefix('-')) else {
         return arg;

@@ -28,7 +28,7 @@ const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
 /// place for it, but a promise to whoever comes.
 const LOG_SCHEMES: &str = "fifo,binary,binary-v2,file,cri";
 /// Directory of mounts that last no longer than a call.
-const TEMPORARY: &str = "tmpmounts";
+pub(crate) const TEMPORARY: &str = "tmpmounts";
 /// Directory of checkpoints on their way to or from the content store.
 const CHECKPOINTS: &str = "checkpoints";
 

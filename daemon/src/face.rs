@@ -9,6 +9,7 @@ use types::Result;
 
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::fsck::Checker;
 use crate::identity::Identity;
 use crate::point::Row;
 use crate::services::attach::Attach;
@@ -65,6 +66,8 @@ fn rows(engine: &Engine, config: &Config) -> Vec<Row> {
     rows.extend_from_slice(&engine.rows);
     let services = SERVICES.iter().filter(|(id, _)| enabled(config, id));
     rows.extend(services.map(|(id, requires)| Row::ready(GRPC, id, requires)));
+    let (kind, id) = client::fsck::PLUGIN;
+    rows.push(Row::ready(kind, id, &["io.containerd.metadata.v1"]));
     rows.push(Row::ready("io.containerd.server.v1", "grpc", &[GRPC]));
     rows.push(Row::ready(
         "io.containerd.server.v1",
@@ -111,6 +114,7 @@ pub(crate) fn routes(engine: &Engine, config: &Config) -> Result<Routes> {
         rows: rows.into(),
         identity: Arc::new(Identity::load(&config.root)?),
         tasks: manager(engine),
+        checker: Checker::new(&engine.store.metadata, config),
     };
     add!(routes, config, "healthcheck", health::HealthServer, Health);
     add!(

@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod engine;
 mod face;
+mod fsck;
 mod ground;
 mod identity;
 mod listen;
@@ -21,12 +22,13 @@ mod services;
 mod signals;
 mod store;
 mod ttrpc_server;
+mod unclean;
 mod version;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use types::{Error, Result};
+use types::{CheckOpts, Error, Result};
 
 use crate::cli::{Cli, Command, ConfigCommand};
 use crate::config::Config;
@@ -44,18 +46,21 @@ fn main() -> ExitCode {
         }
     };
     match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             // A standard error that is closed leaves nobody to tell.
             let _told = writeln!(io::stderr(), "containerd: {error}");
-            ExitCode::FAILURE
+            match &cli.command {
+                Some(Command::Fsck(_)) => ExitCode::from(fsck::FAILED),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
 
-fn run(cli: &Cli) -> Result<()> {
+fn run(cli: &Cli) -> Result<u8> {
     if let Some(Command::Config(ConfigCommand::Default)) = &cli.command {
-        return print(&Config::default().to_toml()?);
+        return print(&Config::default().to_toml()?).map(|()| 0);
     }
     let loaded = config::load(cli.config.as_deref(), cli.overrides())?;
     log::start(&loaded.config.debug);
@@ -63,7 +68,15 @@ fn run(cli: &Cli) -> Result<()> {
         tracing::warn!("{warning}");
     }
     match &cli.command {
-        Some(Command::Config(_)) => print(&loaded.config.to_toml()?),
+        Some(Command::Config(_)) => print(&loaded.config.to_toml()?).map(|()| 0),
+        Some(Command::Fsck(how)) => {
+            let opts = CheckOpts {
+                repair: how.repair,
+                quick: how.quick,
+                since: None,
+            };
+            fsck::run(&loaded.config, opts, print)
+        }
         Some(Command::Publish { namespace, topic }) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -71,9 +84,9 @@ fn run(cli: &Cli) -> Result<()> {
                 .map_err(|e| Error::os("start runtime", e))?;
             let address = &loaded.config.grpc.address;
             let event = publish::publish(address, namespace, topic.clone(), io::stdin());
-            runtime.block_on(event)
+            runtime.block_on(event).map(|()| 0)
         }
-        None => serve::run(&loaded.config),
+        None => serve::run(&loaded.config).map(|()| 0),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::listen::Socket;
 use crate::lock::{self, Lock};
 use crate::signals::Signals;
 use crate::store::Store;
+use crate::unclean::Running;
 use crate::{face, notify, ttrpc_server, version};
 
 /// Threads that serve: enough to use a small machine, few enough to stay small on a large one.
@@ -89,11 +90,13 @@ async fn serve(config: &Config) -> Result<()> {
     let socket = Socket::bind(Path::new(&grpc.address), grpc.uid, grpc.gid)?;
     let shims = Socket::bind(Path::new(&config.ttrpc_address()), ttrpc.uid, ttrpc.gid)?;
 
+    let running = Running::begin(&config.root)?;
     let store = Store::open(Ground::open(config)?, config).await?;
     let engine = Engine::open(store, config)?;
     let routes = face::routes(&engine, config)?;
     let _ttrpc = ttrpc_server::serve(shims, face::events(&engine)).await?;
     engine.start(config)?;
+    running.watch(engine.store.metadata.clone());
 
     let (stop, stopped) = oneshot::channel::<()>();
     let server = server().add_routes(routes).serve_with_incoming_shutdown(
@@ -117,7 +120,9 @@ async fn serve(config: &Config) -> Result<()> {
     }
     notify::notify(notify::STOPPING);
     drop(stop);
-    match tokio::time::timeout(GRACE, server).await {
+    let stopped = tokio::time::timeout(GRACE, server).await;
+    running.end();
+    match stopped {
         Ok(done) => done.map_err(failed).ctx("stop"),
         Err(_) => {
             tracing::info!("calls still in flight were cut off");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use metadata::gc::{Scheduler, SchedulerOpts};
-use metadata::{Metadata, OpenOpts, Policy};
+use metadata::{FoundTask, Metadata, OpenOpts, Policy, TasksOf};
 use types::{Context as _, Result};
 
 use crate::config::{self, Config};
@@ -31,7 +31,7 @@ impl Store {
     /// Opens the records over `ground`.
     ///
     /// # Errors
-    /// `Unavailable` while another daemon has them; `DataLoss` for a damaged file.
+    /// `Unavailable` while another daemon has them; `FailedPrecondition` for records of another's.
     pub(crate) async fn open(ground: Ground, config: &Config) -> Result<Self> {
         let uri = format!("{METADATA}.bolt");
         let section: config::Metadata = config.section(&uri)?;
@@ -45,6 +45,7 @@ impl Store {
                 config::Sharing::Shared => Policy::Shared,
                 config::Sharing::Isolated => Policy::Isolated,
             },
+            tasks: tasks(config),
         };
         let metadata = Metadata::open(&directory.join(FILE), opts)
             .await
@@ -84,4 +85,19 @@ impl Store {
         };
         Ok(Scheduler::new(self.metadata.clone(), opts))
     }
+}
+
+/// What the bundles know, for a store that has lost its records.
+fn tasks(config: &Config) -> TasksOf {
+    let (state, root) = (config.state.clone(), config.root.clone());
+    Box::new(move || {
+        let found = runtime_v2::found(&state, &root)?;
+        let task = |found: runtime_v2::Found| FoundTask {
+            namespace: found.namespace,
+            id: found.id,
+            spec: found.spec,
+            runtime: found.runtime,
+        };
+        Ok(found.into_iter().map(task).collect())
+    })
 }

@@ -20,6 +20,16 @@ impl Encoder {
         self.0
     }
 
+    /// What was written so far.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Length of what was written so far.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(crate) fn number(&mut self, mut value: u64) {
         loop {
             let [low, ..] = (value & 0x7f).to_le_bytes();
@@ -81,6 +91,11 @@ impl<'a> Decoder<'a> {
     pub(crate) fn new(record: &'a [u8]) -> Result<(u8, Self)> {
         let (version, rest) = record.split_first().ok_or_else(damaged)?;
         Ok((*version, Self(rest)))
+    }
+
+    /// True when all was read.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(crate) fn number(&mut self) -> Result<u64> {

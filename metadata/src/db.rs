@@ -13,7 +13,7 @@ use types::{Error, Event, Labels, Namespace, Result};
 
 use crate::codec::damaged;
 use crate::key::{Bucket, key};
-use crate::kv::{Kv, Read as _, Tx};
+use crate::kv::{Kv, Read as _, Records, Tx};
 use crate::record::put_labels;
 
 /// Layout of keys and records that this code reads and writes.
@@ -178,7 +178,9 @@ impl Db {
             ))),
             None => {
                 let note = |tx: &mut Tx<'_>| {
-                    tx.put(key(Bucket::Store, &["schema"]), SCHEMA.to_le_bytes().into());
+                    for (key, value) in first_records() {
+                        tx.put(key, value);
+                    }
                     Ok(())
                 };
                 self.kv.write(note).await
@@ -231,6 +233,16 @@ impl Db {
                 .await?;
         }
     }
+}
+
+/// What an empty store holds.
+pub(crate) fn first_records() -> Records {
+    [(key(Bucket::Store, &["schema"]), SCHEMA.to_le_bytes().into())].into()
+}
+
+/// What makes a store give no number up to `used` again.
+pub(crate) fn sequence_after(used: u64) -> Records {
+    [(key(Bucket::Store, &["sequence"]), used.to_le_bytes().into())].into()
 }
 
 /// Reserved backend numbers: the next one and the last one.

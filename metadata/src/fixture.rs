@@ -15,7 +15,7 @@ use types::{
     Namespace, Result, Scope, SnapshotInfo, SnapshotKey, SnapshotKind, Usage, label,
 };
 
-use crate::{Metadata, OpenOpts, Policy};
+use crate::{FoundTask, Metadata, OpenOpts, Policy};
 
 pub(crate) const SNAPSHOTTER: &str = "memory";
 
@@ -37,10 +37,15 @@ impl House {
     pub(crate) async fn with(policy: Policy) -> Self {
         let root = tempfile::tempdir().unwrap();
         let memory = Arc::<Memory>::default();
-        Self::on(root, memory, policy).await
+        Self::on(root, memory, policy, Vec::new()).await
     }
 
-    async fn on(root: tempfile::TempDir, memory: Arc<Memory>, policy: Policy) -> Self {
+    async fn on(
+        root: tempfile::TempDir,
+        memory: Arc<Memory>,
+        policy: Policy,
+        tasks: Vec<FoundTask>,
+    ) -> Self {
         let exchange = Arc::new(exchange());
         let local = Local::open(root.path().join("content")).unwrap();
         let metadata = Metadata::open(
@@ -53,6 +58,7 @@ impl House {
                 )]),
                 events: Arc::clone(&exchange),
                 policy,
+                tasks: Box::new(move || Ok(tasks.clone())),
             },
         )
         .await
@@ -69,6 +75,16 @@ impl House {
 
     /// The same files under a new daemon.
     pub(crate) async fn restart(self) -> Self {
+        self.restart_after(|_| {}, Vec::new()).await
+    }
+
+    /// The same after something has happened to the directory of the records; these tasks have a
+    /// bundle.
+    pub(crate) async fn restart_after(
+        self,
+        accident: impl FnOnce(&std::path::Path),
+        tasks: Vec<FoundTask>,
+    ) -> Self {
         let Self {
             metadata,
             memory,
@@ -77,7 +93,8 @@ impl House {
         } = self;
         let policy = metadata.0.policy;
         drop(metadata);
-        Self::on(root, memory, policy).await
+        accident(&root.path().join("meta"));
+        Self::on(root, memory, policy, tasks).await
     }
 
     /// The events so far, as `namespace topic`.

@@ -215,7 +215,8 @@ fn require(tx: &dyn Read, namespace: &Namespace, id: &LeaseId) -> Result<()> {
     Err(Error::not_found(format_args!("lease {:?}", id.as_str())))
 }
 
-fn leased(namespace: &Namespace, lease: &LeaseId, resource: &Resource) -> Vec<u8> {
+/// The key that notes a resource under a lease.
+pub(crate) fn leased(namespace: &Namespace, lease: &LeaseId, resource: &Resource) -> Vec<u8> {
     let (ns, lease) = (namespace.as_str(), lease.as_str());
     let names: [&str; 5] = match resource {
         Resource::Content(digest) => [ns, lease, "content", digest.as_str(), ""],

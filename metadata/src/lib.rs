@@ -13,6 +13,7 @@
 //!   backend stores (unnamespaced)  <--gc collect--  db (transactions) -> kv (redb, group commit)
 //! ```
 
+mod check;
 mod codec;
 mod containers;
 mod content;
@@ -29,6 +30,7 @@ mod kv;
 mod leases;
 mod mask;
 mod namespaces;
+mod rebuild;
 mod record;
 mod snapshots;
 
@@ -36,20 +38,23 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ::content::ContentStore;
 use ::snapshotters::Snapshotter;
 use events::Exchange;
-use types::{Error, Filter, LeaseId, Namespace, Result, Scope};
+use types::{Code, Context as _, Error, LeaseId, Namespace, Result, Scope};
 
 pub use self::containers::Containers;
 pub use self::images::Images;
 pub use self::leases::Leases;
 pub use self::namespaces::Namespaces;
+pub use self::rebuild::FoundTask;
 
-use self::db::{Db, Marks, Outlet};
+use self::db::{Db, Marks, Outlet, first_records};
 use self::gate::Gate;
-use self::kv::Kv;
+use self::kv::{Kv, Opened};
+use self::rebuild::Found;
 
 /// Whether a namespace may link a blob that only another one has brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +67,6 @@ pub enum Policy {
 }
 
 /// What [`Metadata::open`] needs besides the path.
-#[derive(Debug)]
 pub struct OpenOpts {
     /// Backend of content.
     pub content: Arc<dyn ContentStore>,
@@ -72,7 +76,12 @@ pub struct OpenOpts {
     pub events: Arc<Exchange>,
     /// Sharing of content between namespaces.
     pub policy: Policy,
+    /// The tasks that have a bundle: asked only when records are lost.
+    pub tasks: TasksOf,
 }
+
+/// Tells which tasks have a bundle.
+pub type TasksOf = Box<dyn Fn() -> Result<Vec<FoundTask>> + Send + Sync>;
 
 /// The metadata store. Clones are cheap and share it.
 #[derive(Clone)]
@@ -90,15 +99,16 @@ pub(crate) struct Shared {
 }
 
 impl Metadata {
-    /// Opens the store at `path`, making it when there is none. The first collection will look at
-    /// every backend, since a crash may have left anything there.
+    /// Opens the store at `path`, making it for a root that nobody has used. A store that is damaged or
+    /// gone is restored from its journal, else rebuilt from what is in the backends; the log tells. The
+    /// first collection will look at every backend, since a crash may have left anything there.
     ///
     /// # Errors
-    /// `Unavailable`, at once, when another daemon has it; `DataLoss` when the file is damaged;
-    /// `FailedPrecondition` when a newer daemon wrote it, or when it is not there but data is; I/O.
+    /// `Unavailable`, at once, when another daemon has it; `FailedPrecondition` when a newer daemon or
+    /// Go's wrote it; I/O.
     pub async fn open(path: &Path, opts: OpenOpts) -> Result<Self> {
-        refuse_old_data(path, opts.content.as_ref()).await?;
-        let kv = Kv::open(path)?;
+        refuse_foreign(path)?;
+        let kv = open_or_rebuild(path, &opts).await?;
         let marks = Marks {
             content: true,
             snapshotters: opts.snapshotters.keys().cloned().collect(),
@@ -169,27 +179,47 @@ impl Metadata {
     }
 }
 
-/// Never begins empty over what another daemon or lost records have left: to the first collection all
-/// of that would be garbage.
-async fn refuse_old_data(path: &Path, content: &dyn ContentStore) -> Result<()> {
-    if path.exists() {
+/// Never begins beside the records of Go's daemon, whose blobs would all be garbage to ours.
+fn refuse_foreign(path: &Path) -> Result<()> {
+    let foreign = path.with_file_name("meta.db");
+    if path.exists() || !foreign.exists() {
         return Ok(());
     }
-    let foreign = path.with_file_name("meta.db");
-    if foreign.exists() {
-        return Err(Error::failed_precondition(format_args!(
-            "{} belongs to another containerd, whose data cannot be taken over yet: choose another root",
-            foreign.display()
-        )));
+    Err(Error::failed_precondition(format_args!(
+        "{} belongs to another containerd, whose data cannot be taken over yet: choose another root",
+        foreign.display()
+    )))
+}
+
+/// Never begins empty over old data: to the first collection all of that would be garbage.
+async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<Kv> {
+    let cause = match Kv::open(path) {
+        Ok((kv, Opened::Whole)) => return Ok(kv),
+        Ok((kv, Opened::Restored(restored))) => {
+            restored.tell();
+            return Ok(kv);
+        }
+        Err(error) if error.is(Code::DataLoss) || error.is_not_found() => error,
+        Err(error) => return Err(error),
+    };
+    let found = Found::look(opts).await.ctx("rebuild metadata")?;
+    if cause.is_not_found() && found.is_nothing() {
+        return Kv::make(path, &first_records()).map(|(kv, _)| kv);
     }
-    let blobs = content.list(&Filter::default()).await?.len();
-    if blobs > 0 {
-        return Err(Error::failed_precondition(format_args!(
-            "metadata {} is missing, but there are {blobs} blobs: restore it or choose another root",
-            path.display()
-        )));
+    let (records, rebuilt) = found.rebuild(opts.policy, SystemTime::now())?;
+    let (kv, aside) = Kv::make(path, &records)?;
+    rebuilt.tell(&cause, aside.as_deref());
+    Ok(kv)
+}
+
+impl fmt::Debug for OpenOpts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenOpts")
+            .field("content", &self.content)
+            .field("snapshotters", &self.snapshotters)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
     }
-    Ok(())
 }
 
 impl fmt::Debug for Metadata {
@@ -250,36 +280,22 @@ mod tests {
     use types::Code;
 
     use super::*;
-    use crate::fixture::{House, code, exchange, put, scope};
+    use crate::fixture::{code, exchange};
 
-    /// Without records all data is garbage: who starts like that has lost them or is not the owner.
     #[tokio::test]
-    async fn no_store_begins_empty_over_old_data() {
-        let house = House::new().await;
-        let content = house.content(&scope("a"));
-        put(content.as_ref(), b"precious", types::Labels::new()).await;
-        let open = async |at: &str, data: &str| {
+    async fn the_root_of_another_containerd_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("meta.db"), "bolt").unwrap();
+        for _ in 0..2 {
             let opts = OpenOpts {
-                content: Arc::new(::content::Local::open(house.root.path().join(data))?),
+                content: Arc::new(::content::Local::open(root.path().join("content")).unwrap()),
                 snapshotters: BTreeMap::new(),
                 events: Arc::new(exchange()),
                 policy: Policy::Shared,
+                tasks: Box::new(|| Ok(Vec::new())),
             };
-            Metadata::open(&house.root.path().join(at), opts).await
-        };
-        for _ in 0..2 {
-            assert_eq!(
-                code(open("lost/meta.redb", "content").await),
-                Code::FailedPrecondition
-            );
+            let opened = Metadata::open(&root.path().join("meta.redb"), opts).await;
+            assert_eq!(code(opened), Code::FailedPrecondition);
         }
-        std::fs::create_dir(house.root.path().join("go")).unwrap();
-        std::fs::write(house.root.path().join("go/meta.db"), "bolt").unwrap();
-        assert_eq!(
-            code(open("go/meta.redb", "none").await),
-            Code::FailedPrecondition
-        );
-        open("new/meta.redb", "none").await.unwrap();
-        assert_eq!(house.blobs().await.len(), 1);
     }
 }

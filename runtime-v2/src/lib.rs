@@ -18,6 +18,7 @@ mod client;
 mod create;
 mod entry;
 mod exec;
+mod found;
 mod log;
 mod recover;
 mod seen;
@@ -34,6 +35,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use types::{Any, ContainerId, ExecId, Exit, Mount, Namespace, Result, Scope};
 
+pub use found::{Found, found};
 pub use tasks::{Config, Publisher, RuntimeOf, Tasks};
 
 /// Standard streams of a process: paths or URIs, empty for none.

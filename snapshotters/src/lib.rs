@@ -95,6 +95,15 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     /// I/O.
     async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>>;
 
+    /// Looks whether every snapshot still has its files, and names those that have not, with what is
+    /// wrong. Contents are not read.
+    ///
+    /// # Errors
+    /// `NotImplemented` where this cannot be told; I/O.
+    async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
+        Err(Error::not_implemented("verify"))
+    }
+
     /// Frees what no record names (directories of removed or half-made snapshots).
     ///
     /// # Errors

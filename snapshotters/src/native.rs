@@ -136,6 +136,11 @@ impl Snapshotter for Native {
             .collect())
     }
 
+    async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
+        let store = Arc::clone(&self.0);
+        blocking(move || Ok(store.broken(|_| &[""]))).await
+    }
+
     async fn cleanup(&self) -> Result<()> {
         let store = Arc::clone(&self.0);
         blocking(move || store.cleanup()).await

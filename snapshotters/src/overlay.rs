@@ -266,6 +266,17 @@ impl Snapshotter for Overlay {
             .collect())
     }
 
+    async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
+        let this = Arc::clone(&self.0);
+        blocking(move || {
+            Ok(this.store.broken(|kind| match kind {
+                SnapshotKind::Active => &["fs", "work"],
+                SnapshotKind::View | SnapshotKind::Committed => &["fs"],
+            }))
+        })
+        .await
+    }
+
     async fn cleanup(&self) -> Result<()> {
         let this = Arc::clone(&self.0);
         blocking(move || this.store.cleanup()).await

@@ -16,7 +16,7 @@ use types::{
     Usage,
 };
 
-use crate::storage::{Chain, Index, Row, db};
+use crate::storage::{Chain, Index, Row};
 use crate::tree;
 
 /// Prefix of a directory that is being made.
@@ -34,6 +34,9 @@ pub(crate) struct Store {
     index: Arc<Index>,
     sync_remove: bool,
 }
+
+/// Snapshots that are not whole, and what is wrong with them.
+pub(crate) type Broken = Vec<(SnapshotKey, String)>;
 
 /// Which snapshot to make.
 #[derive(Debug)]
@@ -70,13 +73,6 @@ impl Store {
             .filter_map(|id| id.parse().ok())
             .chain(made.iter().copied())
             .collect();
-        // Without its index every directory would be garbage.
-        if !made.is_empty() && !root.join(db::FILE).exists() {
-            return Err(Error::failed_precondition(format_args!(
-                "{} holds snapshots but their index is missing: restore it or choose another root",
-                root.display()
-            )));
-        }
         let index = Arc::new(Index::open(root, &ids)?);
         Ok(Self {
             directories,
@@ -223,6 +219,23 @@ impl Store {
             self.delete(&self.directory(row.id));
         }
         Ok(())
+    }
+
+    /// The snapshots that miss one of `parts` in their directory.
+    pub(crate) fn broken(&self, parts: impl Fn(SnapshotKind) -> &'static [&'static str]) -> Broken {
+        let mut broken = Vec::new();
+        for (id, info) in self.list(&Filter::default()) {
+            let directory = self.directory(id);
+            let mut paths = parts(info.kind).iter().map(|part| directory.join(part));
+            let gone = paths.find(|path| !path.is_dir());
+            // Looked at once more: it may have been removed meanwhile.
+            if let Some(gone) = gone
+                && self.row(&info.name).is_ok_and(|row| row.id == id)
+            {
+                broken.push((info.name, format!("{} is not there", gone.display())));
+            }
+        }
+        broken
     }
 
     /// Removes every directory that no row and no reservation names.

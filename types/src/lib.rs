@@ -5,6 +5,7 @@
 
 mod any;
 mod bundle;
+mod check;
 mod descriptor;
 mod digest;
 mod error;
@@ -21,6 +22,7 @@ mod scope;
 
 pub use any::Any;
 pub use bundle::{BUNDLES_DIR, Exit, bundle_file};
+pub use check::{CheckOpts, Fault, Finding, Repair, Report};
 pub use descriptor::{Descriptor, media_type};
 pub use digest::{Algorithm, Digest};
 pub use error::{Code, Context, Error, Errors, Result};

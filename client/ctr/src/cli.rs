@@ -8,7 +8,7 @@ use types::{Error, Result};
 
 use crate::context::Context;
 use crate::{
-    containers, content, events, images, info, leases, namespaces, oci, out, plugins, run,
+    containers, content, events, fsck, images, info, leases, namespaces, oci, out, plugins, run,
     snapshots, tasks, text, version,
 };
 
@@ -84,6 +84,8 @@ enum Group {
     Oci(oci::Args),
     /// Print the server info.
     Info(info::Args),
+    /// Have the daemon check its records and files.
+    Fsck(fsck::Args),
 }
 
 impl Cli {
@@ -128,6 +130,7 @@ impl Group {
             Self::Tasks(args) => tasks::run(ctx, args).await,
             Self::Oci(args) => oci::run(ctx, args).await,
             Self::Info(args) => info::run(ctx, args).await,
+            Self::Fsck(args) => fsck::run(ctx, args).await,
         }
     }
 }

@@ -20,6 +20,7 @@ mod create;
 mod devices;
 mod events;
 mod flags;
+mod fsck;
 mod images;
 mod import;
 mod info;

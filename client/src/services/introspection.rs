@@ -2,13 +2,15 @@
 
 use grpc::introspection::IntrospectionClient;
 use grpc::version::VersionClient;
+use protos::MessageField;
 use protos::services::introspection as wire;
 use protos::well_known::Empty;
 use protos::wire::Wire as _;
 use tonic::transport::Channel;
-use types::{Filter, Platform, Result};
+use types::{Any, CheckOpts, Error, Filter, Platform, Report, Result};
 
 use crate::call::done;
+use crate::fsck;
 
 super::service! {
     /// What a daemon tells about itself.
@@ -139,5 +141,26 @@ impl Introspection {
         };
         let answer = done(self.stub().plugins(self.caller.request(message)?).await)?;
         answer.plugins.into_iter().map(Plugin::from_proto).collect()
+    }
+
+    /// Has the daemon check its records and files. It takes as long as reading them does.
+    ///
+    /// # Errors
+    /// Of the call; `NotImplemented` from a daemon that does not know how.
+    pub async fn check(&self, opts: &CheckOpts) -> Result<Report> {
+        let (kind, id) = fsck::PLUGIN;
+        let message = wire::PluginInfoRequest {
+            type_: kind.to_owned(),
+            id: id.to_owned(),
+            options: MessageField::some(fsck::options_to_any(opts).to_wire()),
+            ..Default::default()
+        };
+        let answer = done(self.stub().plugin_info(self.caller.endless(message)?).await);
+        let answer = answer.map_err(|error| match error.is_not_found() {
+            true => Error::not_implemented("this daemon does not check itself"),
+            false => error,
+        })?;
+        let report = Option::<Any>::from_wire(answer.extra)?;
+        fsck::report_from_any(&report.unwrap_or_default())
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use client::fsck;
 use grpc::introspection::Introspection as Service;
 use grpc::{serve_unscoped, status};
 use protos::MessageField;
@@ -18,6 +19,7 @@ use types::{Any, Error, Result};
 
 use super::filter;
 
+use crate::fsck::Checker;
 use crate::identity::Identity;
 use crate::point::Row;
 
@@ -33,6 +35,8 @@ pub(crate) struct Introspection {
     pub(crate) identity: Arc<Identity>,
     /// Knows the runtimes.
     pub(crate) tasks: Arc<dyn TaskManager>,
+    /// Checks what is kept.
+    pub(crate) checker: Checker,
 }
 
 #[async_trait]
@@ -71,10 +75,11 @@ impl Service for Introspection {
         request: Request<PluginInfoRequest>,
     ) -> Result<Response<PluginInfoResponse>, Status> {
         let (rows, tasks) = (Arc::clone(&self.rows), Arc::clone(&self.tasks));
+        let checker = self.checker.clone();
         serve_unscoped(request, |request| async move {
             let row = find(&rows, &request.type_, &request.id)?;
             let extra = match Option::<Any>::from_wire(request.options)? {
-                Some(options) => Some(look(row, options, &*tasks).await?),
+                Some(options) => Some(look(row, options, &*tasks, &checker).await?),
                 None => None,
             };
             Ok(PluginInfoResponse {
@@ -94,15 +99,21 @@ fn find<'a>(rows: &'a [Row], kind: &str, id: &str) -> Result<&'a Row> {
 }
 
 /// Asks the plugin itself.
-async fn look(row: &Row, options: Any, tasks: &dyn TaskManager) -> Result<Any> {
+async fn look(row: &Row, options: Any, tasks: &dyn TaskManager, checker: &Checker) -> Result<Any> {
     if let Some((_, text)) = &row.failure {
         return Err(Error::failed_precondition(text).ctx("plugin is not usable"));
     }
-    if (row.kind, row.id.as_str()) != RUNTIME {
-        return Err(Error::not_implemented(format_args!(
-            "plugin {}.{} gives no further information",
-            row.kind, row.id
-        )));
+    match (row.kind, row.id.as_str()) {
+        RUNTIME => {}
+        fsck::PLUGIN => {
+            let opts = fsck::options_from_any(&options)?;
+            return Ok(fsck::report_to_any(&checker.check(opts).await?));
+        }
+        (kind, id) => {
+            return Err(Error::not_implemented(format_args!(
+                "plugin {kind}.{id} gives no further information"
+            )));
+        }
     }
     let request: protos::types::RuntimeRequest = protos::any::unpack(&options)?;
     let options = Option::<Any>::from_wire(request.options)?;

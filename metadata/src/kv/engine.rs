@@ -4,15 +4,17 @@
 //! thread does that, from the last commit, so a disk that was full for a while costs those requests
 //! that met it and nothing else.
 
+use std::fmt;
 use std::io::ErrorKind;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use redb::{Database, DatabaseError};
-use types::{Code, Error, Result};
+use redb::{Database, DatabaseError, ReadableDatabase as _, StorageError};
+use types::{Error, Result};
 
-use super::CACHE_BYTES;
+use super::{CACHE_BYTES, RECORDS, Snapshot};
 
 /// How often, and how long apart, a new opening waits for readers of the old one.
 const REOPEN_TRIES: u32 = 50;
@@ -25,12 +27,27 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let database = open(path).map_err(|e| opening(path, e))?;
-        Ok(Self {
+    /// Opens the store at `path` once all of it is known to be whole, and tells its last commit.
+    ///
+    /// # Errors
+    /// `DataLoss` when the file is damaged; `Unavailable` while another process has it; I/O.
+    pub(super) fn open(path: &Path) -> Result<(Self, u64)> {
+        // The engine is sound, but what it reads here may be anything.
+        let opened = catch_unwind(|| whole(path));
+        let database = opened
+            .unwrap_or_else(|_| Err(damage(path, "its structure")))
+            .map_err(|e| e.ctx(format!("open metadata {}", path.display())))?;
+        let engine = Self {
             path: path.to_owned(),
             slot: RwLock::new(Some(database)),
-        })
+        };
+        let (_, commit) = engine.with(Snapshot::open)?;
+        Ok((engine, commit))
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Uses the open database for something short.
@@ -63,6 +80,20 @@ impl Engine {
     }
 }
 
+/// Opens the file and checks every page of it: the engine itself only does that after a crash.
+fn whole(path: &Path) -> Result<Database> {
+    let mut database = open(path).map_err(|e| opening(path, e))?;
+    let sound = database.check_integrity().map_err(|e| opening(path, e))?;
+    if !sound {
+        tracing::warn!(path = %path.display(), "metadata store was repaired by its engine");
+    }
+    let records = database.begin_read().map_err(failure)?.open_table(RECORDS);
+    match records {
+        Ok(_) => Ok(database),
+        Err(error) => Err(damage(path, error)),
+    }
+}
+
 /// Never `create` here: a file that was cut to nothing must not become an empty store.
 fn open(path: &Path) -> Result<Database, DatabaseError> {
     redb::Builder::new().set_cache_size(CACHE_BYTES).open(path)
@@ -75,14 +106,26 @@ pub(super) fn opening(path: &Path, error: DatabaseError) -> Error {
             "metadata {} is in use by another process",
             path.display()
         )),
-        error => {
-            let text = format!(
-                "open metadata {}: {error}: restore it from a copy or choose another root",
-                path.display()
-            );
-            failure(error).reclass(Code::DataLoss).ctx(text)
+        DatabaseError::UpgradeRequired(version) => Error::failed_precondition(format_args!(
+            "it is of format {version}, which this daemon does not read: run the daemon that wrote it"
+        )),
+        DatabaseError::Storage(StorageError::Io(io)) if !is_damage(&io) => {
+            failure(StorageError::Io(io))
         }
+        error => damage(path, &error).with_source(error),
     }
+}
+
+/// True for an answer about the file's bytes, false for one about the disk or our rights.
+fn is_damage(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::InvalidInput
+    )
+}
+
+fn damage(path: &Path, what: impl fmt::Display) -> Error {
+    Error::data_loss(format_args!("{} is damaged: {what}", path.display()))
 }
 
 /// An error of the engine.

@@ -10,28 +10,39 @@
 //! ```
 
 mod engine;
+mod journal;
+mod restore;
 mod tx;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition};
+use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition, TableError};
 use types::{Error, Result};
 
-use self::engine::{Engine, failure, opening};
+use self::engine::{Engine, failure};
+use self::journal::Journal;
+pub(crate) use self::restore::Opened;
 pub(crate) use self::tx::Tx;
 use self::writer::Writer;
 
 /// All records live in one ordered table; the first byte of a key is its bucket.
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+/// Facts of the store that are no records.
+const STORE: TableDefinition<'_, &str, u64> = TableDefinition::new("store");
+/// Number of the last commit.
+const COMMIT: &str = "commit";
 
 /// Page cache: the engine's default takes a hundred megabytes and more under load.
 const CACHE_BYTES: usize = 8 << 20;
+
+/// All records of a store.
+pub(crate) type Records = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Whether a scan goes on.
 pub(crate) type Flow = ControlFlow<()>;
@@ -75,25 +86,31 @@ struct Open {
 }
 
 impl Kv {
-    /// Opens the store at `path`, making it when there is none.
+    /// Opens the store at `path`. A damaged one, and one that is gone, is restored from its journal;
+    /// what is damaged is kept aside.
     ///
     /// # Errors
-    /// `Unavailable` when another process (or handle) has it; `DataLoss` when it is damaged or not
-    /// such a store at all; I/O.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        if let Some(parent) = path.parent() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(parent)
-                .map_err(|e| os("make directory", parent, e))?;
-        }
+    /// `Unavailable` when another process (or handle) has it; without a journal, `DataLoss` when it is
+    /// damaged and `NotFound` when it is not there; I/O.
+    pub(crate) fn open(path: &Path) -> Result<(Self, Opened)> {
         let lock = lock(path)?;
-        if !path.exists() {
-            create(path)?;
-        }
-        let engine = Arc::new(Engine::open(path)?);
-        let writer = Writer::start(Arc::clone(&engine))?;
+        let (engine, journal, opened) = restore::open(path)?;
+        Ok((Self::start(lock, engine, journal)?, opened))
+    }
+
+    /// Makes a store of these records at `path`; tells where what was there is kept.
+    ///
+    /// # Errors
+    /// `Unavailable` when another process (or handle) has it; I/O.
+    pub(crate) fn make(path: &Path, records: &Records) -> Result<(Self, Option<PathBuf>)> {
+        let lock = lock(path)?;
+        let (engine, journal, aside) = restore::make(path, records)?;
+        Ok((Self::start(lock, engine, journal)?, aside))
+    }
+
+    fn start(lock: File, engine: Engine, journal: Journal) -> Result<Self> {
+        let engine = Arc::new(engine);
+        let writer = Writer::start(Arc::clone(&engine), journal)?;
         Ok(Self(Arc::new(Open {
             writer,
             engine,
@@ -106,10 +123,10 @@ impl Kv {
     /// # Errors
     /// I/O; `DataLoss` for a damaged file.
     pub(crate) fn read(&self) -> Result<Snapshot> {
-        let begin = |database: &Database| database.begin_read().map_err(failure);
-        let txn = self.0.engine.with(begin)?;
-        let table = txn.open_table(RECORDS).map_err(failure)?;
-        Ok(Snapshot { table })
+        self.0
+            .engine
+            .with(Snapshot::open)
+            .map(|(snapshot, _)| snapshot)
     }
 
     /// Runs `change` as one transaction and waits until it is durable. When `change` fails, nothing
@@ -128,6 +145,20 @@ impl Kv {
 /// A consistent view of one moment.
 pub(crate) struct Snapshot {
     table: ReadOnlyTable<&'static [u8], &'static [u8]>,
+}
+
+impl Snapshot {
+    /// The last committed state, and the number of its commit.
+    fn open(database: &Database) -> Result<(Self, u64)> {
+        let txn = database.begin_read().map_err(failure)?;
+        let table = txn.open_table(RECORDS).map_err(failure)?;
+        let commit = match txn.open_table(STORE) {
+            Ok(store) => store.get(COMMIT).map_err(failure)?.map(|last| last.value()),
+            Err(TableError::TableDoesNotExist(_)) => None,
+            Err(error) => return Err(failure(error)),
+        };
+        Ok((Self { table }, commit.unwrap_or(0)))
+    }
 }
 
 impl Read for Snapshot {
@@ -150,8 +181,15 @@ impl Read for Snapshot {
     }
 }
 
-/// Takes the lock file beside the store; never waits.
+/// Takes the lock file beside the store, with the directory; never waits.
 fn lock(path: &Path) -> Result<File> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .map_err(|e| os("make directory", parent, e))?;
+    }
     let path = beside(path, "lock");
     let file = File::options()
         .create(true)
@@ -169,33 +207,19 @@ fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Makes an empty store under another name first: the real name is a complete store or nothing.
-fn create(path: &Path) -> Result<()> {
-    let draft = beside(path, "new");
-    match std::fs::remove_file(&draft) {
-        Err(e) if e.kind() != ErrorKind::NotFound => return Err(os("remove", &draft, e)),
-        _ => {}
-    }
-    let database = redb::Builder::new()
-        .set_cache_size(CACHE_BYTES)
-        .create(&draft)
-        .map_err(|e| opening(&draft, e))?;
-    let txn = database.begin_write().map_err(failure)?;
-    drop(txn.open_table(RECORDS).map_err(failure)?);
-    txn.commit().map_err(failure)?;
-    drop(database);
-    std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
-    let parent = path.parent().unwrap_or_else(|| Path::new("."));
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|e| os("sync directory", parent, e))
-}
-
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
     name.push(suffix);
     name.into()
+}
+
+/// Makes the entry of a file durable.
+fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or_else(|| Path::new("."));
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| os("sync directory", parent, e))
 }
 
 fn os(operation: &str, path: &Path, error: std::io::Error) -> Error {

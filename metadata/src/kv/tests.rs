@@ -1,19 +1,27 @@
 //! Tests of module `kv`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use types::{Code, Error};
 
-use super::{Flow, Kv, Read};
+use super::{Flow, Kv, Opened, Read, Records};
 
 fn place() -> (tempfile::TempDir, PathBuf) {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("io.containerd.metadata.v1.redb/meta.redb");
     (root, path)
+}
+
+/// The store at `path`; an empty one where there is none.
+fn open(path: &Path) -> types::Result<Kv> {
+    match Kv::open(path) {
+        Err(error) if error.is_not_found() => Kv::make(path, &Records::new()).map(|(kv, _)| kv),
+        opened => opened.map(|(kv, _)| kv),
+    }
 }
 
 async fn put(kv: &Kv, key: &[u8], value: &[u8]) {
@@ -39,18 +47,18 @@ fn dump(read: &dyn Read, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
 #[tokio::test]
 async fn what_was_written_is_there_after_reopening() {
     let (_root, path) = place();
-    let kv = Kv::open(&path).unwrap();
+    let kv = open(&path).unwrap();
     put(&kv, b"a", b"1").await;
     drop(kv);
-    let kv = Kv::open(&path).unwrap();
+    let kv = open(&path).unwrap();
     assert_eq!(kv.read().unwrap().get(b"a").unwrap().unwrap(), b"1");
 }
 
 #[tokio::test]
 async fn a_second_open_is_refused_at_once_and_names_the_path() {
     let (_root, path) = place();
-    let kv = Kv::open(&path).unwrap();
-    let error = Kv::open(&path).err().unwrap();
+    let kv = open(&path).unwrap();
+    let error = open(&path).err().unwrap();
     assert!(error.is(Code::Unavailable), "{error}");
     assert!(
         error.to_string().contains(path.to_str().unwrap()),
@@ -58,13 +66,13 @@ async fn a_second_open_is_refused_at_once_and_names_the_path() {
     );
     put(&kv, b"a", b"1").await;
     drop(kv);
-    Kv::open(&path).unwrap();
+    open(&path).unwrap();
 }
 
 #[tokio::test]
 async fn a_failed_change_leaves_nothing_and_the_next_one_works() {
     let (_root, path) = place();
-    let kv = Kv::open(&path).unwrap();
+    let kv = open(&path).unwrap();
     let hooks = Arc::<AtomicUsize>::default();
     let seen = Arc::clone(&hooks);
     let failed: types::Result<()> = kv
@@ -88,7 +96,7 @@ async fn a_failed_change_leaves_nothing_and_the_next_one_works() {
 #[tokio::test]
 async fn hooks_run_after_the_commit_and_before_the_answer() {
     let (_root, path) = place();
-    let kv = Kv::open(&path).unwrap();
+    let kv = open(&path).unwrap();
     let (other, found) = (
         kv.clone(),
         Arc::<std::sync::Mutex<Option<Vec<u8>>>>::default(),
@@ -108,7 +116,7 @@ async fn hooks_run_after_the_commit_and_before_the_answer() {
 async fn sixteen_writers_lose_no_update_and_share_commits() {
     const EACH: u64 = 25;
     let (_root, path) = place();
-    let kv = Kv::open(&path).unwrap();
+    let kv = open(&path).unwrap();
     let writers: Vec<_> = (0..16)
         .map(|_| {
             let kv = kv.clone();
@@ -137,7 +145,7 @@ async fn sixteen_writers_lose_no_update_and_share_commits() {
 #[tokio::test]
 async fn a_change_of_nothing_writes_nothing() {
     let (_root, path) = place();
-    let kv = Kv::open(&path).unwrap();
+    let kv = open(&path).unwrap();
     let seen = kv.write(|tx| tx.has(b"a")).await.unwrap();
     assert!(!seen);
     assert_eq!(kv.0.writer.commits(), 0);
@@ -146,7 +154,7 @@ async fn a_change_of_nothing_writes_nothing() {
 #[tokio::test]
 async fn a_snapshot_does_not_move() {
     let (_root, path) = place();
-    let kv = Kv::open(&path).unwrap();
+    let kv = open(&path).unwrap();
     put(&kv, b"a", b"1").await;
     let before = kv.read().unwrap();
     put(&kv, b"a", b"2").await;
@@ -158,7 +166,7 @@ async fn a_snapshot_does_not_move() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_at_any_moment_keeps_what_was_answered_and_nothing_half() {
     let (root, path) = place();
-    let kv = Kv::open(&path).unwrap();
+    let kv = open(&path).unwrap();
     let answered = Arc::<AtomicUsize>::default();
     let writer = {
         let (kv, answered) = (kv.clone(), Arc::clone(&answered));
@@ -189,7 +197,7 @@ async fn a_crash_at_any_moment_keeps_what_was_answered_and_nothing_half() {
         round += 1;
         // A copy is not atomic: commits during it may tear it, which must show as an error.
         let torn = answered.load(Ordering::SeqCst) != least;
-        let Ok(copied) = Kv::open(&copy) else {
+        let Ok(copied) = open(&copy) else {
             assert!(torn, "an untorn copy must open");
             continue;
         };
@@ -207,19 +215,25 @@ async fn a_crash_at_any_moment_keeps_what_was_answered_and_nothing_half() {
     writer.await.unwrap();
 }
 
-#[tokio::test]
-async fn a_damaged_file_is_refused_and_left_alone() {
-    let (_root, path) = place();
-    let kv = Kv::open(&path).unwrap();
-    put(&kv, b"a", b"1").await;
-    drop(kv);
-    let whole = std::fs::read(&path).unwrap();
-    for damaged in [
+/// What may stand in a damaged file.
+fn damages(whole: &[u8]) -> Vec<Vec<u8>> {
+    vec![
         Vec::new(),
         b"something else".to_vec(),
         whole[..whole.len() / 3].to_vec(),
         vec![0; whole.len()],
-    ] {
+    ]
+}
+
+#[tokio::test]
+async fn a_damaged_file_without_a_journal_is_refused_and_left_alone() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    drop(kv);
+    std::fs::remove_file(super::Journal::beside(&path)).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    for damaged in damages(&whole) {
         std::fs::write(&path, &damaged).unwrap();
         let error = Kv::open(&path).err().unwrap();
         assert!(error.is(Code::DataLoss), "{} bytes: {error}", damaged.len());
@@ -234,11 +248,133 @@ async fn a_damaged_file_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
+async fn a_damaged_file_is_restored_from_its_journal_and_kept() {
+    let (root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    put(&kv, b"b", b"2").await;
+    kv.write(|tx| {
+        tx.remove(b"a".to_vec());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    drop(kv);
+    let whole = std::fs::read(&path).unwrap();
+    for (round, damaged) in damages(&whole).into_iter().enumerate() {
+        std::fs::write(&path, &damaged).unwrap();
+        let (kv, opened) = Kv::open(&path).unwrap();
+        let Opened::Restored(restored) = opened else {
+            panic!("{opened:?}");
+        };
+        assert!(!restored.torn);
+        assert_eq!(std::fs::read(restored.aside.unwrap()).unwrap(), damaged);
+        assert_eq!(kv.read().unwrap().get(b"a").unwrap(), None);
+        assert_eq!(kv.read().unwrap().get(b"b").unwrap().unwrap(), b"2");
+        // What is written now is restored the next time.
+        put(&kv, b"round", round.to_string().as_bytes()).await;
+        drop(kv);
+    }
+    std::fs::remove_file(&path).unwrap();
+    let (kv, opened) = Kv::open(&path).unwrap();
+    assert!(matches!(opened, Opened::Restored(restored) if restored.aside.is_none()));
+    assert_eq!(kv.read().unwrap().get(b"round").unwrap().unwrap(), b"3");
+    drop(kv);
+    let (_, opened) = Kv::open(&path).unwrap();
+    assert!(matches!(opened, Opened::Whole));
+    drop(root);
+}
+
+/// The engine goes back to the commit before when its last one cannot be read, and says nothing.
+#[tokio::test]
+async fn a_file_that_is_behind_its_journal_is_restored() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    drop(kv);
+    let old = std::fs::read(&path).unwrap();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"2").await;
+    drop(kv);
+    std::fs::write(&path, old).unwrap();
+    let (kv, opened) = Kv::open(&path).unwrap();
+    assert!(
+        matches!(&opened, Opened::Restored(restored) if restored.cause.to_string().contains("1 commits behind")),
+        "{opened:?}"
+    );
+    assert_eq!(kv.read().unwrap().get(b"a").unwrap().unwrap(), b"2");
+}
+
+#[tokio::test]
+async fn a_journal_that_is_damaged_is_made_anew_beside_a_store_that_is_whole() {
+    let (_root, path) = place();
+    let journal = super::Journal::beside(&path);
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    drop(kv);
+    let good = std::fs::read(&journal).unwrap();
+    for damaged in [Vec::new(), good[..good.len() - 1].to_vec(), b"x".repeat(99)] {
+        std::fs::write(&journal, damaged).unwrap();
+        let (kv, opened) = Kv::open(&path).unwrap();
+        assert!(matches!(opened, Opened::Whole));
+        drop(kv);
+        let replay = super::Journal::replay(&path).unwrap().unwrap();
+        assert_eq!(
+            replay.records,
+            Records::from([(b"a".to_vec(), b"1".to_vec())])
+        );
+    }
+}
+
+/// Random damage of the file: whatever is hit, all that was answered is there, or the file is whole.
+#[tokio::test]
+async fn whatever_is_damaged_nothing_that_was_answered_is_lost() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    for n in 0..40_u8 {
+        put(&kv, &[n], &vec![n; 100 * usize::from(n)]).await;
+    }
+    let crashed = std::fs::read(&path).unwrap();
+    drop(kv);
+    let clean = std::fs::read(&path).unwrap();
+    let journal = std::fs::read(super::Journal::beside(&path)).unwrap();
+    let mut seed = 1_u64;
+    let mut random = |below: usize| {
+        // Knuth's multiplier: any sequence will do that is the same in every run.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(seed >> 33).unwrap() % below
+    };
+    for round in 0..100 {
+        let mut file = if round % 2 == 0 { &clean } else { &crashed }.clone();
+        match round % 4 {
+            0 | 1 => file.truncate(random(file.len())),
+            2 => {
+                let at = random(file.len());
+                file[at] ^= 1 << random(8);
+            }
+            _ => {
+                let at = random(512);
+                file[at] = u8::try_from(random(256)).unwrap();
+            }
+        }
+        std::fs::write(&path, &file).unwrap();
+        std::fs::write(super::Journal::beside(&path), &journal).unwrap();
+        let (kv, _) = Kv::open(&path).unwrap();
+        let all = dump(&kv.read().unwrap(), b"");
+        assert_eq!(all.len(), 40, "round {round}");
+        assert!(
+            all.iter()
+                .all(|(key, value)| value.iter().all(|b| *b == key[0]))
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_half_made_store_is_made_anew() {
     let (_root, path) = place();
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(super::beside(&path, "new"), b"half").unwrap();
-    let kv = Kv::open(&path).unwrap();
+    let kv = open(&path).unwrap();
     put(&kv, b"a", b"1").await;
 }
 
@@ -280,7 +416,7 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let (_root, path) = place();
-        let kv = Kv::open(&path).unwrap();
+        let kv = open(&path).unwrap();
         let mut model = Model::new();
         for (ops, fails) in changes {
             let mut draft = model.clone();
@@ -315,7 +451,7 @@ proptest! {
             prop_assert_eq!(dump(&kv.read().unwrap(), b""), below(&model, b""));
         }
         drop(kv);
-        let kv = Kv::open(&path).unwrap();
+        let kv = open(&path).unwrap();
         prop_assert_eq!(dump(&kv.read().unwrap(), b""), below(&model, b""));
     }
 }
@@ -330,7 +466,7 @@ async fn a_full_disk_is_named_and_the_store_works_again_when_there_is_room() {
         ..types::Mount::default()
     };
     let disk = sys::mount::TempMount::new(&[tmpfs], root.path()).unwrap();
-    let kv = Kv::open(&disk.path().join("meta.redb")).unwrap();
+    let kv = open(&disk.path().join("meta.redb")).unwrap();
     put(&kv, b"a", b"1").await;
     let filler = disk.path().join("filler");
     let full = std::fs::write(&filler, vec![0; 32 << 20]).unwrap_err();

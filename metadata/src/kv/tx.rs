@@ -12,7 +12,7 @@ use super::{Read, Visit, failure};
 pub(super) type Hook = Box<dyn FnOnce() + Send>;
 
 /// What a change does to one key.
-type Overlay = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+pub(super) type Overlay = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// A transaction. Its changes touch the store only when its closure has succeeded.
 pub(crate) struct Tx<'a> {

@@ -8,16 +8,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use redb::{Database, WriteTransaction};
+use redb::{Database, ReadableTable as _, Table, WriteTransaction};
 use tokio::sync::oneshot;
 use types::{Code, Error, Result};
 
-use super::tx::Done;
-use super::{Engine, RECORDS, Tx, failure};
+use super::journal::Journal;
+use super::tx::{Done, Overlay};
+use super::{COMMIT, Engine, RECORDS, STORE, Snapshot, Tx, failure};
 
 /// Most changes that share one commit: bounds what one of them waits for the others.
 const MAX_GROUP: usize = 256;
+
+/// Wait before a journal that could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// A change: fills `Done` on success and returns what answers its caller once the commit is known.
 type Job = Box<dyn FnOnce(Tx<'_>) -> (Option<Done>, Answer) + Send>;
@@ -31,13 +36,13 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(engine: Arc<Engine>) -> Result<Self> {
+    pub(super) fn start(engine: Arc<Engine>, journal: Journal) -> Result<Self> {
         let (queue, jobs) = channel();
         let commits = Arc::<AtomicU64>::default();
         let counted = Arc::clone(&commits);
         let thread = std::thread::Builder::new()
             .name("metadata-writer".into())
-            .spawn(move || serve(&engine, &jobs, &counted))
+            .spawn(move || serve(&engine, journal, &jobs, &counted))
             .map_err(|e| Error::os("start metadata writer", e))?;
         Ok(Self {
             queue: Some(queue),
@@ -91,30 +96,52 @@ impl Drop for Writer {
     }
 }
 
-fn serve(engine: &Engine, jobs: &Receiver<Job>, commits: &AtomicU64) {
+fn serve(engine: &Engine, mut journal: Journal, jobs: &Receiver<Job>, commits: &AtomicU64) {
+    let mut next_try = Instant::now();
     while let Ok(first) = jobs.recv() {
         let group = std::iter::once(first)
             .chain(jobs.try_iter())
             .take(MAX_GROUP);
         let mut answers = Vec::new();
-        let mut hooks = Vec::new();
-        let committed = begin(engine).and_then(|txn| commit(txn, group, &mut answers, &mut hooks));
-        if let Ok(synced) = &committed {
-            commits.fetch_add((*synced).into(), Ordering::Relaxed);
-            for hook in hooks {
+        let mut group_done = Vec::new();
+        let committed =
+            begin(engine).and_then(|txn| commit(txn, group, &mut answers, &mut group_done));
+        if let Ok(number) = &committed {
+            commits.fetch_add(number.is_some().into(), Ordering::Relaxed);
+            if let Some(number) = *number {
+                // Before the answers: what a caller knows, a killed process has not lost.
+                journal.append(number, group_done.iter().map(|done| &done.overlay));
+            }
+            for hook in group_done.into_iter().flat_map(|done| done.hooks) {
                 hook();
             }
         }
         let committed = committed.map(drop);
-        if committed.is_err()
-            && let Err(error) = engine.reopen()
-        {
-            tracing::error!(%error, "metadata store stays closed");
+        if committed.is_err() {
+            // Nobody knows whether that commit has reached the disk.
+            journal.stop();
+            if let Err(error) = engine.reopen() {
+                tracing::error!(%error, "metadata store stays closed");
+            }
         }
         for answer in answers {
             answer(&committed);
         }
+        if journal.is_due()
+            && Instant::now() >= next_try
+            && let Err(error) = renew(engine, &mut journal)
+        {
+            tracing::warn!(%error, "metadata has no journal: a damaged store would lose records");
+            next_try = Instant::now() + RETRY;
+        }
     }
+}
+
+/// Makes the journal anew from the store's last commit.
+fn renew(engine: &Engine, journal: &mut Journal) -> Result<()> {
+    let (snapshot, number) = engine.with(Snapshot::open)?;
+    *journal = Journal::make(engine.path(), &snapshot, number)?;
+    Ok(())
 }
 
 /// Begins a transaction; a store that a failure has closed is opened again first.
@@ -127,43 +154,51 @@ fn begin(engine: &Engine) -> Result<WriteTransaction> {
     })
 }
 
-/// Runs a group of changes and commits those that succeeded; false when none of them changed anything,
-/// which costs no disk write.
+/// Runs a group of changes and commits those that succeeded as one numbered commit; `None` when none
+/// of them changed anything, which costs no disk write.
 fn commit(
     txn: WriteTransaction,
     group: impl Iterator<Item = Job>,
     answers: &mut Vec<Answer>,
-    hooks: &mut Vec<super::tx::Hook>,
-) -> Result<bool> {
-    let mut changed = false;
+    group_done: &mut Vec<Done>,
+) -> Result<Option<u64>> {
     {
         let mut table = txn.open_table(RECORDS).map_err(failure)?;
         for job in group {
             let (done, answer) = job(Tx::new(&table));
             answers.push(answer);
             let Some(done) = done else { continue };
-            hooks.extend(done.hooks);
-            for (key, value) in done.overlay {
-                changed = true;
-                match value {
-                    Some(value) => {
-                        table
-                            .insert(key.as_slice(), value.as_slice())
-                            .map_err(failure)?;
-                    }
-                    None => {
-                        table.remove(key.as_slice()).map_err(failure)?;
-                    }
-                }
-            }
+            apply(&mut table, &done.overlay)?;
+            group_done.push(done);
         }
     }
-    if changed {
-        txn.commit().map_err(failure)?;
-    } else {
+    if group_done.iter().all(|done| done.overlay.is_empty()) {
         txn.abort().map_err(failure)?;
+        return Ok(None);
     }
-    Ok(changed)
+    let number = {
+        let mut store = txn.open_table(STORE).map_err(failure)?;
+        let last = store.get(COMMIT).map_err(failure)?.map(|last| last.value());
+        let number = last.unwrap_or(0) + 1;
+        store.insert(COMMIT, number).map_err(failure)?;
+        number
+    };
+    txn.commit().map_err(failure)?;
+    Ok(Some(number))
+}
+
+fn apply(table: &mut Table<'_, &'static [u8], &'static [u8]>, changes: &Overlay) -> Result<()> {
+    for (key, value) in changes {
+        match value {
+            Some(value) => drop(
+                table
+                    .insert(key.as_slice(), value.as_slice())
+                    .map_err(failure)?,
+            ),
+            None => drop(table.remove(key.as_slice()).map_err(failure)?),
+        }
+    }
+    Ok(())
 }
 
 /// The same failure for one more caller.

@@ -55,13 +55,20 @@ async fn directories_without_an_index_are_not_taken_for_garbage() {
     let sn = Native::open(temp.path()).unwrap();
     sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
     drop(sn);
-    let index = temp.path().join("metadata.redb");
-    std::fs::rename(&index, temp.path().join("elsewhere")).unwrap();
+    let elsewhere = temp.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    for name in ["metadata.redb", "metadata.log"] {
+        std::fs::rename(temp.path().join(name), elsewhere.join(name)).unwrap();
+    }
     for _ in 0..2 {
         let error = Native::open(temp.path()).unwrap_err();
         assert!(error.is(types::Code::FailedPrecondition), "{error}");
     }
-    std::fs::rename(temp.path().join("elsewhere"), &index).unwrap();
+    std::fs::rename(
+        elsewhere.join("metadata.redb"),
+        temp.path().join("metadata.redb"),
+    )
+    .unwrap();
     let sn = Native::open(temp.path()).unwrap();
     sn.cleanup().await.unwrap();
     sn.stat(&key("a")).await.unwrap();

@@ -255,11 +255,14 @@ async fn everything_is_there_after_a_reopen_and_a_second_process_is_refused() {
     };
     let sn = open(temp.path());
     assert_eq!(sn.list(&Filter::default()).await.unwrap(), before);
+    drop(sn);
+    // The index alone holds it all: the log is for a killed process, and for a damaged index.
+    for name in ["metadata.log", "metadata.copy"] {
+        drop(std::fs::remove_file(temp.path().join(name)));
+    }
     assert_eq!(
-        std::fs::metadata(temp.path().join("metadata.log"))
-            .unwrap()
-            .len(),
-        0
+        open(temp.path()).list(&Filter::default()).await.unwrap(),
+        before
     );
 }
 
@@ -278,4 +281,30 @@ fn roots_that_mount_options_cannot_carry_are_refused() {
     let temp = tempfile::tempdir().unwrap();
     let error = Overlay::open(&temp.path().join("a:b"), OverlayConfig::default()).unwrap_err();
     assert_eq!(error.code(), types::Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn what_has_lost_its_files_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    layer(&sn, "A", None, "f").await;
+    sn.prepare(&key("a"), Some(&key("A")), Labels::new())
+        .await
+        .unwrap();
+    sn.view(&key("v"), Some(&key("A")), Labels::new())
+        .await
+        .unwrap();
+    assert!(sn.verify().await.unwrap().is_empty());
+    let mounts = sn.mounts(&key("a")).await.unwrap();
+    let work = mounts[0]
+        .options
+        .iter()
+        .find_map(|o| o.strip_prefix("workdir="));
+    std::fs::remove_dir_all(work.unwrap()).unwrap();
+    let broken = sn.verify().await.unwrap();
+    let [(name, why)] = &broken[..] else {
+        panic!("{broken:?}");
+    };
+    assert_eq!(name, &key("a"));
+    assert!(why.contains(work.unwrap()), "{why}");
 }

@@ -1,14 +1,15 @@
-//! The index on disk: a redb file for what is durable and, beside it, an append-only log of the groups
-//! that are not in it yet.
+//! The index on disk: a redb file for what is durable and, beside it, an append-only log of groups.
 //!
 //! Invariant: redb holds every group up to the sequence number it stores; the log may hold older ones
 //! (skipped on replay) and holds every newer one that was answered. The log is written without a
 //! flush: it survives a killed process, and after a power cut it is shorter or gone, never wrong.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use types::{Error, Result, SnapshotKey};
@@ -54,8 +55,10 @@ fn engine(what: &'static str, error: impl Into<redb::Error>) -> Error {
             Error::data_loss(format_args!("snapshot index is damaged: {why}"))
         }
         redb::Error::Io(io) => match io.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Error::resource_exhausted(io)
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::resource_exhausted(io),
+            // Answers about the file's bytes, not about the disk.
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::InvalidInput => {
+                Error::data_loss(format_args!("snapshot index is damaged: {io}"))
             }
             _ => Error::unknown(io),
         },
@@ -64,28 +67,58 @@ fn engine(what: &'static str, error: impl Into<redb::Error>) -> Error {
     made.with_source(error).ctx(what)
 }
 
+/// Never makes the file: one that was cut to nothing must not become an empty index.
+fn database(path: &Path) -> Result<Database> {
+    redb::Builder::new()
+        .set_cache_size(CACHE)
+        .open(path)
+        .map_err(|e| engine("open snapshot index", e))
+}
+
+/// Moves what is at `path` out of the way: nothing that is damaged is ever deleted.
+fn keep_aside(path: &Path) -> Result<Option<PathBuf>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let aside = path.with_extension(format!("damaged-{}", now.map_or(0, |at| at.as_nanos())));
+    match std::fs::rename(path, &aside) {
+        Ok(()) => Ok(Some(aside)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::os(format_args!("rename {}", path.display()), e)),
+    }
+}
+
 impl Db {
-    /// Opens or makes the file at `path`.
+    /// Opens the file at `path` and reads it, once all of it is known to be whole.
     ///
     /// # Errors
-    /// `Unavailable` while another process has it, `DataLoss` when it is damaged, I/O.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let mut db = Self {
-            path: path.to_owned(),
-            file: None,
-        };
+    /// `NotFound`; `Unavailable` while another process has it; `DataLoss` when it is damaged; I/O.
+    pub(super) fn open(path: &Path) -> Result<(Self, Loaded)> {
+        let gone = || Error::not_found(format_args!("snapshot index {}", path.display()));
         if !path.exists() {
-            db.create()?;
+            return Err(gone());
         }
-        db.database()?;
-        Ok(db)
+        // The engine is sound, but what it reads here may be anything.
+        catch_unwind(|| {
+            let mut file = database(path)?;
+            file.check_integrity()
+                .map_err(|e| engine("check snapshot index", e))?;
+            let mut db = Self {
+                path: path.to_owned(),
+                file: Some(file),
+            };
+            let loaded = db.load()?;
+            Ok((db, loaded))
+        })
+        .unwrap_or_else(|_| Err(Error::data_loss("snapshot index is damaged")))
     }
 
-    /// Makes the file under another name first: the real name is a complete file or nothing.
-    fn create(&self) -> Result<()> {
-        let draft = self.path.with_extension("new");
+    /// Makes the file, with these rows; what was there is kept aside, and told.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(super) fn make(path: &Path, loaded: &Loaded) -> Result<(Self, Option<PathBuf>)> {
+        let draft = path.with_extension("new");
         match std::fs::remove_file(&draft) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
                 return Err(Error::os(format_args!("remove {}", draft.display()), e));
             }
             _ => {}
@@ -94,21 +127,30 @@ impl Db {
             .set_cache_size(CACHE)
             .create(&draft)
             .map_err(|e| engine("make snapshot index", e))?;
+        let mut made = Self {
+            path: draft.clone(),
+            file: Some(made),
+        };
+        let rows: Vec<Change> = loaded
+            .rows
+            .iter()
+            .map(|(key, row)| Change {
+                key: key.clone(),
+                row: Some(row.clone()),
+            })
+            .collect();
+        made.write(&rows, loaded.sequence, loaded.next_id)?;
         drop(made);
-        std::fs::rename(&draft, &self.path)
+        let aside = keep_aside(path)?;
+        std::fs::rename(&draft, path)
             .map_err(|e| Error::os(format_args!("rename {}", draft.display()), e))?;
-        let parent = self.path.parent().unwrap_or_else(|| Path::new("."));
-        sys::fs::fsync_dir(parent)
+        sys::fs::fsync_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;
+        Ok((Self::open(path)?.0, aside))
     }
 
-    /// Never makes the file: one that was cut to nothing must not become an empty index.
     fn database(&mut self) -> Result<&Database> {
         if self.file.is_none() {
-            let file = redb::Builder::new()
-                .set_cache_size(CACHE)
-                .open(&self.path)
-                .map_err(|e| engine("open snapshot index", e))?;
-            self.file = Some(file);
+            self.file = Some(database(&self.path)?);
         }
         self.file
             .as_ref()
@@ -119,7 +161,7 @@ impl Db {
     ///
     /// # Errors
     /// `DataLoss` for a row that does not decode; I/O.
-    pub(super) fn load(&mut self) -> Result<Loaded> {
+    fn load(&mut self) -> Result<Loaded> {
         let tx = self
             .database()?
             .begin_read()
@@ -200,7 +242,7 @@ impl Db {
     }
 }
 
-/// The log of groups that are not in the file yet.
+/// The log of groups since the last copy of the index: some of them are not in the file yet.
 #[derive(Debug)]
 pub(super) struct Log {
     file: File,
@@ -208,11 +250,11 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Opens the log and reads the groups after `sequence`. A torn last line is cut off.
+    /// Opens the log and reads its groups. A torn last line is cut off.
     ///
     /// # Errors
     /// I/O; `DataLoss` when the log is impossibly long.
-    pub(super) fn open(path: &Path, sequence: u64) -> Result<(Self, Vec<Group>)> {
+    pub(super) fn open(path: &Path) -> Result<(Self, Vec<Group>)> {
         let os = |e| Error::os(format_args!("open {}", path.display()), e);
         let file = OpenOptions::new()
             .read(true)
@@ -243,9 +285,7 @@ impl Log {
                 break;
             }
             len += line.len() as u64;
-            if group.seq > sequence {
-                groups.push(group);
-            }
+            groups.push(group);
         }
         if len < text.len() as u64 {
             tracing::warn!(path = %path.display(), "cutting an incomplete tail off the snapshot log");
@@ -265,7 +305,7 @@ impl Log {
             self.file
                 .set_len(self.len)
                 .map_err(|e| Error::os("truncate snapshot log", e))?;
-            let full = error.kind() == std::io::ErrorKind::StorageFull;
+            let full = error.kind() == ErrorKind::StorageFull;
             let made = Error::os("write snapshot log", error);
             return Err(if full {
                 made.reclass(types::Code::ResourceExhausted)
@@ -282,7 +322,7 @@ impl Log {
         self.len
     }
 
-    /// Empties the log: all of it is in the file.
+    /// Empties the log: all of it is in file and copy.
     ///
     /// # Errors
     /// I/O.

@@ -8,11 +8,13 @@
 //! and reservations name; an id is never given twice while anything on disk bears it.
 
 pub(crate) mod db;
+mod mirror;
+mod open;
 mod reservation;
 mod row;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -22,8 +24,8 @@ use types::{
 
 use db::{Db, Log};
 pub(crate) use reservation::Reservation;
+use row::Change;
 pub(crate) use row::Row;
-use row::{Change, Group};
 
 /// Beyond this length the log is folded into the file at the next change.
 const LOG_FOLD: u64 = 256 * 1024;
@@ -43,6 +45,8 @@ pub(crate) struct Index {
     state: Mutex<State>,
     /// Taken for each durable write; whoever has it writes for all who wait.
     db: Mutex<Db>,
+    /// Where the copy is.
+    copy: PathBuf,
 }
 
 #[derive(Debug)]
@@ -57,6 +61,10 @@ struct State {
     /// Changes that are not in the file, in order.
     dirty: Vec<Change>,
     log: Log,
+    /// Bytes of the log that are not in the file.
+    unflushed: u64,
+    /// Length of the copy that the log goes on from.
+    copied: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -145,7 +153,9 @@ impl State {
 
     /// Logs and applies a group; what [`Index::flush`] has to wait for.
     fn change(&mut self, changes: Vec<Change>) -> Result<u64> {
+        let before = self.log.len();
         self.log.append(self.sequence + 1, self.next_id, &changes)?;
+        self.unflushed += self.log.len() - before;
         self.sequence += 1;
         self.apply(&changes);
         self.dirty.extend(changes);
@@ -154,51 +164,6 @@ impl State {
 }
 
 impl Index {
-    /// Opens or makes the index in `root`. `has_directory` tells which ids have one: a row without is
-    /// dropped when nothing hangs on it (its making or removal was cut off by a power failure).
-    ///
-    /// # Errors
-    /// `Unavailable` while another process has it; `DataLoss`; I/O.
-    pub(crate) fn open(root: &Path, directories: &[u64]) -> Result<Self> {
-        let mut db = Db::open(&root.join(db::FILE))?;
-        let loaded = db.load()?;
-        let (log, groups) = Log::open(&root.join("metadata.log"), loaded.sequence)?;
-        let mut state = State {
-            rows: BTreeMap::new(),
-            children: HashMap::new(),
-            reserved: HashMap::new(),
-            next_id: loaded.next_id.max(1),
-            sequence: loaded.sequence,
-            flushed: loaded.sequence,
-            dirty: Vec::new(),
-            log,
-        };
-        let rows = loaded.rows.into_iter().map(|(key, row)| Change {
-            key,
-            row: Some(row),
-        });
-        state.apply(&rows.collect::<Vec<_>>());
-        for Group { seq, next, changes } in groups {
-            state.apply(&changes);
-            state.dirty.extend(changes);
-            state.sequence = state.sequence.max(seq);
-            state.next_id = state.next_id.max(next);
-        }
-        let used = state
-            .rows
-            .values()
-            .map(|row| row.id)
-            .chain(directories.iter().copied());
-        state.next_id = used
-            .max()
-            .map_or(state.next_id, |id| state.next_id.max(id + 1));
-        drop_orphans(&mut state, directories)?;
-        Ok(Self {
-            state: Mutex::new(state),
-            db: Mutex::new(db),
-        })
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         // Changes of the rows cannot fail half-way: a panicking holder left them whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -226,10 +191,11 @@ impl Index {
         match done {
             Ok(()) => {
                 state.flushed = upto;
-                if state.dirty.is_empty() {
-                    state.log.clear()?;
-                }
-                Ok(())
+                state.unflushed = 0;
+                // The log is what a damaged file would be made of: it goes on until it is long.
+                let is_long = state.log.len() > LOG_FOLD.max(2 * state.copied);
+                drop(state);
+                if is_long { self.mirror() } else { Ok(()) }
             }
             Err(error) => {
                 let newer = std::mem::replace(&mut state.dirty, batch);
@@ -237,6 +203,28 @@ impl Index {
                 Err(error)
             }
         }
+    }
+
+    /// Copies the index and begins a new log, unless changes came meanwhile: then the next time.
+    fn mirror(&self) -> Result<()> {
+        let (rows, sequence, next_id) = {
+            let state = self.state();
+            if state.flushed < state.sequence {
+                return Ok(());
+            }
+            let rows = state
+                .rows
+                .iter()
+                .map(|(key, row)| (key.clone(), row.clone()));
+            (rows.collect::<Vec<_>>(), state.sequence, state.next_id)
+        };
+        let copied = mirror::write(&self.copy, &rows, sequence, next_id)?;
+        let mut state = self.state();
+        state.copied = copied;
+        if state.sequence == sequence {
+            state.log.clear()?;
+        }
+        Ok(())
     }
 
     /// Makes everything durable.
@@ -440,7 +428,7 @@ impl Index {
     fn fold(&self) -> Result<()> {
         let (long, sequence) = {
             let state = self.state();
-            (state.log.len() > LOG_FOLD, state.sequence)
+            (state.unflushed > LOG_FOLD, state.sequence)
         };
         if long { self.flush(sequence) } else { Ok(()) }
     }
@@ -462,37 +450,6 @@ fn not_active(key: &SnapshotKey, row: &Row) -> Result<()> {
         "snapshot {:?} is not active",
         key.as_str()
     )))
-}
-
-/// Takes away rows without a directory, leaves first; those with children stay and are named.
-fn drop_orphans(state: &mut State, directories: &[u64]) -> Result<()> {
-    let present: std::collections::HashSet<u64> = directories.iter().copied().collect();
-    loop {
-        let gone: Vec<Change> = state
-            .rows
-            .iter()
-            .filter(|(key, row)| !present.contains(&row.id) && !state.children.contains_key(*key))
-            .map(|(key, _)| Change {
-                key: key.clone(),
-                row: None,
-            })
-            .collect();
-        if gone.is_empty() {
-            break;
-        }
-        for change in &gone {
-            tracing::warn!(key = %change.key, "snapshot has no directory: dropped");
-        }
-        state.change(gone)?;
-    }
-    for (key, row) in state
-        .rows
-        .iter()
-        .filter(|(_, row)| !present.contains(&row.id))
-    {
-        tracing::error!(%key, id = row.id, "snapshot has lost its directory but has children");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! The index against a naive model, under random calls with reopening in between.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use proptest::prelude::*;
+use types::Code;
 
 use super::*;
 
@@ -196,7 +198,7 @@ fn waiting_callers_share_one_durable_write() {
     });
     let state = index.state();
     assert_eq!((state.flushed, state.dirty.len()), (16, 0));
-    assert_eq!(state.log.len(), 0);
+    assert_eq!(state.unflushed, 0);
 }
 
 #[test]
@@ -209,7 +211,89 @@ fn the_file_is_complete_or_not_there() {
     assert!(!file.with_extension("new").exists());
     // What nobody of ours leaves: cut to nothing, it is damage and no new beginning.
     std::fs::write(&file, "").unwrap();
-    let refused = Index::open(temp.path(), &[]).unwrap_err();
+    let refused = Index::open(temp.path(), &[1]).unwrap_err();
     assert!(refused.to_string().contains("snapshot index"), "{refused}");
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 0);
+    // But there is nothing to lose where no snapshot is.
+    drop(Index::open(temp.path(), &[]).unwrap());
+}
+
+/// An index with ten committed snapshots, the last of them only in the log.
+fn ten(root: &Path) -> Vec<(u64, SnapshotInfo)> {
+    let index = Arc::new(Index::open(root, &[]).unwrap());
+    for n in 0..9 {
+        let made = index.reserve(SnapshotKind::Active, &key(n), None, Labels::new());
+        made.unwrap().keep().unwrap();
+        let name = key(n + 100);
+        index
+            .commit(&name, &key(n), Labels::new(), Usage::default())
+            .unwrap();
+    }
+    let made = index.reserve(
+        SnapshotKind::Active,
+        &key(50),
+        Some(&key(100)),
+        Labels::new(),
+    );
+    made.unwrap().keep().unwrap();
+    index.list(&Filter::default())
+}
+
+#[test]
+fn a_damaged_index_is_made_anew_from_its_log_or_copy() {
+    let ids: Vec<u64> = (1..=10).collect();
+    for is_copied in [false, true] {
+        let temp = tempfile::tempdir().unwrap();
+        let all = ten(temp.path());
+        if is_copied {
+            let index = Index::open(temp.path(), &ids).unwrap();
+            index.mirror().unwrap();
+            assert_eq!(index.state().log.len(), 0);
+            index.remove(&key(50)).unwrap();
+        }
+        let left = if is_copied { 9 } else { 10 };
+        let file = temp.path().join(db::FILE);
+        let whole = std::fs::read(&file).unwrap();
+        let cut = whole[..whole.len() / 2].to_vec();
+        for damaged in [Some(Vec::new()), Some(vec![7; 5000]), Some(cut), None] {
+            match damaged {
+                Some(bytes) => std::fs::write(&file, bytes).unwrap(),
+                None => std::fs::remove_file(&file).unwrap(),
+            }
+            let index = Index::open(temp.path(), &ids).unwrap();
+            let found = index.list(&Filter::default());
+            assert_eq!(found.len(), left);
+            assert!(found.iter().all(|snapshot| all.contains(snapshot)));
+        }
+    }
+}
+
+#[test]
+fn a_mirror_with_a_gap_is_not_taken_and_made_anew_while_the_index_is_whole() {
+    let ids: Vec<u64> = (1..=10).collect();
+    let temp = tempfile::tempdir().unwrap();
+    let all = ten(temp.path());
+    let file = temp.path().join(db::FILE);
+    let log = temp.path().join("metadata.log");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let without_first = text.split_once('\n').unwrap().1;
+    std::fs::write(&log, without_first).unwrap();
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "").unwrap();
+    let refused = Index::open(temp.path(), &ids).unwrap_err();
+    assert_eq!(refused.code(), Code::DataLoss, "{refused}");
+    std::fs::write(&file, whole).unwrap();
+    assert_eq!(
+        Index::open(temp.path(), &ids)
+            .unwrap()
+            .list(&Filter::default()),
+        all
+    );
+    std::fs::write(&file, "").unwrap();
+    assert_eq!(
+        Index::open(temp.path(), &ids)
+            .unwrap()
+            .list(&Filter::default()),
+        all
+    );
 }

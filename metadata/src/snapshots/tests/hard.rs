@@ -20,6 +20,7 @@ async fn conforms() {
         snapshotters: BTreeMap::from([("native".to_owned(), Arc::clone(&native))]),
         events: Arc::new(exchange()),
         policy: Policy::Shared,
+        tasks: Box::new(|| Ok(Vec::new())),
     };
     let metadata = Metadata::open(&root.path().join("meta.redb"), opts)
         .await

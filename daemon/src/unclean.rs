@@ -1,0 +1,168 @@
+//! Was the last stop a clean one? A file under the root says that a daemon runs; only a daemon that
+//! stops by itself takes it away.
+//!
+//! ```text
+//! start: file there? same boot -----> killed: the kernel has kept what was written
+//!                    another boot --> the machine went down: verify what is younger than the file
+//! every few minutes: the file is touched: all that is older has long been on the disk
+//! stop:  file removed
+//! ```
+//! Invariant: the time of the file is never later than a moment up to which everything was safe.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use metadata::Metadata;
+use types::{CheckOpts, Error, Result};
+
+const FILE: &str = "running";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// How often the file is touched.
+const BEAT: Duration = Duration::from_secs(5 * 60);
+/// What the kernel may hold back (30 s), and a disk after that, several times over.
+const MARGIN: Duration = Duration::from_secs(5 * 60);
+
+/// The mark of a daemon that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    path: PathBuf,
+    /// What is younger than this may have met a power cut.
+    suspect: Option<SystemTime>,
+}
+
+impl Running {
+    /// Looks how the last daemon of `root` ended, and marks that one runs.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn begin(root: &Path) -> Result<Self> {
+        let boot = fs::read_to_string(BOOT_ID)
+            .map_err(|e| Error::os(format_args!("read {BOOT_ID}"), e))?;
+        Self::begin_in(root, boot.trim())
+    }
+
+    fn begin_in(root: &Path, boot: &str) -> Result<Self> {
+        let path = root.join(FILE);
+        let at = |what, e| Error::os(format_args!("{what} {}", path.display()), e);
+        let suspect = match fs::read_to_string(&path) {
+            Ok(text) if text.trim() == boot => None,
+            Ok(_) => {
+                let file = fs::metadata(&path).map_err(|e| at("stat", e))?;
+                let touched = file.modified().map_err(|e| at("stat", e))?;
+                Some(
+                    touched
+                        .checked_sub(MARGIN)
+                        .unwrap_or(SystemTime::UNIX_EPOCH),
+                )
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => return Err(at("read", e)),
+        };
+        // As long as nothing was verified, the old mark stays.
+        if suspect.is_none() {
+            sys::fs::write_atomic_with(&path, boot.as_bytes(), 0o600, sys::fs::Flush::Durable)?;
+        }
+        Ok(Self { path, suspect })
+    }
+
+    /// Verifies what a power cut may have damaged, then keeps the mark fresh, for ever.
+    pub(crate) fn watch(&self, metadata: Metadata) {
+        let (path, suspect) = (self.path.clone(), self.suspect);
+        tokio::spawn(async move {
+            if let Some(since) = suspect {
+                verify(&metadata, since).await;
+                if let Err(error) = renew(&path) {
+                    tracing::warn!(%error, "cannot mark that a daemon runs");
+                }
+            }
+            loop {
+                tokio::time::sleep(BEAT).await;
+                if let Err(error) = touch(&path) {
+                    tracing::warn!(%error, "cannot mark that a daemon runs");
+                }
+            }
+        });
+    }
+
+    /// The daemon stops by itself.
+    pub(crate) fn end(self) {
+        // What was not verified is verified by the next one.
+        let is_verified = self.suspect.is_none() || is_of_this_boot(&self.path);
+        if is_verified && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(%error, "cannot mark a clean stop");
+        }
+    }
+}
+
+fn is_of_this_boot(path: &Path) -> bool {
+    let read = |path: &Path| fs::read_to_string(path).map(|text| text.trim().to_owned());
+    matches!((read(path), read(BOOT_ID.as_ref())), (Ok(mark), Ok(boot)) if mark == boot)
+}
+
+/// The mark of this boot, in place of an older one.
+fn renew(path: &Path) -> Result<()> {
+    let boot = fs::read(BOOT_ID).map_err(|e| Error::os(format_args!("read {BOOT_ID}"), e))?;
+    sys::fs::write_atomic_with(path, boot.trim_ascii(), 0o600, sys::fs::Flush::Durable)
+}
+
+fn touch(path: &Path) -> Result<()> {
+    let now = SystemTime::now();
+    File::options()
+        .append(true)
+        .open(path)
+        .and_then(|file| file.set_modified(now))
+        .map_err(|e| Error::os(format_args!("touch {}", path.display()), e))
+}
+
+/// Takes away what is not what it should be, before somebody relies on it.
+async fn verify(metadata: &Metadata, since: SystemTime) {
+    tracing::warn!("the machine went down under the last daemon: verifying what it wrote last");
+    let opts = CheckOpts {
+        repair: true,
+        quick: false,
+        since: Some(since),
+    };
+    match metadata.check(opts).await {
+        Ok(report) => {
+            for finding in &report.findings {
+                tracing::warn!("{finding}");
+            }
+            tracing::info!("{report}");
+        }
+        Err(error) => tracing::error!(%error, "cannot verify"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_is_no_suspicion_and_another_boot_is() {
+        let root = tempfile::tempdir().unwrap();
+        let begin = |boot| Running::begin_in(root.path(), boot).unwrap().suspect;
+        assert_eq!(begin("one"), None);
+        assert_eq!(begin("one"), None, "killed: nothing was lost");
+        let mark = fs::metadata(root.path().join(FILE)).unwrap();
+        let since = begin("two").unwrap();
+        assert_eq!(since, mark.modified().unwrap() - MARGIN);
+        assert_eq!(begin("two"), Some(since), "until it was verified");
+    }
+
+    #[test]
+    fn a_clean_stop_leaves_no_mark() {
+        let root = tempfile::tempdir().unwrap();
+        Running::begin(root.path()).unwrap().end();
+        assert!(!root.path().join(FILE).exists());
+        drop(Running::begin_in(root.path(), "long ago").unwrap());
+        let running = Running::begin(root.path()).unwrap();
+        assert!(running.suspect.is_some());
+        running.end();
+        assert!(root.path().join(FILE).exists(), "it was not verified");
+        renew(&root.path().join(FILE)).unwrap();
+        Running::begin(root.path()).unwrap().end();
+        assert!(!root.path().join(FILE).exists());
+    }
+}

@@ -1,0 +1,208 @@
+//! Blobs and ingests.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ::content::{Blob, Hasher};
+use types::{
+    BlobInfo, Context as _, Digest, Event, Fault, Filter, IngestRef, Namespace, Repair, Result,
+};
+
+use super::{Check, listed};
+use crate::db::WriteTx;
+use crate::key::{Bucket, all, names, own};
+use crate::kv::{Flow, Read};
+use crate::namespaces;
+use crate::record::{BlobRecord, IngestRecord};
+
+/// Read in one piece.
+const PIECE: usize = 1 << 20;
+
+/// What the records say about one blob.
+#[derive(Debug, Default)]
+struct Named {
+    namespaces: BTreeSet<String>,
+    sizes: BTreeSet<u64>,
+}
+
+impl Check<'_> {
+    pub(super) async fn blobs(&mut self) -> Result<()> {
+        // The backend first: what is new in it has a record by then, or a gate that is held.
+        let there = self.metadata.0.content.list(&Filter::default()).await?;
+        let (mut named, waiting) = named(&self.metadata.0.db.kv.read()?)?;
+        self.report.blobs = there.len() as u64;
+        for blob in there {
+            let digest = blob.digest.clone();
+            match named.remove(digest.as_str()) {
+                Some(record) => {
+                    if let Some(text) = self.fault(&blob, &record).await {
+                        self.drop_blob(Fault::Damaged, &digest, &record, &text)
+                            .await?;
+                    }
+                }
+                // An ingest may be about to link it; a writer may have just made it.
+                None if waiting.contains(digest.as_str()) => {}
+                None if self.metadata.0.digests.try_alone(digest.as_str()).is_none() => {}
+                None => self.orphan_content(format!("content {digest}"), "no namespace has it"),
+            }
+        }
+        for (digest, record) in named {
+            let digest: Digest = digest.parse()?;
+            let gone = self.metadata.0.content.info(&digest).await.absent_ok()?;
+            if gone.is_none() {
+                let text = "its file is not there";
+                self.drop_blob(Fault::Missing, &digest, &record, text)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong with a blob's bytes.
+    async fn fault(&mut self, blob: &BlobInfo, record: &Named) -> Option<String> {
+        if record.sizes.iter().any(|size| *size != blob.size) {
+            return Some(format!("it is {} bytes long", blob.size));
+        }
+        let is_old = self.opts.since.is_some_and(|since| blob.created_at < since);
+        if self.opts.quick || is_old {
+            return None;
+        }
+        self.report.bytes += blob.size;
+        match self.digest_of(&blob.digest).await {
+            Ok(found) if found == blob.digest => None,
+            Ok(found) => Some(format!("its bytes are {found}")),
+            // Removed meanwhile.
+            Err(error) if error.is_not_found() => None,
+            Err(error) => Some(format!("it cannot be read: {error}")),
+        }
+    }
+
+    async fn digest_of(&self, digest: &Digest) -> Result<Digest> {
+        let blob = self.metadata.0.content.open(digest).await?;
+        let blob: &dyn Blob = &*blob;
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut at = 0;
+        loop {
+            let piece = blob.read_at(at, PIECE).await?;
+            if piece.is_empty() {
+                return hasher.finish();
+            }
+            at += piece.len() as u64;
+            hasher.update(&piece);
+            // Others want to be served, too.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A blob that is not what its records say: it is taken from everybody, so that whoever wants it
+    /// brings it again.
+    async fn drop_blob(
+        &mut self,
+        fault: Fault,
+        digest: &Digest,
+        record: &Named,
+        text: &str,
+    ) -> Result<()> {
+        let text = format!(
+            "{text}; pull it again (namespaces {})",
+            listed(&record.namespaces)
+        );
+        if self.opts.repair {
+            // Nobody links it now, and who comes later finds it gone.
+            let _alone = self.metadata.0.digests.alone(digest.as_str()).await;
+            let lost = digest.clone();
+            let change = move |tx: &mut WriteTx<'_, '_>| {
+                for namespace in namespaces::known(&**tx)? {
+                    let at = own(Bucket::Blob, &namespace, lost.as_str());
+                    if tx.has(&at)? {
+                        tx.remove(at);
+                        let digest = lost.clone();
+                        tx.event(&namespace, Event::ContentDelete { digest });
+                    }
+                }
+                Ok(())
+            };
+            self.metadata.0.db.write(change).await?;
+            self.metadata.0.content.delete(digest).await.absent_ok()?;
+        }
+        let repair = self.repaired();
+        self.report
+            .note(fault, format!("content {digest}"), text, repair);
+        Ok(())
+    }
+
+    pub(super) async fn ingests(&mut self) -> Result<()> {
+        let there = self.metadata.0.content.statuses(&Filter::default()).await?;
+        self.report.ingests = there.len() as u64;
+        let mut records = ingests(&self.metadata.0.db.kv.read()?)?;
+        for ingest in there {
+            if records.remove(ingest.reference.as_str()).is_none() {
+                let object = format!("ingest {}", ingest.reference);
+                self.orphan_content(object, "no namespace has it");
+            }
+        }
+        for (backend, (namespace, reference, is_link)) in records {
+            let known: IngestRef = backend.parse()?;
+            // One that would only link a blob has no data, and one that has just begun has none yet.
+            if is_link
+                || self
+                    .metadata
+                    .0
+                    .content
+                    .status(&known)
+                    .await
+                    .absent_ok()?
+                    .is_some()
+            {
+                continue;
+            }
+            let object = format!("ingest {namespace}/{reference}");
+            let text = "its data is not there; it begins anew when its writer comes back";
+            self.report
+                .note(Fault::Missing, object, text, Repair::Impossible);
+        }
+        Ok(())
+    }
+}
+
+/// The records of blobs, by digest, and the digests that ingests wait to link.
+fn named(tx: &dyn Read) -> Result<(BTreeMap<String, Named>, BTreeSet<String>)> {
+    let mut named = BTreeMap::<String, Named>::new();
+    let mut waiting = BTreeSet::new();
+    for namespace in namespaces::known(tx)? {
+        tx.scan(&all(Bucket::Blob, &namespace), &mut |rest, record| {
+            let [digest] = names(rest)?;
+            if let Ok(record) = BlobRecord::decode(record) {
+                let blob = named.entry(digest.to_owned()).or_default();
+                blob.namespaces.insert(namespace.to_string());
+                blob.sizes.insert(record.size);
+            }
+            Ok(Flow::Continue(()))
+        })?;
+        tx.scan(&all(Bucket::Ingest, &namespace), &mut |_, record| {
+            let expected = IngestRecord::decode(record).ok().and_then(|r| r.expected);
+            waiting.extend(expected.map(|digest| digest.to_string()));
+            Ok(Flow::Continue(()))
+        })?;
+    }
+    Ok((named, waiting))
+}
+
+/// The records of ingests by their names in the backend; true for those that only link.
+fn ingests(tx: &dyn Read) -> Result<BTreeMap<String, (Namespace, String, bool)>> {
+    let mut found = BTreeMap::new();
+    for namespace in namespaces::known(tx)? {
+        tx.scan(&all(Bucket::Ingest, &namespace), &mut |rest, record| {
+            let [reference] = names(rest)?;
+            if let Ok(record) = IngestRecord::decode(record) {
+                let value = (
+                    namespace.clone(),
+                    reference.to_owned(),
+                    record.expected.is_some(),
+                );
+                found.insert(record.backend, value);
+            }
+            Ok(Flow::Continue(()))
+        })?;
+    }
+    Ok(found)
+}

@@ -1,0 +1,192 @@
+//! How a store is opened: as it is, anew, or from its journal.
+//!
+//! Invariant: the file under the store's name is complete or not there, and as long as it is not there
+//! its journal is: whoever is killed anywhere in here begins again with nothing lost.
+//!
+//! ```text
+//! whole, journal at the same commit ------------------------> go on with both
+//! whole, journal older or none -----------------------------> make the journal anew
+//! whole, journal newer (the file went back a commit) --.
+//! damaged, or gone ----------------------------------------+-> journal? keep the file aside, write it anew
+//!                                                             none? the caller's turn
+//! ```
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use redb::Database;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use types::{Code, Error, Result};
+
+use super::engine::{Engine, failure, opening};
+use super::journal::{Journal, Replay};
+use super::{CACHE_BYTES, COMMIT, RECORDS, Records, STORE, Snapshot, beside, os, sync_parent};
+
+/// How a store came to be open.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// It was there, and whole.
+    Whole,
+    /// It was written anew from its journal.
+    Restored(Restored),
+}
+
+/// What a store was restored from, and why.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    /// What was wrong with the file.
+    pub(crate) cause: Error,
+    /// Where the file is kept, if there was one.
+    pub(crate) aside: Option<PathBuf>,
+    /// When the journal was last written.
+    pub(crate) written_at: Option<SystemTime>,
+    /// The journal ended in something that cannot be read: the last changes may be lost.
+    pub(crate) torn: bool,
+}
+
+impl Restored {
+    /// Tells the log, in a few lines.
+    pub(crate) fn tell(&self) {
+        let kept = self.aside.as_ref().map_or_else(String::new, |path| {
+            format!(" (the damaged file is kept as {})", path.display())
+        });
+        tracing::warn!(
+            "metadata was restored from its journal: {}{kept}",
+            self.cause
+        );
+        let written = self.written_at.and_then(|at| {
+            let at = OffsetDateTime::from(at);
+            at.format(&Rfc3339).ok()
+        });
+        let written = written.as_deref().unwrap_or("an unknown time");
+        if self.torn {
+            tracing::warn!("lost: changes near {written}, where the journal is damaged as well");
+        } else {
+            tracing::warn!("the journal is whole: its last change is of {written}");
+        }
+    }
+}
+
+/// Opens the store at `path`; its lock is held.
+pub(super) fn open(path: &Path) -> Result<(Engine, Journal, Opened)> {
+    if !path.try_exists().map_err(|e| os("stat", path, e))? {
+        let gone = Error::not_found(format_args!("metadata {}", path.display()));
+        return restore(path, gone);
+    }
+    let (engine, commit) = match Engine::open(path) {
+        Ok(opened) => opened,
+        Err(error) if error.is(Code::DataLoss) => return restore(path, error),
+        Err(error) => return Err(error),
+    };
+    if let Some(journal) = Journal::resume(path, commit)? {
+        return Ok((engine, journal, Opened::Whole));
+    }
+    match Journal::last(path)? {
+        Some(last) if last > commit => {
+            drop(engine);
+            let lost = last - commit;
+            let what = format!("{} is {lost} commits behind its journal", path.display());
+            restore(path, Error::data_loss(what))
+        }
+        _ => {
+            let journal = anew(path, &engine)?;
+            Ok((engine, journal, Opened::Whole))
+        }
+    }
+}
+
+/// Makes a store of these records at `path`, and tells where what was there is kept.
+pub(super) fn make(path: &Path, records: &Records) -> Result<(Engine, Journal, Option<PathBuf>)> {
+    let aside = write(path, records, 0)?;
+    let (engine, _) = Engine::open(path)?;
+    let journal = anew(path, &engine)?;
+    Ok((engine, journal, aside))
+}
+
+/// Writes the store anew from its journal, if it has one.
+fn restore(path: &Path, cause: Error) -> Result<(Engine, Journal, Opened)> {
+    let Some(replay) = Journal::replay(path)? else {
+        return Err(cause);
+    };
+    let Replay {
+        records,
+        commit,
+        written_at,
+        torn,
+    } = replay;
+    let aside = write(path, &records, commit)?;
+    drop(records);
+    let (engine, commit) = Engine::open(path)?;
+    // A torn one cannot be gone on with.
+    let journal = match Journal::resume(path, commit)? {
+        Some(journal) => journal,
+        None => anew(path, &engine)?,
+    };
+    let restored = Restored {
+        cause,
+        aside,
+        written_at,
+        torn,
+    };
+    Ok((engine, journal, Opened::Restored(restored)))
+}
+
+/// The journal of what the store holds now.
+fn anew(path: &Path, engine: &Engine) -> Result<Journal> {
+    let (snapshot, commit) = engine.with(Snapshot::open)?;
+    Journal::make(path, &snapshot, commit)
+}
+
+/// Writes a store under another name first: the real name is a complete store or nothing. What was
+/// there is kept, and told.
+fn write(path: &Path, records: &Records, commit: u64) -> Result<Option<PathBuf>> {
+    let draft = beside(path, "new");
+    match std::fs::remove_file(&draft) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(os("remove", &draft, e)),
+        _ => {}
+    }
+    let database = redb::Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        .create(&draft)
+        .map_err(|e| opening(&draft, e))?;
+    fill(&database, records, commit)?;
+    drop(database);
+    let aside = keep_aside(path)?;
+    std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
+    sync_parent(path)?;
+    Ok(aside)
+}
+
+/// Moves what is at `path` out of the way: nothing that is damaged is ever deleted.
+fn keep_aside(path: &Path) -> Result<Option<PathBuf>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seconds = now.map_or(0, |since| since.as_secs());
+    let mut aside = beside(path, &format!("damaged-{seconds}"));
+    for more in 1.. {
+        if !aside.try_exists().map_err(|e| os("stat", &aside, e))? {
+            break;
+        }
+        aside = beside(path, &format!("damaged-{seconds}-{more}"));
+    }
+    match std::fs::rename(path, &aside) {
+        Ok(()) => Ok(Some(aside)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(os("rename", path, e)),
+    }
+}
+
+fn fill(database: &Database, records: &Records, commit: u64) -> Result<()> {
+    let txn = database.begin_write().map_err(failure)?;
+    {
+        let mut table = txn.open_table(RECORDS).map_err(failure)?;
+        for (key, value) in records {
+            let (key, value) = (key.as_slice(), value.as_slice());
+            drop(table.insert(key, value).map_err(failure)?);
+        }
+        let mut store = txn.open_table(STORE).map_err(failure)?;
+        drop(store.insert(COMMIT, commit).map_err(failure)?);
+    }
+    txn.commit().map_err(failure)
+}

@@ -1,0 +1,161 @@
+//! How the index is opened: as it is, made, or made anew from its copy and its log.
+//!
+//! Invariant: an index is never empty over directories of snapshots, all of which would be garbage.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Mutex;
+
+use types::{Code, Error, Result, SnapshotKey};
+
+use super::db::{self, Db, Loaded, Log};
+use super::mirror::{self, Mirror};
+use super::row::{Change, Group, Row};
+use super::{Index, State};
+
+/// Names of log and copy in the root.
+const LOG: &str = "metadata.log";
+const COPY: &str = "metadata.copy";
+
+impl Index {
+    /// Opens the index in `root`, or makes it where there is no snapshot. A row whose id is not among
+    /// `directories` is dropped when nothing hangs on it (its making or removal was cut off by a power
+    /// failure). An index that is damaged or gone is made anew from its copy and its log.
+    ///
+    /// # Errors
+    /// `Unavailable` while another process has it; `DataLoss` when it is damaged, its copy as well;
+    /// `FailedPrecondition` when there are snapshots and nothing of an index; I/O.
+    pub(crate) fn open(root: &Path, directories: &[u64]) -> Result<Self> {
+        let (log, groups) = Log::open(&root.join(LOG))?;
+        let copy = root.join(COPY);
+        let mirrored = mirror::read(&copy, &groups)?;
+        let whole = mirrored.as_ref().map(|mirror| mirror.loaded.sequence);
+        let copied = mirrored.as_ref().map_or(0, |mirror| mirror.len);
+        let (db, loaded) = file(root, mirrored, directories)?;
+        let mut state = State {
+            rows: BTreeMap::new(),
+            children: HashMap::new(),
+            reserved: HashMap::new(),
+            next_id: loaded.next_id.max(1),
+            sequence: loaded.sequence,
+            flushed: loaded.sequence,
+            dirty: Vec::new(),
+            log,
+            unflushed: 0,
+            copied,
+        };
+        state.fill(loaded.rows, groups, directories);
+        let is_mirrored = whole == Some(state.sequence);
+        drop_orphans(&mut state, directories)?;
+        let index = Self {
+            state: Mutex::new(state),
+            db: Mutex::new(db),
+            copy,
+        };
+        if !is_mirrored && index.state().sequence > 0 {
+            index.flush_all()?;
+            index.mirror()?;
+        }
+        Ok(index)
+    }
+}
+
+impl State {
+    /// The rows of the file, and what the log has beyond them.
+    fn fill(&mut self, rows: Vec<(SnapshotKey, Row)>, groups: Vec<Group>, directories: &[u64]) {
+        let rows = rows.into_iter().map(|(key, row)| Change {
+            key,
+            row: Some(row),
+        });
+        self.apply(&rows.collect::<Vec<_>>());
+        for Group { seq, next, changes } in groups {
+            if seq <= self.flushed {
+                continue;
+            }
+            self.apply(&changes);
+            self.dirty.extend(changes);
+            self.sequence = self.sequence.max(seq);
+            self.next_id = self.next_id.max(next);
+        }
+        let ids = self.rows.values().map(|row| row.id);
+        let used = ids.chain(directories.iter().copied()).max();
+        self.next_id = used.map_or(self.next_id, |id| self.next_id.max(id + 1));
+    }
+}
+
+/// The durable file and what is in it; made anew from the mirror when it is damaged or gone.
+fn file(root: &Path, mirrored: Option<Mirror>, directories: &[u64]) -> Result<(Db, Loaded)> {
+    let path = root.join(db::FILE);
+    let cause = match Db::open(&path) {
+        // The engine goes back a step when its last one cannot be read, and says nothing.
+        Ok((_, loaded))
+            if mirrored
+                .as_ref()
+                .is_some_and(|m| m.copied > loaded.sequence) =>
+        {
+            Error::data_loss("the file is behind its copy")
+        }
+        Err(e) if e.is(Code::DataLoss) || e.is_not_found() => e,
+        opened => return opened,
+    };
+    let loaded = match mirrored {
+        Some(mirror) => mirror.loaded,
+        None if directories.is_empty() => {
+            // There is nothing that it could have named.
+            if !cause.is_not_found() {
+                tracing::warn!("snapshot index is made anew over no snapshots: {cause}");
+            }
+            return Ok((Db::make(&path, &Loaded::default())?.0, Loaded::default()));
+        }
+        // Without its index every directory would be garbage.
+        None => {
+            let what = format!(
+                "{} has snapshots without an index: restore it or choose another root",
+                root.display()
+            );
+            let code = if cause.is_not_found() {
+                Code::FailedPrecondition
+            } else {
+                Code::DataLoss
+            };
+            return Err(cause.reclass(code).ctx(what));
+        }
+    };
+    let (db, aside) = Db::make(&path, &loaded)?;
+    let kept = aside.map_or_else(String::new, |aside| {
+        format!(" (the damaged file is kept as {})", aside.display())
+    });
+    tracing::warn!("snapshot index was restored from its copy and log: {cause}{kept}");
+    Ok((db, loaded))
+}
+
+/// Takes away rows without a directory, leaves first; those with children stay and are named.
+fn drop_orphans(state: &mut State, directories: &[u64]) -> Result<()> {
+    let present: std::collections::HashSet<u64> = directories.iter().copied().collect();
+    loop {
+        let gone: Vec<Change> = state
+            .rows
+            .iter()
+            .filter(|(key, row)| !present.contains(&row.id) && !state.children.contains_key(*key))
+            .map(|(key, _)| Change {
+                key: key.clone(),
+                row: None,
+            })
+            .collect();
+        if gone.is_empty() {
+            break;
+        }
+        for change in &gone {
+            tracing::warn!(key = %change.key, "snapshot has no directory: dropped");
+        }
+        state.change(gone)?;
+    }
+    for (key, row) in state
+        .rows
+        .iter()
+        .filter(|(_, row)| !present.contains(&row.id))
+    {
+        tracing::error!(%key, id = row.id, "snapshot has lost its directory but has children");
+    }
+    Ok(())
+}
