@@ -77,7 +77,7 @@ fn check(index: &Index, model: &Model) {
     for (k, (kind, parent, ..)) in model {
         let chain = index.chain(&key(*k));
         if *kind == SnapshotKind::Committed {
-            assert_eq!(chain.unwrap_err().code(), types::Code::FailedPrecondition);
+            assert_eq!(chain.unwrap_err().code(), Code::FailedPrecondition);
             continue;
         }
         let mut ids = Vec::new();
