@@ -14,6 +14,7 @@ mod bad_programs;
 mod bad_requests;
 mod budget;
 mod checkpoint;
+mod damaged_records;
 mod deaf_daemon;
 mod debian_shim_under_our_daemon;
 mod exec;

@@ -1,0 +1,236 @@
+//! Damaged records under running containers: the daemon says what it did about them and goes on, and
+//! what somebody only notices by looking is found by `fsck`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use integration::{Host, Program, bin_dir, until};
+
+/// Rounds of random damage; `ROUNDS=1000` looks further.
+const ROUNDS: u64 = 24;
+
+const METADATA: &str = "io.containerd.metadata.v1.bolt/metadata.redb";
+const INDEX: &str = "io.containerd.snapshotter.v1.overlayfs/metadata.redb";
+
+/// Numbers that are the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(self.0 >> 33).expect("31 bits") % limit.max(1)
+    }
+}
+
+/// Cuts a file short or flips one bit of it.
+fn damage(path: &Path, random: &mut Random) {
+    let mut bytes = std::fs::read(path).expect("read");
+    match random.below(4) {
+        0 => bytes.truncate(random.below(bytes.len())),
+        // Most of the file is pages that nobody needs any more; its head never is.
+        1 => {
+            let at = random.below(512);
+            bytes[at] ^= 1 << random.below(8);
+        }
+        _ => {
+            let at = random.below(bytes.len());
+            bytes[at] ^= 1 << random.below(8);
+        }
+    }
+    std::fs::write(path, bytes).expect("write");
+}
+
+fn rounds() -> u64 {
+    let told = std::env::var("ROUNDS").ok();
+    told.map_or(ROUNDS, |text| text.parse().expect("a number"))
+}
+
+/// What was logged since `from`.
+fn since(host: &Host, from: usize) -> String {
+    host.log()[from..].to_owned()
+}
+
+fn clean(host: &Host) {
+    let told = host.ctr(["fsck"]);
+    assert_eq!(told.code, 0, "{}{}", told.stdout, told.stderr);
+    assert!(told.stdout.contains("nothing is wrong"), "{}", told.stdout);
+}
+
+#[test]
+fn whatever_is_damaged_containers_run_on_and_nothing_is_lost() {
+    let mut host = Host::new("damaged");
+    host.image();
+    host.sleeper("one");
+    let pid = host.task("one", "RUNNING").expect("running");
+    let images = host.ctr(["images", "ls", "-q"]).ok();
+    let mut random = Random(7);
+    for round in 0..rounds() {
+        host.kill();
+        let which = [METADATA, INDEX][random.below(2)];
+        damage(&host.root().join(which), &mut random);
+        let (from, begin) = (host.log().len(), Instant::now());
+        host.start();
+        assert!(begin.elapsed() < Duration::from_secs(5), "round {round}");
+        let log = since(&host, from);
+        assert!(!log.contains("panicked"), "round {round}: {log}");
+        assert_eq!(host.ctr(["images", "ls", "-q"]).ok(), images, "round {round}");
+        let containers = host.ctr(["containers", "ls", "-q"]).ok();
+        assert_eq!(containers.trim(), "one", "round {round}");
+        until("the task is known", || host.task("one", "RUNNING") == Some(pid));
+        // A new one each time: what was written after a restoration is not lost by the next one.
+        let id = format!("r{round}");
+        drop(host.run(&["--rm"], &id, &["true"]).ok());
+    }
+    clean(&host);
+    host.remove("one");
+    host.finish();
+}
+
+#[test]
+fn a_restoration_is_told_with_the_place_of_the_damaged_file() {
+    let mut host = Host::new("restored");
+    host.image();
+    for which in [METADATA, INDEX] {
+        let path = host.root().join(which);
+        let whole = std::fs::metadata(&path).expect("stat").len();
+        for cut in [0, whole / 2] {
+            host.stop();
+            let from = host.log().len();
+            let bytes = std::fs::read(&path).expect("read");
+            let cut = usize::try_from(cut).expect("small");
+            std::fs::write(&path, &bytes[..cut]).expect("write");
+            host.start();
+            let log = since(&host, from);
+            assert!(log.contains("restored from its"), "{log}");
+            let kept = kept(&path, cut);
+            assert!(log.contains(&kept.display().to_string()), "{log}");
+        }
+    }
+    clean(&host);
+    host.finish();
+}
+
+/// The damaged file that was kept aside, by its length.
+fn kept(path: &Path, len: usize) -> PathBuf {
+    let directory = path.parent().expect("a directory");
+    let files = std::fs::read_dir(directory).expect("list");
+    let mut all = files.map(|file| file.expect("entry").path());
+    all.find(|file| {
+        let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+        let size = std::fs::metadata(file).expect("stat").len();
+        name.contains("damaged-") && size == len as u64
+    })
+    .expect("the damaged file is kept")
+}
+
+#[test]
+fn without_file_and_journal_records_are_rebuilt_and_containers_run_on() {
+    let mut host = Host::new("rebuilt");
+    host.image();
+    host.sleeper("one");
+    let pid = host.task("one", "RUNNING").expect("running");
+    host.kill();
+    let file = host.root().join(METADATA);
+    let mut journal = file.clone().into_os_string();
+    journal.push(".journal");
+    std::fs::write(&file, "gone").expect("write");
+    std::fs::write(&journal, "gone").expect("write");
+    let from = host.log().len();
+    host.start();
+    let log = since(&host, from);
+    for told in ["metadata was lost", "1 containers that have a task", "lost: names of images"] {
+        assert!(log.contains(told), "{told}: {log}");
+    }
+    until("the task is known", || host.task("one", "RUNNING") == Some(pid));
+    let facts = host.ctr(["containers", "info", "one"]).ok();
+    assert!(facts.contains("\"SnapshotKey\": \"one\""), "{facts}");
+    assert!(host.ctr(["leases", "ls"]).ok().contains("recovered-"));
+    let exec = ["tasks", "exec", "--exec-id", "x", "one", "echo", "alive"];
+    assert_eq!(host.ctr(exec).ok().trim(), "alive");
+    clean(&host);
+    // Nothing is brought twice, and what is gone can be made again.
+    host.image();
+    drop(host.run(&["--rm"], "two", &["true"]).ok());
+    host.remove("one");
+    let leases = host.ctr(["leases", "ls", "-q"]).ok();
+    for lease in leases.lines() {
+        drop(host.ctr(["leases", "rm", "--sync", lease]).ok());
+    }
+    clean(&host);
+    host.finish();
+}
+
+/// `containerd fsck` over the host's files.
+fn fsck(host: &Host, flags: &[&str]) -> integration::Output {
+    Program::new(bin_dir().join("containerd"))
+        .args(["--root"])
+        .args([host.root()])
+        .args(["--state"])
+        .args([host.state()])
+        .args(["--config"])
+        .args([host.path("config.toml")])
+        .args(["fsck"])
+        .args(flags)
+        .run()
+}
+
+#[test]
+fn fsck_names_a_damaged_blob_and_takes_it_from_everybody() {
+    let mut host = Host::new("fsck");
+    host.image();
+    let busy = fsck(&host, &[]);
+    assert_eq!(busy.code, 8, "{}", busy.stderr);
+    assert_eq!(busy.stderr.lines().count(), 1, "{}", busy.stderr);
+    assert!(busy.stderr.contains("ctr fsck"), "{}", busy.stderr);
+    host.stop();
+    let whole = fsck(&host, &[]);
+    assert_eq!((whole.code, whole.stdout.lines().count()), (0, 1), "{}", whole.stdout);
+
+    let blobs = host.root().join("io.containerd.content.v1.content/blobs/sha256");
+    let files = std::fs::read_dir(&blobs).expect("list");
+    let paths = files.map(|file| file.expect("entry").path());
+    let largest = paths.max_by_key(|path| std::fs::metadata(path).expect("stat").len());
+    let largest = largest.expect("a blob");
+    let mut bytes = std::fs::read(&largest).expect("read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&largest, bytes).expect("write");
+    let found = fsck(&host, &[]);
+    assert_eq!(found.code, 4, "{}", found.stdout);
+    let digest = largest.file_name().expect("a name").to_string_lossy().into_owned();
+    let line = format!("damaged content sha256:{digest}: its bytes are sha256:");
+    assert!(found.stdout.contains(&line), "{}", found.stdout);
+
+    host.start();
+    let repaired = host.ctr(["fsck", "--repair"]);
+    assert_eq!(repaired.code, 1, "{}", repaired.stdout);
+    assert!(repaired.stdout.contains("[repaired]"), "{}", repaired.stdout);
+    clean(&host);
+    host.image();
+    drop(host.run(&["--rm"], "again", &["true"]).ok());
+    clean(&host);
+    host.finish();
+}
+
+#[test]
+fn a_second_daemon_on_a_root_ends_at_once_with_one_line() {
+    let host = Host::new("second");
+    let begin = Instant::now();
+    let second = Program::new(bin_dir().join("containerd"))
+        .args(["--root"])
+        .args([host.root()])
+        .args(["--state"])
+        .args([host.path("other-state")])
+        .args(["--address"])
+        .args([host.path("other.sock")])
+        .args(["--config"])
+        .args([host.path("config.toml")])
+        .run();
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert_eq!(second.code, 1);
+    let last = second.stderr.lines().last().expect("a line");
+    let root = host.root().display().to_string();
+    assert!(last.contains(&root) && last.contains("in use"), "{last}");
+    drop(host.ctr(["version"]).ok());
+    host.finish();
+}
