@@ -283,8 +283,13 @@ impl Calls {
 }
 
 fn request<T>(message: T) -> Request<T> {
+    within(NAMESPACE, message)
+}
+
+/// A request in a namespace.
+pub(crate) fn within<T>(namespace: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
-    let value = NAMESPACE.parse().expect("a header value");
+    let value = namespace.parse().expect("a header value");
     request.metadata_mut().insert("containerd-namespace", value);
     request
 }

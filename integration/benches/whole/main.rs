@@ -12,7 +12,8 @@
 //!       ├─ exec     programs in a running container        group  CPU of all its processes
 //!       ├─ stdio    bytes through a fifo                   usage  figures from /proc
 //!       ├─ density  two hundred containers up, restart     spec   what runs in the containers
-//!       └─ count    execs and syncs, by strace             bars   the table
+//!       ├─ count    execs and syncs, by strace             bars   the table
+//!       └─ records, content, events, memory                       what a daemon keeps and tells
 //! ```
 
 #![expect(
@@ -24,13 +25,17 @@
 
 mod bars;
 mod calls;
+mod content;
 mod count;
 mod density;
+mod events;
 mod exec;
 mod group;
 mod life;
+mod memory;
 mod peer;
 mod raw;
+mod records;
 mod spec;
 mod stdio;
 mod usage;
@@ -45,7 +50,10 @@ use raw::Raw;
 use tokio::runtime::Runtime;
 
 /// What can be asked for.
-const PARTS: [&str; 7] = ["cold", "life", "rate", "exec", "stdio", "density", "count"];
+const PARTS: [&str; 11] = [
+    "cold", "life", "rate", "exec", "stdio", "density", "count", "records", "content", "events",
+    "memory",
+];
 /// Cold starts of each daemon.
 const STARTS: usize = 15;
 
@@ -119,6 +127,22 @@ fn main() {
     if wanted("count") {
         say("counting");
         count::measure(&bench, &mut table);
+    }
+    if wanted("records") {
+        say("records");
+        records::measure(&bench, &mut table);
+    }
+    if wanted("content") {
+        say("content");
+        content::measure(&bench, &mut table);
+    }
+    if wanted("events") {
+        say("events");
+        events::measure(&bench, &mut table);
+    }
+    if wanted("memory") {
+        say("memory");
+        memory::measure(&bench, &mut table);
     }
     bench.ours.stop();
     bench.debian.stop();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use protos::services::version;
@@ -62,7 +63,9 @@ impl Peer {
     /// Starts a daemon and waits for its first answer.
     pub(crate) fn start_bare(runtime: &tokio::runtime::Runtime, kind: Kind, home: &Path) -> Self {
         fs::create_dir_all(home).expect("make the directory");
-        let group = Group::make(kind.name());
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let group = Group::make(&format!("{}-{number}", kind.name()));
         let child = spawn(kind, home);
         group.join("daemon", child.id());
         let channel = runtime.block_on(first_answer(&home.join("c.sock")));
@@ -109,6 +112,10 @@ impl Peer {
 
     pub(crate) fn name(&self) -> &'static str {
         self.kind.name()
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.home.join("c.sock")
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -172,7 +179,7 @@ fn spawn(kind: Kind, home: &Path) -> Child {
 }
 
 /// Connects as soon as the socket is there and asks for the version until it is told.
-async fn first_answer(socket: &Path) -> Channel {
+pub(crate) async fn first_answer(socket: &Path) -> Channel {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         assert!(

@@ -17,7 +17,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         usize::try_from(self.0 >> 33).expect("31 bits") % limit.max(1)
     }
 }
@@ -73,10 +76,16 @@ fn whatever_is_damaged_containers_run_on_and_nothing_is_lost() {
         assert!(begin.elapsed() < Duration::from_secs(5), "round {round}");
         let log = since(&host, from);
         assert!(!log.contains("panicked"), "round {round}: {log}");
-        assert_eq!(host.ctr(["images", "ls", "-q"]).ok(), images, "round {round}");
+        assert_eq!(
+            host.ctr(["images", "ls", "-q"]).ok(),
+            images,
+            "round {round}"
+        );
         let containers = host.ctr(["containers", "ls", "-q"]).ok();
         assert_eq!(containers.trim(), "one", "round {round}");
-        until("the task is known", || host.task("one", "RUNNING") == Some(pid));
+        until("the task is known", || {
+            host.task("one", "RUNNING") == Some(pid)
+        });
         // A new one each time: what was written after a restoration is not lost by the next one.
         let id = format!("r{round}");
         drop(host.run(&["--rm"], &id, &["true"]).ok());
@@ -116,7 +125,11 @@ fn kept(path: &Path, len: usize) -> PathBuf {
     let files = std::fs::read_dir(directory).expect("list");
     let mut all = files.map(|file| file.expect("entry").path());
     all.find(|file| {
-        let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+        let name = file
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
         let size = std::fs::metadata(file).expect("stat").len();
         name.contains("damaged-") && size == len as u64
     })
@@ -138,10 +151,16 @@ fn without_file_and_journal_records_are_rebuilt_and_containers_run_on() {
     let from = host.log().len();
     host.start();
     let log = since(&host, from);
-    for told in ["metadata was lost", "1 containers that have a task", "lost: names of images"] {
+    for told in [
+        "metadata was lost",
+        "1 containers that have a task",
+        "lost: names of images",
+    ] {
         assert!(log.contains(told), "{told}: {log}");
     }
-    until("the task is known", || host.task("one", "RUNNING") == Some(pid));
+    until("the task is known", || {
+        host.task("one", "RUNNING") == Some(pid)
+    });
     let facts = host.ctr(["containers", "info", "one"]).ok();
     assert!(facts.contains("\"SnapshotKey\": \"one\""), "{facts}");
     assert!(host.ctr(["leases", "ls"]).ok().contains("recovered-"));
@@ -184,9 +203,16 @@ fn fsck_names_a_damaged_blob_and_takes_it_from_everybody() {
     assert!(busy.stderr.contains("ctr fsck"), "{}", busy.stderr);
     host.stop();
     let whole = fsck(&host, &[]);
-    assert_eq!((whole.code, whole.stdout.lines().count()), (0, 1), "{}", whole.stdout);
+    assert_eq!(
+        (whole.code, whole.stdout.lines().count()),
+        (0, 1),
+        "{}",
+        whole.stdout
+    );
 
-    let blobs = host.root().join("io.containerd.content.v1.content/blobs/sha256");
+    let blobs = host
+        .root()
+        .join("io.containerd.content.v1.content/blobs/sha256");
     let files = std::fs::read_dir(&blobs).expect("list");
     let paths = files.map(|file| file.expect("entry").path());
     let largest = paths.max_by_key(|path| std::fs::metadata(path).expect("stat").len());
@@ -197,14 +223,22 @@ fn fsck_names_a_damaged_blob_and_takes_it_from_everybody() {
     std::fs::write(&largest, bytes).expect("write");
     let found = fsck(&host, &[]);
     assert_eq!(found.code, 4, "{}", found.stdout);
-    let digest = largest.file_name().expect("a name").to_string_lossy().into_owned();
+    let digest = largest
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
     let line = format!("damaged content sha256:{digest}: its bytes are sha256:");
     assert!(found.stdout.contains(&line), "{}", found.stdout);
 
     host.start();
     let repaired = host.ctr(["fsck", "--repair"]);
     assert_eq!(repaired.code, 1, "{}", repaired.stdout);
-    assert!(repaired.stdout.contains("[repaired]"), "{}", repaired.stdout);
+    assert!(
+        repaired.stdout.contains("[repaired]"),
+        "{}",
+        repaired.stdout
+    );
     clean(&host);
     host.image();
     drop(host.run(&["--rm"], "again", &["true"]).ok());

@@ -1,0 +1,45 @@
+//! Memory of a daemon after it has worked, and whether it grows when it works on.
+
+use crate::bars::Table;
+use crate::peer::Peer;
+use crate::{Bench, content, records, usage};
+
+/// How often the work is repeated.
+const ROUNDS: usize = 100;
+/// What is written, read and deleted each time.
+const BLOB: usize = 8 << 20;
+
+/// Debian's daemon gets the same work, so that both figures are of the same moment.
+pub(crate) fn measure(bench: &Bench, table: &mut Table) {
+    for peer in [&bench.ours, &bench.debian] {
+        work(bench, peer, ROUNDS / 10);
+    }
+    let before = [&bench.ours, &bench.debian].map(rss);
+    let line = table.add("daemon RSS after the load, KiB", before[0]);
+    line.debian(before[1]).of_debian_at_most(0.4);
+    for peer in [&bench.ours, &bench.debian] {
+        work(bench, peer, ROUNDS);
+    }
+    let after = [&bench.ours, &bench.debian].map(rss);
+    let line = table.add(
+        "the same after 100 times the load, growth",
+        after[0] / before[0],
+    );
+    line.debian(after[1] / before[1]).at_most(1.1);
+}
+
+fn rss(peer: &Peer) -> f64 {
+    usage::memory(peer.pid()).rss as f64
+}
+
+fn work(bench: &Bench, peer: &Peer, rounds: usize) {
+    for _ in 0..rounds {
+        records::list_all(bench, peer);
+        bench.runtime.block_on(async {
+            let channel = &peer.calls.channel;
+            let digest = content::write(channel, 1 << 20, BLOB).await;
+            assert_eq!(content::drain(channel, &digest).await, BLOB);
+            content::delete(channel, &digest).await;
+        });
+    }
+}
