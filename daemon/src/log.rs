@@ -31,9 +31,24 @@ pub(crate) fn start(config: &Debug) {
         Format::Text => registry.with(layer.event_format(Logfmt)).try_init(),
         Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     };
-    if let Err(error) = started {
-        tracing::debug!(%error, "the log was started before");
+    match started {
+        Ok(()) => log_panics(),
+        Err(error) => tracing::debug!(%error, "the log was started before"),
     }
+}
+
+/// Panics go to the log, as a line like any other.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        // What a damaged file makes of its reader is an answer, and told as one.
+        if thread.name() == Some(metadata::CHECK_THREAD) {
+            tracing::debug!("{panic}");
+        } else {
+            let trace = std::backtrace::Backtrace::capture();
+            tracing::error!(thread = thread.name(), %trace, "{panic}");
+        }
+    }));
 }
 
 const fn filter(level: Level) -> LevelFilter {

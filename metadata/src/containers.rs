@@ -1,20 +1,73 @@
 //! The store of containers. What a record names (image, snapshot, spec) need not exist.
 
+use std::fmt;
 use std::time::SystemTime;
 
 use types::{Container, ContainerId, Error, Event, Fields, Filter, Namespace, Result};
 
 use crate::db::WriteTx;
 use crate::key::{Bucket, all, names, own};
-use crate::kv::{Flow, Read};
+use crate::kv::{Flow, Read, Snapshot};
 use crate::record::{get_container, put_container};
 use crate::{Metadata, mask};
+
+/// Containers in one page.
+const PAGE: usize = 100;
 
 /// The containers of one namespace.
 #[derive(Clone, Debug)]
 pub struct Containers {
     metadata: Metadata,
     namespace: Namespace,
+}
+
+/// Containers of one moment, in pages.
+pub struct Pages {
+    snapshot: Snapshot,
+    prefix: Vec<u8>,
+    filter: Filter,
+    /// Id of the last one that was looked at.
+    last: String,
+}
+
+impl Pages {
+    /// The next containers, ordered by id; none at the end.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn page(&mut self) -> Result<Vec<Container>> {
+        let mut page = Vec::new();
+        let Self {
+            snapshot,
+            prefix,
+            filter,
+            last,
+        } = self;
+        let from = last.clone().into_bytes();
+        snapshot.scan_after(prefix, &from, &mut |rest, record| {
+            let [id] = names(rest)?;
+            id.clone_into(last);
+            let container = get_container(id, record)?;
+            if filter.matches(&container) {
+                page.push(container);
+            }
+            Ok(if page.len() < PAGE {
+                Flow::Continue(())
+            } else {
+                Flow::Break(())
+            })
+        })?;
+        Ok(page)
+    }
+}
+
+impl fmt::Debug for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pages")
+            .field("filter", &self.filter)
+            .field("last", &self.last)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Containers {
@@ -52,6 +105,19 @@ impl Containers {
             },
         )?;
         Ok(found)
+    }
+
+    /// The same in pages: memory for one of them is enough.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn pages(&self, filter: Filter) -> Result<Pages> {
+        Ok(Pages {
+            snapshot: self.metadata.0.db.kv.read()?,
+            prefix: all(Bucket::Container, &self.namespace),
+            filter,
+            last: String::new(),
+        })
     }
 
     /// Makes a container record; the store stamps it.

@@ -45,7 +45,7 @@ use ::snapshotters::Snapshotter;
 use events::Exchange;
 use types::{Code, Context as _, Error, LeaseId, Namespace, Result, Scope};
 
-pub use self::containers::Containers;
+pub use self::containers::{Containers, Pages};
 pub use self::images::Images;
 pub use self::leases::Leases;
 pub use self::namespaces::Namespaces;
@@ -53,6 +53,7 @@ pub use self::rebuild::FoundTask;
 
 use self::db::{Db, Marks, Outlet, first_records};
 use self::gate::Gate;
+pub use self::kv::CHECK_THREAD;
 use self::kv::{Kv, Opened};
 use self::rebuild::Found;
 

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use grpc::containers::Containers as Service;
-use grpc::{ResponseStream, serve};
+use grpc::{ResponseStream, serve, serve_stream};
 use metadata::Metadata;
 use protos::MessageField;
 use protos::services::containers::{
@@ -22,22 +22,6 @@ use super::{filter, known};
 pub(crate) struct Containers {
     /// Holds them.
     pub(crate) metadata: Metadata,
-}
-
-impl Containers {
-    async fn matching(
-        &self,
-        request: Request<ListContainersRequest>,
-    ) -> Result<Response<Vec<Container>>, Status> {
-        let metadata = self.metadata.clone();
-        serve(request, |scope, request| async move {
-            metadata
-                .containers(&scope)
-                .list(&filter(&request.filters)?)
-                .await
-        })
-        .await
-    }
 }
 
 #[async_trait]
@@ -65,11 +49,16 @@ impl Service for Containers {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Result<Response<ListContainersResponse>, Status> {
-        let list = self.matching(request).await?;
-        Ok(list.map(|list| ListContainersResponse {
-            containers: list.to_wire(),
-            ..Default::default()
-        }))
+        let metadata = self.metadata.clone();
+        serve(request, |scope, request| async move {
+            let filter = filter(&request.filters)?;
+            let list = metadata.containers(&scope).list(&filter).await?;
+            Ok(ListContainersResponse {
+                containers: list.to_wire(),
+                ..Default::default()
+            })
+        })
+        .await
     }
 
     type ListStreamStream = ResponseStream<ListContainerMessage>;
@@ -78,13 +67,24 @@ impl Service for Containers {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Result<Response<Self::ListStreamStream>, Status> {
-        let list = self.matching(request).await?;
-        Ok(list.map(|list| {
-            grpc::items(list.into_iter().map(|container| ListContainerMessage {
-                container: MessageField::some(container.to_wire()),
-                ..Default::default()
-            }))
-        }))
+        let metadata = self.metadata.clone();
+        serve_stream(request, |scope, request, sender| async move {
+            let filter = filter(&request.filters)?;
+            let mut pages = metadata.containers(&scope).pages(filter)?;
+            loop {
+                let page = pages.page()?;
+                if page.is_empty() {
+                    return Ok(());
+                }
+                for container in page {
+                    let message = ListContainerMessage {
+                        container: MessageField::some(container.to_wire()),
+                        ..Default::default()
+                    };
+                    sender.send(message).await?;
+                }
+            }
+        })
     }
 
     async fn create(

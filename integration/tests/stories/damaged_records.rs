@@ -67,6 +67,8 @@ fn whatever_is_damaged_containers_run_on_and_nothing_is_lost() {
     let pid = host.task("one", "RUNNING").expect("running");
     let images = host.ctr(["images", "ls", "-q"]).ok();
     let mut random = Random(7);
+    // Where the round before begins in the log.
+    let mut before = 0;
     for round in 0..rounds() {
         host.kill();
         let which = [METADATA, INDEX][random.below(2)];
@@ -88,7 +90,10 @@ fn whatever_is_damaged_containers_run_on_and_nothing_is_lost() {
         });
         // A new one each time: what was written after a restoration is not lost by the next one.
         let id = format!("r{round}");
-        drop(host.run(&["--rm"], &id, &["true"]).ok());
+        let told = host.run(&["--rm"], &id, &["true"]);
+        let log = since(&host, before);
+        assert_eq!(told.code, 0, "round {round}: {}\n{log}", told.stderr);
+        before = from;
     }
     clean(&host);
     host.remove("one");

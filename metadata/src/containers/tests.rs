@@ -246,3 +246,34 @@ async fn lists_are_ordered_and_filtered() {
         assert_eq!(ids, want, "{filter}");
     }
 }
+
+#[tokio::test]
+async fn pages_are_the_list_of_one_moment() {
+    let house = House::new().await;
+    let containers = house.metadata.containers(&scope("a"));
+    for n in 0..250 {
+        let made = containers.create(container(&format!("c{n}")));
+        made.await.unwrap();
+    }
+    for filter in ["", "id~=^c1"] {
+        let filter = Filter::parse(&[filter]).unwrap();
+        let list = containers.list(&filter).await.unwrap();
+        let mut pages = containers.pages(filter).unwrap();
+        let mut all = Vec::new();
+        loop {
+            let page = pages.page().unwrap();
+            if page.is_empty() {
+                break;
+            }
+            assert!(page.len() <= 100);
+            // What comes meanwhile is not of that moment.
+            drop(
+                containers
+                    .create(container(&format!("z{}", all.len())))
+                    .await,
+            );
+            all.extend(page);
+        }
+        assert_eq!(all, list);
+    }
+}

@@ -6,9 +6,9 @@
 
 use std::fmt;
 use std::io::ErrorKind;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use redb::{Database, DatabaseError, ReadableDatabase as _, StorageError};
@@ -19,6 +19,9 @@ use super::{CACHE_BYTES, RECORDS, Snapshot};
 /// How often, and how long apart, a new opening waits for readers of the old one.
 const REOPEN_TRIES: u32 = 50;
 const REOPEN_WAIT: Duration = Duration::from_millis(10);
+
+/// Name of the thread that reads a file which may be damaged: a panic there is an answer, no bug.
+pub const CHECK_THREAD: &str = "check-file";
 
 /// The open database, or none between a failure and its repair.
 pub(super) struct Engine {
@@ -32,11 +35,8 @@ impl Engine {
     /// # Errors
     /// `DataLoss` when the file is damaged; `Unavailable` while another process has it; I/O.
     pub(super) fn open(path: &Path) -> Result<(Self, u64)> {
-        // The engine is sound, but what it reads here may be anything.
-        let opened = catch_unwind(|| whole(path));
-        let database = opened
-            .unwrap_or_else(|_| Err(damage(path, "its structure")))
-            .map_err(|e| e.ctx(format!("open metadata {}", path.display())))?;
+        let database =
+            guarded(path).map_err(|e| e.ctx(format!("open metadata {}", path.display())))?;
         let engine = Self {
             path: path.to_owned(),
             slot: RwLock::new(Some(database)),
@@ -77,6 +77,20 @@ impl Engine {
                 Err(error) => return Err(opening(&self.path, error)),
             }
         }
+    }
+}
+
+/// [`whole`], on a thread of its own: the engine is sound, but what it reads here may be anything.
+fn guarded(path: &Path) -> Result<Database> {
+    let checked = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(CHECK_THREAD.into());
+        let check = thread.spawn_scoped(scope, || whole(path));
+        check.map(ScopedJoinHandle::join)
+    });
+    match checked {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(_)) => Err(damage(path, "its structure")),
+        Err(error) => Err(Error::os("start a thread", error)),
     }
 }
 

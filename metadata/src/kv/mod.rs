@@ -17,7 +17,7 @@ mod writer;
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, TryLockError};
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use std::sync::Arc;
 use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition, TableError};
 use types::{Error, Result};
 
+pub use self::engine::CHECK_THREAD;
 use self::engine::{Engine, failure};
 use self::journal::Journal;
 pub(crate) use self::restore::Opened;
@@ -161,14 +162,21 @@ impl Snapshot {
     }
 }
 
-impl Read for Snapshot {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let found = self.table.get(key).map_err(failure)?;
-        Ok(found.map(|value| value.value().to_vec()))
+impl Snapshot {
+    /// Visits the keys that begin with `prefix` and come after that of `last`, in order.
+    pub(crate) fn scan_after(
+        &self,
+        prefix: &[u8],
+        last: &[u8],
+        visit: &mut Visit<'_>,
+    ) -> Result<()> {
+        let last = [prefix, last].concat();
+        self.scan_from(prefix, Bound::Excluded(&last), visit)
     }
 
-    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()> {
-        for entry in self.table.range(prefix..).map_err(failure)? {
+    fn scan_from(&self, prefix: &[u8], from: Bound<&[u8]>, visit: &mut Visit<'_>) -> Result<()> {
+        let range = (from, Bound::Unbounded);
+        for entry in self.table.range::<&[u8]>(range).map_err(failure)? {
             let (key, value) = entry.map_err(failure)?;
             let Some(rest) = key.value().strip_prefix(prefix) else {
                 break;
@@ -178,6 +186,17 @@ impl Read for Snapshot {
             }
         }
         Ok(())
+    }
+}
+
+impl Read for Snapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let found = self.table.get(key).map_err(failure)?;
+        Ok(found.map(|value| value.value().to_vec()))
+    }
+
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+        self.scan_from(prefix, Bound::Included(prefix), visit)
     }
 }
 

@@ -7,8 +7,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
@@ -26,6 +26,8 @@ const SEQUENCE: &str = "sequence";
 const NEXT_ID: &str = "next-id";
 /// The index is small and kept in memory by us: the engine needs next to no cache.
 const CACHE: usize = 512 * 1024;
+/// Name of the thread that reads a file which may be damaged, as of `metadata`.
+const CHECK_THREAD: &str = "check-file";
 /// A longer log is no log of ours.
 const MAX_LOG: u64 = 64 << 20;
 
@@ -96,19 +98,29 @@ impl Db {
         if !path.exists() {
             return Err(gone());
         }
-        // The engine is sound, but what it reads here may be anything.
-        catch_unwind(|| {
-            let mut file = database(path)?;
-            file.check_integrity()
-                .map_err(|e| engine("check snapshot index", e))?;
-            let mut db = Self {
-                path: path.to_owned(),
-                file: Some(file),
-            };
-            let loaded = db.load()?;
-            Ok((db, loaded))
-        })
-        .unwrap_or_else(|_| Err(Error::data_loss("snapshot index is damaged")))
+        let checked = std::thread::scope(|scope| {
+            // A panic over what a damaged file holds is an answer, no bug.
+            let thread = std::thread::Builder::new().name(CHECK_THREAD.into());
+            let check = thread.spawn_scoped(scope, || Self::whole(path));
+            check.map(ScopedJoinHandle::join)
+        });
+        match checked {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(_)) => Err(Error::data_loss("snapshot index is damaged")),
+            Err(error) => Err(Error::os("start a thread", error)),
+        }
+    }
+
+    fn whole(path: &Path) -> Result<(Self, Loaded)> {
+        let mut file = database(path)?;
+        file.check_integrity()
+            .map_err(|e| engine("check snapshot index", e))?;
+        let mut db = Self {
+            path: path.to_owned(),
+            file: Some(file),
+        };
+        let loaded = db.load()?;
+        Ok((db, loaded))
     }
 
     /// Makes the file, with these rows; what was there is kept aside, and told.
