@@ -122,43 +122,9 @@ pub(crate) fn checkpoint_date(time: SystemTime) -> String {
 
 /// Reads a time span as Go writes it: `1h30m`, `1.5s`, `0`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("invalid duration {text:?}");
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest.is_empty() {
-        return Err(bad());
-    }
-    let mut total = 0.0;
-    while !rest.is_empty() {
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .ok_or_else(|| format!("missing unit in duration {text:?}"))?;
-        let number: f64 = rest[..end].parse().map_err(|_| bad())?;
-        rest = &rest[end..];
-        let end = rest
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(rest.len());
-        total += number
-            * unit(&rest[..end])
-                .ok_or_else(|| format!("unknown unit {:?} in duration {text:?}", &rest[..end]))?;
-        rest = &rest[end..];
-    }
-    Duration::try_from_secs_f64(total).map_err(|_| bad())
-}
-
-/// Seconds of a unit.
-fn unit(name: &str) -> Option<f64> {
-    Some(match name {
-        "ns" => 1e-9,
-        "us" | "µs" | "μs" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return None,
-    })
+    let nanos = types::go_duration(text)?;
+    let nanos = u64::try_from(nanos).map_err(|_| format!("invalid duration {text:?}"))?;
+    Ok(Duration::from_nanos(nanos))
 }
 
 #[cfg(test)]
