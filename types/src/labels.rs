@@ -45,6 +45,10 @@ pub mod gc_label {
     pub const EXPIRE: &str = "containerd.io/gc.expire";
     /// On a lease: protect only what it lists, not what that refers to.
     pub const FLAT: &str = "containerd.io/gc.flat";
+    /// Prefix, on an image or a blob: keeps a snapshot as long as a condition on its values holds.
+    pub const COND_SNAPSHOT: &str = "containerd.io/gc.cond.snapshot";
+    /// Prefix, on a snapshot: RFC 3339 time of its last use, a value for conditions.
+    pub const COND_USED_AT: &str = "containerd.io/gc.cond.value-usedat";
 }
 
 /// Labels of a record, ordered by key.

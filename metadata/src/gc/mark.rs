@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use types::{Labels, Namespace, Resource, Result, gc_label};
 
+use super::condition::{Condition, conditions, used_at};
 use super::link::{Link, Node, links};
 use crate::key::{Bucket, all, names};
 use crate::kv::{Flow, Read};
@@ -41,6 +42,10 @@ pub(super) struct Graph {
     roots: Vec<(Node, Depth)>,
     /// Objects that live as long as another one does.
     kept_by: HashMap<Node, Vec<Node>>,
+    /// References of images and blobs that hold as long as a snapshot is in use.
+    conditional: Vec<(Node, Condition)>,
+    /// When snapshots were used.
+    used: HashMap<Node, Vec<SystemTime>>,
 }
 
 /// All namespaces, loaded and marked: the one way to a sweep.
@@ -121,7 +126,24 @@ impl Graph {
         graph.load_leases(tx, namespace, now)?;
         graph.load_records(tx, namespace, now)?;
         graph.load_content(tx, namespace, now)?;
+        graph.settle(now);
         Ok(graph)
+    }
+
+    /// Turns the conditional references that hold into others: all values are known.
+    fn settle(&mut self, now: SystemTime) {
+        for (node, condition) in std::mem::take(&mut self.conditional) {
+            let used = self.used.get(&condition.snapshot);
+            if used.is_some_and(|used| condition.holds(used, now)) {
+                let kept = self.kept_by.entry(node).or_default();
+                kept.push(condition.snapshot);
+            }
+        }
+    }
+
+    fn note_conditions(&mut self, node: &Node, labels: &Labels) {
+        let found = conditions(labels).map(|condition| (node.clone(), condition));
+        self.conditional.extend(found);
     }
 
     fn load_leases(&mut self, tx: &dyn Read, namespace: &Namespace, now: SystemTime) -> Result<()> {
@@ -164,6 +186,7 @@ impl Graph {
             if !is_expired(&image.labels, now) {
                 self.root(node.clone());
             }
+            self.note_conditions(&node, &image.labels);
             let target = vec![Node::Content(image.target.digest.to_string())];
             self.add(node, target, &image.labels, false);
             Ok(Flow::Continue(()))
@@ -186,14 +209,16 @@ impl Graph {
         tx.scan(&all(Bucket::Blob, ns), &mut |rest, record| {
             let [digest] = names(rest)?;
             let labels = BlobRecord::decode(record)?.labels;
-            self.add(Node::Content(digest.to_owned()), Vec::new(), &labels, true);
+            let node = Node::Content(digest.to_owned());
+            self.note_conditions(&node, &labels);
+            self.add(node, Vec::new(), &labels, true);
             Ok(Flow::Continue(()))
         })?;
         tx.scan(&all(Bucket::Ingest, ns), &mut |rest, record| {
             let [reference] = names(rest)?;
             let record = IngestRecord::decode(record)?;
             let node = Node::Ingest(reference.to_owned());
-            if record.expires_at.is_some_and(|at| at > now) {
+            if record.expires_at.is_some_and(|at| at >= now) {
                 self.root(node.clone());
             }
             let expected = record
@@ -213,6 +238,9 @@ impl Graph {
             let parent = record
                 .parent
                 .map(|parent| Node::Snapshot(snapshotter.to_owned(), parent));
+            for at in used_at(&record.labels) {
+                self.used.entry(node.clone()).or_default().push(at);
+            }
             self.add(node, parent.into_iter().collect(), &record.labels, true);
             Ok(Flow::Continue(()))
         })
@@ -224,11 +252,16 @@ fn is_expired(labels: &Labels, now: SystemTime) -> bool {
     let Some(text) = labels.get(gc_label::EXPIRE) else {
         return false;
     };
-    match OffsetDateTime::parse(text, &Rfc3339) {
-        Ok(at) => now > SystemTime::from(at),
+    match time(text) {
+        Ok(at) => now > at,
         Err(error) => {
             tracing::info!(%text, %error, "expiry ignored");
             false
         }
     }
+}
+
+/// The time that a label carries.
+pub(super) fn time(text: &str) -> Result<SystemTime, time::error::Parse> {
+    OffsetDateTime::parse(text, &Rfc3339).map(SystemTime::from)
 }

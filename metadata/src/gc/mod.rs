@@ -12,6 +12,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 mod collect;
+mod condition;
 mod link;
 mod mark;
 mod scheduler;
