@@ -30,7 +30,7 @@ pub use client::{Client, DEFAULT_SNAPSHOTTER};
 pub use connect::{connect, socket_path};
 pub use json::any_json;
 pub use services::{
-    Containers, CreateTask, Envelope, Events, ExecTask, Exited, Images, Introspection, Lease,
-    Leases, Metric, Namespaces, Plugin, PluginFault, Process, ProcessEntry, RuncOptions,
-    ServerInfo, Status, StdioPaths, Subscription, Tasks, Version, default_lease_id,
+    Containers, CreateTask, Envelope, Events, ExecTask, Exited, Follow, Heard, Images,
+    Introspection, Lease, Leases, Metric, Namespaces, Plugin, PluginFault, Process, ProcessEntry,
+    RuncOptions, ServerInfo, Status, StdioPaths, Subscription, Tasks, Version, default_lease_id,
 };

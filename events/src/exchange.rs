@@ -1,19 +1,22 @@
-//! The exchange and its subscriptions.
+//! The exchange: numbers what is published and hands it out.
 //!
 //! Invariant: [`Exchange::publish`] takes no lock that a subscriber can hold while it waits; a queue
-//! over its limit ends the subscription, never the publisher's patience.
+//! over its limit ends the subscription, never the publisher's patience. What is held for replay and
+//! what subscribers are sent is one order: a subscription begins at one point of it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::mpsc;
-use types::{Any, Error, Event, Filter, Namespace, Result, Topic};
+use types::{Any, Event, Filter, Namespace, Result, Topic};
 
 use crate::envelope::{Codec, Envelope, Matched};
+use crate::position::{Gap, Position};
+use crate::ring::Ring;
+use crate::subscription::{Load, Step, Subscription};
 
-/// How much a subscriber may leave unread before it is cut off.
+/// How much may wait somewhere.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Envelopes.
@@ -22,48 +25,82 @@ pub struct Limits {
     pub bytes: usize,
 }
 
-impl Default for Limits {
-    /// Enough for a burst of thousands of containers, little enough for a forgotten subscriber.
-    fn default() -> Self {
-        Self {
-            count: 16 * 1024,
-            bytes: 8 << 20,
-        }
-    }
+impl Limits {
+    /// What a subscriber may leave unread before it is cut off: enough for a burst of thousands of
+    /// containers. A forgotten subscriber must not cost more than 16 MiB: this, as much again for
+    /// one message of that size on its way to the socket, and a replay.
+    pub const QUEUE: Self = Self {
+        count: 16 * 1024,
+        bytes: 6 << 20,
+    };
+    /// What is held for subscribers that come back: the events of several hundred containers from
+    /// their creation to their end.
+    pub const REPLAY: Self = Self {
+        count: 4096,
+        bytes: 2 << 20,
+    };
 }
 
 /// Hands every envelope to every subscriber whose filter it passes.
 pub struct Exchange {
     codec: Codec,
-    limits: Limits,
-    subscribers: Mutex<Vec<Subscriber>>,
+    queue: Limits,
+    /// Tells this exchange's numbers from those of the one before a restart.
+    run: u64,
+    state: Mutex<State>,
+}
+
+struct State {
+    ring: Ring,
+    subscribers: Vec<Subscriber>,
 }
 
 struct Subscriber {
     filter: Filter,
-    queue: mpsc::UnboundedSender<Arc<Envelope>>,
+    queue: mpsc::UnboundedSender<Step>,
     load: Arc<Load>,
+    /// Number up to which it has been told, when it wants to know.
+    told: Option<u64>,
 }
 
-/// What a subscriber has not read yet.
-#[derive(Debug, Default)]
-struct Load {
-    count: AtomicUsize,
-    bytes: AtomicUsize,
-    cut: AtomicBool,
+/// An envelope on its way to the subscribers.
+struct Sent<'a> {
+    step: Step,
+    weight: usize,
+    matched: Matched<'a>,
+    limits: Limits,
+    /// Who was told no later number than this needs a mark.
+    stale: u64,
 }
 
-impl Load {
-    /// Counts one more envelope; false when that is over the limits.
-    fn add(&self, bytes: usize, limits: Limits) -> bool {
-        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        count <= limits.count && bytes <= limits.bytes
-    }
-
-    fn take(&self, bytes: usize) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+impl Subscriber {
+    /// Queues what concerns it; false when the subscription is over.
+    fn offer(&mut self, sent: &Sent<'_>) -> bool {
+        if self.queue.is_closed() {
+            return false;
+        }
+        let position = sent.step.position;
+        let (step, weight) = if self.filter.matches(&sent.matched) {
+            (sent.step.clone(), sent.weight)
+        } else if self.told.is_some_and(|told| told < sent.stale) {
+            let mark = Step {
+                position,
+                envelope: None,
+            };
+            let weight = mark.weight();
+            (mark, weight)
+        } else {
+            return true;
+        };
+        if !self.load.add(weight, sent.limits) {
+            let topic = &sent.matched.envelope.topic;
+            tracing::warn!(%topic, "event subscriber is too slow: cut off");
+            return false;
+        }
+        if let Some(told) = &mut self.told {
+            *told = position.sequence;
+        }
+        self.queue.send(step).is_ok()
     }
 }
 
@@ -71,16 +108,20 @@ impl Exchange {
     /// An exchange without subscribers.
     #[must_use]
     pub fn new(codec: Codec) -> Self {
-        Self::with_limits(codec, Limits::default())
+        Self::with_limits(codec, Limits::QUEUE, Limits::REPLAY)
     }
 
     /// An exchange with other limits.
     #[must_use]
-    pub fn with_limits(codec: Codec, limits: Limits) -> Self {
+    pub fn with_limits(codec: Codec, queue: Limits, replay: Limits) -> Self {
         Self {
             codec,
-            limits,
-            subscribers: Mutex::default(),
+            queue,
+            run: rand::random(),
+            state: Mutex::new(State {
+                ring: Ring::new(replay),
+                subscribers: Vec::new(),
+            }),
         }
     }
 
@@ -116,90 +157,121 @@ impl Exchange {
         Ok(())
     }
 
-    /// Subscribes to what passes `filter` from now on.
+    /// Subscribes to what passes `filter` from now on, without marks.
     #[must_use]
     pub fn subscribe(&self, filter: Filter) -> Subscription {
+        let mut state = self.lock();
+        let start = self.position(state.ring.last());
+        self.add(&mut state, filter, start, None)
+    }
+
+    /// Subscribes to what passes `filter` from now on. Marks come between events when few of them
+    /// pass, so that the subscriber's position does not grow old while it misses nothing.
+    #[must_use]
+    pub fn follow(&self, filter: Filter) -> Subscription {
+        let mut state = self.lock();
+        let start = self.position(state.ring.last());
+        self.add(&mut state, filter, start, Some(start.sequence))
+    }
+
+    /// As [`Exchange::follow`], from a position on: what came after it and is still held is replayed
+    /// first, nothing is left out and nothing comes twice.
+    ///
+    /// # Errors
+    /// The gap, when something after the position is not held any more.
+    pub fn resume(&self, filter: Filter, after: Position) -> Result<Subscription, Gap> {
+        let mut state = self.lock();
+        let is_ours = after.run == self.run && after.sequence <= state.ring.last();
+        let replay = match state.ring.after(after.sequence) {
+            Some(replay) if is_ours => replay,
+            _ => {
+                let gone = state.ring.gone();
+                return Err(Gap {
+                    after,
+                    missed: is_ours.then(|| gone - after.sequence),
+                    from: self.position(gone),
+                });
+            }
+        };
+        let (told, missed) = (Some(after.sequence), filter.clone());
+        let mut subscription = self.add(&mut state, filter, after, told);
+        // Filters can be slow: publishers do not wait for that.
+        drop(state);
+        let matches = |envelope: &Envelope| {
+            missed.matches(&Matched {
+                envelope,
+                codec: self.codec,
+            })
+        };
+        let wanted = replay.into_iter().filter(|(_, e)| matches(e));
+        subscription.replay(wanted.map(|(sequence, envelope)| Step {
+            position: self.position(sequence),
+            envelope: Some(envelope),
+        }));
+        Ok(subscription)
+    }
+
+    fn position(&self, sequence: u64) -> Position {
+        Position {
+            run: self.run,
+            sequence,
+        }
+    }
+
+    fn add(
+        &self,
+        state: &mut State,
+        filter: Filter,
+        start: Position,
+        told: Option<u64>,
+    ) -> Subscription {
         let (sender, receiver) = mpsc::unbounded_channel();
         let load = Arc::<Load>::default();
-        self.lock().push(Subscriber {
+        state.subscribers.push(Subscriber {
             filter,
             queue: sender,
             load: Arc::clone(&load),
+            told,
         });
-        Subscription {
-            queue: receiver,
-            load,
-        }
+        Subscription::new(start, receiver, load)
     }
 
-    /// Builds the envelope if anybody listens and queues it, in one order for all.
+    /// Builds the envelope, holds it and queues it, in one order for all.
     fn send(&self, envelope: impl FnOnce(Codec) -> Envelope) {
-        let mut subscribers = self.lock();
+        let mut state = self.lock();
+        let State { ring, subscribers } = &mut *state;
+        let envelope = Arc::new(envelope(self.codec));
+        let sequence = ring.push(Arc::clone(&envelope));
         if subscribers.is_empty() {
             return;
         }
-        let envelope = Arc::new(envelope(self.codec));
-        let weight = envelope.weight();
-        let matched = Matched {
-            envelope: &envelope,
-            codec: self.codec,
+        let step = Step {
+            position: self.position(sequence),
+            envelope: Some(Arc::clone(&envelope)),
         };
-        subscribers.retain(|subscriber| {
-            if subscriber.queue.is_closed() {
-                return false;
-            }
-            if !subscriber.filter.matches(&matched) {
-                return true;
-            }
-            if !subscriber.load.add(weight, self.limits) {
-                // Dropping the sender ends the queue; the mark tells the reader why.
-                subscriber.load.cut.store(true, Ordering::Release);
-                tracing::warn!(topic = %envelope.topic, "event subscriber is too slow: cut off");
-                return false;
-            }
-            subscriber.queue.send(Arc::clone(&envelope)).is_ok()
-        });
+        let sent = Sent {
+            weight: step.weight(),
+            step,
+            matched: Matched {
+                envelope: &envelope,
+                codec: self.codec,
+            },
+            limits: self.queue,
+            stale: ring.stale(),
+        };
+        subscribers.retain_mut(|subscriber| subscriber.offer(&sent));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Subscriber>> {
-        self.subscribers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exchange")
-            .field("subscribers", &self.lock().len())
+            .field("subscribers", &self.lock().subscribers.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// The reading end. Dropping it ends the subscription.
-#[derive(Debug)]
-pub struct Subscription {
-    queue: mpsc::UnboundedReceiver<Arc<Envelope>>,
-    load: Arc<Load>,
-}
-
-impl Subscription {
-    /// The next envelope. Cancel safe: an envelope is either returned or still queued.
-    ///
-    /// # Errors
-    /// `ResourceExhausted` when the subscriber was cut off, after what was queued before;
-    /// `Unavailable` when the exchange is gone. Both for ever.
-    pub async fn recv(&mut self) -> Result<Arc<Envelope>> {
-        match self.queue.recv().await {
-            Some(envelope) => {
-                self.load.take(envelope.weight());
-                Ok(envelope)
-            }
-            None if self.load.cut.load(Ordering::Acquire) => Err(Error::resource_exhausted(
-                "event subscriber read too slowly and was cut off",
-            )),
-            None => Err(Error::unavailable("event exchange is closed")),
-        }
     }
 }
 

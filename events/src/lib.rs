@@ -1,16 +1,23 @@
 //! Events: the exchange that hands every published envelope to every subscriber.
 //!
 //! Invariant: a publisher never waits and memory is bounded. A subscriber that does not read is cut
-//! off with an error that says so; subscribers see events in one common order. Called by `metadata`
-//! (after its commits), the runtime's event forwarder and the events service; nothing is replayed.
+//! off with an error that says so; subscribers see events in one common order. One that comes back
+//! with its position gets all that it missed, or is told that it cannot. Called by `metadata` (after
+//! its commits), the runtime's event forwarder and the events service.
 //!
 //! ```text
-//! publish(Event) --encode--> Envelope --filter--> queue of subscriber 1 --> recv()
-//! forward(Envelope) ------------^          \----> queue of subscriber 2 --> recv()
+//! publish(Event) --encode--> Envelope --number--> ring: the newest, for replay
+//! forward(Envelope) ------------^           `--filter--> queue of a subscriber --> step()
+//!                                    ring --filter--> replay of one that resumes -----^
 //! ```
 
 mod envelope;
 mod exchange;
+mod position;
+mod ring;
+mod subscription;
 
 pub use envelope::{Codec, Envelope};
-pub use exchange::{Exchange, Limits, Subscription};
+pub use exchange::{Exchange, Limits};
+pub use position::{Gap, Position};
+pub use subscription::{Step, Subscription};

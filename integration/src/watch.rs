@@ -1,5 +1,6 @@
 //! A client that prints events, read line by line.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Lines};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -14,18 +15,21 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts `ctr events` of the given client and returns once it receives. A subscription says
+    /// Starts `ctr events` of the given client, with stderr in the host's file `watch.stderr`, and
+    /// returns once it receives. A subscription says
     /// nothing before its first event, so some are made until one is seen.
     ///
     /// # Panics
     /// When the client cannot be started or prints something else.
     #[must_use]
     pub fn start(host: &Host, ctr: &Path) -> Self {
+        let complaints = File::create(host.path("watch.stderr")).expect("make a file");
         let mut child = Command::new(ctr)
             .arg("--address")
             .arg(host.address())
             .args(["-n", host.namespace(), "events"])
             .stdout(Stdio::piped())
+            .stderr(complaints)
             .spawn()
             .expect("start ctr events");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();

@@ -1,10 +1,15 @@
 //! `events`: what happens in the daemon, as it happens.
 
-use client::Envelope;
-use types::{Error, Filter, Result};
+use std::time::Duration;
+
+use client::{Envelope, Heard};
+use types::{Filter, Result};
 
 use crate::context::Context;
 use crate::{out, text};
+
+/// How long a daemon may be away before this ends: its restart is no reason to.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
@@ -13,17 +18,21 @@ pub(crate) struct Args {
     filters: Vec<String>,
 }
 
-/// Prints events until the daemon or the reader goes.
+/// Prints events until the daemon or the reader goes. What is missed is told on stderr.
 pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     let filter = Filter::parse(&args.filters)?;
     let client = ctx.client().await?;
-    let mut events = client.events().subscribe(&filter).await?;
-    while let Some(envelope) = events.next().await? {
-        if let Some(line) = line(&envelope) {
-            out::line(&line)?;
+    let mut events = client.events().follow(filter, PATIENCE);
+    loop {
+        match events.next().await? {
+            Heard::Event(envelope) => {
+                if let Some(line) = line(&envelope) {
+                    out::line(&line)?;
+                }
+            }
+            Heard::Gap(error) => out::complain(error.ctx("events are missed")),
         }
     }
-    Err(Error::unavailable("the daemon ended the event stream"))
 }
 
 /// Time, namespace, topic and the event as JSON; `None` for an event of an unknown type.

@@ -2,6 +2,7 @@
 
 mod containers;
 mod events;
+mod follow;
 mod images;
 mod introspection;
 mod leases;
@@ -12,6 +13,7 @@ mod tasks;
 
 pub use containers::Containers;
 pub use events::{Envelope, Events, Subscription};
+pub use follow::{Follow, Heard};
 pub use images::Images;
 pub use introspection::{Introspection, Plugin, PluginFault, ServerInfo, Version};
 pub use leases::{Lease, Leases, default_lease_id};

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use events::{Envelope, Exchange};
+use events::{Envelope, Exchange, Gap, Position, Step, Subscription};
+use futures::stream::{Stream, try_unfold};
 use grpc::events::Events as Service;
-use grpc::{ResponseStream, serve, serve_unscoped, serve_unscoped_stream};
+use grpc::{EVENTS_POSITION, ResponseStream, serve, serve_unscoped, serve_unscoped_pull};
 use protos::MessageField;
 use protos::services::events::{ForwardRequest, PublishRequest, SubscribeRequest};
 use protos::shim::events as shim;
@@ -14,6 +15,7 @@ use protos::types::Envelope as WireEnvelope;
 use protos::well_known::Empty;
 use protos::wire::{Wire as _, time};
 use runtime_v2::Tasks;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::{Request, Response, Status};
 use ttrpc::r#async::TtrpcContext;
 use types::{Any, Error, Result, Topic};
@@ -42,6 +44,15 @@ impl Events {
             .observe(&made.namespace, made.topic.as_str(), &made.event);
         self.exchange.forward(made)?;
         Ok(Empty::new())
+    }
+
+    fn open(&self, request: &SubscribeRequest) -> Result<Result<Subscription, Gap>> {
+        let filter = filter(&request.filters)?;
+        Ok(match (request.after.as_str(), request.positions) {
+            ("", false) => Ok(self.exchange.subscribe(filter)),
+            ("", true) => Ok(self.exchange.follow(filter)),
+            (after, _) => self.exchange.resume(filter, after.parse()?),
+        })
     }
 }
 
@@ -75,16 +86,20 @@ impl Service for Events {
         &self,
         request: Request<SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        serve_unscoped_stream(request, |request, sender| {
-            // Subscribed before the answer's head goes out: who sees it misses nothing after it.
-            let subscribed = filter(&request.filters).map(|f| self.exchange.subscribe(f));
-            async move {
-                let mut subscription = subscribed?;
-                loop {
-                    sender.send(to_wire(&*subscription.recv().await?)).await?;
-                }
-            }
-        })
+        // Subscribed before the answer's head goes out: who sees it misses nothing after it.
+        let opened = match self.open(request.get_ref()) {
+            Ok(Err(gap)) => return Err(refusal(gap)),
+            Ok(Ok(subscription)) => Ok(subscription),
+            Err(error) => Err(error),
+        };
+        let asked = request.get_ref();
+        let told = asked.positions || !asked.after.is_empty();
+        let start = opened.as_ref().map(|s| ascii(&s.start())).ok();
+        let mut answer = serve_unscoped_pull(request, |_| messages(opened, told))?;
+        if let Some(start) = start.filter(|_| told) {
+            answer.metadata_mut().insert(EVENTS_POSITION, start);
+        }
+        Ok(answer)
     }
 }
 
@@ -100,7 +115,40 @@ impl events_ttrpc::Events for Events {
     }
 }
 
-fn to_wire(envelope: &Envelope) -> WireEnvelope {
+/// What a subscription hands out, each with its position for those who are told.
+fn messages(
+    opened: Result<Subscription>,
+    told: bool,
+) -> impl Stream<Item = Result<WireEnvelope>> + Send {
+    try_unfold(opened, move |opened| async move {
+        let mut subscription = opened?;
+        let step = subscription.step().await?;
+        let mut message = to_wire(&step);
+        if told {
+            message.position = step.position.to_string();
+        }
+        Ok::<_, Error>(Some((message, Ok(subscription))))
+    })
+}
+
+/// The error of a subscription that cannot go on, with where it could.
+fn refusal(gap: Gap) -> Status {
+    let mut status = grpc::status::from_error(&gap.into());
+    let from = ascii(&gap.from);
+    status.metadata_mut().insert(EVENTS_POSITION, from);
+    status
+}
+
+fn ascii(position: &Position) -> AsciiMetadataValue {
+    let text = position.to_string();
+    AsciiMetadataValue::try_from(text).unwrap_or_else(|_| AsciiMetadataValue::from_static(""))
+}
+
+/// The message of an event; of a mark, an empty one.
+fn to_wire(step: &Step) -> WireEnvelope {
+    let Some(envelope) = &step.envelope else {
+        return WireEnvelope::new();
+    };
     WireEnvelope {
         timestamp: Some(envelope.timestamp).to_wire(),
         namespace: envelope.namespace.to_string(),

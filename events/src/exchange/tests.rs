@@ -1,11 +1,14 @@
 //! Tests of module `exchange`.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use types::{Any, Code, Event, Filter, Labels, Namespace, Topic};
 
-use super::{Exchange, Limits, Subscription};
+use super::{Exchange, Limits, Position, Subscription};
 use crate::{Codec, Envelope};
+
+mod model;
 
 fn codec() -> Codec {
     Codec {
@@ -86,7 +89,7 @@ async fn a_slow_subscriber_is_cut_off_and_others_go_on() {
         count: 4,
         bytes: 1 << 20,
     };
-    let exchange = Exchange::with_limits(codec(), limits);
+    let exchange = Exchange::with_limits(codec(), limits, Limits::REPLAY);
     let mut slow = subscribe(&exchange, &[]);
     let mut quick = subscribe(&exchange, &[]);
     for n in 0..10 {
@@ -107,7 +110,7 @@ async fn the_queue_is_bounded_in_bytes_too() {
         count: 1000,
         bytes: 10_000,
     };
-    let exchange = Exchange::with_limits(codec(), limits);
+    let exchange = Exchange::with_limits(codec(), limits, Limits::REPLAY);
     let mut slow = subscribe(&exchange, &[]);
     let big = Any {
         type_url: "t".into(),
@@ -133,7 +136,7 @@ async fn a_dropped_subscription_is_forgotten() {
     let exchange = Exchange::new(codec());
     drop(subscribe(&exchange, &[]));
     exchange.publish(&namespace("a"), &event("x"));
-    assert!(exchange.lock().is_empty());
+    assert!(exchange.lock().subscribers.is_empty());
 }
 
 #[tokio::test]
@@ -167,4 +170,128 @@ async fn forwarded_envelopes_keep_their_time_and_need_one() {
         let error = parse(at, namespace, topic).unwrap_err();
         assert!(error.is(Code::InvalidArgument), "{error}");
     }
+}
+
+fn small(count: usize) -> Limits {
+    Limits {
+        count,
+        bytes: 1 << 20,
+    }
+}
+
+#[tokio::test]
+async fn who_comes_back_gets_what_was_missed_and_nothing_twice() {
+    let exchange = Exchange::new(codec());
+    let filter = || Filter::parse(&["namespace==a"]).unwrap();
+    let mut first = exchange.follow(filter());
+    exchange.publish(&namespace("a"), &event("seen"));
+    let mut position = first.step().await.unwrap().position;
+    exchange.publish(&namespace("a"), &event("unread"));
+    drop(first);
+    exchange.publish(&namespace("b"), &event("of others"));
+    exchange.publish(&namespace("a"), &event("missed"));
+    let mut second = exchange.resume(filter(), position).unwrap();
+    assert_eq!(second.start(), position);
+    exchange.publish(&namespace("a"), &event("live"));
+    for name in ["unread", "missed", "live"] {
+        let step = second.step().await.unwrap();
+        let want = format!("{:?}", event(name)).into_bytes();
+        assert_eq!(step.envelope.unwrap().event.value, want);
+        position = step.position;
+    }
+    let mut third = exchange.resume(filter(), position).unwrap();
+    exchange.publish(&namespace("a"), &event("next"));
+    let want = format!("{:?}", event("next")).into_bytes();
+    assert_eq!(third.recv().await.unwrap().event.value, want);
+}
+
+#[tokio::test]
+async fn what_is_not_held_any_more_is_counted() {
+    let exchange = Exchange::with_limits(codec(), Limits::QUEUE, small(3));
+    let start = exchange.follow(Filter::default()).start();
+    for n in 0..5 {
+        exchange.publish(&namespace("a"), &event(&n.to_string()));
+    }
+    let gap = exchange.resume(Filter::default(), start).unwrap_err();
+    assert_eq!((gap.after, gap.missed), (start, Some(2)));
+    let error = types::Error::from(gap);
+    assert!(error.is(Code::OutOfRange), "{error}");
+    let mut rest = exchange.resume(Filter::default(), gap.from).unwrap();
+    let want = format!("{:?}", event("2")).into_bytes();
+    assert_eq!(rest.recv().await.unwrap().event.value, want);
+}
+
+#[tokio::test]
+async fn a_position_of_another_run_is_not_taken_for_one_of_ours() {
+    let before = Exchange::new(codec());
+    before.publish(&namespace("a"), &event("x"));
+    let theirs = before.follow(Filter::default()).start();
+    let exchange = Exchange::new(codec());
+    exchange.publish(&namespace("a"), &event("first of this run"));
+    let beyond = Position {
+        sequence: 9,
+        ..exchange.follow(Filter::default()).start()
+    };
+    for foreign in [theirs, beyond] {
+        let gap = exchange.resume(Filter::default(), foreign).unwrap_err();
+        assert_eq!((gap.after, gap.missed), (foreign, None));
+        let mut all = exchange.resume(Filter::default(), gap.from).unwrap();
+        assert_eq!(topic(&mut all).await, "/images/create");
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_what_does_not_come_keeps_a_fresh_position() {
+    let exchange = Exchange::with_limits(codec(), Limits::QUEUE, small(8));
+    let filter = || Filter::parse(&["namespace==b"]).unwrap();
+    let mut follower = exchange.follow(filter());
+    let mut plain = exchange.subscribe(filter());
+    for n in 0..100 {
+        exchange.publish(&namespace("a"), &event(&n.to_string()));
+    }
+    exchange.publish(&namespace("b"), &event("at last"));
+    let mut position = follower.start();
+    let mut marks = 0;
+    loop {
+        let step = follower.step().await.unwrap();
+        if step.envelope.is_some() {
+            break;
+        }
+        position = step.position;
+        marks += 1;
+    }
+    assert!((10..=30).contains(&marks), "{marks} marks of 100 events");
+    // The last mark before the event still holds.
+    exchange.resume(filter(), position).unwrap();
+    let step = plain.step().await.unwrap();
+    assert!(step.envelope.is_some(), "marks are for those who follow");
+}
+
+#[tokio::test]
+async fn who_comes_and_goes_while_others_publish_misses_nothing() {
+    const EVENTS: usize = 5000;
+    let everything = Limits {
+        count: EVENTS,
+        bytes: usize::MAX,
+    };
+    let exchange = Arc::new(Exchange::with_limits(codec(), everything, everything));
+    let mut position = exchange.follow(Filter::default()).start();
+    let publisher = Arc::clone(&exchange);
+    let published = tokio::task::spawn_blocking(move || {
+        for n in 0..EVENTS {
+            publisher.publish(&namespace("a"), &event(&n.to_string()));
+        }
+    });
+    let mut n = 0;
+    while n < EVENTS {
+        let mut visit = exchange.resume(Filter::default(), position).unwrap();
+        for _ in 0..7.min(EVENTS - n) {
+            let step = visit.step().await.unwrap();
+            let want = format!("{:?}", event(&n.to_string())).into_bytes();
+            assert_eq!(step.envelope.unwrap().event.value, want);
+            position = step.position;
+            n += 1;
+        }
+    }
+    published.await.unwrap();
 }

@@ -17,6 +17,7 @@ mod checkpoint;
 mod damaged_records;
 mod deaf_daemon;
 mod debian_shim_under_our_daemon;
+mod event_streams;
 mod exec;
 mod exec_storm;
 mod foreign_ctr;

@@ -7,12 +7,14 @@
 
 mod codec;
 pub mod fallback;
+mod pull;
 mod scope;
 mod serve;
 pub mod status;
 mod stream;
 
 pub use codec::{Codec, MessageDecoder, MessageEncoder};
+pub use pull::serve_unscoped_pull;
 pub use scope::{LEASE, NAMESPACE, request, scope, unscoped};
 pub use serve::{
     Method, serve, serve_cancellable, serve_duplex, serve_stream, serve_unscoped,
@@ -23,6 +25,10 @@ pub use stream::{PAGE, ResponseStream, Sender, items, pages};
 /// Largest message in either direction, the default of containerd's server and clients. The
 /// `max_*_message_size` methods of a server or client set another.
 pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// Metadata key of a position among events: in the answer's head where the subscription begins, in a
+/// refusal to go on the oldest place where it could.
+pub const EVENTS_POSITION: &str = "containerd-events-position";
 
 include!(concat!(env!("OUT_DIR"), "/services.rs"));
 

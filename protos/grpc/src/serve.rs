@@ -171,13 +171,13 @@ where
 const AHEAD_OF_TONIC: Duration = Duration::from_millis(1);
 
 /// One call: its span and its deadline.
-struct Call {
+pub(crate) struct Call {
     span: Span,
     timeout: Option<Duration>,
 }
 
 impl Call {
-    fn of<Q>(request: &Request<Q>) -> Self {
+    pub(crate) fn of<Q>(request: &Request<Q>) -> Self {
         let method = request
             .extensions()
             .get::<Method>()
@@ -191,6 +191,11 @@ impl Call {
 
     fn note(&self, scope: &Scope) {
         self.span.record("namespace", scope.namespace.as_str());
+    }
+
+    /// Completes with the deadline, never without one.
+    pub(crate) fn late(&self) -> impl Future<Output = ()> + Send + use<> {
+        until(self.timeout)
     }
 
     /// Runs `work` on a task of its own, which outlives the caller.
@@ -243,7 +248,7 @@ impl Call {
         });
     }
 
-    fn answer<R>(&self, done: Result<R>) -> Result<Response<R>, Status> {
+    pub(crate) fn answer<R>(&self, done: Result<R>) -> Result<Response<R>, Status> {
         done.map(Response::new).map_err(|error| {
             let _in = self.span.enter();
             tracing::debug!(?error, "call failed");

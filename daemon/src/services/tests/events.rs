@@ -269,3 +269,89 @@ async fn an_older_shim_publishes_through_the_binary() {
         assert!(refused.to_string().contains(part), "{refused}");
     }
 }
+
+/// Subscribes with positions, from one on or from now on.
+async fn follow(
+    daemon: &Daemon,
+    after: &str,
+) -> Result<tonic::Response<Streaming<Envelope>>, tonic::Status> {
+    let request = SubscribeRequest {
+        filters: vec!["topic==\"/t\"".to_owned()],
+        positions: after.is_empty(),
+        after: after.to_owned(),
+        ..Default::default()
+    };
+    EventsClient::new(daemon.channel()).subscribe(request).await
+}
+
+fn position(metadata: &tonic::metadata::MetadataMap) -> String {
+    let value = metadata.get(grpc::EVENTS_POSITION).unwrap();
+    value.to_str().unwrap().to_owned()
+}
+
+fn shout(daemon: &Daemon, size: usize) {
+    let event = types::Any {
+        type_url: "t".into(),
+        value: vec![0; size],
+    };
+    let topic = types::Topic::try_from("/t".to_owned()).unwrap();
+    daemon
+        .exchange
+        .publish_any(&NAMESPACE.parse().unwrap(), topic, event);
+}
+
+#[tokio::test]
+async fn a_subscriber_goes_on_where_its_last_connection_broke() {
+    let daemon = Daemon::start().await;
+    let answer = follow(&daemon, "").await.unwrap();
+    let start = position(answer.metadata());
+    let mut stream = answer.into_inner();
+    for size in [1, 2] {
+        shout(&daemon, size);
+    }
+    let first = next(&mut stream).await;
+    drop(stream);
+    shout(&daemon, 3);
+    for (after, want) in [(&first.position, 2), (&start, 1)] {
+        let answer = follow(&daemon, after).await.unwrap();
+        assert_eq!(&position(answer.metadata()), after);
+        let mut stream = answer.into_inner();
+        for size in want..=3 {
+            assert_eq!(next(&mut stream).await.event.value.len(), size);
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_cannot_go_on_is_refused_and_told_where_it_could() {
+    let daemon = Daemon::start().await;
+    let start = position(follow(&daemon, "").await.unwrap().metadata());
+    shout(&daemon, 1);
+    // More than is held.
+    shout(&daemon, 3 << 20);
+    shout(&daemon, 2);
+    let (run, _) = start.split_once(':').unwrap();
+    let foreign = format!("{:016x}:0", !u64::from_str_radix(run, 16).unwrap());
+    for after in [start, foreign] {
+        let refused = follow(&daemon, &after).await.unwrap_err();
+        assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+        assert!(refused.message().contains(&after), "{refused}");
+        let from = position(refused.metadata());
+        let mut stream = follow(&daemon, &from).await.unwrap().into_inner();
+        assert_eq!(next(&mut stream).await.event.value.len(), 2);
+    }
+    let mut bad = follow(&daemon, "nonsense").await.unwrap().into_inner();
+    let refused = bad.message().await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+}
+
+#[tokio::test]
+async fn who_does_not_ask_for_positions_gets_none() {
+    let daemon = Daemon::start().await;
+    let request = SubscribeRequest::default();
+    let mut client = EventsClient::new(daemon.channel());
+    let answer = client.subscribe(request).await.unwrap();
+    assert!(!answer.metadata().contains_key(grpc::EVENTS_POSITION));
+    shout(&daemon, 1);
+    assert_eq!(next(&mut answer.into_inner()).await.position, "");
+}
