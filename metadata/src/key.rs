@@ -70,6 +70,31 @@ pub(crate) fn names<const N: usize>(rest: &[u8]) -> Result<[&str; N]> {
     Ok(names)
 }
 
+/// A key taken apart: its bucket, its namespace, and the names below that. `None` when it is not below
+/// a namespace.
+pub(crate) fn split(key: &[u8]) -> Result<Option<(Bucket, Namespace, &str)>> {
+    const ALL: [Bucket; 10] = [
+        Bucket::Store,
+        Bucket::Namespace,
+        Bucket::Image,
+        Bucket::Container,
+        Bucket::Lease,
+        Bucket::Leased,
+        Bucket::Blob,
+        Bucket::Ingest,
+        Bucket::Snapshot,
+        Bucket::Child,
+    ];
+    let (first, rest) = key.split_first().ok_or_else(damaged)?;
+    let bucket = ALL.get(usize::from(*first)).ok_or_else(damaged)?;
+    let text = std::str::from_utf8(rest).map_err(|_| damaged())?;
+    let Some((namespace, rest)) = text.split_once('\0') else {
+        return Ok(None);
+    };
+    let namespace = namespace.parse().map_err(|_| damaged())?;
+    Ok(Some((*bucket, namespace, rest)))
+}
+
 /// Checks a free string that becomes part of a key.
 ///
 /// # Errors

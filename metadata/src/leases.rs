@@ -148,23 +148,28 @@ pub(crate) fn resources_of(tx: &dyn Read, ns: &Namespace, id: &str) -> Result<Ve
     let mut found = Vec::new();
     let prefix = below(Bucket::Leased, &[ns.as_str(), id]);
     tx.scan(&prefix, &mut |rest, _| {
-        let [kind, name] = names(rest)?;
-        found.push(match kind {
-            "content" => Resource::Content(name.parse().map_err(|_| damaged())?),
-            "images" => Resource::Image(name.to_owned()),
-            "ingests" => Resource::Ingest(name.parse().map_err(|_| damaged())?),
-            "snapshots" => {
-                let [snapshotter, key] = names(name.as_bytes())?;
-                Resource::Snapshot {
-                    snapshotter: snapshotter.to_owned(),
-                    key: key.parse().map_err(|_| damaged())?,
-                }
-            }
-            _ => return Err(damaged()),
-        });
+        found.push(resource(std::str::from_utf8(rest).map_err(|_| damaged())?)?);
         Ok(Flow::Continue(()))
     })?;
     Ok(found)
+}
+
+/// The resource that the end of a key names.
+pub(crate) fn resource(text: &str) -> Result<Resource> {
+    let [kind, name] = names(text.as_bytes())?;
+    Ok(match kind {
+        "content" => Resource::Content(name.parse().map_err(|_| damaged())?),
+        "images" => Resource::Image(name.to_owned()),
+        "ingests" => Resource::Ingest(name.parse().map_err(|_| damaged())?),
+        "snapshots" => {
+            let [snapshotter, key] = names(name.as_bytes())?;
+            Resource::Snapshot {
+                snapshotter: snapshotter.to_owned(),
+                key: key.parse().map_err(|_| damaged())?,
+            }
+        }
+        _ => return Err(damaged()),
+    })
 }
 
 /// Adds to the scope's lease; false when the scope has none.

@@ -10,6 +10,7 @@ use types::{Labels, Namespace, Resource, Result, gc_label};
 
 use super::condition::{Condition, conditions, used_at};
 use super::link::{Link, Node, links};
+use super::spare::node;
 use crate::key::{Bucket, all, names};
 use crate::kv::{Flow, Read};
 use crate::record::{
@@ -51,29 +52,80 @@ pub(super) struct Graph {
 /// All namespaces, loaded and marked: the one way to a sweep.
 #[derive(Debug)]
 pub(crate) struct Marked {
-    pub(super) garbage: Vec<(Namespace, Vec<Node>)>,
+    pub(super) doubts: Vec<(Namespace, Doubt)>,
+}
+
+/// The objects of one namespace that were not marked, or not in full, with what they name.
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    garbage: BTreeMap<Node, Refs>,
+    /// Marked without what their labels name.
+    flat: BTreeMap<Node, Refs>,
+    kept_by: HashMap<Node, Vec<Node>>,
 }
 
 impl Marked {
     /// Marks what is reachable at `now` in the state that `tx` sees.
     pub(crate) fn new(tx: &dyn Read, now: SystemTime) -> Result<Self> {
-        let mut garbage = Vec::new();
+        let mut doubts = Vec::new();
         for namespace in namespaces::known(tx)? {
-            let unmarked = Graph::load(tx, &namespace, now)?.unmarked();
-            garbage.push((namespace, unmarked));
+            let doubt = Graph::load(tx, &namespace, now)?.unmarked();
+            doubts.push((namespace, doubt));
         }
-        Ok(Self { garbage })
+        Ok(Self { doubts })
+    }
+
+    /// True when there is no garbage.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.doubts
+            .iter()
+            .all(|(_, doubt)| doubt.garbage.is_empty())
+    }
+}
+
+impl Doubt {
+    /// The garbage.
+    pub(super) fn into_garbage(self) -> impl Iterator<Item = Node> {
+        self.garbage.into_keys()
+    }
+
+    /// An object that is no garbage of ours any more.
+    pub(super) fn forget(&mut self, node: &Node) {
+        self.garbage.remove(node);
+    }
+
+    /// Takes objects, and all that they keep, out of the garbage; true when one was in it.
+    pub(super) fn spare(&mut self, mut open: Vec<Node>) -> bool {
+        let mut spared = false;
+        while let Some(node) = open.pop() {
+            let found = self.garbage.remove(&node);
+            spared |= found.is_some();
+            if let Some(refs) = found.or_else(|| self.flat.remove(&node)) {
+                open.extend(refs.solid);
+                open.extend(refs.loose);
+            }
+            open.extend(self.kept_by.remove(&node).unwrap_or_default());
+        }
+        spared
     }
 }
 
 impl Graph {
-    /// The objects that no root reaches.
-    pub(super) fn unmarked(self) -> Vec<Node> {
+    /// The objects that no root reaches, and those that are kept without what they name.
+    pub(super) fn unmarked(self) -> Doubt {
         let marks = self.reach();
-        self.objects
-            .into_keys()
-            .filter(|node| !marks.contains_key(node))
-            .collect()
+        let mut doubt = Doubt {
+            kept_by: self.kept_by,
+            ..Doubt::default()
+        };
+        for (node, refs) in self.objects {
+            match marks.get(&node) {
+                Some(Depth::Full) => {}
+                Some(Depth::Flat) => drop(doubt.flat.insert(node, refs)),
+                None => drop(doubt.garbage.insert(node, refs)),
+            }
+        }
+        doubt
     }
 
     fn reach(&self) -> HashMap<Node, Depth> {
@@ -161,17 +213,12 @@ impl Graph {
         })?;
         for (id, depth) in live {
             for resource in leases::resources_of(tx, namespace, &id)? {
-                self.roots.push(match resource {
-                    Resource::Content(digest) => (Node::Content(digest.to_string()), depth),
-                    Resource::Image(name) => (Node::Image(name), depth),
-                    // There is nothing flat about an ingest.
-                    Resource::Ingest(reference) => {
-                        (Node::Ingest(reference.to_string()), Depth::Full)
-                    }
-                    Resource::Snapshot { snapshotter, key } => {
-                        (Node::Snapshot(snapshotter, key.to_string()), depth)
-                    }
-                });
+                // There is nothing flat about an ingest.
+                let depth = match &resource {
+                    Resource::Ingest(_) => Depth::Full,
+                    Resource::Content(_) | Resource::Image(_) | Resource::Snapshot { .. } => depth,
+                };
+                self.roots.push((node(resource), depth));
             }
             self.root(Node::Lease(id));
         }

@@ -1,12 +1,14 @@
 //! The collector: removes what nobody names, first from the records, then from the backends.
 //!
-//! Invariant: only what is unreachable from a root is removed, and it is unreachable for good: marking
-//! and sweeping are one transaction, and backends are cleaned by comparing them with the records, so a
-//! run that was cut off anywhere is finished by the next one.
+//! Invariant: only what is unreachable from a root is removed, and it is unreachable for good: what was
+//! marked beside running requests is compared with what they have touched since, in the transaction of
+//! the sweep. Backends are cleaned by comparing them with the records, so a run that was cut off
+//! anywhere is finished by the next one.
 //!
 //! ```text
-//! Marked::new(tx) --sweep(tx)--> Swept --commit--> collect(): blobs, ingests, snapshots, cleanup
-//! `------------ one write transaction -----------'  outside, under gates of single objects
+//! Marked::new(snapshot) --spare(touched)--> sweep(tx)--> Swept --commit--> collect()
+//! beside all requests     `--- one write transaction ---'   blobs, ingests, snapshots, cleanup:
+//!                                                           outside, under gates of single objects
 //! ```
 
 #![deny(clippy::wildcard_enum_match_arm)]
@@ -16,17 +18,19 @@ mod condition;
 mod link;
 mod mark;
 mod scheduler;
+mod spare;
 mod sweep;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use types::Result;
+use types::{Error, Result};
 
 pub use self::scheduler::{Scheduler, SchedulerOpts};
 
 use self::mark::Marked;
+use self::sweep::Swept;
 use crate::Metadata;
 use crate::db::{Marks, Outlet};
 
@@ -92,15 +96,7 @@ pub(crate) async fn run(metadata: &Metadata) -> Result<Stats> {
 pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats> {
     let begin = Instant::now();
     let mut work = Work::take(&metadata.0.db.outlet);
-    let (swept, pause) = metadata
-        .0
-        .db
-        .write(move |tx| {
-            let begin = Instant::now();
-            let swept = Marked::new(&**tx, now)?.sweep(tx)?;
-            Ok((swept, begin.elapsed()))
-        })
-        .await?;
+    let (swept, pause) = sweep(metadata, now).await?;
     work.marks.content |= swept.content;
     work.marks
         .snapshotters
@@ -114,6 +110,34 @@ pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats
     stats.elapsed = begin.elapsed();
     tracing::debug!(?stats, "garbage collected");
     Ok(stats)
+}
+
+/// Marks beside running requests, then sweeps what they have not taken up since: what holds up writers
+/// is only the second step.
+async fn sweep(metadata: &Metadata, now: SystemTime) -> Result<(Swept, Duration)> {
+    let watch = metadata.0.db.kv.watch().await?;
+    let snapshot = metadata.0.db.kv.read()?;
+    let mark = move || Marked::new(&snapshot, now);
+    let marked = tokio::task::spawn_blocking(mark).await;
+    let mut marked = marked.map_err(|e| Error::internal("mark garbage").with_source(e))??;
+    if marked.is_clean() {
+        return Ok((Swept::default(), Duration::ZERO));
+    }
+    metadata
+        .0
+        .db
+        .write(move |tx| {
+            let begin = Instant::now();
+            match watch.take() {
+                Some(touched) if marked.spare(&**tx, &touched)? => tx.mark(),
+                Some(_) => {}
+                // Too much has happened to look at it all: mark again.
+                None => marked = Marked::new(&**tx, now)?,
+            }
+            let swept = marked.sweep(tx)?;
+            Ok((swept, begin.elapsed()))
+        })
+        .await
 }
 
 /// The marks that a run works off; what it leaves goes back for the next one.

@@ -28,8 +28,8 @@ impl Marked {
     /// Removes the records of all that is not marked.
     pub(crate) fn sweep(self, tx: &mut WriteTx<'_, '_>) -> Result<Swept> {
         let mut swept = Swept::default();
-        for (namespace, garbage) in self.garbage {
-            for node in garbage {
+        for (namespace, doubt) in self.doubts {
+            for node in doubt.into_garbage() {
                 swept.remove(tx, &namespace, node)?;
             }
         }

@@ -13,6 +13,7 @@ mod engine;
 mod journal;
 mod restore;
 mod tx;
+mod watch;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use self::engine::{Engine, failure};
 use self::journal::Journal;
 pub(crate) use self::restore::Opened;
 pub(crate) use self::tx::Tx;
+pub(crate) use self::watch::Watch;
 use self::writer::Writer;
 
 /// All records live in one ordered table; the first byte of a key is its bucket.
@@ -117,6 +119,18 @@ impl Kv {
             engine,
             _lock: lock,
         })))
+    }
+
+    /// Notes the keys that are changed from now on. What was changed before shows in every read after
+    /// this.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(crate) async fn watch(&self) -> Result<Watch> {
+        let watch = self.0.writer.watch();
+        // Behind whatever was on its way.
+        self.write(|_| Ok(())).await?;
+        Ok(watch)
     }
 
     /// The last committed state.

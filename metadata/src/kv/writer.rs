@@ -16,6 +16,7 @@ use types::{Code, Error, Result};
 
 use super::journal::Journal;
 use super::tx::{Done, Overlay};
+use super::watch::{Watch, Watches};
 use super::{COMMIT, Engine, RECORDS, STORE, Snapshot, Tx, failure};
 
 /// Most changes that share one commit: bounds what one of them waits for the others.
@@ -33,6 +34,7 @@ pub(super) struct Writer {
     queue: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     commits: Arc<AtomicU64>,
+    watches: Arc<Watches>,
 }
 
 impl Writer {
@@ -40,15 +42,23 @@ impl Writer {
         let (queue, jobs) = channel();
         let commits = Arc::<AtomicU64>::default();
         let counted = Arc::clone(&commits);
+        let watches = Arc::<Watches>::default();
+        let noting = Arc::clone(&watches);
         let thread = std::thread::Builder::new()
             .name("metadata-writer".into())
-            .spawn(move || serve(&engine, journal, &jobs, &counted))
+            .spawn(move || serve(&engine, journal, &jobs, &counted, &noting))
             .map_err(|e| Error::os("start metadata writer", e))?;
         Ok(Self {
             queue: Some(queue),
             thread: Some(thread),
             commits,
+            watches,
         })
+    }
+
+    /// Notes what is changed from now on.
+    pub(super) fn watch(&self) -> Watch {
+        self.watches.begin()
     }
 
     /// Commits that were synced to disk so far.
@@ -96,7 +106,13 @@ impl Drop for Writer {
     }
 }
 
-fn serve(engine: &Engine, mut journal: Journal, jobs: &Receiver<Job>, commits: &AtomicU64) {
+fn serve(
+    engine: &Engine,
+    mut journal: Journal,
+    jobs: &Receiver<Job>,
+    commits: &AtomicU64,
+    watches: &Watches,
+) {
     let mut next_try = Instant::now();
     while let Ok(first) = jobs.recv() {
         let group = std::iter::once(first)
@@ -104,8 +120,8 @@ fn serve(engine: &Engine, mut journal: Journal, jobs: &Receiver<Job>, commits: &
             .take(MAX_GROUP);
         let mut answers = Vec::new();
         let mut group_done = Vec::new();
-        let committed =
-            begin(engine).and_then(|txn| commit(txn, group, &mut answers, &mut group_done));
+        let committed = begin(engine)
+            .and_then(|txn| commit(txn, group, watches, &mut answers, &mut group_done));
         if let Ok(number) = &committed {
             commits.fetch_add(number.is_some().into(), Ordering::Relaxed);
             if let Some(number) = *number {
@@ -159,6 +175,7 @@ fn begin(engine: &Engine) -> Result<WriteTransaction> {
 fn commit(
     txn: WriteTransaction,
     group: impl Iterator<Item = Job>,
+    watches: &Watches,
     answers: &mut Vec<Answer>,
     group_done: &mut Vec<Done>,
 ) -> Result<Option<u64>> {
@@ -168,6 +185,7 @@ fn commit(
             let (done, answer) = job(Tx::new(&table));
             answers.push(answer);
             let Some(done) = done else { continue };
+            watches.note(&done.overlay);
             apply(&mut table, &done.overlay)?;
             group_done.push(done);
         }
