@@ -1,0 +1,96 @@
+//! A daemon that is asked, ours or Debian's, and how rules become tests.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use integration::{Host, Oci, Whose};
+use protos::MessageField;
+use protos::well_known::FieldMask;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+use types::Scope;
+
+/// The namespace of a rule: every rule has a daemon of its own.
+pub(crate) const NAMESPACE: &str = "test";
+/// Longest wait for what must come.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// A daemon of a rule's own.
+pub(crate) struct Peer {
+    pub(crate) host: Host,
+    channel: Channel,
+}
+
+impl Peer {
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+}
+
+/// Checks one rule with one daemon.
+pub(crate) fn check(whose: Whose, rule: impl AsyncFnOnce(&Peer)) {
+    let host = Host::mixed("conformance", Oci::Runc, whose, whose);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let host = runtime.block_on(async {
+        let address = host.address().display().to_string();
+        let channel = client::connect(&address, SOON).await.expect("connect");
+        let peer = Peer { host, channel };
+        rule(&peer).await;
+        peer.host
+    });
+    drop(runtime);
+    host.finish();
+}
+
+/// Tests of rules, `async fn name(peer: &Peer)`: those of both are asked of Debian's daemon, too.
+macro_rules! rules {
+    (both { $($both:ident)* } ours { $($ours:ident)* }) => {
+        mod ours {
+            $(#[test] fn $both() { $crate::peer::check(integration::Whose::Ours, super::$both); })*
+            $(#[test] fn $ours() { $crate::peer::check(integration::Whose::Ours, super::$ours); })*
+        }
+        mod debian {
+            $(#[test] fn $both() { $crate::peer::check(integration::Whose::Debian, super::$both); })*
+        }
+    };
+}
+
+/// A request in the namespace of rules.
+pub(crate) fn scoped<T>(message: T) -> Request<T> {
+    within(NAMESPACE, message)
+}
+
+/// A request in a namespace.
+pub(crate) fn within<T>(namespace: &str, message: T) -> Request<T> {
+    let scope = Scope::new(namespace.parse().expect("a namespace"));
+    grpc::request(&scope, message).expect("a request")
+}
+
+/// A request in the namespace of rules, under a lease.
+pub(crate) fn leased<T>(lease: &str, message: T) -> Request<T> {
+    let scope = Scope {
+        namespace: NAMESPACE.parse().expect("a namespace"),
+        lease: Some(lease.parse().expect("a lease")),
+    };
+    grpc::request(&scope, message).expect("a request")
+}
+
+/// A field mask.
+pub(crate) fn mask(paths: &[&str]) -> MessageField<FieldMask> {
+    let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+    MessageField::some(FieldMask {
+        paths,
+        ..FieldMask::default()
+    })
+}
+
+/// The text of a refusal with this code.
+#[track_caller]
+pub(crate) fn refused<T: Debug>(code: Code, answer: Result<Response<T>, Status>) -> String {
+    let status = answer.expect_err("a refusal");
+    assert_eq!(status.code(), code, "{status}");
+    status.message().to_owned()
+}
