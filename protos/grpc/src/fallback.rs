@@ -4,7 +4,10 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -33,6 +36,8 @@ fn split(path: &str) -> Option<(&str, &str)> {
     path.strip_prefix('/')?.rsplit_once('/')
 }
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 #[derive(Clone, Debug)]
 struct Named;
 
@@ -53,11 +58,12 @@ impl<S, B, O> Service<Request<B>> for NamedMethods<S>
 where
     S: Service<Request<B>, Response = Response<O>, Error = Infallible>,
     S::Future: Send + 'static,
-    O: Default,
+    O: http_body::Body<Data = Bytes> + Send + 'static,
+    O::Error: Into<BoxError>,
 {
-    type Response = Response<O>;
+    type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<O>, Infallible>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.0.poll_ready(cx)
@@ -77,16 +83,36 @@ where
                     let text = format!("unknown method {method} for service {service}");
                     Ok(Status::unimplemented(text).into_http())
                 }
-                _ => Ok(sized(answer.headers()).unwrap_or(answer)),
+                _ => Ok(match sized(answer.headers()) {
+                    Some(refused) => refused.into_http(),
+                    None => answer.map(|body| Body::new(body.map_frame(renamed))),
+                }),
             }
         })
     }
 }
 
-/// The answer to a message over the limit, which a generated server refuses before any body runs.
-fn sized<O: Default>(headers: &HeaderMap) -> Option<Response<O>> {
-    let refused = Status::from_header_map(headers)?;
-    Some(status::too_large(&refused)?.into_http())
+/// The refusal of a message over the limit, if these headers say so. A generated server refuses a
+/// request before any body runs, but an answer only when its head has gone out: in the trailers.
+fn sized(headers: &HeaderMap) -> Option<Status> {
+    let is_out_of_range = |code: &http::HeaderValue| code == "11";
+    if !headers.get("grpc-status").is_some_and(is_out_of_range) {
+        return None;
+    }
+    status::too_large(&Status::from_header_map(headers)?)
+}
+
+/// The frame, with Go's words in place of others.
+fn renamed(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            let refused = sized(&trailers);
+            // It is made of a code and a text, which fit into headers.
+            let _fits = refused.map(|refused| refused.add_header(&mut trailers));
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
+    }
 }
 
 /// True for the answer of a generated server to a method that it does not have: a method that

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use hyper_util::rt::TokioIo;
+use protos::Message as _;
 use protos::services::streaming::StreamInit;
 use protos::services::version::VersionResponse;
 use protos::well_known::{Any, Empty};
@@ -18,6 +19,9 @@ use types::{Error, Scope};
 use crate::streaming::{StreamingClient, StreamingServer};
 use crate::version::{Version, VersionClient, VersionServer};
 use crate::{Codec, MAX_MESSAGE, ResponseStream, serve_duplex, serve_unscoped, status};
+
+/// Limit of the tests' stream, for what the server sends.
+const SENT_AT_MOST: usize = 8 << 20;
 
 struct Daemon;
 
@@ -67,7 +71,8 @@ impl Drop for Serving {
 fn serve() -> Serving {
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("sock")).unwrap();
-    let routes = Routes::new(VersionServer::new(Daemon)).add_service(StreamingServer::new(Daemon));
+    let streaming = StreamingServer::new(Daemon).max_encoding_message_size(SENT_AT_MOST);
+    let routes = Routes::new(VersionServer::new(Daemon)).add_service(streaming);
     let server = Server::builder().add_routes(crate::fallback::routes(routes));
     let task = tokio::spawn(async {
         server
@@ -156,6 +161,32 @@ async fn a_message_above_the_limit_is_refused_by_the_server() {
         "grpc: received message larger than max ({} vs. {MAX_MESSAGE})",
         MAX_MESSAGE + 5
     );
+    assert_eq!(
+        (failed.code(), failed.message()),
+        (tonic::Code::ResourceExhausted, text.as_str())
+    );
+}
+
+#[tokio::test]
+async fn an_answer_above_the_limit_is_refused_in_go_s_words() {
+    let serving = serve();
+    let client = StreamingClient::new(connect(serving.dir.path()).await);
+    // What comes back is larger than what the server may send.
+    let mut client = client
+        .max_encoding_message_size(2 * MAX_MESSAGE)
+        .max_decoding_message_size(2 * MAX_MESSAGE);
+    let item = |length| Any {
+        value: vec![7; length],
+        ..Any::default()
+    };
+    let size = item(SENT_AT_MOST).compute_size();
+    let items = tokio_stream::iter([item(1), item(SENT_AT_MOST)]);
+    let scope = Scope::new("ns".parse().unwrap());
+    let request = crate::request(&scope, items).unwrap();
+    let mut incoming = client.stream(request).await.unwrap().into_inner();
+    assert_eq!(incoming.message().await.unwrap().unwrap().value.len(), 1);
+    let failed = incoming.message().await.unwrap_err();
+    let text = format!("grpc: trying to send message larger than max ({size} vs. {SENT_AT_MOST})");
     assert_eq!(
         (failed.code(), failed.message()),
         (tonic::Code::ResourceExhausted, text.as_str())
