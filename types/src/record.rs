@@ -136,22 +136,30 @@ impl Resource {
     /// A resource from the wire's words.
     ///
     /// # Errors
-    /// `NotImplemented` for an unknown type, `InvalidArgument` for a bad digest or an empty id.
+    /// `NotImplemented` for an unknown type, `InvalidArgument` for one with parts too many or too few,
+    /// for a bad digest and for an empty id.
     pub fn parse(kind: &str, id: &str) -> Result<Self> {
-        match kind.split_once('/') {
-            None if kind == "content" => Ok(Self::Content(id.parse()?)),
-            None if kind == "ingests" => Ok(Self::Ingest(id.parse()?)),
-            None if kind == "images" && !id.is_empty() => Ok(Self::Image(id.to_owned())),
-            Some(("snapshots", snapshotter)) if !snapshotter.is_empty() => Ok(Self::Snapshot {
+        let malformed = |why: &str| {
+            Err(Error::invalid_argument(format_args!(
+                "invalid resource type {kind:?}: {why}"
+            )))
+        };
+        match kind.split_once('/').unwrap_or((kind, "")) {
+            ("content" | "ingests" | "images", _) if kind.contains('/') => {
+                malformed("it has no parts")
+            }
+            ("content", _) => Ok(Self::Content(id.parse()?)),
+            ("ingests", _) => Ok(Self::Ingest(id.parse()?)),
+            ("images", _) if id.is_empty() => {
+                Err(Error::invalid_argument("image name must not be empty"))
+            }
+            ("images", _) => Ok(Self::Image(id.to_owned())),
+            ("snapshots", "") => malformed("snapshotter missing"),
+            ("snapshots", name) if name.contains('/') => malformed("it has two parts"),
+            ("snapshots", snapshotter) => Ok(Self::Snapshot {
                 snapshotter: snapshotter.to_owned(),
                 key: id.parse()?,
             }),
-            None if kind == "images" => {
-                Err(Error::invalid_argument("image name must not be empty"))
-            }
-            None if kind == "snapshots" => Err(Error::invalid_argument(format_args!(
-                "invalid resource type {kind:?}: snapshotter missing"
-            ))),
             _ => Err(Error::not_implemented(format_args!(
                 "resource type {kind:?}"
             ))),
@@ -184,6 +192,7 @@ impl Resource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Code;
 
     #[test]
     fn resources_round_trip_through_the_wire_words() {
@@ -200,13 +209,24 @@ mod tests {
                 (kind, id)
             );
         }
-        for (kind, id) in [
-            ("content", "x"),
-            ("volumes", "x"),
-            ("snapshots/", "x"),
-            ("images", ""),
+        let (invalid, unknown) = (Code::InvalidArgument, Code::NotImplemented);
+        for (kind, id, code) in [
+            ("content", "x", invalid),
+            ("content/x", &digest, invalid),
+            ("ingests", "", invalid),
+            ("ingests/x", "r", invalid),
+            ("images", "", invalid),
+            ("images/", "i", invalid),
+            ("snapshots", "k", invalid),
+            ("snapshots/", "k", invalid),
+            ("snapshots/a/b", "k", invalid),
+            ("volumes", "x", unknown),
+            ("volumes/x", "x", unknown),
+            ("/content", "x", unknown),
+            ("", "x", unknown),
         ] {
-            assert!(Resource::parse(kind, id).is_err(), "{kind} {id}");
+            let error = Resource::parse(kind, id).unwrap_err();
+            assert!(error.is(code), "{kind} {id}: {error:?}");
         }
     }
 }
