@@ -146,7 +146,7 @@ impl Containers {
                 Event::ContainerCreate {
                     id: container.id.to_string(),
                     image: container.image.clone(),
-                    runtime: container.runtime.name.clone(),
+                    runtime: container.runtime.clone(),
                 },
             );
             Ok(container)

@@ -32,7 +32,8 @@ pub fn encode(event: &Event) -> Result<Any> {
     match event.clone() {
         Event::ContainerCreate { id, image, runtime } => {
             let runtime = MessageField::some(Runtime {
-                name: runtime,
+                name: runtime.name,
+                options: runtime.options.to_wire(),
                 ..Default::default()
             });
             packed!(wire::ContainerCreate { id, image, runtime })
@@ -215,7 +216,10 @@ mod tests {
         let create = Event::ContainerCreate {
             id: "c".into(),
             image: String::new(),
-            runtime: "io.containerd.runc.v2".into(),
+            runtime: ::types::Runtime {
+                name: "io.containerd.runc.v2".into(),
+                options: None,
+            },
         };
         let update = Event::ImageUpdate {
             name: "busybox".into(),

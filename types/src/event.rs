@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use crate::{ContainerId, Digest, Error, Exit, Identifier, Labels, Result};
+use crate::{ContainerId, Digest, Error, Exit, Identifier, Labels, Result, Runtime};
 
 /// Topic of an event: `/` and identifiers, as in `/tasks/exit`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -62,7 +62,7 @@ pub enum Event {
     ContainerCreate {
         id: String,
         image: String,
-        runtime: String,
+        runtime: Runtime,
     },
     /// A container record was changed.
     ContainerUpdate {

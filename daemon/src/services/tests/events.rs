@@ -59,6 +59,7 @@ async fn a_change_is_heard_by_who_subscribed_before_it() {
         image: "i".into(),
         runtime: MessageField::some(Runtime {
             name: "r".into(),
+            options: MessageField::some(exit()),
             ..Default::default()
         }),
         spec: MessageField::some(Any {
@@ -96,6 +97,11 @@ async fn a_change_is_heard_by_who_subscribed_before_it() {
     assert_eq!(heard.event.type_url, "containerd.events.ContainerCreate");
     let message = ContainerCreate::parse_from_bytes(&heard.event.value).unwrap();
     assert_eq!((message.id.as_str(), message.image.as_str()), ("c", "i"));
+    let runtime = message.runtime.unwrap_or_default();
+    assert_eq!(
+        (runtime.name.as_str(), runtime.options.unwrap_or_default()),
+        ("r", exit())
+    );
     assert_eq!(next(&mut all).await.topic, "/tasks/exit");
     let heard = next(&mut tasks).await;
     assert_eq!(
