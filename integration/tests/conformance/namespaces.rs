@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::images::{create_image, image};
-use crate::peer::{Peer, mask, refused, within};
+use crate::peer::{Peer, labels, mask, refused, within};
 
 rules! {
     both {
@@ -34,11 +34,6 @@ rules! {
         an_update_makes_one_that_is_not_there
     }
     ours {}
-}
-
-fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-    pairs.iter().map(own).collect()
 }
 
 /// Go fails after the change when it has no namespace to publish the event in, and clients always name

@@ -1,5 +1,6 @@
 //! A daemon that is asked, ours or Debian's, and how rules become tests.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -78,11 +79,21 @@ pub(crate) fn leased<T>(lease: &str, message: T) -> Request<T> {
     grpc::request(&scope, message).expect("a request")
 }
 
+/// Labels.
+pub(crate) fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    pairs.iter().map(own).collect()
+}
+
+/// Texts that a message owns.
+pub(crate) fn texts(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
 /// A field mask.
 pub(crate) fn mask(paths: &[&str]) -> MessageField<FieldMask> {
-    let paths = paths.iter().map(|path| (*path).to_owned()).collect();
     MessageField::some(FieldMask {
-        paths,
+        paths: texts(paths),
         ..FieldMask::default()
     })
 }
