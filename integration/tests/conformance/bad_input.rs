@@ -11,7 +11,7 @@ use tonic::Code;
 
 use crate::containers::{any, container};
 use crate::images::image;
-use crate::peer::{Peer, labels, mask, scoped, texts};
+use crate::peer::{Peer, labels, mask, refused, scoped, texts};
 use crate::transport::call;
 
 rules! {
@@ -20,6 +20,7 @@ rules! {
         images_take_what_is_missing
         leases_take_what_is_missing
         introspection_takes_what_is_missing
+        what_cannot_be_a_name_is_not_there
     }
     ours {
         a_refusal_has_a_class
@@ -302,6 +303,35 @@ async fn leases_take_what_is_missing(peer: &Peer) {
 
 async fn introspection_takes_what_is_missing(peer: &Peer) {
     send_all(peer, for_introspection()).await;
+}
+
+/// Only what makes something says what is wrong with its name.
+async fn what_cannot_be_a_name_is_not_there(peer: &Peer) {
+    for service in ["containers.v1.Containers", "images.v1.Images"] {
+        for method in ["Get", "Delete"] {
+            for name in ["", "../a", "a b", "-"] {
+                // All of them have the name as their first field.
+                let request = containers::GetContainerRequest {
+                    id: name.into(),
+                    ..Default::default()
+                };
+                let path = format!("/containerd.services.{service}/{method}");
+                refused(Code::NotFound, call(peer, &path, scoped(request)).await);
+            }
+        }
+    }
+    for method in ["Delete", "AddResource", "DeleteResource", "ListResources"] {
+        let mut request = leases::AddResourceRequest::default();
+        if method != "Delete" {
+            request.resource = MessageField::some(leases::Resource {
+                id: "r".into(),
+                type_: "ingests".into(),
+                ..Default::default()
+            });
+        }
+        let path = format!("/containerd.services.leases.v1.Leases/{method}");
+        refused(Code::NotFound, call(peer, &path, scoped(request)).await);
+    }
 }
 
 /// Go gives some of its own no class.

@@ -268,6 +268,7 @@ async fn another_snapshot_frees_the_first(peer: &Peer) {
     assert!(has_snapshot(peer, "l").await);
 }
 
+/// Go leaves an empty value in its place.
 async fn an_extension_that_is_masked_and_not_given_is_removed(peer: &Peer) {
     let mut containers = Containers::of(peer);
     containers.create(before("c")).await.expect("create");

@@ -37,7 +37,7 @@ rules! {
     }
 }
 
-const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+pub(crate) const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
 const RUNTIME: &str = "io.containerd.runtime.v2";
 
@@ -51,17 +51,17 @@ async fn list(peer: &Peer, filters: &[&str]) -> Result<Response<Vec<Plugin>>, St
     Ok(answer.map(|list| list.plugins))
 }
 
-async fn plugins(peer: &Peer, filters: &[&str]) -> Vec<Plugin> {
+pub(crate) async fn plugins(peer: &Peer, filters: &[&str]) -> Vec<Plugin> {
     list(peer, filters).await.expect("list").into_inner()
 }
 
-async fn server(peer: &Peer) -> ServerResponse {
+pub(crate) async fn server(peer: &Peer) -> ServerResponse {
     let mut client = IntrospectionClient::new(peer.channel());
     let answer = client.server(Empty::new()).await;
     answer.expect("server").into_inner()
 }
 
-async fn info(
+pub(crate) async fn info(
     peer: &Peer,
     (kind, id): (&str, &str),
     options: Option<Any>,
@@ -275,33 +275,4 @@ async fn the_runtime_understands_both_forms_of_a_type(peer: &Peer) {
     let plain = ask(peer, question.clone()).await;
     question.type_url.insert_str(0, "type.googleapis.com/");
     assert_eq!(ask(peer, question).await, plain);
-}
-
-mod restart {
-    use integration::{Host, Oci, Whose};
-
-    /// The daemon's own client tells it.
-    fn the_uuid_outlives_a_restart(whose: Whose) {
-        let mut host = Host::mixed("conformance", Oci::Runc, whose, whose);
-        let uuid = |host: &Host| {
-            let told = host.ctr(["version"]).ok();
-            let line = told.lines().find(|line| line.contains("UUID:"));
-            line.expect("a line").to_owned()
-        };
-        let before = uuid(&host);
-        host.stop();
-        host.start();
-        assert_eq!(uuid(&host), before);
-        host.finish();
-    }
-
-    #[test]
-    fn of_ours() {
-        the_uuid_outlives_a_restart(Whose::Ours);
-    }
-
-    #[test]
-    fn of_debian() {
-        the_uuid_outlives_a_restart(Whose::Debian);
-    }
 }

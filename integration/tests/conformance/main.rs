@@ -9,6 +9,7 @@
 mod peer;
 mod bad_input;
 mod cancelled;
+mod configured;
 mod containers;
 mod containers_updates;
 mod filters;

@@ -31,6 +31,11 @@ impl Peer {
 /// Checks one rule with one daemon.
 pub(crate) fn check(whose: Whose, rule: impl AsyncFnOnce(&Peer)) {
     let host = Host::mixed("conformance", Oci::Runc, whose, whose);
+    check_with(host, rule);
+}
+
+/// Checks one rule with this daemon.
+pub(crate) fn check_with(host: Host, rule: impl AsyncFnOnce(&Peer)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -9,6 +9,8 @@ use grpc::health::HealthClient;
 use grpc::namespaces::NamespacesClient;
 use grpc::version::VersionClient;
 use hyper_util::rt::TokioIo;
+use protos::any::pack;
+use protos::events::ContainerDelete;
 use protos::health::HealthCheckRequest;
 use protos::health::health_check_response::ServingStatus;
 use protos::services::containers::{
@@ -17,13 +19,16 @@ use protos::services::containers::{
 };
 use protos::services::namespaces::{GetNamespaceRequest, ListNamespacesRequest};
 use protos::well_known::{Any, Empty};
+use protos::wire::Wire as _;
 use protos::{Message, MessageField};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 
-use crate::containers::container;
+use crate::containers::{Containers, container};
+use crate::heard::{Heard, publish};
+use crate::images::{Images, image};
 use crate::peer::{Peer, SOON, refused, scoped};
 
 rules! {
@@ -42,8 +47,12 @@ rules! {
         health_can_be_watched
         a_message_has_16_mib_at_most
         an_answer_has_16_mib_at_most
+        a_type_is_understood_without_a_prefix
+        the_daemon_writes_types_without_a_prefix
     }
-    ours {}
+    ours {
+        a_type_is_understood_with_a_prefix
+    }
 }
 
 /// Calls a method by its path; the answer's fields are left unread.
@@ -242,7 +251,7 @@ async fn health_can_be_watched(peer: &Peer) {
     }
 }
 
-fn create(container: Container) -> CreateContainerRequest {
+pub(crate) fn create(container: Container) -> CreateContainerRequest {
     CreateContainerRequest {
         container: MessageField::some(container),
         ..CreateContainerRequest::default()
@@ -250,7 +259,7 @@ fn create(container: Container) -> CreateContainerRequest {
 }
 
 /// A container with a spec of many bytes.
-fn large(id: &str, bytes: usize) -> Container {
+pub(crate) fn large(id: &str, bytes: usize) -> Container {
     Container {
         spec: MessageField::some(Any {
             type_url: "large".into(),
@@ -262,7 +271,7 @@ fn large(id: &str, bytes: usize) -> Container {
 }
 
 /// A request of exactly so many bytes: to update a container that is not there.
-fn of_size(bytes: usize) -> UpdateContainerRequest {
+pub(crate) fn of_size(bytes: usize) -> UpdateContainerRequest {
     let sized = |spec| UpdateContainerRequest {
         container: MessageField::some(large("none", spec)),
         ..UpdateContainerRequest::default()
@@ -320,4 +329,44 @@ async fn an_answer_has_16_mib_at_most(peer: &Peer) {
         ids.push(message.container.id.clone());
     }
     assert_eq!(ids, ["a", "b"]);
+}
+
+/// Whoever filters by a field has to look into the event.
+async fn is_understood(peer: &Peer, prefix: &str) {
+    let mut heard = Heard::matching(peer, &["event.id==wanted"]).await;
+    for id in ["other", "wanted"] {
+        let message = ContainerDelete {
+            id: id.into(),
+            ..ContainerDelete::default()
+        };
+        let mut event = pack(&message).expect("pack").to_wire();
+        event.type_url.insert_str(0, prefix);
+        publish(peer, "/some/topic", event.clone()).await;
+        if id == "wanted" {
+            // It is handed on as it came.
+            assert_eq!(heard.next().await.event.as_ref(), Some(&event));
+        }
+    }
+}
+
+async fn a_type_is_understood_without_a_prefix(peer: &Peer) {
+    is_understood(peer, "").await;
+}
+
+async fn a_type_is_understood_with_a_prefix(peer: &Peer) {
+    is_understood(peer, "type.googleapis.com/").await;
+}
+
+async fn the_daemon_writes_types_without_a_prefix(peer: &Peer) {
+    let mut heard = Heard::all(peer).await;
+    let mut containers = Containers::of(peer);
+    containers.create(container("c")).await.expect("create");
+    let mut images = Images::of(peer);
+    images.create(image("i", '1')).await.expect("create");
+    for name in [
+        "containerd.events.ContainerCreate",
+        "containerd.services.images.v1.ImageCreate",
+    ] {
+        assert_eq!(heard.next().await.event.type_url, name);
+    }
 }
