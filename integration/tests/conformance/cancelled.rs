@@ -17,19 +17,17 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::containers::container;
-use crate::peer::{Peer, SOON, scoped};
-use crate::stock::{SNAPSHOTTER, held, prepare, write};
+use crate::peer::{Peer, SOON, leased, scoped};
+use crate::stock::{SNAPSHOTTER, held, lease, prepare, write};
 
 rules! {
     both {
-        a_snapshot_s_name_is_free_in_the_end
+        a_snapshot_is_whole_or_not_there
         a_lease_is_whole_or_not_there
         a_container_is_whole_or_not_there
         an_ingest_is_free_for_the_next_writer
     }
-    ours {
-        a_snapshot_is_whole_or_not_there
-    }
+    ours {}
 }
 
 /// Deadlines from before the call arrives to after its answer.
@@ -37,7 +35,7 @@ const STEPS: std::ops::Range<u64> = 0..40;
 
 /// The request with a deadline, shorter with each step down.
 fn hasty<T>(step: u64, message: T) -> Request<T> {
-    let mut request = scoped(message);
+    let mut request = leased("l", message);
     request.set_timeout(Duration::from_micros(50 + step * step * 5));
     request
 }
@@ -75,23 +73,6 @@ async fn taken(peer: &Peer, key: &str) -> [Result<Response<()>, Status>; 2] {
     [mounts.map(|m| m.map(drop)), removed.map(|r| r.map(drop))]
 }
 
-async fn a_snapshot_s_name_is_free_in_the_end(peer: &Peer) {
-    for step in STEPS {
-        let key = format!("k{step}");
-        in_time(hasty_prepare(peer, step, &key).await);
-        let until = Instant::now() + SOON;
-        while let Err(status) = prepare(peer, "", (&key, ""), &[]).await {
-            assert_eq!(status.code(), Code::AlreadyExists, "{status}");
-            assert!(Instant::now() < until, "{key} is neither there nor free");
-            for answer in taken(peer, &key).await {
-                // Go takes back what it made for a client that is gone, which may be now.
-                let code = answer.map_or_else(|status| status.code(), |_| Code::Ok);
-                assert!([Code::Ok, Code::NotFound].contains(&code), "{key}: {code}");
-            }
-        }
-    }
-}
-
 async fn hasty_prepare(peer: &Peer, step: u64, key: &str) -> Result<Response<()>, Status> {
     let request = PrepareSnapshotRequest {
         snapshotter: SNAPSHOTTER.into(),
@@ -104,10 +85,12 @@ async fn hasty_prepare(peer: &Peer, step: u64, key: &str) -> Result<Response<()>
 }
 
 async fn a_snapshot_is_whole_or_not_there(peer: &Peer) {
+    // What nothing keeps may be collected at any time.
+    lease(peer, "l", &[]).await;
     for step in STEPS {
         let key = format!("k{step}");
         let told = in_time(hasty_prepare(peer, step, &key).await);
-        match prepare(peer, "", (&key, ""), &[]).await {
+        match prepare(peer, "l", (&key, ""), &[]).await {
             Ok(_) => assert!(!told, "{key} was made twice"),
             Err(status) => assert_eq!(status.code(), Code::AlreadyExists, "{status}"),
         }

@@ -150,14 +150,15 @@ async fn what_is_removed_under_it_leaves_it(peer: &Peer) {
 }
 
 async fn a_lease_that_is_not_there_is_refused(peer: &Peer) {
-    prepare(peer, "", ("k", ""), &[]).await.expect("prepare");
+    lease(peer, "l", &[]).await;
+    prepare(peer, "l", ("k", ""), &[]).await.expect("prepare");
     for text in [
         refused(Code::NotFound, write(peer, "none", vec![open("")]).await),
         refused(
             Code::NotFound,
             write(peer, "none", vec![commit("data", &[])]).await,
         ),
-        refused(Code::NotFound, prepare(peer, "none", ("l", ""), &[]).await),
+        refused(Code::NotFound, prepare(peer, "none", ("x", ""), &[]).await),
         refused(
             Code::NotFound,
             commit_snapshot(peer, "none", ("k", "n")).await,
@@ -166,7 +167,7 @@ async fn a_lease_that_is_not_there_is_refused(peer: &Peer) {
         assert!(text.ends_with("lease does not exist: not found"), "{text}");
     }
     assert_eq!(ingests(peer).await, 0);
-    for key in ["l", "n"] {
+    for key in ["x", "n"] {
         assert!(!has_snapshot(peer, key).await, "{key}");
     }
 }
