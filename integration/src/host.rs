@@ -39,7 +39,7 @@ impl Host {
     /// When the daemon does not serve within the limit.
     #[must_use]
     pub fn with(name: &str, oci: Oci) -> Self {
-        Self::of(name, Parts::ours(oci))
+        Self::of(name, Parts::ours(oci), "")
     }
 
     /// Starts a daemon of one origin whose containers get shims of another.
@@ -48,10 +48,24 @@ impl Host {
     /// When the daemon does not serve within the limit.
     #[must_use]
     pub fn mixed(name: &str, oci: Oci, daemon: Whose, shim: Whose) -> Self {
-        Self::of(name, Parts { oci, daemon, shim })
+        Self::of(name, Parts { oci, daemon, shim }, "")
     }
 
-    fn of(name: &str, parts: Parts) -> Self {
+    /// Starts a daemon of one origin, with shims of the same, whose configuration has more sections.
+    ///
+    /// # Panics
+    /// When the daemon does not serve within the limit.
+    #[must_use]
+    pub fn configured(name: &str, whose: Whose, sections: &str) -> Self {
+        let parts = Parts {
+            oci: Oci::Runc,
+            daemon: whose,
+            shim: whose,
+        };
+        Self::of(name, parts, sections)
+    }
+
+    fn of(name: &str, parts: Parts, sections: &str) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "integration tests need root"
@@ -61,7 +75,7 @@ impl Host {
             .tempdir()
             .expect("make a directory");
         let namespace = format!("{name}-{}", std::process::id());
-        let config = parts.config(dir.path());
+        let config = parts.config(dir.path()) + sections;
         fs::write(dir.path().join("config.toml"), config).expect("write the config");
         let mut host = Self {
             dir,

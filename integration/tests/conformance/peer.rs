@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use integration::{Host, Oci, Whose};
+use integration::{Host, Whose};
 use protos::MessageField;
 use protos::well_known::FieldMask;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 use types::Scope;
 
 /// The namespace of a rule: every rule has a daemon of its own.
@@ -26,12 +26,21 @@ impl Peer {
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
+
+    /// A connection of its own.
+    pub(crate) async fn connect(&self) -> Channel {
+        connect(&self.host).await
+    }
 }
 
-/// Checks one rule with one daemon.
-pub(crate) fn check(whose: Whose, rule: impl AsyncFnOnce(&Peer)) {
-    let host = Host::mixed("conformance", Oci::Runc, whose, whose);
-    check_with(host, rule);
+async fn connect(host: &Host) -> Channel {
+    let address = host.address().display().to_string();
+    client::connect(&address, SOON).await.expect("connect")
+}
+
+/// Checks one rule with one daemon, whose configuration has these sections, too.
+pub(crate) fn check(whose: Whose, sections: &str, rule: impl AsyncFnOnce(&Peer)) {
+    check_with(Host::configured("conformance", whose, sections), rule);
 }
 
 /// Checks one rule with this daemon.
@@ -41,8 +50,7 @@ pub(crate) fn check_with(host: Host, rule: impl AsyncFnOnce(&Peer)) {
         .build()
         .expect("a runtime");
     let host = runtime.block_on(async {
-        let address = host.address().display().to_string();
-        let channel = client::connect(&address, SOON).await.expect("connect");
+        let channel = connect(&host).await;
         let peer = Peer { host, channel };
         rule(&peer).await;
         peer.host
@@ -51,15 +59,22 @@ pub(crate) fn check_with(host: Host, rule: impl AsyncFnOnce(&Peer)) {
     host.finish();
 }
 
-/// Tests of rules, `async fn name(peer: &Peer)`: those of both are asked of Debian's daemon, too.
+/// Tests of rules, `async fn name(peer: &Peer)`: those of both are asked of Debian's daemon, too. They
+/// can be those of a daemon that is configured in a certain way.
 macro_rules! rules {
     (both { $($both:ident)* } ours { $($ours:ident)* }) => {
+        rules! { configured "" both { $($both)* } ours { $($ours)* } }
+    };
+    (configured $sections:literal both { $($both:ident)* } ours { $($ours:ident)* }) => {
         mod ours {
-            $(#[test] fn $both() { $crate::peer::check(integration::Whose::Ours, super::$both); })*
-            $(#[test] fn $ours() { $crate::peer::check(integration::Whose::Ours, super::$ours); })*
+            use $crate::peer::check;
+            $(#[test] fn $both() { check(integration::Whose::Ours, $sections, super::$both); })*
+            $(#[test] fn $ours() { check(integration::Whose::Ours, $sections, super::$ours); })*
         }
         mod debian {
-            $(#[test] fn $both() { $crate::peer::check(integration::Whose::Debian, super::$both); })*
+            $(#[test] fn $both() {
+                $crate::peer::check(integration::Whose::Debian, $sections, super::$both);
+            })*
         }
     };
 }
@@ -103,9 +118,27 @@ pub(crate) fn mask(paths: &[&str]) -> MessageField<FieldMask> {
     })
 }
 
+/// Labels, as messages carry them.
+pub(crate) fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    pairs.iter().map(own).collect()
+}
+
+/// All messages of a stream.
+pub(crate) async fn all<T>(
+    answer: Result<Response<Streaming<T>>, Status>,
+) -> Result<Vec<T>, Status> {
+    let mut stream = answer?.into_inner();
+    let mut found = Vec::new();
+    while let Some(message) = stream.message().await? {
+        found.push(message);
+    }
+    Ok(found)
+}
+
 /// The text of a refusal with this code.
 #[track_caller]
-pub(crate) fn refused<T: Debug>(code: Code, answer: Result<Response<T>, Status>) -> String {
+pub(crate) fn refused<T: Debug>(code: Code, answer: Result<T, Status>) -> String {
     let status = answer.expect_err("a refusal");
     assert_eq!(status.code(), code, "{status}");
     status.message().to_owned()
