@@ -25,6 +25,7 @@ use types::{
 
 use crate::compression::{Compression, decoder};
 use crate::extract::{Limits, Target, TreeOpts, apply_tar};
+use crate::mounts;
 use crate::root::Root;
 use crate::stream::{CHUNK, Sender, pipe};
 use crate::tar::stream_error;
@@ -69,6 +70,7 @@ impl Applier for Walking {
         opts: ApplyOpts,
     ) -> Result<Descriptor> {
         Compression::check(&layer.media_type)?;
+        mounts::check(mounts)?;
         let blob = store
             .open(&layer.digest)
             .await

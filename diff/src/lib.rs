@@ -8,6 +8,7 @@ mod compare;
 mod compression;
 mod extract;
 mod lower;
+mod mounts;
 mod root;
 mod stream;
 mod tar;
@@ -56,8 +57,8 @@ pub trait Applier: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// `NotImplemented` for a media type that is not handled here; `NotFound` for the blob;
-    /// `InvalidArgument` for a damaged or hostile archive; `FailedPrecondition` when the blob does not
-    /// have the descriptor's digest.
+    /// `InvalidArgument` for a damaged or hostile archive and for a mount without a type;
+    /// `FailedPrecondition` when the blob does not have the descriptor's digest.
     async fn apply(
         &self,
         store: &Arc<dyn ContentStore>,
@@ -73,7 +74,8 @@ pub trait Comparer: Send + Sync + fmt::Debug {
     /// Writes what changed from `lower` to `upper` as a blob of `store`.
     ///
     /// # Errors
-    /// `NotImplemented` for a media type that is not handled here.
+    /// `NotImplemented` for a media type that is not handled here; `InvalidArgument` for a mount
+    /// without a type.
     async fn compare(
         &self,
         store: &Arc<dyn ContentStore>,

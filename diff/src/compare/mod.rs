@@ -28,6 +28,7 @@ use types::{
 
 use crate::apply::Walking;
 use crate::compression::{Compression, Encoder};
+use crate::mounts;
 use crate::stream::CHUNK;
 use crate::tar::{Time, Writer, stream_error};
 use crate::{CompareOpts, Comparer};
@@ -48,6 +49,8 @@ impl Comparer for Walking {
     ) -> Result<Descriptor> {
         let (compression, media_type) = Compression::wanted(&opts.media_type)?;
         let media_type = media_type.to_owned();
+        mounts::check(lower)?;
+        mounts::check(upper)?;
         let epoch = opts.source_date_epoch.map(since_epoch);
         let (reference, ours) = match opts.reference {
             Some(reference) => (reference, false),
