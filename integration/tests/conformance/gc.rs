@@ -25,6 +25,7 @@ rules! {
         a_snapshot_label_names_its_snapshotter
         a_label_that_is_taken_away_keeps_nothing
         references_do_not_leave_their_namespace
+        collections_take_nothing_from_those_at_work
     }
     ours {
         a_root_label_may_have_an_ending
@@ -332,4 +333,37 @@ async fn an_event_tells_of_a_snapshot_that_a_collection_took(peer: &Peer) {
     let told = watch.told(peer).await;
     let topics: Vec<_> = told.iter().map(|one| one.topic.as_str()).collect();
     assert_eq!(topics, ["/snapshot/remove", "/snapshot/remove"]);
+}
+
+async fn collections_take_nothing_from_those_at_work(peer: &Peer) {
+    lease(peer, "work").await;
+    let mut workers = tokio::task::JoinSet::new();
+    for worker in 0..8 {
+        let mut content = Content::leased(peer, "work");
+        let mut snapshots = Snapshots::leased(peer, "work");
+        workers.spawn(async move {
+            let mut parent = String::new();
+            for number in 0..10 {
+                let (name, key) = (format!("{worker} {number}"), format!("a{worker}"));
+                let blob = content.put_with(name.as_bytes(), &[]).await;
+                let prepared = snapshots.prepare_with(&key, &parent, &[]).await;
+                prepared.expect("prepare");
+                let committed = snapshots.commit_with(&name, &key, &[]).await;
+                committed.expect("commit");
+                let read = content.read(&blob, 0, 0).await.expect("read");
+                assert_eq!(read, name.as_bytes());
+                parent = name;
+            }
+        });
+    }
+    while !workers.is_empty() {
+        collect(peer).await;
+        while let Some(done) = workers.try_join_next() {
+            done.expect("a worker");
+        }
+    }
+    assert_eq!(Snapshots::of(peer).list(&[]).await.len(), 80);
+    assert_eq!(held(peer, "work").await.len(), 160);
+    release(peer, "work").await;
+    assert_eq!(Snapshots::of(peer).list(&[]).await, [""; 0]);
 }

@@ -33,6 +33,7 @@ impl Answers {
     fn note<T>(&mut self, what: &str, answer: Result<T, Status>) {
         let Err(status) = answer else { return };
         let bug = [
+            Code::Unknown,
             Code::Internal,
             Code::Cancelled,
             Code::Unavailable,
@@ -88,14 +89,20 @@ async fn content_takes_whatever_is_missing(peer: &Peer) {
         update(content::UpdateRequest { info: info(), ..Default::default() })
         update(content::UpdateRequest { update_mask: paths(&["labels"]), ..Default::default() })
         update(content::UpdateRequest {
-            info: MessageField::some(content::Info { created_at: bad_time(), ..Default::default() }),
+            info: MessageField::some(content::Info {
+                created_at: bad_time(),
+                ..Default::default()
+            }),
             update_mask: paths(&["", ".", "labels."]),
             ..Default::default()
         })
         delete(content::DeleteContentRequest::default())
         status(content::StatusRequest::default())
         list_statuses(content::ListStatusesRequest::default())
-        list_statuses(content::ListStatusesRequest { filters: vec![String::new()], ..Default::default() })
+        list_statuses(content::ListStatusesRequest {
+            filters: vec![String::new()],
+            ..Default::default()
+        })
         abort(content::AbortRequest::default())
     }
     ask_for_many! { answers, client;
@@ -144,17 +151,29 @@ async fn snapshots_take_whatever_is_missing(peer: &Peer) {
             view(snapshots::ViewSnapshotRequest { snapshotter: name(), ..Default::default() })
             mounts(snapshots::MountsRequest { snapshotter: name(), ..Default::default() })
             commit(snapshots::CommitSnapshotRequest { snapshotter: name(), ..Default::default() })
-            commit(snapshots::CommitSnapshotRequest { snapshotter: name(), name: "n".into(), ..Default::default() })
+            commit(snapshots::CommitSnapshotRequest {
+                snapshotter: name(),
+                name: "n".into(),
+                ..Default::default()
+            })
             remove(snapshots::RemoveSnapshotRequest { snapshotter: name(), ..Default::default() })
             stat(snapshots::StatSnapshotRequest { snapshotter: name(), ..Default::default() })
             update(snapshots::UpdateSnapshotRequest { snapshotter: name(), ..Default::default() })
-            update(snapshots::UpdateSnapshotRequest { snapshotter: name(), info: info(), ..Default::default() })
+            update(snapshots::UpdateSnapshotRequest {
+                snapshotter: name(),
+                info: info(),
+                ..Default::default()
+            })
             update(snapshots::UpdateSnapshotRequest {
                 snapshotter: name(),
                 update_mask: paths(&["labels"]),
                 ..Default::default()
             })
-            prepare(snapshots::PrepareSnapshotRequest { snapshotter: name(), key: "k".into(), ..Default::default() })
+            prepare(snapshots::PrepareSnapshotRequest {
+                snapshotter: name(),
+                key: "k".into(),
+                ..Default::default()
+            })
             update(snapshots::UpdateSnapshotRequest {
                 snapshotter: name(),
                 info: MessageField::some(odd),
@@ -195,12 +214,23 @@ async fn a_differ_takes_whatever_is_missing(peer: &Peer) {
     };
     ask! { answers, client;
         apply(diff::ApplyRequest::default())
-        apply(diff::ApplyRequest { diff: MessageField::some(Descriptor::default()), ..Default::default() })
+        apply(diff::ApplyRequest {
+            diff: MessageField::some(Descriptor::default()),
+            ..Default::default()
+        })
         apply(diff::ApplyRequest { diff: MessageField::some(unsized_layer), ..Default::default() })
         apply(diff::ApplyRequest { diff: layer(), ..Default::default() })
         apply(diff::ApplyRequest { diff: layer(), payloads, ..Default::default() })
-        apply(diff::ApplyRequest { diff: layer(), mounts: vec![Mount::default()], ..Default::default() })
-        apply(diff::ApplyRequest { diff: layer(), mounts: vec![nowhere.clone()], ..Default::default() })
+        apply(diff::ApplyRequest {
+            diff: layer(),
+            mounts: vec![Mount::default()],
+            ..Default::default()
+        })
+        apply(diff::ApplyRequest {
+            diff: layer(),
+            mounts: vec![nowhere.clone()],
+            ..Default::default()
+        })
         apply(diff::ApplyRequest { mounts: vec![nowhere.clone()], ..Default::default() })
         diff(diff::DiffRequest::default())
         diff(diff::DiffRequest { left: vec![Mount::default()], ..Default::default() })

@@ -18,6 +18,9 @@ rules! {
         it_is_resumed_after_its_writer_hung_up
         it_has_one_writer_at_a_time
         many_are_written_at_once
+        the_same_blob_may_be_written_twice_at_once
+        a_status_is_that_of_the_live_writer
+        an_abort_under_a_live_writer_leaves_nothing
         an_aborted_one_is_gone_and_its_ref_is_free
         an_abort_takes_it_out_of_the_lease
         without_a_lease_it_outlives_collections
@@ -280,4 +283,53 @@ async fn a_commit_that_is_given_up_leaves_the_blob_or_the_ingest(peer: &Peer) {
     }
     let left = content.ingests(&[]).await.expect("list");
     assert_eq!(left, [""; 0]);
+}
+
+async fn the_same_blob_may_be_written_twice_at_once(peer: &Peer) {
+    let data = b"hello".repeat(100_000);
+    let mut writers = JoinSet::new();
+    for number in 0..16 {
+        let mut content = Content::of(peer);
+        let last = WriteContentRequest {
+            labels: labels(&[(gc::ROOT, "yes")]),
+            ..message(WriteAction::COMMIT, &format!("r{number}"), 0, &data)
+        };
+        writers.spawn(async move { content.write(vec![last]).await });
+    }
+    let mut made = 0;
+    while let Some(done) = writers.join_next().await {
+        match done.expect("a writer") {
+            Ok(_) => made += 1,
+            Err(status) => assert_eq!(status.code(), Code::AlreadyExists, "{status}"),
+        }
+    }
+    assert_eq!(made, 1);
+    let mut content = Content::of(peer);
+    assert!(content.read(&digest(&data), 0, 0).await.expect("read") == data);
+    assert_eq!(content.ingests(&[]).await.expect("list"), [""; 0]);
+}
+
+async fn a_status_is_that_of_the_live_writer(peer: &Peer) {
+    let mut content = Content::of(peer);
+    let (mut writing, _) = content.open(stat("r")).await.expect("open");
+    let mut offset = 0;
+    for piece in [&b"he"[..], b"l", b"lo"] {
+        let answer = writing.ask(write("r", offset, piece)).await;
+        offset = answer.expect("write").offset;
+        assert_eq!(content.status("r").await.expect("status").offset, offset);
+    }
+    writing.close().await.expect("close");
+    content.abort("r").await.expect("abort");
+}
+
+async fn an_abort_under_a_live_writer_leaves_nothing(peer: &Peer) {
+    let mut content = Content::of(peer);
+    let opened = content.open(write("r", 0, b"hello")).await;
+    let (mut writing, _) = opened.expect("open");
+    content.abort("r").await.expect("abort");
+    refused(Code::NotFound, content.status("r").await);
+    let last = message(WriteAction::COMMIT, "r", 5, b"");
+    writing.ask(last).await.expect_err("nothing to commit");
+    assert!(!content.has(&digest(b"hello")).await);
+    assert_eq!(content.ingests(&[]).await.expect("list"), [""; 0]);
 }

@@ -3,6 +3,9 @@
 use tonic::Code;
 
 use super::{Content, EMPTY};
+use protos::services::content::ReadContentRequest;
+
+use crate::gc;
 use crate::peer::{Peer, refused};
 
 rules! {
@@ -12,6 +15,7 @@ rules! {
         an_empty_blob_has_no_bytes
         a_long_blob_comes_in_order_and_in_small_messages
         offsets_of_answers_count_from_the_start_of_the_section
+        what_is_being_read_can_be_deleted
     }
     ours {
         blobs_of_longer_hashes_are_read
@@ -99,4 +103,31 @@ async fn blobs_of_longer_hashes_are_read(peer: &Peer) {
         content.delete(&digest).await.expect("delete");
         assert!(!content.has(&digest).await);
     }
+}
+
+async fn what_is_being_read_can_be_deleted(peer: &Peer) {
+    let mut content = Content::of(peer);
+    // More than what waits on the way.
+    let data = long().repeat(4);
+    let blob = content.put(&data).await;
+    let request = content.request(ReadContentRequest {
+        digest: blob.clone(),
+        ..ReadContentRequest::default()
+    });
+    let mut reader = Content::of(peer);
+    reader.client = grpc::content::ContentClient::new(peer.connect().await);
+    let mut stream = reader
+        .client
+        .read(request)
+        .await
+        .expect("read")
+        .into_inner();
+    let first = stream.message().await.expect("no error").expect("a piece");
+    content.delete(&blob).await.expect("delete");
+    gc::collect(peer).await;
+    let mut read = first.data.to_vec();
+    while let Some(piece) = stream.message().await.expect("no error") {
+        read.extend_from_slice(&piece.data);
+    }
+    assert!(read == data);
 }

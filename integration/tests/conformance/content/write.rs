@@ -23,6 +23,7 @@ rules! {
         a_wrong_length_is_refused_and_the_ingest_stays
         a_wrong_digest_is_refused_and_the_ingest_stays
         labels_come_with_the_commit
+        a_label_without_a_value_is_none
         a_label_that_is_too_long_is_refused_and_the_ingest_stays
         a_blob_that_is_there_is_not_written_again_but_leased
         a_digest_learnt_under_way_ends_the_stream_when_the_blob_is_there
@@ -410,4 +411,12 @@ async fn an_event_tells_of_a_new_blob(peer: &Peer) {
     let facts: Vec<_> = events.iter().map(|e| (e.digest.as_str(), e.size)).collect();
     assert_eq!(facts, [(blob.as_str(), 5), (EMPTY, 0)]);
     assert!(told.iter().all(|envelope| envelope.namespace == NAMESPACE));
+}
+
+async fn a_label_without_a_value_is_none(peer: &Peer) {
+    let mut content = Content::of(peer);
+    let pairs = [(gc::ROOT, "yes"), ("k", "")];
+    let blob = content.put_with(b"hello", &pairs).await;
+    let info = content.info(&blob).await.expect("info");
+    assert_eq!(info.labels, labels(&[(gc::ROOT, "yes")]));
 }

@@ -23,6 +23,7 @@ rules! {
         a_blob_that_is_not_there_is_not_found
         a_blob_of_another_namespace_is_not_there
         a_damaged_layer_is_refused
+        a_view_takes_no_layer
         no_mount_stays
     }
     ours {
@@ -212,4 +213,19 @@ async fn payloads_of_nobody_are_passed_over(peer: &Peer) {
     let applied = Differ::of(peer).0.apply(scoped(request)).await;
     applied.expect("apply");
     assert_eq!(fs::read_to_string(target.join("a")).expect("read"), "hello");
+}
+
+async fn a_view_takes_no_layer(peer: &Peer) {
+    let layer = stored(peer, PLAIN, &archive(peer, &FILES)).await;
+    let mut snapshots = Snapshots::of(peer);
+    let mounts = snapshots.prepare("a", "").await.expect("prepare");
+    let below = upper(&mounts);
+    snapshots.commit("one", "a").await.expect("commit");
+    snapshots.layer("two", "one").await;
+    for (key, parent) in [("none", ""), ("bind", "one"), ("overlay", "two")] {
+        let mounts = snapshots.view(key, parent).await.expect("view");
+        let applied = Differ::of(peer).apply(layer.clone(), mounts).await;
+        applied.expect_err("a refusal");
+    }
+    assert_eq!(fs::read_dir(below).expect("read").count(), 0);
 }

@@ -20,7 +20,9 @@ rules! {
         a_name_that_is_taken_is_refused
         only_an_active_snapshot_can_be_committed
         a_commit_is_told
+        one_name_goes_to_one_of_many_commits
         one_with_children_stays
+        a_parent_goes_or_gets_a_child
         what_is_removed_is_not_there_and_an_event_tells
         the_disk_is_freed_by_a_collection
         what_is_not_there_is_not_found
@@ -279,4 +281,45 @@ async fn usage_of_a_committed_snapshot_is_that_of_its_commit(peer: &Peer) {
     // Parents do not count.
     snapshots.prepare("c", "b").await.expect("prepare");
     assert!(snapshots.usage("c").await.expect("usage").size < FILE);
+}
+
+async fn one_name_goes_to_one_of_many_commits(peer: &Peer) {
+    let mut commits = tokio::task::JoinSet::new();
+    for number in 0..16 {
+        let mut snapshots = Snapshots::of(peer);
+        let key = format!("k{number}");
+        snapshots.prepare(&key, "").await.expect("prepare");
+        commits.spawn(async move { snapshots.commit("one", &key).await });
+    }
+    let mut made = 0;
+    while let Some(done) = commits.join_next().await {
+        match done.expect("a commit") {
+            Ok(()) => made += 1,
+            Err(status) => assert_eq!(status.code(), Code::AlreadyExists, "{status}"),
+        }
+    }
+    assert_eq!(made, 1);
+    let mut snapshots = Snapshots::of(peer);
+    assert_eq!(snapshots.list(&["kind==active"]).await.len(), 15);
+    assert_eq!(snapshots.list(&["kind==committed"]).await, ["one"]);
+}
+
+async fn a_parent_goes_or_gets_a_child(peer: &Peer) {
+    let mut snapshots = Snapshots::of(peer);
+    let mut remover = Snapshots::of(peer);
+    for number in 0..20 {
+        let (parent, child) = (format!("p{number}"), format!("c{number}"));
+        snapshots.layer(&parent, "").await;
+        let (prepared, removed) =
+            tokio::join!(snapshots.prepare(&child, &parent), remover.remove(&parent));
+        if removed.is_ok() {
+            refused(Code::NotFound, prepared);
+            refused(Code::NotFound, snapshots.stat(&child).await);
+        } else {
+            refused(Code::FailedPrecondition, removed);
+            prepared.expect("prepare");
+            let info = snapshots.stat(&child).await.expect("stat");
+            assert_eq!(info.parent, parent);
+        }
+    }
 }
