@@ -107,7 +107,7 @@ fuzz-check:
 	done
 
 integration: deps-test binaries-dev $(IMAGE)
-	BIN_DIR=$(DEV) $(CARGO) test --locked -p integration --test stories
+	BIN_DIR=$(DEV) $(CARGO) test --locked -p integration --test stories --test conformance
 
 test: deps-test check integration
 

@@ -118,12 +118,6 @@ pub(crate) fn mask(paths: &[&str]) -> MessageField<FieldMask> {
     })
 }
 
-/// Labels, as messages carry them.
-pub(crate) fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
-    pairs.iter().map(own).collect()
-}
-
 /// All messages of a stream.
 pub(crate) async fn all<T>(
     answer: Result<Response<Streaming<T>>, Status>,
