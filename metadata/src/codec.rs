@@ -146,6 +146,15 @@ impl<'a> Decoder<'a> {
         Ok(labels)
     }
 
+    /// A count, then so many values.
+    pub(crate) fn list<T>(&mut self, get: impl Fn(&mut Self) -> Result<T>) -> Result<Vec<T>> {
+        let mut all = Vec::new();
+        for _ in 0..self.number()? {
+            all.push(get(self)?);
+        }
+        Ok(all)
+    }
+
     pub(crate) fn option<T>(
         &mut self,
         get: impl FnOnce(&mut Self) -> Result<T>,

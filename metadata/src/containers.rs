@@ -3,12 +3,14 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use types::{Container, ContainerId, Error, Event, Fields, Filter, Namespace, Result};
+use types::{
+    Container, ContainerId, ContainerRef, Error, Event, Fields, Filter, Namespace, Result,
+};
 
 use crate::db::WriteTx;
 use crate::key::{Bucket, all, names, own};
 use crate::kv::{Flow, Read, Snapshot};
-use crate::record::{get_container, put_container};
+use crate::record::{get_container, put_container, view_container};
 use crate::{Metadata, mask};
 
 /// Containers in one page.
@@ -105,6 +107,27 @@ impl Containers {
             },
         )?;
         Ok(found)
+    }
+
+    /// Shows the containers that pass the filter, ordered by id, where they are: for those who only hand
+    /// them on.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn visit(
+        &self,
+        filter: &Filter,
+        see: &mut dyn FnMut(&ContainerRef<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let snapshot = self.metadata.0.db.kv.read()?;
+        let prefix = all(Bucket::Container, &self.namespace);
+        snapshot.scan(&prefix, &mut |rest, record| {
+            let [id] = names(rest)?;
+            if filter.is_empty() || filter.matches(&get_container(id, record)?) {
+                see(&view_container(id, record)?)?;
+            }
+            Ok(Flow::Continue(()))
+        })
     }
 
     /// The same in pages: memory for one of them is enough.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use types::{
-    Container, ContainerId, Descriptor, Digest, Image, Labels, Lease, LeaseId, Result, Runtime,
+    AnyRef, Container, ContainerId, ContainerRef, Descriptor, Digest, Image, Labels, Lease,
+    LeaseId, Result, Runtime,
 };
 
 use crate::codec::{Decoder, Encoder, damaged};
@@ -200,6 +201,40 @@ pub(crate) fn get_container_refs(record: &[u8]) -> Result<(Labels, String, Strin
     Ok((d.labels()?, d.text()?.to_owned(), d.text()?.to_owned()))
 }
 
+/// A container's record where it is.
+pub(crate) fn view_container<'a>(id: &'a str, record: &'a [u8]) -> Result<ContainerRef<'a>> {
+    let mut d = open(record)?;
+    let labels = d.list(|d| Ok((d.text()?, d.text()?)))?;
+    let snapshotter = d.text()?;
+    let snapshot_key = d.text()?;
+    let image = d.text()?;
+    let runtime = d.text()?;
+    let options = d.option(any)?;
+    let spec = d.option(any)?;
+    let extensions = d.list(|d| Ok((d.text()?, any(d)?)))?;
+    Ok(ContainerRef {
+        id,
+        labels,
+        image,
+        runtime,
+        options,
+        spec,
+        snapshotter,
+        snapshot_key,
+        extensions,
+        sandbox: d.text()?,
+        created_at: d.time()?,
+        updated_at: d.time()?,
+    })
+}
+
+fn any<'a>(d: &mut Decoder<'a>) -> Result<AnyRef<'a>> {
+    Ok(AnyRef {
+        type_url: d.text()?,
+        value: d.bytes()?,
+    })
+}
+
 pub(crate) fn get_container(id: &str, record: &[u8]) -> Result<Container> {
     let mut d = open(record)?;
     Ok(Container {
@@ -284,6 +319,16 @@ mod tests {
         };
         let back = get_container("c1", &put_container(&container)).unwrap();
         assert_eq!(back, container);
+        let bytes = put_container(&container);
+        let view = view_container("c1", &bytes).unwrap();
+        assert_eq!(view.labels, [("a", "1"), ("b.c/d", "2")]);
+        assert_eq!(
+            (view.runtime, view.snapshot_key, view.sandbox),
+            ("r", "k", "p")
+        );
+        assert_eq!(view.spec.unwrap().value, [7; 5000]);
+        assert_eq!(view.extensions[0].0, "x");
+        assert_eq!(view.updated_at, at(4));
         assert_eq!(
             get_container_refs(&put_container(&container)).unwrap(),
             (labels(), "s".to_owned(), "k".to_owned())

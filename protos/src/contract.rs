@@ -15,6 +15,9 @@ const FOREIGN: [&str; 3] = [
     "containerd.services.attach.v1",
 ];
 
+/// Fields from this number on are additions of ours: Go has no number near it, and skips them.
+const OURS: i32 = 1000;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -66,7 +69,8 @@ fn field(field: &FieldDescriptorProto) -> (i32, String) {
 
 fn message(lines: &mut BTreeSet<String>, scope: &str, message: &DescriptorProto) {
     let name = format!("{scope}.{}", message.name());
-    let fields = join(message.field.iter().map(field).collect());
+    let theirs = message.field.iter().filter(|field| field.number() < OURS);
+    let fields = join(theirs.map(field).collect());
     lines.insert(format!("message {name}: {fields}").trim_end().to_owned());
     for nested in &message.nested_type {
         self::message(lines, &name, nested);

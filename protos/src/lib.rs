@@ -9,6 +9,7 @@ pub mod any;
 pub mod call;
 #[cfg(test)]
 mod contract;
+pub mod direct;
 pub mod event;
 pub mod frame;
 mod record;

@@ -93,6 +93,44 @@ impl Filterable for Container {
     }
 }
 
+/// A container's record where it is: for those who only hand it on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerRef<'a> {
+    /// Id.
+    pub id: &'a str,
+    /// Labels.
+    pub labels: Vec<(&'a str, &'a str)>,
+    /// Name of its image.
+    pub image: &'a str,
+    /// Name of its runtime.
+    pub runtime: &'a str,
+    /// Options of its runtime.
+    pub options: Option<AnyRef<'a>>,
+    /// OCI spec.
+    pub spec: Option<AnyRef<'a>>,
+    /// Snapshotter of its root file system.
+    pub snapshotter: &'a str,
+    /// Key there.
+    pub snapshot_key: &'a str,
+    /// Values of clients, by name.
+    pub extensions: Vec<(&'a str, AnyRef<'a>)>,
+    /// Sandbox that it belongs to.
+    pub sandbox: &'a str,
+    /// When it was made.
+    pub created_at: SystemTime,
+    /// When it last changed.
+    pub updated_at: SystemTime,
+}
+
+/// A typed value where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnyRef<'a> {
+    /// Type.
+    pub type_url: &'a str,
+    /// Value.
+    pub value: &'a [u8],
+}
+
 /// A lease: what it lists is not collected while it lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {

@@ -5,6 +5,7 @@ use grpc::containers::Containers as Service;
 use grpc::{ResponseStream, serve, serve_stream};
 use metadata::Metadata;
 use protos::MessageField;
+use protos::direct::add_container;
 use protos::services::containers::{
     CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest, GetContainerRequest,
     GetContainerResponse, ListContainerMessage, ListContainersRequest, ListContainersResponse,
@@ -13,7 +14,7 @@ use protos::services::containers::{
 use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask};
 use tonic::{Request, Response, Status};
-use types::{Container, ContainerId, Context as _, Result};
+use types::{Container, ContainerId, ContainerRef, Context as _, Result};
 
 use super::{filter, known};
 
@@ -52,11 +53,10 @@ impl Service for Containers {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
             let filter = filter(&request.filters)?;
-            let list = metadata.containers(&scope).list(&filter).await?;
-            Ok(ListContainersResponse {
-                containers: list.to_wire(),
-                ..Default::default()
-            })
+            let mut list = ListContainersResponse::new();
+            let mut add = |container: &ContainerRef<'_>| add_container(&mut list, container);
+            metadata.containers(&scope).visit(&filter, &mut add)?;
+            Ok(list)
         })
         .await
     }

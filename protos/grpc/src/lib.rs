@@ -6,6 +6,7 @@
 //! and by `client`; nothing here knows a domain.
 
 mod codec;
+mod detached;
 pub mod fallback;
 mod pull;
 mod scope;

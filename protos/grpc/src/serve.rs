@@ -1,9 +1,10 @@
-//! What every call has in common: scope, span, deadline, a task of its own, error to status.
+//! What every call has in common: scope, span, deadline, an end that it comes to, error to status.
 //!
 //! A body of [`serve`] runs to its end even when the client hangs up or its deadline passes: a
 //! mutation is never left half-done. What may be dropped at any await (waiting, listing) uses
 //! [`serve_cancellable`] or a stream.
 
+use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 use types::{Error, Result, Scope};
 
+use crate::detached::Detached;
 use crate::stream::{ResponseStream, Sender, channel};
 use crate::{scope, status};
 
@@ -198,14 +200,13 @@ impl Call {
         until(self.timeout)
     }
 
-    /// Runs `work` on a task of its own, which outlives the caller.
+    /// Runs `work` to its end, also when the caller goes away.
     async fn detached<R: Send + 'static>(
         &self,
         work: impl Future<Output = Result<R>> + Send + 'static,
     ) -> Result<R> {
-        let task = tokio::spawn(work.instrument(self.span.clone()));
-        self.within(async { task.await.unwrap_or_else(|e| Err(broken(e))) })
-            .await
+        let work = Detached::new(work.instrument(self.span.clone()));
+        self.within(work).await
     }
 
     /// Runs `work` until the deadline.
@@ -270,9 +271,13 @@ fn broken(error: JoinError) -> Error {
     if error.is_cancelled() {
         return Error::cancelled("");
     }
-    let made = Error::internal("panic while serving the call");
-    tracing::error!(%error, "call panicked");
-    made.with_source(error)
+    panicked(&error).with_source(error)
+}
+
+/// The error of a body that panicked.
+pub(crate) fn panicked(what: &dyn fmt::Display) -> Error {
+    tracing::error!("call panicked: {what}");
+    Error::internal("panic while serving the call")
 }
 
 /// The client's timeout (gRPC over HTTP/2: at most eight digits and a unit).
