@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +19,58 @@ pub(super) struct LocalBlob {
     file: Arc<File>,
     digest: Digest,
     size: u64,
+    pool: Arc<Pool>,
+}
+
+/// Buffers that were read into and are free again. Large ones are dear: the allocator gets each from
+/// the kernel, page by page, and gives it back.
+#[derive(Debug, Default)]
+struct Pool(Mutex<Vec<Vec<u8>>>);
+
+/// Buffers that are kept: what a reader may be ahead of who sends.
+const KEPT: usize = 6;
+
+/// A buffer that goes back when nobody looks at it any more.
+struct Pooled {
+    data: Vec<u8>,
+    len: usize,
+    pool: Arc<Pool>,
+}
+
+impl Pooled {
+    fn take(pool: Arc<Pool>, len: usize) -> Self {
+        let mut data = pool.free().pop().unwrap_or_default();
+        if data.len() < len {
+            data = vec![0; len];
+        }
+        Self { data, len, pool }
+    }
+
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.data[..self.len]
+    }
+}
+
+impl AsRef<[u8]> for Pooled {
+    fn as_ref(&self) -> &[u8] {
+        &self.data[..self.len]
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        let mut free = self.pool.free();
+        if free.len() < KEPT {
+            free.push(data);
+        }
+    }
+}
+
+impl Pool {
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl LocalBlob {
@@ -31,6 +83,7 @@ impl LocalBlob {
             file: Arc::new(file),
             digest: digest.clone(),
             size,
+            pool: Arc::default(),
         })
     }
 }
@@ -49,10 +102,11 @@ impl Blob for LocalBlob {
         }
         let file = Arc::clone(&self.file);
         let digest = self.digest.clone();
+        let pool = Arc::clone(&self.pool);
         blocking(move || {
-            let mut data = vec![0; len];
-            match file.read_exact_at(&mut data, offset) {
-                Ok(()) => Ok(Bytes::from(data)),
+            let mut data = Pooled::take(pool, len);
+            match file.read_exact_at(data.room(), offset) {
+                Ok(()) => Ok(Bytes::from_owner(data)),
                 Err(e) if e.kind() == ErrorKind::UnexpectedEof => Err(Error::data_loss(
                     format_args!("content {digest} is shorter than its length"),
                 )),
