@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ::content::{Blob, Hasher};
-use types::{
-    BlobInfo, Context as _, Digest, Event, Fault, Filter, IngestRef, Namespace, Repair, Result,
-};
+use types::{BlobInfo, Context as _, Digest, Event, Fault, Filter, Result};
 
 use super::{Check, listed};
 use crate::db::WriteTx;
@@ -133,33 +131,15 @@ impl Check<'_> {
     pub(super) async fn ingests(&mut self) -> Result<()> {
         let there = self.metadata.0.content.statuses(&Filter::default()).await?;
         self.report.ingests = there.len() as u64;
-        let mut records = ingests(&self.metadata.0.db.kv.read()?)?;
+        let named = ingests(&self.metadata.0.db.kv.read()?)?;
         for ingest in there {
-            if records.remove(ingest.reference.as_str()).is_none() {
+            if !named.contains(ingest.reference.as_str()) {
                 let object = format!("ingest {}", ingest.reference);
                 self.orphan_content(object, "no namespace has it");
             }
         }
-        for (backend, (namespace, reference, is_link)) in records {
-            let known: IngestRef = backend.parse()?;
-            // One that would only link a blob has no data, and one that has just begun has none yet.
-            if is_link
-                || self
-                    .metadata
-                    .0
-                    .content
-                    .status(&known)
-                    .await
-                    .absent_ok()?
-                    .is_some()
-            {
-                continue;
-            }
-            let object = format!("ingest {namespace}/{reference}");
-            let text = "its data is not there; it begins anew when its writer comes back";
-            self.report
-                .note(Fault::Missing, object, text, Repair::Impossible);
-        }
+        // A record without data is no fault: it is made first, and its data is never promised. The
+        // writer begins anew when it comes back, and the record ends with its lease or its time.
         Ok(())
     }
 }
@@ -187,19 +167,13 @@ fn named(tx: &dyn Read) -> Result<(BTreeMap<String, Named>, BTreeSet<String>)> {
     Ok((named, waiting))
 }
 
-/// The records of ingests by their names in the backend; true for those that only link.
-fn ingests(tx: &dyn Read) -> Result<BTreeMap<String, (Namespace, String, bool)>> {
-    let mut found = BTreeMap::new();
+/// The backend's names of the ingests that have a record.
+fn ingests(tx: &dyn Read) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
     for namespace in namespaces::known(tx)? {
-        tx.scan(&all(Bucket::Ingest, &namespace), &mut |rest, record| {
-            let [reference] = names(rest)?;
+        tx.scan(&all(Bucket::Ingest, &namespace), &mut |_, record| {
             if let Ok(record) = IngestRecord::decode(record) {
-                let value = (
-                    namespace.clone(),
-                    reference.to_owned(),
-                    record.expected.is_some(),
-                );
-                found.insert(record.backend, value);
+                found.insert(record.backend);
             }
             Ok(Flow::Continue(()))
         })?;

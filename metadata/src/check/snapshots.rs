@@ -1,8 +1,11 @@
 //! Snapshots of one snapshotter.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use types::{Code, Context as _, Event, Fault, Filter, Namespace, Repair, Result, SnapshotKey};
+use types::{
+    Code, Context as _, Event, Fault, Filter, Namespace, Repair, Result, SnapshotInfo, SnapshotKey,
+    SnapshotKind,
+};
 
 use super::{Check, listed};
 use crate::db::WriteTx;
@@ -31,10 +34,13 @@ impl Check<'_> {
         let mut records = known(&self.metadata.0.db.kv.read()?, snapshotter)?;
         self.report.snapshots += there.len() as u64;
         let mut found = BTreeMap::new();
+        let mut ahead = cut_off(&there, &records);
+        ahead.extend(busy);
+        let is_ahead = |key: &str| number_of(key).is_some_and(|number| ahead.contains(&number));
         for info in &there {
             match records.remove(info.name.as_str()) {
                 Some(record) => drop(found.insert(info.name.to_string(), record)),
-                None if number_of(info.name.as_str()).is_some_and(|n| busy.contains(&n)) => {}
+                None if is_ahead(info.name.as_str()) => {}
                 None => {
                     let object = format!("snapshot {snapshotter}/{}", info.name);
                     self.orphan_snapshot(snapshotter, object);
@@ -42,6 +48,9 @@ impl Check<'_> {
             }
         }
         for (name, record) in records {
+            if is_ahead(&name) {
+                continue;
+            }
             let name: SnapshotKey = name.parse()?;
             if backend.snapshotter.stat(&name).await.absent_ok()?.is_none() {
                 let text = "the snapshotter does not know it";
@@ -138,6 +147,22 @@ fn known(tx: &dyn Read, snapshotter: &str) -> Result<BTreeMap<String, Known>> {
         })?;
     }
     Ok(found)
+}
+
+/// Numbers of commits that were cut off between backend and record. The backend has the committed
+/// snapshot under the number of the active one; the commit goes on from there when it is tried again,
+/// and until then the collector spares it.
+fn cut_off(there: &[SnapshotInfo], records: &BTreeMap<String, Known>) -> HashSet<u64> {
+    let active: HashSet<u64> = records.keys().filter_map(|key| number_of(key)).collect();
+    let committed = there
+        .iter()
+        .filter(|info| info.kind == SnapshotKind::Committed)
+        .map(|info| info.name.as_str())
+        .filter(|name| !records.contains_key(*name));
+    committed
+        .filter_map(number_of)
+        .filter(|number| active.contains(number))
+        .collect()
 }
 
 /// What stands on a snapshot.

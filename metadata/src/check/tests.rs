@@ -201,6 +201,39 @@ async fn a_snapshot_that_is_gone_is_forgotten_unless_something_stands_on_it() {
 }
 
 #[tokio::test]
+async fn what_a_killed_daemon_had_begun_is_no_fault_and_no_garbage() {
+    let house = House::new().await;
+    let a = scope("a");
+    // An ingest between its record and its data.
+    let content = house.content(&a);
+    let begun = content.ingest(::content::testsuite::spec("i")).await;
+    drop(begun.unwrap());
+    let data = house.local.statuses(&types::Filter::default()).await;
+    house
+        .local
+        .abort(&data.unwrap()[0].reference)
+        .await
+        .unwrap();
+    // A commit between the backend and its record.
+    let snapshots = house.snapshots(&a);
+    let active = name("active");
+    snapshots
+        .prepare(&active, None, Labels::new())
+        .await
+        .unwrap();
+    let key = name(&house.memory.keys()[0]);
+    let number = crate::snapshots::number_of(key.as_str()).unwrap();
+    let ahead = name(&format!("a/{number}/done"));
+    let committed = house.memory.commit(&ahead, &key, Labels::new()).await;
+    committed.unwrap();
+    assert!(checked(&house, REPAIR).await.is_clean());
+    let done = name("done");
+    let again = snapshots.commit(&done, &active, Labels::new());
+    again.await.unwrap();
+    assert!(checked(&house, REPAIR).await.is_clean());
+}
+
+#[tokio::test]
 async fn names_of_what_is_not_there_are_told() {
     let house = House::new().await;
     let a = scope("a");
