@@ -48,23 +48,27 @@ pub(super) fn launch(target: Target<'_>) -> Result<Option<Address>> {
             .create(dir);
         made.map_err(|e| Error::os(format_args!("mkdir {}", dir.display()), e))?;
     }
-    let socket = match sys::socket::listen(&path, 0o600) {
-        Err(error) if error.is_already_exists() => return Ok(None),
-        socket => socket?,
-    };
     let address = Address {
         version: 3,
         address: format!("unix://{text}"),
         protocol: "ttrpc".to_owned(),
     };
-    let started = write_address(target.bundle, &address)
-        .and_then(|()| command(target).fd(socket.into(), SOCKET).spawn())
-        .and_then(reap);
+    // Before there is a socket: a daemon that is killed in between leaves a bundle that says what else
+    // there is to remove.
+    write_address(target.bundle, &address)?;
+    let listened = sys::socket::listen(&path, 0o600);
+    let is_taken = listened.as_ref().is_err_and(Error::is_already_exists);
+    let started = listened.and_then(|socket| {
+        let spawned = command(target).fd(socket.into(), SOCKET).spawn();
+        spawned.and_then(reap).inspect_err(|_| {
+            drop(std::fs::remove_file(&path));
+        })
+    });
     match started {
         Ok(()) => Ok(Some(address)),
         Err(error) => {
-            drop(std::fs::remove_file(&path));
-            Err(error)
+            drop(std::fs::remove_file(address_file(target.bundle)));
+            if is_taken { Ok(None) } else { Err(error) }
         }
     }
 }
@@ -87,9 +91,12 @@ fn command(target: Target<'_>) -> Spawn {
 }
 
 fn write_address(bundle: &Path, address: &Address) -> Result<()> {
-    let path = bundle.join(types::bundle_file::ADDRESS);
     let text = address.address.as_bytes();
-    sys::fs::write_atomic_with(&path, text, 0o644, sys::fs::Flush::Volatile)
+    sys::fs::write_atomic_with(&address_file(bundle), text, 0o644, sys::fs::Flush::Volatile)
+}
+
+fn address_file(bundle: &Path) -> PathBuf {
+    bundle.join(types::bundle_file::ADDRESS)
 }
 
 /// A child of this process wants to be reaped, whenever it ends.
