@@ -33,10 +33,10 @@ deps-demo: deps-build
 	@scripts/deps runc busybox-static umoci
 
 deps-test: deps-demo
-	@scripts/deps criu crun skopeo docker-registry containerd bsdutils util-linux iproute2
+	@scripts/deps criu crun skopeo docker-registry containerd bsdutils util-linux iproute2 mount \
+		strace xfsprogs e2fsprogs
 
 deps-bench: deps-test
-	@scripts/deps strace
 
 # --- binaries ------------------------------------------------------------------------------------
 # The shim is built by itself: features unify over a workspace build and would make it fat.

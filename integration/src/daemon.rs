@@ -75,8 +75,8 @@ impl Parts {
         }
     }
 
-    /// The daemon's command line for a host in `dir`.
-    pub(crate) fn command(self, dir: &Path) -> Command {
+    /// The daemon's command line for a host in `dir` with its root at `root`.
+    pub(crate) fn command(self, dir: &Path, root: &Path) -> Command {
         let binary = match self.daemon {
             Whose::Ours => bin_dir().join("containerd"),
             Whose::Debian => need("containerd"),
@@ -99,7 +99,7 @@ impl Parts {
         };
         command
             .arg("--root")
-            .arg(dir.join("root"))
+            .arg(root)
             .arg("--state")
             .arg(dir.join("state"))
             .arg("--address")

@@ -16,6 +16,7 @@ pub const IMAGE: &str = "example.test/demo/busybox:1";
 #[derive(Debug)]
 pub struct Host {
     dir: tempfile::TempDir,
+    root: PathBuf,
     namespace: String,
     parts: Parts,
     daemon: Option<Child>,
@@ -39,7 +40,16 @@ impl Host {
     /// When the daemon does not serve within the limit.
     #[must_use]
     pub fn with(name: &str, oci: Oci) -> Self {
-        Self::of(name, Parts::ours(oci), "")
+        Self::of(name, Parts::ours(oci), "", None)
+    }
+
+    /// Starts a daemon whose root is at `root`, a directory of a file system of the test's own.
+    ///
+    /// # Panics
+    /// When the daemon does not serve within the limit.
+    #[must_use]
+    pub fn rooted(name: &str, root: &Path) -> Self {
+        Self::of(name, Parts::ours(Oci::Runc), "", Some(root))
     }
 
     /// Starts a daemon of one origin whose containers get shims of another.
@@ -48,7 +58,7 @@ impl Host {
     /// When the daemon does not serve within the limit.
     #[must_use]
     pub fn mixed(name: &str, oci: Oci, daemon: Whose, shim: Whose) -> Self {
-        Self::of(name, Parts { oci, daemon, shim }, "")
+        Self::of(name, Parts { oci, daemon, shim }, "", None)
     }
 
     /// Starts a daemon of one origin, with shims of the same, whose configuration has more sections.
@@ -62,10 +72,10 @@ impl Host {
             daemon: whose,
             shim: whose,
         };
-        Self::of(name, parts, sections)
+        Self::of(name, parts, sections, None)
     }
 
-    fn of(name: &str, parts: Parts, sections: &str) -> Self {
+    fn of(name: &str, parts: Parts, sections: &str, root: Option<&Path>) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "integration tests need root"
@@ -77,8 +87,10 @@ impl Host {
         let namespace = format!("{name}-{}", std::process::id());
         let config = parts.config(dir.path()) + sections;
         fs::write(dir.path().join("config.toml"), config).expect("write the config");
+        let root = root.map_or_else(|| dir.path().join("root"), Path::to_owned);
         let mut host = Self {
             dir,
+            root,
             namespace,
             parts,
             daemon: None,
@@ -105,7 +117,7 @@ impl Host {
     /// The daemon's root directory.
     #[must_use]
     pub fn root(&self) -> PathBuf {
-        self.dir().join("root")
+        self.root.clone()
     }
 
     /// The daemon's socket.
@@ -147,7 +159,7 @@ impl Host {
             .expect("open the log");
         let mut child = self
             .parts
-            .command(self.dir())
+            .command(self.dir(), &self.root)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("dup"))
             .stderr(log)
@@ -307,6 +319,23 @@ impl Host {
         fs::read_dir(dir).map_or(0, Iterator::count)
     }
 
+    /// What the machine holds for this host beside the daemon, one line each: see the inventory.
+    ///
+    /// # Panics
+    /// When the daemon does not run.
+    #[must_use]
+    pub fn leftovers(&self) -> Vec<String> {
+        let pid = self.daemon_pid();
+        let table = format!("/proc/{pid}/mountinfo");
+        traces(&Places {
+            dir: self.dir.path(),
+            root: &self.root,
+            namespaces: vec![self.namespace.clone()],
+            mounts: fs::read_to_string(table).expect("mount table"),
+            allowed: vec![pid],
+        })
+    }
+
     /// Ends the test: no container record may be left, the daemon stops, and nothing remains.
     ///
     /// # Panics
@@ -318,25 +347,16 @@ impl Host {
         assert!(tasks.trim().is_empty(), "tasks are left: {tasks}");
         let leases = self.ctr(["leases", "ls", "-q"]).ok();
         assert!(leases.trim().is_empty(), "leases are left: {leases}");
-        let pid = self.daemon_pid();
-        let table = format!("/proc/{pid}/mountinfo");
-        let mut places = Places {
-            dir: self.dir.path(),
-            namespaces: vec![self.namespace.clone()],
-            mounts: fs::read_to_string(&table).expect("mount table"),
-            allowed: vec![pid],
-        };
         // Debian's daemon keeps what it opened for the next time.
         let limit = match self.parts.daemon {
             Whose::Ours => self.descriptors,
             Whose::Debian => usize::MAX,
         };
-        let mut found = Vec::new();
+        let mut found;
         // The last shim may still be on its way out, and collection is asynchronous.
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         loop {
-            places.mounts = fs::read_to_string(&table).expect("mount table");
-            found.clone_from(&traces(&places));
+            found = self.leftovers();
             let settled = found.is_empty() && self.descriptors() <= limit;
             if settled || std::time::Instant::now() > deadline {
                 break;
@@ -379,7 +399,7 @@ impl Drop for Host {
             drop(child.kill());
             drop(child.wait());
         }
-        kill_traces(self.dir.path(), &self.namespace);
+        kill_traces(self.dir.path(), &self.root, &self.namespace);
     }
 }
 
@@ -389,11 +409,12 @@ fn writeln_stderr(line: &str) -> std::io::Result<()> {
 }
 
 /// Kills by pid what the failed test started, and unmounts what it mounted.
-pub(crate) fn kill_traces(dir: &Path, namespace: &str) {
+pub(crate) fn kill_traces(dir: &Path, root: &Path, namespace: &str) {
     for _ in 0..50 {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let places = Places {
             dir,
+            root,
             namespaces: vec![namespace.to_owned()],
             mounts,
             allowed: Vec::new(),

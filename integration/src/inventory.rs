@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 /// Where to look for traces.
 pub(crate) struct Places<'a> {
-    /// Private directory: root, state, sockets.
+    /// Private directory: state, sockets.
     pub(crate) dir: &'a Path,
+    /// The daemon's root, which may be elsewhere.
+    pub(crate) root: &'a Path,
     /// Every namespace that the test used.
     pub(crate) namespaces: Vec<String>,
     /// Mount table to read: that of the daemon, which may have a mount namespace of its own.
@@ -27,8 +29,9 @@ pub(crate) fn traces(places: &Places<'_>) -> Vec<String> {
 }
 
 fn mounts(places: &Places<'_>) -> Vec<String> {
-    let dir = places.dir.to_string_lossy();
-    let of = |line: &&str| line.contains(&*dir);
+    // What is mounted at a directory above the root is the test's.
+    let (dir, root) = (places.dir.to_string_lossy(), places.root.to_string_lossy());
+    let of = |line: &&str| line.contains(&*dir) || line.contains(&*root);
     places
         .mounts
         .lines()
@@ -105,9 +108,9 @@ pub(crate) fn hierarchies() -> Vec<PathBuf> {
 
 /// Bundles, work directories, runtime state, shim sockets, ingests and half-made snapshots.
 fn files(places: &Places<'_>) -> Vec<String> {
-    let (root, state) = (places.dir.join("root"), places.dir.join("state"));
+    let (root, state) = (places.root, places.dir.join("state"));
     let mut found = Vec::new();
-    for base in [&root, &state] {
+    for base in [root, &state] {
         found.extend(grandchildren(
             &base.join("io.containerd.runtime.v2.task"),
             "bundle",

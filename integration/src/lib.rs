@@ -13,15 +13,19 @@
 )]
 
 mod daemon;
+mod disk;
 mod host;
 mod inventory;
 mod program;
 mod registry;
 pub mod shim;
+mod trap;
 mod watch;
 
 pub use daemon::{Oci, Whose};
+pub use disk::{Disk, FileSystem};
 pub use host::{Host, IMAGE, archive};
 pub use program::{Output, Program, bin_dir, need, until};
 pub use registry::Registry;
+pub use trap::Trap;
 pub use watch::Watch;

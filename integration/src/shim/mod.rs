@@ -292,6 +292,7 @@ impl Driver {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mount table");
         let places = Places {
             dir: self.dir.path(),
+            root: &self.dir.path().join("root"),
             namespaces: vec![self.namespace.clone()],
             mounts,
             allowed: Vec::new(),
@@ -319,7 +320,8 @@ impl Drop for Driver {
         if self.finished {
             return;
         }
-        kill_traces(self.dir.path(), &self.namespace);
+        let root = self.dir.path().join("root");
+        kill_traces(self.dir.path(), &root, &self.namespace);
         self.reap();
     }
 }

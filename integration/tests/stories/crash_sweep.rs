@@ -1,0 +1,437 @@
+//! The daemon is killed at every step that an operation takes on disk; each time it starts again on
+//! what is there, finds nothing wrong but garbage, keeps what it had answered, and does the operation.
+//!
+//! ```text
+//! prepare -> trap at the nth call -> steps until one fails -> start -> examine -> steps again -> tidy
+//!    `-- n + 1 <-------------------------------------------------------------------------------'
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use integration::{Disk, FileSystem, Host, IMAGE, Output, Program, Trap, archive, until};
+use types::Resource;
+
+/// Calls that make an entry of a directory, take one away, or wait for the disk.
+const STEPS_ON_DISK: [&str; 11] = [
+    "fsync",
+    "fdatasync",
+    "syncfs",
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+    "mkdir",
+    "mkdirat",
+];
+
+/// How long what is asynchronous may take: collections, the end of a shim.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// What a list of the daemon shows, by the command that prints it.
+type List = &'static [&'static str];
+const IMAGES: List = &["images", "ls", "-q"];
+const LEASES: List = &["leases", "ls", "-q"];
+const CONTENT: List = &["content", "ls", "-q"];
+const CONTAINERS: List = &["containers", "ls", "-q"];
+const NAMESPACES: List = &["namespaces", "ls", "-q"];
+const SNAPSHOTS: List = &["snapshots", "ls"];
+/// Any name in a list.
+const ANY: &str = "*";
+
+/// What a step does to the lists: a name that is there when it was answered, or that is not.
+type Facts = Vec<(List, &'static str, bool)>;
+
+/// One call of an operation.
+struct Step {
+    go: Box<dyn Fn(&Host) -> Output>,
+    facts: Facts,
+}
+
+impl Step {
+    fn of(go: impl Fn(&Host) -> Output + 'static) -> Self {
+        Self {
+            go: Box::new(go),
+            facts: Facts::new(),
+        }
+    }
+
+    fn ctr(args: &'static [&'static str]) -> Self {
+        Self::of(move |host| host.ctr(args))
+    }
+
+    fn makes(mut self, list: List, name: &'static str) -> Self {
+        self.facts.push((list, name, true));
+        self
+    }
+
+    fn takes(mut self, list: List, name: &'static str) -> Self {
+        self.facts.push((list, name, false));
+        self
+    }
+}
+
+/// An operation, and how often it is interrupted.
+struct Sweep {
+    name: &'static str,
+    steps: Vec<Step>,
+    /// Makes what the operation needs.
+    prepare: fn(&Host),
+    calls: &'static [&'static str],
+    /// Only calls on this file, below the root.
+    file: Option<&'static str>,
+    /// Which call is the next after this one.
+    next: fn(usize) -> usize,
+    /// The image is there before and after.
+    keeps_image: bool,
+}
+
+impl Sweep {
+    fn new(name: &'static str, steps: Vec<Step>) -> Self {
+        Self {
+            name,
+            steps,
+            prepare: |_| (),
+            calls: &STEPS_ON_DISK,
+            file: None,
+            next: |nth| nth + 1,
+            keeps_image: false,
+        }
+    }
+
+    fn run(&self) {
+        let disk = Disk::new(FileSystem::Memory);
+        let mut host = Host::rooted(self.name, &disk.path().join("root"));
+        if self.keeps_image {
+            host.image();
+        }
+        let file = self.file.map(|file| host.root().join(file));
+        let mut nth = 1;
+        while let Some(call) = self.interrupted(&mut host, file.as_deref(), nth) {
+            let point = Point(format!("{}, call {nth}: {call}", self.name));
+            if self.keeps_image {
+                // What is half-way is no start for it: a name is taken until it is given up.
+                self.tidy(&host);
+            }
+            for step in &self.steps {
+                let told = (step.go)(&host);
+                assert!(told.code == 0 || is_done(&told), "{told:?}");
+            }
+            self.tidy(&host);
+            drop(point);
+            nth = (self.next)(nth);
+        }
+        assert!(nth > 2, "there was nothing to interrupt");
+        self.tidy(&host);
+        host.finish();
+        disk.finish();
+    }
+
+    /// Kills the daemon at the nth call, starts it again and examines it; tells at which call. `None`
+    /// when the operation has less calls.
+    fn interrupted(&self, host: &mut Host, file: Option<&Path>, nth: usize) -> Option<String> {
+        (self.prepare)(host);
+        let trap = Trap::set(host.daemon_pid(), self.calls, file, nth);
+        let (facts, failure) = self.go(host);
+        let Some(call) = trap.end() else {
+            assert!(failure.is_none(), "call {nth}: {failure:?}");
+            return None;
+        };
+        let point = Point(format!("{}, call {nth}: {call}", self.name));
+        host.kill();
+        host.start();
+        for ((list, name), is_there) in facts {
+            assert_eq!(has(host, list, name), is_there, "{list:?}: {name}");
+        }
+        examine(host);
+        drop(point);
+        Some(call)
+    }
+
+    /// Takes the steps until one fails; what the others have answered, and the failure.
+    fn go(&self, host: &Host) -> (BTreeMap<(List, &'static str), bool>, Option<Output>) {
+        let mut facts = BTreeMap::new();
+        for step in &self.steps {
+            let told = (step.go)(host);
+            let is_answered = told.code == 0;
+            for (list, name, is_there) in &step.facts {
+                if is_answered {
+                    facts.insert((*list, *name), *is_there);
+                } else {
+                    // It may have been done, or not.
+                    facts.remove(&(*list, *name));
+                }
+            }
+            if !is_answered {
+                return (facts, Some(told));
+            }
+        }
+        (facts, None)
+    }
+
+    /// Removes what the operation made or left, and proves that this was all.
+    fn tidy(&self, host: &Host) {
+        for task in names(host, &["tasks", "ls", "-q"]) {
+            drop(host.ctr(["tasks", "kill", "-s", "KILL", &task]));
+            let is_alive = || ["CREATED", "RUNNING"].map(|s| host.task(&task, s).is_some());
+            until("the task ends", || is_alive() == [false, false]);
+            drop(host.ctr(["tasks", "rm", &task]));
+        }
+        for container in names(host, CONTAINERS) {
+            drop(host.ctr(["containers", "rm", &container]).ok());
+        }
+        for lease in names(host, LEASES) {
+            drop(host.ctr(["leases", "rm", "--sync", &lease]).ok());
+        }
+        if !self.keeps_image {
+            drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+            for snapshot in names(host, SNAPSHOTS).iter().rev() {
+                drop(host.ctr(["snapshots", "rm", snapshot]).ok());
+            }
+            for digest in names(host, CONTENT) {
+                drop(host.ctr(["content", "rm", &digest]).ok());
+            }
+            drop(host.ctr(["namespaces", "rm", "other"]));
+        }
+        settled(|| [host.leftovers(), stray(host)].concat());
+    }
+}
+
+/// True for the answer to a step whose first attempt had gone through, unheard.
+fn is_done(told: &Output) -> bool {
+    ["already exists", "not found"]
+        .iter()
+        .any(|answer| told.stderr.trim_end().ends_with(answer))
+}
+
+/// The first word of each line of a list, but its head.
+fn names(host: &Host, list: &[&str]) -> Vec<String> {
+    let text = host.ctr(list).ok();
+    let words = text.lines().filter_map(|l| l.split_whitespace().next());
+    words
+        .filter(|word| *word != "KEY")
+        .map(str::to_owned)
+        .collect()
+}
+
+fn has(host: &Host, list: &[&str], name: &str) -> bool {
+    let names = names(host, list);
+    names.iter().any(|known| name == ANY || known == name)
+}
+
+/// Records, files and what they say of each other agree, and garbage goes.
+fn examine(host: &Host) {
+    let found = host.ctr(["fsck", "--repair", "--quick"]).stdout;
+    let is_garbage = |line: &str| line.starts_with("orphan ") || line.starts_with("checked ");
+    assert!(found.lines().all(is_garbage), "{found}");
+    let left = host.ctr(["fsck", "--quick"]).ok();
+    assert!(left.ends_with("nothing is wrong\n"), "{left}");
+    let images = host.ctr(["images", "check"]).ok();
+    for image in images.lines().skip(1) {
+        let is_whole = image.contains(" complete ") && image.trim_end().ends_with("true");
+        assert!(is_whole, "{images}");
+    }
+    let blobs = files(host, "io.containerd.content.v1.content/blobs/sha256");
+    let mut digests = names(host, CONTENT);
+    digests.sort();
+    let sums = Program::new("sha256sum").args(["/dev/null"]).args(&blobs);
+    let sums = sums.run().ok();
+    let mut sums: Vec<String> = sums
+        .lines()
+        .skip(1)
+        .filter_map(|line| Some(format!("sha256:{}", line.split(' ').next()?)))
+        .collect();
+    sums.sort();
+    let mut named: Vec<String> = blobs.iter().map(|path| digest_of(path)).collect();
+    named.sort();
+    assert_eq!(digests, named, "records and files");
+    assert_eq!(sums, named, "files and their names");
+}
+
+/// Directories of snapshots that are no snapshots; a collection may be at it still.
+fn stray(host: &Host) -> Vec<String> {
+    let layers = files(host, "io.containerd.snapshotter.v1.overlayfs/snapshots");
+    let snapshots = names(host, SNAPSHOTS);
+    if layers.len() == snapshots.len() {
+        return Vec::new();
+    }
+    vec![format!("{layers:?} for {snapshots:?}")]
+}
+
+/// Waits until nothing is found.
+fn settled(find: impl Fn() -> Vec<String>) {
+    let begin = Instant::now();
+    loop {
+        let found = find();
+        if found.is_empty() {
+            break;
+        }
+        assert!(begin.elapsed() < SETTLE, "left: {found:#?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn digest_of(path: &Path) -> String {
+    let hex = path.file_name().unwrap_or_default().to_string_lossy();
+    format!("sha256:{hex}")
+}
+
+fn files(host: &Host, directory: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(host.root().join(directory)).expect("list");
+    entries.map(|entry| entry.expect("entry").path()).collect()
+}
+
+fn import() -> Step {
+    let go = |host: &Host| {
+        let import = host.ctr_program().args(["images", "import"]);
+        import.args([archive()]).run()
+    };
+    Step::of(go).makes(IMAGES, IMAGE)
+}
+
+#[test]
+fn an_import_survives_a_kill_at_any_call() {
+    Sweep::new("sweep-import", vec![import()]).run();
+}
+
+#[test]
+fn an_import_survives_a_kill_at_any_write_to_the_records() {
+    let sweep = Sweep {
+        calls: &["pwrite64"],
+        file: Some("io.containerd.metadata.v1.bolt/metadata.redb"),
+        // Each commit writes the same few pages: a prime, so that all kinds are met.
+        next: |nth| nth + 7,
+        ..Sweep::new("sweep-pages", vec![import()])
+    };
+    sweep.run();
+}
+
+#[test]
+fn a_run_survives_a_kill_at_any_call() {
+    let ends = |host: &Host| loop {
+        let told = host.ctr(["tasks", "ls"]);
+        if told.code != 0 || told.stdout.contains("STOPPED") {
+            break told;
+        }
+    };
+    let run = |host: &Host| host.run(&["-d", "--null-io"], "c", &["true"]);
+    let steps = vec![
+        Step::of(run).makes(CONTAINERS, "c"),
+        Step::of(ends),
+        Step::ctr(&["tasks", "rm", "c"]),
+        Step::ctr(&["containers", "rm", "c"]).takes(CONTAINERS, "c"),
+    ];
+    let sweep = Sweep {
+        keeps_image: true,
+        ..Sweep::new("sweep-run", steps)
+    };
+    sweep.run();
+}
+
+#[test]
+fn snapshots_survive_a_kill_at_any_call() {
+    let steps = vec![
+        Step::ctr(&["snapshots", "prepare", "a"]).makes(SNAPSHOTS, "a"),
+        Step::ctr(&["snapshots", "commit", "b", "a"])
+            .takes(SNAPSHOTS, "a")
+            .makes(SNAPSHOTS, "b"),
+        Step::ctr(&["snapshots", "prepare", "c", "b"]).makes(SNAPSHOTS, "c"),
+        Step::ctr(&["snapshots", "rm", "c"]).takes(SNAPSHOTS, "c"),
+        Step::ctr(&["snapshots", "rm", "b"]).takes(SNAPSHOTS, "b"),
+    ];
+    Sweep::new("sweep-snapshot", steps).run();
+}
+
+#[test]
+fn leases_and_what_they_hold_survive_a_kill_at_any_call() {
+    let steps = vec![
+        Step::ctr(&["snapshots", "prepare", "held"]).makes(SNAPSHOTS, "held"),
+        Step::ctr(&["leases", "create", "--id", "l"]).makes(LEASES, "l"),
+        Step::of(hold),
+        // From here on the lease alone keeps it.
+        Step::ctr(&["snapshots", "label", "held", "containerd.io/gc.root="])
+            .makes(SNAPSHOTS, "held"),
+        Step::ctr(&["leases", "rm", "--sync", "l"])
+            .takes(LEASES, "l")
+            .takes(SNAPSHOTS, "held"),
+    ];
+    Sweep::new("sweep-lease", steps).run();
+}
+
+/// Adds the snapshot to the lease, which no command does.
+fn hold(host: &Host) -> Output {
+    let work = async {
+        let address = host.address();
+        let namespace = host.namespace().parse().expect("a namespace");
+        let limit = Duration::from_secs(5);
+        let client = client::Client::connect(&address.to_string_lossy(), namespace, limit).await?;
+        let held = Resource::Snapshot {
+            snapshotter: "overlayfs".into(),
+            key: "held".parse()?,
+        };
+        client.leases().add(&"l".parse()?, &held).await
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let told = runtime.block_on(work);
+    Output {
+        code: told.is_err().into(),
+        stdout: String::new(),
+        stderr: told.err().map_or_else(String::new, |e| e.to_string()),
+        line: "add to the lease".into(),
+    }
+}
+
+#[test]
+fn the_removal_of_an_image_survives_a_kill_at_any_call() {
+    let removal = Step::ctr(&["images", "rm", "--sync", IMAGE])
+        .takes(IMAGES, IMAGE)
+        .takes(SNAPSHOTS, ANY)
+        .takes(CONTENT, ANY);
+    let sweep = Sweep {
+        prepare: Host::image,
+        // First the records, then some hundred links of one directory, which are all alike.
+        next: |nth| if nth < 16 { nth + 1 } else { nth * 2 },
+        ..Sweep::new("sweep-remove", vec![removal])
+    };
+    sweep.run();
+}
+
+#[test]
+fn an_ingest_survives_a_kill_at_any_call() {
+    let ingest = |host: &Host| {
+        let data: Vec<u8> = (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect();
+        let size = data.len().to_string();
+        let ingest = host.ctr_program().args(["content", "ingest"]);
+        let ingest = ingest.args(["--expected-size", &size, "written"]);
+        ingest.input(&data).run()
+    };
+    Sweep::new("sweep-ingest", vec![Step::of(ingest)]).run();
+}
+
+#[test]
+fn namespaces_survive_a_kill_at_any_call() {
+    let steps = vec![
+        Step::ctr(&["namespaces", "create", "other", "a=b"]).makes(NAMESPACES, "other"),
+        Step::ctr(&["namespaces", "label", "other", "a=c"]).makes(NAMESPACES, "other"),
+        Step::ctr(&["namespaces", "rm", "other"]).takes(NAMESPACES, "other"),
+    ];
+    Sweep::new("sweep-namespace", steps).run();
+}
+
+/// Names the point at which a test fails.
+struct Point(String);
+
+impl Drop for Point {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            drop(writeln!(std::io::stderr(), "at {}", self.0));
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The power fails in the middle of an import: what was answered stands, nothing damaged is served.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use integration::{Disk, FileSystem, Host, IMAGE, Program, archive, until};
+
+/// Cuts per file system.
+const CUTS: u64 = 20;
+
+/// Beyond the whole of an import, in case that this one takes longer than the measured one.
+const REACH: f64 = 1.2;
+
+#[test]
+fn an_import_on_ext4_survives_power_cuts() {
+    cuts(FileSystem::Ext4, "power-ext4");
+}
+
+#[test]
+fn an_import_on_xfs_survives_power_cuts() {
+    cuts(FileSystem::Xfs, "power-xfs");
+}
+
+fn cuts(kind: FileSystem, name: &str) {
+    let disk = Disk::new(kind);
+    let mut host = Host::rooted(name, &disk.path().join("root"));
+    host.image();
+    let whole = tree(&host);
+    clean(&host);
+    let begin = Instant::now();
+    host.image();
+    let length = begin.elapsed();
+    clean(&host);
+    for number in 0..CUTS {
+        let at = length.mul_f64(share(number) * REACH);
+        let point = Point(format!(
+            "cut {number} after {at:?} of an import of {length:?}"
+        ));
+        let answered = cut(&disk, &mut host, at);
+        sound(&host);
+        let images = host.ctr(["images", "ls", "-q"]).ok();
+        let is_there = images.trim() == IMAGE;
+        assert!(is_there || !answered, "what was answered is gone");
+        if is_there {
+            assert_eq!(differences(&whole, &tree(&host)), Vec::<String>::new());
+        }
+        host.image();
+        assert_eq!(differences(&whole, &tree(&host)), Vec::<String>::new());
+        assert_eq!(host.run(&["--rm"], "p", &["echo", "up"]).ok(), "up\n");
+        clean(&host);
+        drop(point);
+    }
+    host.finish();
+    disk.finish();
+}
+
+/// Cuts the power `at` this time after an import has begun, and starts again. True when the import had
+/// been answered.
+fn cut(disk: &Disk, host: &mut Host, at: Duration) -> bool {
+    let import = host.ctr_program().args(["images", "import"]);
+    let import = import.args([archive()]);
+    let import = std::thread::spawn(move || import.run());
+    // Not a condition: any instant will do, and these are taken at random.
+    std::thread::sleep(at);
+    disk.cut();
+    host.kill();
+    let answered = import.join().expect("import").code == 0;
+    disk.remount();
+    host.start();
+    answered
+}
+
+/// Nothing but garbage is wrong; what is there is what it is named after.
+fn sound(host: &Host) {
+    let found = host.ctr(["fsck"]).stdout;
+    let faults: Vec<&str> = found.lines().filter(|l| is_fault(l)).collect();
+    assert!(faults.is_empty(), "{found}");
+    let blobs = host.ctr(["content", "ls", "-q"]).ok();
+    let directory = host.root().join("io.containerd.content.v1.content/blobs");
+    for digest in blobs.lines() {
+        let hex = digest.strip_prefix("sha256:").expect("of SHA-256");
+        let file = directory.join("sha256").join(hex);
+        let sum = Program::new("sha256sum").args([file]).run().ok();
+        assert_eq!(sum.split(' ').next(), Some(hex));
+    }
+}
+
+/// True for a line of `fsck` about more than garbage and the layer that was being unpacked: an active
+/// snapshot is not promised to survive, and this one is begun anew.
+fn is_fault(line: &str) -> bool {
+    let is_layer = line.starts_with("missing snapshot ") && line.contains("/overlayfs/extract-");
+    let faults = ["damaged ", "missing ", "dangling "];
+    !is_layer && faults.iter().any(|fault| line.starts_with(fault))
+}
+
+/// Removes the image and what a cut import has left; then nothing is left that is wrong.
+fn clean(host: &Host) {
+    let leases = host.ctr(["leases", "ls", "-q"]).ok();
+    for lease in leases.lines() {
+        drop(host.ctr(["leases", "rm", lease]).ok());
+    }
+    drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+    drop(host.ctr(["fsck", "--repair"]));
+    let left = host.ctr(["fsck"]).ok();
+    let is_empty = left.starts_with("checked 0 blobs (0 bytes read), 0 ingests, 0 snapshots, ");
+    assert!(is_empty && left.ends_with("nothing is wrong\n"), "{left}");
+}
+
+/// Kind and mode, size, and hash of data or target.
+type Entry = (u32, u64, u64);
+
+/// The files of the unpacked image, seen through a mount.
+fn tree(host: &Host) -> BTreeMap<PathBuf, Entry> {
+    let table = host.ctr(["snapshots", "ls"]).ok();
+    let layer = table.lines().find(|line| line.starts_with("sha256:"));
+    let layer = layer.and_then(|line| line.split(' ').next()).expect("one");
+    // No view: nothing would keep one from the collector.
+    drop(host.ctr(["snapshots", "prepare", "v", layer]).ok());
+    let target = host.path("tree");
+    fs::create_dir_all(&target).expect("make the mount point");
+    let mount = host.ctr(["snapshots", "mounts", &target.to_string_lossy(), "v"]);
+    drop(Program::new("sh").args(["-c", &mount.ok()]).run().ok());
+    let mut found = BTreeMap::new();
+    walk(&target, Path::new(""), &mut found);
+    // A child that another test forks holds all descriptors until its exec.
+    until("the tree is unmounted", || {
+        Program::new("umount").args([&target]).run().code == 0
+    });
+    drop(host.ctr(["snapshots", "rm", "v"]).ok());
+    found
+}
+
+fn walk(root: &Path, at: &Path, found: &mut BTreeMap<PathBuf, Entry>) {
+    for entry in fs::read_dir(root.join(at)).expect("list") {
+        let name = at.join(entry.expect("entry").file_name());
+        let path = root.join(&name);
+        let facts = path.symlink_metadata().expect("stat");
+        let mut hash = DefaultHasher::new();
+        let size = if facts.is_dir() {
+            walk(root, &name, found);
+            0
+        } else if facts.is_symlink() {
+            fs::read_link(&path).expect("read link").hash(&mut hash);
+            facts.len()
+        } else {
+            fs::read(&path).expect("read").hash(&mut hash);
+            facts.len()
+        };
+        found.insert(name, (facts.mode(), size, hash.finish()));
+    }
+}
+
+/// What one tree has and the other has not, or has otherwise.
+fn differences(left: &BTreeMap<PathBuf, Entry>, right: &BTreeMap<PathBuf, Entry>) -> Vec<String> {
+    let names: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
+    let differs = |name: &&&PathBuf| left.get(**name) != right.get(**name);
+    let text = |name: &PathBuf| {
+        let (name, left, right) = (name.display(), left.get(name), right.get(name));
+        format!("{name}: {left:?}, {right:?}")
+    };
+    names
+        .iter()
+        .filter(differs)
+        .map(|name| text(name))
+        .collect()
+}
+
+/// A share of a whole: the same at every run, and without a pattern (splitmix64).
+fn share(number: u64) -> f64 {
+    let mut bits = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    let part = u32::try_from((bits ^ (bits >> 31)) >> 32).unwrap_or(u32::MAX);
+    f64::from(part) / f64::from(u32::MAX)
+}
+
+/// Names the point at which a test fails.
+struct Point(String);
+
+impl Drop for Point {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            drop(writeln!(std::io::stderr(), "at {}", self.0));
+        }
+    }
+}
