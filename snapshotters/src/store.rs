@@ -175,6 +175,9 @@ impl Store {
             )));
         }
         let usage = tree::usage(&contents(row.id))?;
+        // The caller flushes what is in the directory, and we that it is there: a row without it would
+        // not outlive a power cut.
+        sys::fs::fsync_dir(&self.directories)?;
         self.index
             .commit(name, key, labels.without_empty(), usage)
             .ctx_with(|| format!("failed to commit snapshot {key}"))
