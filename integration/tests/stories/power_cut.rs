@@ -13,6 +13,10 @@ use integration::{Disk, FileSystem, Host, IMAGE, Program, archive, until};
 /// Cuts per file system.
 const CUTS: u64 = 20;
 
+/// How often each answer is cut off: some of what is not flushed goes to the disk all the same, with
+/// what others flush.
+const ROUNDS: usize = 4;
+
 /// Beyond the whole of an import, in case that this one takes longer than the measured one.
 const REACH: f64 = 1.2;
 
@@ -24,6 +28,88 @@ fn an_import_on_ext4_survives_power_cuts() {
 #[test]
 fn an_import_on_xfs_survives_power_cuts() {
     cuts(FileSystem::Xfs, "power-xfs");
+}
+
+#[test]
+fn what_was_answered_on_ext4_survives_a_power_cut() {
+    answers(FileSystem::Ext4, "answers-ext4");
+}
+
+#[test]
+fn what_was_answered_on_xfs_survives_a_power_cut() {
+    answers(FileSystem::Xfs, "answers-xfs");
+}
+
+/// Calls, and a list that shows afterwards whether they had their effect: a name, there or not.
+type Answer = (&'static [&'static [&'static str]], List, &'static str, bool);
+type List = &'static [&'static str];
+
+const NAMESPACES: List = &["namespaces", "ls", "-q"];
+const SNAPSHOTS: List = &["snapshots", "ls"];
+const LEASES: List = &["leases", "ls", "-q"];
+const IMAGES: List = &["images", "ls", "-q"];
+
+const ANSWERS: [Answer; 8] = [
+    (
+        &[&["namespaces", "create", "other"]],
+        NAMESPACES,
+        "other",
+        true,
+    ),
+    (
+        &[&["namespaces", "rm", "other"]],
+        NAMESPACES,
+        "other",
+        false,
+    ),
+    (&[&["leases", "create", "--id", "l"]], LEASES, "l", true),
+    (&[&["leases", "rm", "l"]], LEASES, "l", false),
+    (
+        &[
+            &["snapshots", "prepare", "a"],
+            &["snapshots", "commit", "b", "a"],
+        ],
+        SNAPSHOTS,
+        "b",
+        true,
+    ),
+    (&[&["snapshots", "rm", "b"]], SNAPSHOTS, "b", false),
+    (
+        &[&["images", "tag", IMAGE, "example.test/tag:1"]],
+        IMAGES,
+        "example.test/tag:1",
+        true,
+    ),
+    (
+        &[&["images", "rm", "example.test/tag:1"]],
+        IMAGES,
+        "example.test/tag:1",
+        false,
+    ),
+];
+
+fn answers(kind: FileSystem, name: &str) {
+    let disk = Disk::new(kind);
+    let mut host = Host::rooted(name, &disk.path().join("root"));
+    host.image();
+    for (calls, list, name, is_there) in (0..ROUNDS).flat_map(|_| ANSWERS) {
+        let point = Point(format!("{calls:?}"));
+        for call in calls {
+            drop(host.ctr(*call).ok());
+        }
+        disk.cut();
+        host.kill();
+        disk.remount();
+        host.start();
+        sound(&host);
+        let shown = host.ctr(list).ok();
+        let mut names = shown.lines().filter_map(|line| line.split(' ').next());
+        assert_eq!(names.any(|shown| shown == name), is_there, "{shown}");
+        drop(point);
+    }
+    clean(&host);
+    host.finish();
+    disk.finish();
 }
 
 fn cuts(kind: FileSystem, name: &str) {
