@@ -23,7 +23,7 @@ mod trap;
 mod watch;
 
 pub use daemon::{Oci, Whose};
-pub use disk::{Disk, FileSystem};
+pub use disk::{Disk, FileSystem, apart};
 pub use host::{Host, IMAGE, archive};
 pub use program::{Output, Program, bin_dir, need, until};
 pub use registry::Registry;

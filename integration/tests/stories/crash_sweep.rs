@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use integration::{Disk, FileSystem, Host, IMAGE, Output, Program, Trap, archive, until};
+use integration::{Disk, FileSystem, Host, IMAGE, Output, Program, Trap, apart, archive, until};
 use types::Resource;
 
 /// Calls that make an entry of a directory, take one away, or wait for the disk.
@@ -61,12 +61,12 @@ type Facts = Vec<(List, &'static str, bool)>;
 
 /// One call of an operation.
 struct Step {
-    go: Box<dyn Fn(&Host) -> Output>,
+    go: Box<dyn Fn(&Host) -> Output + Send>,
     facts: Facts,
 }
 
 impl Step {
-    fn of(go: impl Fn(&Host) -> Output + 'static) -> Self {
+    fn of(go: impl Fn(&Host) -> Output + Send + 'static) -> Self {
         Self {
             go: Box::new(go),
             facts: Facts::new(),
@@ -116,7 +116,11 @@ impl Sweep {
         }
     }
 
-    fn run(&self) {
+    fn run(self) {
+        apart(move || self.run_apart());
+    }
+
+    fn run_apart(&self) {
         let disk = Disk::new(FileSystem::Memory);
         let mut host = Host::rooted(self.name, &disk.path().join("root"));
         if self.keeps_image {

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use integration::{Disk, FileSystem, Host, IMAGE, Program, archive, until};
+use integration::{Disk, FileSystem, Host, IMAGE, Program, apart, archive, until};
 
 /// Cuts per file system.
 const CUTS: u64 = 20;
@@ -22,22 +22,22 @@ const REACH: f64 = 1.2;
 
 #[test]
 fn an_import_on_ext4_survives_power_cuts() {
-    cuts(FileSystem::Ext4, "power-ext4");
+    apart(|| cuts(FileSystem::Ext4, "power-ext4"));
 }
 
 #[test]
 fn an_import_on_xfs_survives_power_cuts() {
-    cuts(FileSystem::Xfs, "power-xfs");
+    apart(|| cuts(FileSystem::Xfs, "power-xfs"));
 }
 
 #[test]
 fn what_was_answered_on_ext4_survives_a_power_cut() {
-    answers(FileSystem::Ext4, "answers-ext4");
+    apart(|| answers(FileSystem::Ext4, "answers-ext4"));
 }
 
 #[test]
 fn what_was_answered_on_xfs_survives_a_power_cut() {
-    answers(FileSystem::Xfs, "answers-xfs");
+    apart(|| answers(FileSystem::Xfs, "answers-xfs"));
 }
 
 /// Calls, and a list that shows afterwards whether they had their effect: a name, there or not.
