@@ -2,12 +2,14 @@
 
 use std::time::SystemTime;
 
-use types::{Digest, Error, Event, Fields, Filter, Image, Resource, Result, Scope, gc_label};
+use types::{
+    Digest, Error, Event, Fields, Filter, Image, ImageRef, Resource, Result, Scope, gc_label,
+};
 
 use crate::db::WriteTx;
 use crate::key::{self, Bucket, all, names, own};
 use crate::kv::{Flow, Read};
-use crate::record::{get_image, put_image};
+use crate::record::{get_image, put_image, view_image};
 use crate::{Metadata, leases, mask};
 
 /// The images of one namespace.
@@ -47,6 +49,27 @@ impl Images {
             Ok(Flow::Continue(()))
         })?;
         Ok(found)
+    }
+
+    /// Shows the images that pass the filter, ordered by name, where they are: for those who only hand
+    /// them on.
+    ///
+    /// # Errors
+    /// I/O; those of `see`.
+    pub fn visit(
+        &self,
+        filter: &Filter,
+        see: &mut dyn FnMut(&ImageRef<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let snapshot = self.metadata.0.db.kv.read()?;
+        let prefix = all(Bucket::Image, &self.scope.namespace);
+        snapshot.scan(&prefix, &mut |rest, record| {
+            let [name] = names(rest)?;
+            if filter.is_empty() || filter.matches(&get_image(name, record)?) {
+                see(&view_image(name, record)?)?;
+            }
+            Ok(Flow::Continue(()))
+        })
     }
 
     /// Makes an image. The store stamps it: now, or `epoch` for reproducible results.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use types::{
-    AnyRef, Container, ContainerId, ContainerRef, Descriptor, Digest, Image, Labels, Lease,
-    LeaseId, Result, Runtime,
+    AnyRef, Container, ContainerId, ContainerRef, Descriptor, Digest, Image, ImageRef, Labels,
+    Lease, LeaseId, Result, Runtime,
 };
 
 use crate::codec::{Decoder, Encoder, damaged};
@@ -174,6 +174,21 @@ pub(crate) fn get_image(name: &str, record: &[u8]) -> Result<Image> {
     })
 }
 
+/// An image's record where it is.
+pub(crate) fn view_image<'a>(name: &'a str, record: &'a [u8]) -> Result<ImageRef<'a>> {
+    let mut d = open(record)?;
+    Ok(ImageRef {
+        name,
+        labels: d.list(|d| Ok((d.text()?, d.text()?)))?,
+        media_type: d.text()?,
+        digest: d.text()?,
+        size: d.number()?,
+        annotations: d.list(|d| Ok((d.text()?, d.text()?)))?,
+        created_at: d.time()?,
+        updated_at: d.time()?,
+    })
+}
+
 pub(crate) fn put_container(container: &Container) -> Vec<u8> {
     let mut e = Encoder::new(VERSION);
     e.labels(&container.labels);
@@ -297,6 +312,11 @@ mod tests {
             updated_at: at(2),
         };
         assert_eq!(get_image(&image.name, &put_image(&image)).unwrap(), image);
+        let bytes = put_image(&image);
+        let view = view_image(&image.name, &bytes).unwrap();
+        assert_eq!((view.media_type, view.size), ("m", 77));
+        assert_eq!(view.annotations, [("a", "1"), ("b.c/d", "2")]);
+        assert_eq!((view.digest, view.updated_at), (sha().as_str(), at(2)));
         let any = |value: &[u8]| Any {
             type_url: "t/u".into(),
             value: value.to_vec(),

@@ -5,15 +5,18 @@
 
 use std::time::SystemTime;
 
-use ::types::{AnyRef, ContainerRef, Error, Result};
+use ::types::{AnyRef, ContainerRef, Error, ImageRef, Result};
 use protobuf::rt::WireType;
 use protobuf::{CodedOutputStream, Message as _};
 
 use crate::services::containers::ListContainersResponse;
-use crate::wire::Wire as _;
+use crate::services::images::ListImagesResponse;
+use crate::wire::{Wire as _, signed};
 
 /// Number of `ListContainersResponse.containers`.
 const CONTAINERS: u32 = 1;
+/// Number of `ListImagesResponse.images`.
+const IMAGES: u32 = 1;
 
 /// Adds a container to a list.
 ///
@@ -33,6 +36,51 @@ pub fn add_container(
     Ok(())
 }
 
+/// Adds an image to a list.
+///
+/// # Errors
+/// None in practice: memory is all that it writes to.
+pub fn add_image(list: &mut ListImagesResponse, image: &ImageRef<'_>) -> Result<()> {
+    let mut bytes = Vec::with_capacity(512);
+    let written = write_image(&mut bytes, image);
+    written.map_err(|e| Error::internal("encode image").with_source(e))?;
+    list.special_fields
+        .mut_unknown_fields()
+        .add_length_delimited(IMAGES, bytes);
+    Ok(())
+}
+
+fn write_image(bytes: &mut Vec<u8>, image: &ImageRef<'_>) -> protobuf::Result<()> {
+    let mut out = CodedOutputStream::vec(bytes);
+    text(&mut out, 1, image.name)?;
+    map(&mut out, 2, &image.labels)?;
+    nested(&mut out, 3, |target| {
+        text(target, 1, image.media_type)?;
+        text(target, 2, image.digest)?;
+        if image.size > 0 {
+            target.write_int64(3, signed(image.size))?;
+        }
+        map(target, 5, &image.annotations)
+    })?;
+    time(&mut out, 7, image.created_at)?;
+    time(&mut out, 8, image.updated_at)?;
+    out.flush()
+}
+
+fn map(
+    out: &mut CodedOutputStream<'_>,
+    field: u32,
+    pairs: &[(&str, &str)],
+) -> protobuf::Result<()> {
+    for (key, value) in pairs {
+        nested(out, field, |entry| {
+            text(entry, 1, key)?;
+            text(entry, 2, value)
+        })?;
+    }
+    Ok(())
+}
+
 fn size_hint(container: &ContainerRef<'_>) -> usize {
     let spec = container.spec.map_or(0, |spec| spec.value.len());
     let labels = container.labels.iter().map(|(k, v)| k.len() + v.len() + 8);
@@ -46,12 +94,7 @@ fn size_hint(container: &ContainerRef<'_>) -> usize {
 fn write_container(bytes: &mut Vec<u8>, container: &ContainerRef<'_>) -> protobuf::Result<()> {
     let mut out = CodedOutputStream::vec(bytes);
     text(&mut out, 1, container.id)?;
-    for (key, value) in &container.labels {
-        nested(&mut out, 2, |entry| {
-            text(entry, 1, key)?;
-            text(entry, 2, value)
-        })?;
-    }
+    map(&mut out, 2, &container.labels)?;
     text(&mut out, 3, container.image)?;
     nested(&mut out, 4, |runtime| {
         text(runtime, 1, container.runtime)?;
@@ -127,7 +170,7 @@ fn time(out: &mut CodedOutputStream<'_>, field: u32, at: SystemTime) -> protobuf
 mod tests {
     use std::time::Duration;
 
-    use ::types::{Any, Container, Labels, Runtime};
+    use ::types::{Any, Container, Descriptor, Image, Labels, Runtime};
     use protobuf::Message as _;
 
     use super::*;
@@ -157,6 +200,36 @@ mod tests {
             created_at: container.created_at,
             updated_at: container.updated_at,
         }
+    }
+
+    #[test]
+    fn a_list_of_images_reads_as_the_messages_that_it_was_made_of() {
+        let image = Image {
+            name: "x:1".into(),
+            labels: Labels::new().with("a.b/c", "1"),
+            target: Descriptor {
+                media_type: "m".into(),
+                digest: format!("sha256:{}", "ab".repeat(32)).parse().unwrap(),
+                size: 70_000,
+                annotations: Labels::new().with("n", "v"),
+            },
+            created_at: SystemTime::UNIX_EPOCH + Duration::new(3, 5),
+            updated_at: SystemTime::UNIX_EPOCH - Duration::new(9, 5),
+        };
+        let view = ImageRef {
+            name: &image.name,
+            labels: vec![("a.b/c", "1")],
+            media_type: &image.target.media_type,
+            digest: image.target.digest.as_str(),
+            size: image.target.size,
+            annotations: vec![("n", "v")],
+            created_at: image.created_at,
+            updated_at: image.updated_at,
+        };
+        let mut list = ListImagesResponse::new();
+        add_image(&mut list, &view).unwrap();
+        let read = ListImagesResponse::parse_from_bytes(&list.write_to_bytes().unwrap());
+        assert_eq!(read.unwrap().images, [image.to_wire()]);
     }
 
     #[test]

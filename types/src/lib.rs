@@ -36,5 +36,7 @@ pub use info::{BlobInfo, IngestStatus, SnapshotInfo, SnapshotKind, Usage};
 pub use labels::{Labels, gc_label, label};
 pub use mount::Mount;
 pub use platform::Platform;
-pub use record::{AnyRef, Container, ContainerRef, Image, Lease, NamespaceInfo, Resource, Runtime};
+pub use record::{
+    AnyRef, Container, ContainerRef, Image, ImageRef, Lease, NamespaceInfo, Resource, Runtime,
+};
 pub use scope::Scope;

@@ -122,6 +122,27 @@ pub struct ContainerRef<'a> {
     pub updated_at: SystemTime,
 }
 
+/// An image's record where it is: for those who only hand it on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageRef<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Labels.
+    pub labels: Vec<(&'a str, &'a str)>,
+    /// Media type of its target.
+    pub media_type: &'a str,
+    /// Digest of its target.
+    pub digest: &'a str,
+    /// Size of its target, in bytes.
+    pub size: u64,
+    /// Annotations of its target.
+    pub annotations: Vec<(&'a str, &'a str)>,
+    /// When it was made.
+    pub created_at: SystemTime,
+    /// When it last changed.
+    pub updated_at: SystemTime,
+}
+
 /// A typed value where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnyRef<'a> {

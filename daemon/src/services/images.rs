@@ -5,6 +5,7 @@ use grpc::images::Images as Service;
 use grpc::serve;
 use metadata::{Images as Records, Metadata};
 use protos::MessageField;
+use protos::direct::add_image;
 use protos::services::images as wire;
 use protos::services::images::{
     CreateImageRequest, CreateImageResponse, DeleteImageRequest, GetImageRequest, GetImageResponse,
@@ -13,7 +14,7 @@ use protos::services::images::{
 use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask};
 use tonic::{Request, Response, Status};
-use types::{Fields, Image, Result};
+use types::{Fields, Image, ImageRef, Result};
 
 use super::filter;
 
@@ -48,14 +49,11 @@ impl Service for Images {
     ) -> Result<Response<ListImagesResponse>, Status> {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
-            let images = metadata
-                .images(&scope)
-                .list(&filter(&request.filters)?)
-                .await?;
-            Ok(ListImagesResponse {
-                images: images.to_wire(),
-                ..Default::default()
-            })
+            let filter = filter(&request.filters)?;
+            let mut list = ListImagesResponse::new();
+            let mut add = |image: &ImageRef<'_>| add_image(&mut list, image);
+            metadata.images(&scope).visit(&filter, &mut add)?;
+            Ok(list)
         })
         .await
     }
