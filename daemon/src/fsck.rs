@@ -43,7 +43,7 @@ impl Checker {
     /// # Errors
     /// What kept it from checking.
     pub(crate) async fn check(&self, opts: CheckOpts) -> Result<Report> {
-        let mut report = self.metadata.check(opts).await?;
+        let mut report = self.metadata.check(opts).await;
         self.bundles(&mut report).await?;
         Ok(report)
     }

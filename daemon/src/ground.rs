@@ -16,7 +16,7 @@ use crate::point::{Candidate, Facts, Point, Row};
 /// Kind of content stores.
 const CONTENT: &str = "io.containerd.content.v1";
 /// Kind of snapshotters.
-const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+pub(crate) const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 
 /// The backends.
 #[derive(Debug)]

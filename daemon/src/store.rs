@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use metadata::gc::{Scheduler, SchedulerOpts};
 use metadata::{FoundTask, Metadata, OpenOpts, Policy, TasksOf};
-use types::{Context as _, Result};
+use types::{Context as _, Error, Result};
 
 use crate::config::{self, Config};
-use crate::ground::Ground;
+use crate::ground::{Ground, SNAPSHOTTER};
 use crate::lock;
 use crate::point::Row;
 
@@ -46,6 +46,7 @@ impl Store {
                 config::Sharing::Isolated => Policy::Isolated,
             },
             tasks: tasks(config),
+            absent: absent(&ground, config)?,
         };
         let metadata = Metadata::open(&directory.join(FILE), opts)
             .await
@@ -100,4 +101,24 @@ fn tasks(config: &Config) -> TasksOf {
         };
         Ok(found.into_iter().map(task).collect())
     })
+}
+
+/// Snapshotters that have a directory under the root and do not work now.
+fn absent(ground: &Ground, config: &Config) -> Result<Vec<String>> {
+    let root = &config.root;
+    let os = |e| Error::os(format_args!("read {}", root.display()), e);
+    let mut absent = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(os)? {
+        let name = entry.map_err(os)?.file_name();
+        let snapshotter = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(SNAPSHOTTER));
+        let Some(name) = snapshotter.and_then(|name| name.strip_prefix('.')) else {
+            continue;
+        };
+        if !ground.snapshotters.ready().contains_key(name) {
+            absent.push(name.to_owned());
+        }
+    }
+    Ok(absent)
 }

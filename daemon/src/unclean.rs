@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use metadata::Metadata;
-use types::{CheckOpts, Error, Result};
+use types::{CheckOpts, Error, Fault, Finding, Repair, Result};
 
 const FILE: &str = "running";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -71,11 +71,11 @@ impl Running {
     pub(crate) fn watch(&self, metadata: Metadata) {
         let (path, suspect) = (self.path.clone(), self.suspect);
         tokio::spawn(async move {
-            if let Some(since) = suspect {
-                verify(&metadata, since).await;
-                if let Err(error) = renew(&path) {
-                    tracing::warn!(%error, "cannot mark that a daemon runs");
-                }
+            if let Some(since) = suspect
+                && verify(&metadata, since).await
+                && let Err(error) = renew(&path)
+            {
+                tracing::warn!(%error, "cannot mark that a daemon runs");
             }
             loop {
                 tokio::time::sleep(BEAT).await;
@@ -116,23 +116,22 @@ fn touch(path: &Path) -> Result<()> {
         .map_err(|e| Error::os(format_args!("touch {}", path.display()), e))
 }
 
-/// Takes away what is not what it should be, before somebody relies on it.
-async fn verify(metadata: &Metadata, since: SystemTime) {
+/// Takes away what is not what it should be; true when everything could be looked at.
+async fn verify(metadata: &Metadata, since: SystemTime) -> bool {
     tracing::warn!("the machine went down under the last daemon: verifying what it wrote last");
     let opts = CheckOpts {
         repair: true,
         quick: false,
         since: Some(since),
     };
-    match metadata.check(opts).await {
-        Ok(report) => {
-            for finding in &report.findings {
-                tracing::warn!("{finding}");
-            }
-            tracing::info!("{report}");
-        }
-        Err(error) => tracing::error!(%error, "cannot verify"),
+    let report = metadata.check(opts).await;
+    for finding in &report.findings {
+        tracing::warn!("{finding}");
     }
+    tracing::info!("{report}");
+    let left =
+        |finding: &Finding| finding.fault == Fault::Damaged && finding.repair != Repair::Done;
+    !report.findings.iter().any(left)
 }
 
 #[cfg(test)]

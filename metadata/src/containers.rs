@@ -1,6 +1,5 @@
 //! The store of containers. What a record names (image, snapshot, spec) need not exist.
 
-use std::fmt;
 use std::time::SystemTime;
 
 use types::{
@@ -9,12 +8,14 @@ use types::{
 
 use crate::db::WriteTx;
 use crate::key::{Bucket, all, names, own};
-use crate::kv::{Flow, Read, Snapshot};
+use crate::kv::{Flow, Read};
 use crate::record::{get_container, put_container, view_container};
 use crate::{Metadata, mask};
 
 /// Containers in one page.
 const PAGE: usize = 100;
+/// Bytes of records after which a page ends.
+const PAGE_BYTES: usize = 1 << 20;
 
 /// The containers of one namespace.
 #[derive(Clone, Debug)]
@@ -23,9 +24,10 @@ pub struct Containers {
     namespace: Namespace,
 }
 
-/// Containers of one moment, in pages.
+/// Containers in pages, each of its own moment: whoever takes his time holds nothing back.
+#[derive(Debug)]
 pub struct Pages {
-    snapshot: Snapshot,
+    metadata: Metadata,
     prefix: Vec<u8>,
     filter: Filter,
     /// Id of the last one that was looked at.
@@ -39,36 +41,30 @@ impl Pages {
     /// I/O.
     pub fn page(&mut self) -> Result<Vec<Container>> {
         let mut page = Vec::new();
+        let mut bytes = 0;
         let Self {
-            snapshot,
+            metadata,
             prefix,
             filter,
             last,
         } = self;
         let from = last.clone().into_bytes();
+        let snapshot = metadata.0.db.kv.read()?;
         snapshot.scan_after(prefix, &from, &mut |rest, record| {
             let [id] = names(rest)?;
             id.clone_into(last);
             let container = get_container(id, record)?;
             if filter.matches(&container) {
+                bytes += record.len();
                 page.push(container);
             }
-            Ok(if page.len() < PAGE {
+            Ok(if page.len() < PAGE && bytes < PAGE_BYTES {
                 Flow::Continue(())
             } else {
                 Flow::Break(())
             })
         })?;
         Ok(page)
-    }
-}
-
-impl fmt::Debug for Pages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pages")
-            .field("filter", &self.filter)
-            .field("last", &self.last)
-            .finish_non_exhaustive()
     }
 }
 
@@ -131,16 +127,14 @@ impl Containers {
     }
 
     /// The same in pages: memory for one of them is enough.
-    ///
-    /// # Errors
-    /// I/O.
-    pub fn pages(&self, filter: Filter) -> Result<Pages> {
-        Ok(Pages {
-            snapshot: self.metadata.0.db.kv.read()?,
+    #[must_use]
+    pub fn pages(&self, filter: Filter) -> Pages {
+        Pages {
+            metadata: self.metadata.clone(),
             prefix: all(Bucket::Container, &self.namespace),
             filter,
             last: String::new(),
-        })
+        }
     }
 
     /// Makes a container record; the store stamps it.

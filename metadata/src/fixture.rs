@@ -59,6 +59,7 @@ impl House {
                 events: Arc::clone(&exchange),
                 policy,
                 tasks: Box::new(move || Ok(tasks.clone())),
+                absent: Vec::new(),
             },
         )
         .await

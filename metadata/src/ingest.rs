@@ -227,6 +227,10 @@ impl Ingest for ScopedIngest {
         } = *self;
         // Whoever goes away now: no blob without its record.
         let publish = async move {
+            if let Source::Shared { digest, .. } = &source {
+                // It may have been found damaged, and taken away, since this ingest began.
+                content.metadata.0.content.info(digest).await?;
+            }
             if let Source::Own(writer) = source {
                 let committed = writer.commit(Some(found), Some(digest.clone()), Labels::new());
                 match committed.await {

@@ -79,6 +79,8 @@ pub struct OpenOpts {
     pub policy: Policy,
     /// The tasks that have a bundle: asked only when records are lost.
     pub tasks: TasksOf,
+    /// Snapshotters that have data and do not work: without them nothing can be rebuilt.
+    pub absent: Vec<String>,
 }
 
 /// Tells which tasks have a bundle.
@@ -198,6 +200,7 @@ async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<Kv> {
         Ok((kv, Opened::Whole)) => return Ok(kv),
         Ok((kv, Opened::Restored(restored))) => {
             restored.tell();
+            complete(&kv, opts).await?;
             return Ok(kv);
         }
         Err(error) if error.is(Code::DataLoss) || error.is_not_found() => error,
@@ -207,10 +210,34 @@ async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<Kv> {
     if cause.is_not_found() && found.is_nothing() {
         return Kv::make(path, &first_records()).map(|(kv, _)| kv);
     }
+    if !opts.absent.is_empty() {
+        return Err(Error::failed_precondition(format_args!(
+            "{cause}, and cannot be rebuilt while nobody can ask the snapshotters {}: make them work first",
+            opts.absent.join(", ")
+        )));
+    }
     let (records, rebuilt) = found.rebuild(opts.policy, SystemTime::now())?;
     let (kv, aside) = Kv::make(path, &records)?;
     rebuilt.tell(&cause, aside.as_deref());
     Ok(kv)
+}
+
+/// A journal may lack the last changes: what they named must not be garbage.
+async fn complete(kv: &Kv, opts: &OpenOpts) -> Result<()> {
+    let found = Found::look(opts).await.ctx("complete metadata")?;
+    let lacking = found.complete(&kv.read()?, opts.policy, SystemTime::now())?;
+    let Some((records, rebuilt)) = lacking else {
+        return Ok(());
+    };
+    kv.write(move |tx| {
+        for (key, record) in records {
+            tx.put(key, record);
+        }
+        Ok(())
+    })
+    .await?;
+    rebuilt.tell_what();
+    Ok(())
 }
 
 impl fmt::Debug for OpenOpts {
@@ -294,6 +321,7 @@ mod tests {
                 events: Arc::new(exchange()),
                 policy: Policy::Shared,
                 tasks: Box::new(|| Ok(Vec::new())),
+                absent: Vec::new(),
             };
             let opened = Metadata::open(&root.path().join("meta.redb"), opts).await;
             assert_eq!(code(opened), Code::FailedPrecondition);

@@ -4,7 +4,7 @@
 //! by one lease per namespace, until somebody who knows deletes it. Nothing is invented: what cannot be
 //! known again (names of images, labels) is told as lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,11 +15,11 @@ use types::{
 };
 
 use crate::db::{first_records, sequence_after};
-use crate::key::{Bucket, key, own};
-use crate::kv::Records;
+use crate::key::{Bucket, all, key, names, own};
+use crate::kv::{Flow, Read, Records};
 use crate::record::{BlobRecord, SnapshotRecord, put_container, put_labels, put_lease};
-use crate::snapshots::{child_key, record_key};
-use crate::{OpenOpts, Policy, leases};
+use crate::snapshots::{child_key, number_of, record_key};
+use crate::{OpenOpts, Policy, leases, namespaces};
 
 /// Type of the spec in a container's record.
 const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -41,12 +41,14 @@ pub struct FoundTask {
     pub runtime: String,
 }
 
-/// What there is without records.
+/// What the backends hold and what bundles tell, whatever the records say.
 #[derive(Debug)]
 pub(crate) struct Found {
     blobs: Vec<BlobInfo>,
     snapshots: BTreeMap<String, Vec<SnapshotInfo>>,
     tasks: Vec<FoundTask>,
+    /// Largest number in a backend's name.
+    highest: u64,
 }
 
 impl Found {
@@ -59,7 +61,11 @@ impl Found {
         for (name, backend) in &opts.snapshotters {
             snapshots.insert(name.clone(), backend.list(&Filter::default()).await?);
         }
+        let ingests = opts.content.statuses(&Filter::default()).await?;
+        let used = snapshots.values().flatten().map(|info| info.name.as_str());
+        let used = used.chain(ingests.iter().map(|ingest| ingest.reference.as_str()));
         Ok(Self {
+            highest: used.filter_map(number_of).max().unwrap_or(0),
             blobs: opts.content.list(&Filter::default()).await?,
             snapshots,
             tasks: (opts.tasks)()?,
@@ -78,6 +84,97 @@ impl Found {
     pub(crate) fn rebuild(&self, policy: Policy, now: SystemTime) -> Result<(Records, Rebuilt)> {
         Builder::new(now)?.build(self, policy)
     }
+
+    /// Makes records of what has none in a store that was restored: its last changes may be lost, and
+    /// what they named would be garbage. `None` when there is nothing of that kind.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub(crate) fn complete(
+        mut self,
+        tx: &dyn Read,
+        policy: Policy,
+        now: SystemTime,
+    ) -> Result<Option<(Records, Rebuilt)>> {
+        let named = Named::load(tx)?;
+        self.blobs
+            .retain(|blob| !named.blobs.contains(blob.digest.as_str()));
+        self.tasks.retain(|task| {
+            !named
+                .tasks
+                .contains(&(task.namespace.clone(), task.id.to_string()))
+        });
+        let there: HashSet<String> = self
+            .snapshots
+            .values()
+            .flatten()
+            .map(|info| info.name.to_string())
+            .collect();
+        for all in self.snapshots.values_mut() {
+            all.retain(|info| !named.snapshots.contains(info.name.as_str()));
+        }
+        let is_complete = self.is_nothing();
+        let (mut records, rebuilt) = self.rebuild(policy, now)?;
+        let sequence = key(Bucket::Store, &["sequence"]);
+        let mut kept = Records::new();
+        for (key, record) in std::mem::take(&mut records) {
+            let is_ours = match tx.get(&key)? {
+                None => true,
+                Some(old) if key == sequence => is_less(&old, &record),
+                // What it names is not there any more: the name was used again.
+                Some(old) if key.first() == Some(&(Bucket::Snapshot as u8)) => {
+                    !there.contains(&SnapshotRecord::decode(&old)?.backend)
+                }
+                Some(_) => false,
+            };
+            if is_ours {
+                kept.insert(key, record);
+            }
+        }
+        if is_complete {
+            kept.retain(|key, _| *key == sequence);
+        }
+        Ok((!kept.is_empty()).then_some((kept, rebuilt)))
+    }
+}
+
+/// True when a number in the store is less than another one.
+fn is_less(old: &[u8], new: &[u8]) -> bool {
+    let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
+    number(old) < number(new)
+}
+
+/// What a store's records name.
+#[derive(Debug, Default)]
+struct Named {
+    blobs: HashSet<String>,
+    snapshots: HashSet<String>,
+    tasks: HashSet<(Namespace, String)>,
+}
+
+impl Named {
+    fn load(tx: &dyn Read) -> Result<Self> {
+        let mut named = Self::default();
+        for namespace in namespaces::known(tx)? {
+            tx.scan(&all(Bucket::Blob, &namespace), &mut |rest, _| {
+                let [digest] = names(rest)?;
+                named.blobs.insert(digest.to_owned());
+                Ok(Flow::Continue(()))
+            })?;
+            tx.scan(&all(Bucket::Snapshot, &namespace), &mut |_, record| {
+                named
+                    .snapshots
+                    .insert(SnapshotRecord::decode(record)?.backend);
+                Ok(Flow::Continue(()))
+            })?;
+            tx.scan(&all(Bucket::Container, &namespace), &mut |rest, _| {
+                let [id] = names(rest)?;
+                named.tasks.insert((namespace.clone(), id.to_owned()));
+                Ok(Flow::Continue(()))
+            })?;
+        }
+        Ok(named)
+    }
 }
 
 /// What was made anew.
@@ -88,10 +185,8 @@ pub(crate) struct Rebuilt {
     containers: usize,
     snapshots: usize,
     blobs: usize,
-    /// Blobs that no namespace may see, because nobody knows whose they are.
-    withheld: usize,
-    /// Snapshots whose names are not ours.
-    foreign: usize,
+    /// What nobody knows the owner of is in this namespace.
+    aside: Namespace,
 }
 
 impl Rebuilt {
@@ -101,22 +196,26 @@ impl Rebuilt {
             format!(" (the damaged file is kept as {})", path.display())
         });
         tracing::warn!("metadata was lost: {cause}{kept}");
+        self.tell_what();
+        tracing::warn!(
+            "lost: names of images (pull them again: nothing is downloaded twice), containers without \
+             a task, options of runtimes, labels, ingests, other leases"
+        );
+    }
+
+    /// Tells what there are records of again.
+    pub(crate) fn tell_what(&self) {
         let names: Vec<&str> = self.namespaces.iter().map(Namespace::as_str).collect();
         tracing::warn!(
-            "metadata was rebuilt from what is there: {} containers that have a task, {} snapshots, {} \
-             blobs, in the namespaces {}; the lease {} in each of them holds it all until it is deleted",
+            "records were made of what has none: {} containers that have a task, {} snapshots, {} \
+             blobs, in the namespaces {} ({} has what nobody knows the owner of); the lease {} in each \
+             of them holds it all until it is deleted",
             self.containers,
             self.snapshots,
             self.blobs,
             names.join(", "),
+            self.aside,
             self.lease,
-        );
-        tracing::warn!(
-            "lost: names of images (pull them again: nothing is downloaded twice), containers without \
-             a task, options of runtimes, labels, other leases; {} blobs whose tenant is not known and \
-             {} snapshots of foreign names are garbage now",
-            self.withheld,
-            self.foreign,
         );
     }
 }
@@ -125,8 +224,6 @@ struct Builder {
     records: Records,
     report: Rebuilt,
     now: SystemTime,
-    /// Largest number in a backend key.
-    highest: u64,
     /// Where each name of a namespace is an active snapshot.
     active: BTreeMap<(Namespace, String), Vec<String>>,
 }
@@ -143,20 +240,19 @@ fn parse(backend: &str) -> Option<(Namespace, u64, &str)> {
 impl Builder {
     fn new(now: SystemTime) -> Result<Self> {
         let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |at| at.as_secs());
+        let name = format!("{LEASE}-{seconds}");
         let report = Rebuilt {
-            lease: format!("{LEASE}-{seconds}").parse()?,
+            lease: name.parse()?,
             namespaces: BTreeSet::new(),
             containers: 0,
             snapshots: 0,
             blobs: 0,
-            withheld: 0,
-            foreign: 0,
+            aside: name.parse()?,
         };
         Ok(Self {
             records: Records::new(),
             report,
             now,
-            highest: 0,
             active: BTreeMap::new(),
         })
     }
@@ -181,7 +277,7 @@ impl Builder {
             self.put(at, put_lease(&lease));
         }
         self.records.extend(first_records());
-        self.records.extend(sequence_after(self.highest));
+        self.records.extend(sequence_after(found.highest));
         Ok((self.records, self.report))
     }
 
@@ -198,19 +294,21 @@ impl Builder {
         // A name may be there twice: what the backend has not given up yet has the lower number.
         let mut newest = BTreeMap::new();
         for info in all {
-            let Some((namespace, number, name)) = parse(info.name.as_str()) else {
-                self.report.foreign += 1;
-                continue;
-            };
-            self.highest = self.highest.max(number);
+            let aside = (self.report.aside.clone(), 0, info.name.as_str());
+            let (namespace, number, name) = parse(info.name.as_str()).unwrap_or(aside);
             let best = newest.entry((namespace, name)).or_insert((number, info));
             if best.0 <= number {
                 *best = (number, info);
             }
         }
         for ((namespace, name), (_, info)) in &newest {
-            let parent = info.parent.as_ref().and_then(|p| parse(p.as_str()));
-            let parent = parent.map(|(_, _, name)| name.to_owned());
+            let parent = info
+                .parent
+                .as_ref()
+                .map(|parent| match parse(parent.as_str()) {
+                    Some((_, _, name)) => name.to_owned(),
+                    None => parent.to_string(),
+                });
             if let Some(parent) = &parent {
                 let at = child_key(namespace, snapshotter, parent, name);
                 self.put(at, Vec::new());
@@ -276,15 +374,20 @@ impl Builder {
     /// Every tenant may link every blob where naming it is enough; else nobody gets what may be
     /// another's.
     fn blobs(&mut self, all: &[BlobInfo], policy: Policy) -> Result<()> {
-        if policy == Policy::Isolated {
-            self.report.withheld = all.len();
+        if all.is_empty() {
             return Ok(());
         }
-        if self.report.namespaces.is_empty() && !all.is_empty() {
+        if policy == Policy::Isolated {
+            self.report.namespaces.insert(self.report.aside.clone());
+        } else if self.report.namespaces.is_empty() {
             self.report.namespaces.insert(DEFAULT_NAMESPACE.parse()?);
         }
+        let tenants = match policy {
+            Policy::Isolated => [self.report.aside.clone()].into(),
+            Policy::Shared => self.report.namespaces.clone(),
+        };
         self.report.blobs = all.len();
-        for namespace in self.report.namespaces.clone() {
+        for namespace in tenants {
             for blob in all {
                 let record = BlobRecord {
                     size: blob.size,

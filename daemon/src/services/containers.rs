@@ -70,7 +70,7 @@ impl Service for Containers {
         let metadata = self.metadata.clone();
         serve_stream(request, |scope, request, sender| async move {
             let filter = filter(&request.filters)?;
-            let mut pages = metadata.containers(&scope).pages(filter)?;
+            let mut pages = metadata.containers(&scope).pages(filter);
             loop {
                 let page = pages.page()?;
                 if page.is_empty() {

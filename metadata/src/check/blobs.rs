@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ::content::{Blob, Hasher};
-use types::{BlobInfo, Context as _, Digest, Event, Fault, Filter, Result};
+use types::{BlobInfo, Code, Context as _, Digest, Event, Fault, Filter, Repair, Result};
 
-use super::{Check, listed};
+use super::{Check, Orphan, listed};
 use crate::db::WriteTx;
 use crate::key::{Bucket, all, names, own};
 use crate::kv::{Flow, Read};
@@ -22,6 +22,15 @@ struct Named {
     sizes: BTreeSet<u64>,
 }
 
+/// What a look at a blob's bytes says.
+enum Verdict {
+    Good,
+    /// They are not its bytes.
+    Bad(String),
+    /// Nobody knows: reading failed, which is no fault of theirs.
+    Unknown(String),
+}
+
 impl Check<'_> {
     pub(super) async fn blobs(&mut self) -> Result<()> {
         // The backend first: what is new in it has a record by then, or a gate that is held.
@@ -31,16 +40,11 @@ impl Check<'_> {
         for blob in there {
             let digest = blob.digest.clone();
             match named.remove(digest.as_str()) {
-                Some(record) => {
-                    if let Some(text) = self.fault(&blob, &record).await {
-                        self.drop_blob(Fault::Damaged, &digest, &record, &text)
-                            .await?;
-                    }
-                }
+                Some(record) => self.blob(&blob, &record).await?,
                 // An ingest may be about to link it; a writer may have just made it.
                 None if waiting.contains(digest.as_str()) => {}
                 None if self.metadata.0.digests.try_alone(digest.as_str()).is_none() => {}
-                None => self.orphan_content(format!("content {digest}"), "no namespace has it"),
+                None => self.orphan(Orphan::Content(digest.to_string())),
             }
         }
         for (digest, record) in named {
@@ -55,22 +59,40 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What is wrong with a blob's bytes.
-    async fn fault(&mut self, blob: &BlobInfo, record: &Named) -> Option<String> {
-        if record.sizes.iter().any(|size| *size != blob.size) {
-            return Some(format!("it is {} bytes long", blob.size));
-        }
+    async fn blob(&mut self, blob: &BlobInfo, record: &Named) -> Result<()> {
         let is_old = self.opts.since.is_some_and(|since| blob.created_at < since);
-        if self.opts.quick || is_old {
-            return None;
+        let is_other = record.sizes.iter().any(|size| *size != blob.size);
+        let verdict = if is_old || (self.opts.quick && !is_other) {
+            Verdict::Good
+        } else {
+            self.report.bytes += blob.size;
+            self.verdict(&blob.digest).await
+        };
+        let object = format!("content {}", blob.digest);
+        match verdict {
+            Verdict::Bad(text) => {
+                self.drop_blob(Fault::Damaged, &blob.digest, record, &text)
+                    .await
+            }
+            Verdict::Unknown(text) => {
+                self.report
+                    .note(Fault::Damaged, object, text, Repair::Impossible);
+                Ok(())
+            }
+            Verdict::Good if is_other && !is_old => self.resize(blob, object).await,
+            Verdict::Good => Ok(()),
         }
-        self.report.bytes += blob.size;
-        match self.digest_of(&blob.digest).await {
-            Ok(found) if found == blob.digest => None,
-            Ok(found) => Some(format!("its bytes are {found}")),
+    }
+
+    /// Reads a blob.
+    async fn verdict(&self, digest: &Digest) -> Verdict {
+        match self.digest_of(digest).await {
+            Ok(found) if found == *digest => Verdict::Good,
+            Ok(found) => Verdict::Bad(format!("its bytes are {found}")),
             // Removed meanwhile.
-            Err(error) if error.is_not_found() => None,
-            Err(error) => Some(format!("it cannot be read: {error}")),
+            Err(error) if error.is_not_found() => Verdict::Good,
+            Err(error) if error.is(Code::DataLoss) => Verdict::Bad(error.to_string()),
+            Err(error) => Verdict::Unknown(format!("it cannot be read: {error}")),
         }
     }
 
@@ -91,6 +113,32 @@ impl Check<'_> {
         }
     }
 
+    /// The bytes are right, a record's length is not.
+    async fn resize(&mut self, blob: &BlobInfo, object: String) -> Result<()> {
+        let mut repair = Repair::Possible;
+        if self.opts.repair {
+            let (digest, size) = (blob.digest.clone(), blob.size);
+            let change = move |tx: &mut WriteTx<'_, '_>| {
+                for namespace in namespaces::known(&**tx)? {
+                    let at = own(Bucket::Blob, &namespace, digest.as_str());
+                    if let Some(record) = tx.get(&at)? {
+                        let record = BlobRecord {
+                            size,
+                            ..BlobRecord::decode(&record)?
+                        };
+                        tx.put(at, record.encode());
+                    }
+                }
+                Ok(())
+            };
+            self.metadata.0.db.write(change).await?;
+            repair = Repair::Done;
+        }
+        let text = "a record tells another length";
+        self.report.note(Fault::Damaged, object, text, repair);
+        Ok(())
+    }
+
     /// A blob that is not what its records say: it is taken from everybody, so that whoever wants it
     /// brings it again.
     async fn drop_blob(
@@ -104,27 +152,33 @@ impl Check<'_> {
             "{text}; pull it again (namespaces {})",
             listed(&record.namespaces)
         );
-        if self.opts.repair {
-            // Nobody links it now, and who comes later finds it gone.
-            let _alone = self.metadata.0.digests.alone(digest.as_str()).await;
-            let lost = digest.clone();
-            let change = move |tx: &mut WriteTx<'_, '_>| {
-                for namespace in namespaces::known(&**tx)? {
-                    let at = own(Bucket::Blob, &namespace, lost.as_str());
-                    if tx.has(&at)? {
-                        tx.remove(at);
-                        let digest = lost.clone();
-                        tx.event(&namespace, Event::ContentDelete { digest });
-                    }
-                }
-                Ok(())
-            };
-            self.metadata.0.db.write(change).await?;
-            self.metadata.0.content.delete(digest).await.absent_ok()?;
+        let object = format!("content {digest}");
+        if !self.opts.repair {
+            self.report.note(fault, object, text, Repair::Possible);
+            return Ok(());
         }
-        let repair = self.repaired();
-        self.report
-            .note(fault, format!("content {digest}"), text, repair);
+        // Nobody links it now, and who comes later finds it gone.
+        let _alone = self.metadata.0.digests.alone(digest.as_str()).await;
+        // Looked at once more: somebody may have brought it meanwhile.
+        let found = self.metadata.0.content.info(digest).await.absent_ok()?;
+        if found.is_some() && !matches!(self.verdict(digest).await, Verdict::Bad(_)) {
+            return Ok(());
+        }
+        let lost = digest.clone();
+        let change = move |tx: &mut WriteTx<'_, '_>| {
+            for namespace in namespaces::known(&**tx)? {
+                let at = own(Bucket::Blob, &namespace, lost.as_str());
+                if tx.has(&at)? {
+                    tx.remove(at);
+                    let digest = lost.clone();
+                    tx.event(&namespace, Event::ContentDelete { digest });
+                }
+            }
+            Ok(())
+        };
+        self.metadata.0.db.write(change).await?;
+        self.metadata.0.content.delete(digest).await.absent_ok()?;
+        self.report.note(fault, object, text, Repair::Done);
         Ok(())
     }
 
@@ -133,9 +187,13 @@ impl Check<'_> {
         self.report.ingests = there.len() as u64;
         let named = ingests(&self.metadata.0.db.kv.read()?)?;
         for ingest in there {
-            if !named.contains(ingest.reference.as_str()) {
-                let object = format!("ingest {}", ingest.reference);
-                self.orphan_content(object, "no namespace has it");
+            if named.contains(ingest.reference.as_str()) {
+                continue;
+            }
+            // Looked at once more: it may have become a blob meanwhile.
+            let left = self.metadata.0.content.status(&ingest.reference).await;
+            if left.absent_ok()?.is_some() {
+                self.orphan(Orphan::Ingest(ingest.reference.to_string()));
             }
         }
         // A record without data is no fault: it is made first, and its data is never promised. The
@@ -151,11 +209,11 @@ fn named(tx: &dyn Read) -> Result<(BTreeMap<String, Named>, BTreeSet<String>)> {
     for namespace in namespaces::known(tx)? {
         tx.scan(&all(Bucket::Blob, &namespace), &mut |rest, record| {
             let [digest] = names(rest)?;
-            if let Ok(record) = BlobRecord::decode(record) {
-                let blob = named.entry(digest.to_owned()).or_default();
-                blob.namespaces.insert(namespace.to_string());
-                blob.sizes.insert(record.size);
-            }
+            let blob = named.entry(digest.to_owned()).or_default();
+            blob.namespaces.insert(namespace.to_string());
+            // One that cannot be read names its blob all the same.
+            blob.sizes
+                .extend(BlobRecord::decode(record).ok().map(|record| record.size));
             Ok(Flow::Continue(()))
         })?;
         tx.scan(&all(Bucket::Ingest, &namespace), &mut |_, record| {

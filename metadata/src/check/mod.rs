@@ -13,7 +13,7 @@ mod snapshots;
 
 use std::collections::BTreeSet;
 
-use types::{CheckOpts, Errors, Fault, Repair, Report, Result};
+use types::{CheckOpts, Fault, Filter, Repair, Report, Result};
 
 use crate::Metadata;
 use crate::db::Marks;
@@ -25,65 +25,110 @@ struct Check<'a> {
     report: Report,
     /// Orphans are the collector's work.
     orphans: Marks,
+    /// What it may be able to remove, with the finding that it is in.
+    collectable: Vec<(usize, Orphan)>,
 }
 
 impl Metadata {
-    /// Checks content, ingests, snapshots and records of all namespaces.
-    ///
-    /// # Errors
-    /// What kept it from checking at all, after everything was tried.
-    pub async fn check(&self, opts: CheckOpts) -> Result<Report> {
+    /// Checks content, ingests, snapshots and records of all namespaces. What cannot be checked is a
+    /// finding, too.
+    pub async fn check(&self, opts: CheckOpts) -> Report {
         let mut check = Check {
             metadata: self,
             opts,
             report: Report::default(),
             orphans: Marks::default(),
+            collectable: Vec::new(),
         };
-        let mut errors = Errors::default();
         // Records first: what they name wrongly shows as a fault of its own later on.
-        errors.note(check.records());
-        errors.note(check.blobs().await);
-        errors.note(check.ingests().await);
+        let done = check.records();
+        check.done("records", done);
+        let done = check.blobs().await;
+        check.done("content", done);
+        let done = check.ingests().await;
+        check.done("ingests", done);
         for name in self.snapshotters() {
-            errors.note(check.snapshots(name).await);
+            let done = check.snapshots(name).await;
+            check.done(&format!("snapshots of {name}"), done);
         }
-        errors.note(check.collect().await);
-        errors.into_result()?;
-        Ok(check.report)
+        let done = check.collect().await;
+        check.done("orphans", done);
+        check.report
     }
 }
 
+/// An orphan, by what the backend calls it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Orphan {
+    Content(String),
+    Ingest(String),
+    Snapshot(String, String),
+}
+
 impl Check<'_> {
-    /// What a fault that can be repaired is, as far as it was said to do so.
-    fn repaired(&self) -> Repair {
-        if self.opts.repair {
-            Repair::Done
-        } else {
-            Repair::Possible
+    /// A part of the check has ended.
+    fn done(&mut self, part: &str, done: Result<()>) {
+        if let Err(error) = done {
+            let text = format!("it cannot be checked: {error}");
+            self.report
+                .note(Fault::Damaged, part.to_owned(), text, Repair::Impossible);
         }
     }
 
-    /// Lets the collector have the orphans.
+    /// Lets the collector have the orphans, and looks what it has left.
     async fn collect(&mut self) -> Result<()> {
         let orphans = std::mem::take(&mut self.orphans);
         if !self.opts.repair || orphans == Marks::default() {
             return Ok(());
         }
         self.metadata.0.db.outlet.add(orphans);
-        self.metadata.gc().await.map(drop)
+        let collected = self.metadata.gc().await.map(drop);
+        let left = self.there().await?;
+        for (finding, orphan) in std::mem::take(&mut self.collectable) {
+            self.report.findings[finding].repair = if left.contains(&orphan) {
+                Repair::Impossible
+            } else {
+                Repair::Done
+            };
+        }
+        collected
     }
 
-    fn orphan_content(&mut self, object: String, text: &str) {
-        self.orphans.content = true;
-        let repair = self.repaired();
-        self.report.note(Fault::Orphan, object, text, repair);
+    /// Everything that the backends hold.
+    async fn there(&self) -> Result<BTreeSet<Orphan>> {
+        let all = Filter::default();
+        let shared = &self.metadata.0;
+        let blobs = shared.content.list(&all).await?.into_iter();
+        let ingests = shared.content.statuses(&all).await?.into_iter();
+        let mut there: BTreeSet<_> = blobs
+            .map(|blob| Orphan::Content(blob.digest.to_string()))
+            .chain(ingests.map(|ingest| Orphan::Ingest(ingest.reference.to_string())))
+            .collect();
+        for (name, backend) in &shared.snapshotters {
+            let snapshots = backend.snapshotter.list(&all).await?.into_iter();
+            there.extend(
+                snapshots.map(|info| Orphan::Snapshot(name.clone(), info.name.to_string())),
+            );
+        }
+        Ok(there)
     }
 
-    fn orphan_snapshot(&mut self, snapshotter: &str, object: String) {
-        self.orphans.snapshotters.insert(snapshotter.to_owned());
-        let repair = self.repaired();
+    fn orphan(&mut self, orphan: Orphan) {
+        let object = match &orphan {
+            Orphan::Content(digest) => format!("content {digest}"),
+            Orphan::Ingest(reference) => format!("ingest {reference}"),
+            Orphan::Snapshot(snapshotter, key) => format!("snapshot {snapshotter}/{key}"),
+        };
+        match &orphan {
+            Orphan::Content(_) | Orphan::Ingest(_) => self.orphans.content = true,
+            Orphan::Snapshot(snapshotter, _) => {
+                self.orphans.snapshotters.insert(snapshotter.clone());
+            }
+        }
+        self.collectable.push((self.report.findings.len(), orphan));
         let text = "no namespace has it";
-        self.report.note(Fault::Orphan, object, text, repair);
+        self.report
+            .note(Fault::Orphan, object, text, Repair::Possible);
     }
 }
 

@@ -2,12 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use types::{
-    Code, Context as _, Event, Fault, Filter, Namespace, Repair, Result, SnapshotInfo, SnapshotKey,
-    SnapshotKind,
-};
+use types::{Code, Event, Fault, Filter, Namespace, Repair, Result, SnapshotInfo, SnapshotKind};
 
-use super::{Check, listed};
+use super::{Check, Orphan, listed};
 use crate::db::WriteTx;
 use crate::key::{Bucket, all, below, key, names};
 use crate::kv::{Flow, Read};
@@ -20,6 +17,8 @@ use crate::snapshots::{child_key, number_of, record_key};
 struct Known {
     namespace: Namespace,
     name: String,
+    /// Its key in the backend.
+    backend: String,
     parent: Option<String>,
 }
 
@@ -42,8 +41,8 @@ impl Check<'_> {
                 Some(record) => drop(found.insert(info.name.to_string(), record)),
                 None if is_ahead(info.name.as_str()) => {}
                 None => {
-                    let object = format!("snapshot {snapshotter}/{}", info.name);
-                    self.orphan_snapshot(snapshotter, object);
+                    let orphan = Orphan::Snapshot(snapshotter.to_owned(), info.name.to_string());
+                    self.orphan(orphan);
                 }
             }
         }
@@ -51,8 +50,7 @@ impl Check<'_> {
             if is_ahead(&name) {
                 continue;
             }
-            let name: SnapshotKey = name.parse()?;
-            if backend.snapshotter.stat(&name).await.absent_ok()?.is_none() {
+            if self.is_gone(snapshotter, &name).await? {
                 let text = "the snapshotter does not know it";
                 self.broken(snapshotter, Fault::Missing, &record, text)
                     .await?;
@@ -89,31 +87,54 @@ impl Check<'_> {
             self.report.note(fault, object, text, Repair::Impossible);
             return Ok(());
         }
+        let mut repair = Repair::Possible;
         if self.opts.repair {
-            let (known, snapshotter) = (known.clone(), snapshotter.to_owned());
-            let change = move |tx: &mut WriteTx<'_, '_>| forget(tx, &snapshotter, known);
-            self.metadata.0.db.write(change).await?;
+            let (known, on) = (known.clone(), snapshotter.to_owned());
+            let change = move |tx: &mut WriteTx<'_, '_>| forget(tx, &on, known);
+            repair = match self.metadata.0.db.write(change).await? {
+                true => Repair::Done,
+                // Somebody has built on it since, or made it anew.
+                false => Repair::Impossible,
+            };
             // What is left of it in the backend has no record now.
+            self.orphans.snapshotters.insert(snapshotter.to_owned());
         }
-        self.orphans.snapshotters.insert(snapshotter.to_owned());
         let text = format!("{why}; unpack its image again");
-        let repair = self.repaired();
         self.report.note(fault, object, text, repair);
         Ok(())
     }
+
+    /// True when the backend knows nothing of a snapshot's number, under whatever name: a commit
+    /// renames in the backend first.
+    async fn is_gone(&self, snapshotter: &str, backend_key: &str) -> Result<bool> {
+        let Some(backend) = self.metadata.0.snapshotters.get(snapshotter) else {
+            return Ok(false);
+        };
+        let there = backend.snapshotter.list(&Filter::default()).await?;
+        let number = number_of(backend_key);
+        Ok(!there.iter().any(|info| {
+            let name = info.name.as_str();
+            name == backend_key || (number.is_some() && number_of(name) == number)
+        }))
+    }
 }
 
-fn forget(tx: &mut WriteTx<'_, '_>, snapshotter: &str, known: Known) -> Result<()> {
+/// Removes the record that was looked at, unless it is another one by now or something stands on it.
+fn forget(tx: &mut WriteTx<'_, '_>, snapshotter: &str, known: Known) -> Result<bool> {
+    let at = record_key(&known.namespace, snapshotter, &known.name);
+    let record = tx.get(&at)?;
+    let record = record.as_deref().map(SnapshotRecord::decode).transpose()?;
+    let is_same = record.is_some_and(|record| record.backend == known.backend);
+    if !is_same || !users(&**tx, snapshotter, &known)?.is_empty() {
+        return Ok(false);
+    }
     let Known {
         namespace,
         name,
         parent,
+        ..
     } = known;
-    // Somebody may have built on it since.
-    if !users_but_containers(&**tx, snapshotter, &namespace, &name)?.is_empty() {
-        return Ok(());
-    }
-    tx.remove(record_key(&namespace, snapshotter, &name));
+    tx.remove(at);
     if let Some(parent) = parent {
         tx.remove(child_key(&namespace, snapshotter, &parent, &name));
     }
@@ -125,7 +146,7 @@ fn forget(tx: &mut WriteTx<'_, '_>, snapshotter: &str, known: Known) -> Result<(
             snapshotter,
         },
     );
-    Ok(())
+    Ok(true)
 }
 
 /// The records of a snapshotter, by backend key.
@@ -139,6 +160,7 @@ fn known(tx: &dyn Read, snapshotter: &str) -> Result<BTreeMap<String, Known>> {
                 let known = Known {
                     namespace: namespace.clone(),
                     name: name.to_owned(),
+                    backend: record.backend.clone(),
                     parent: record.parent,
                 };
                 found.insert(record.backend, known);
@@ -167,34 +189,24 @@ fn cut_off(there: &[SnapshotInfo], records: &BTreeMap<String, Known>) -> HashSet
 
 /// What stands on a snapshot.
 fn users(tx: &dyn Read, snapshotter: &str, known: &Known) -> Result<BTreeSet<String>> {
-    let mut users = users_but_containers(tx, snapshotter, &known.namespace, &known.name)?;
-    tx.scan(
-        &all(Bucket::Container, &known.namespace),
-        &mut |rest, record| {
-            let [id] = names(rest)?;
-            if let Ok((_, on, key)) = get_container_refs(record)
-                && on == snapshotter
-                && key == known.name
-            {
-                users.insert(format!("container {}/{id}", known.namespace));
-            }
-            Ok(Flow::Continue(()))
-        },
-    )?;
-    Ok(users)
-}
-
-fn users_but_containers(
-    tx: &dyn Read,
-    snapshotter: &str,
-    namespace: &Namespace,
-    name: &str,
-) -> Result<BTreeSet<String>> {
+    let Known {
+        namespace, name, ..
+    } = known;
     let mut users = BTreeSet::new();
     let prefix = below(Bucket::Child, &[namespace.as_str(), snapshotter, name]);
     tx.scan(&prefix, &mut |rest, _| {
         let [child] = names(rest)?;
         users.insert(format!("snapshot {namespace}/{snapshotter}/{child}"));
+        Ok(Flow::Continue(()))
+    })?;
+    tx.scan(&all(Bucket::Container, namespace), &mut |rest, record| {
+        let [id] = names(rest)?;
+        if let Ok((_, on, key)) = get_container_refs(record)
+            && on == snapshotter
+            && key == *name
+        {
+            users.insert(format!("container {namespace}/{id}"));
+        }
         Ok(Flow::Continue(()))
     })?;
     Ok(users)

@@ -22,7 +22,7 @@ fn faults(report: &Report) -> Vec<String> {
 }
 
 async fn checked(house: &House, opts: CheckOpts) -> Report {
-    house.metadata.check(opts).await.unwrap()
+    house.metadata.check(opts).await
 }
 
 /// Other bytes of the same length in a blob's file.
@@ -176,7 +176,7 @@ async fn a_snapshot_that_is_gone_is_forgotten_unless_something_stands_on_it() {
     let mut used = container("c");
     (used.snapshotter, used.snapshot_key) = (SNAPSHOTTER.into(), "c".into());
     house.metadata.containers(&a).create(used).await.unwrap();
-    let all = house.memory.list(&types::Filter::default()).await.unwrap();
+    let all = house.memory.list(&Filter::default()).await.unwrap();
     for info in all {
         house.memory.remove(&info.name).await.unwrap();
     }
@@ -208,7 +208,7 @@ async fn what_a_killed_daemon_had_begun_is_no_fault_and_no_garbage() {
     let content = house.content(&a);
     let begun = content.ingest(::content::testsuite::spec("i")).await;
     drop(begun.unwrap());
-    let data = house.local.statuses(&types::Filter::default()).await;
+    let data = house.local.statuses(&Filter::default()).await;
     house
         .local
         .abort(&data.unwrap()[0].reference)
@@ -253,4 +253,75 @@ async fn names_of_what_is_not_there_are_told() {
         ["dangling image a/i", "dangling container a/c"]
     );
     assert!(report.is_faulty(), "nobody but their owners can decide");
+}
+
+#[tokio::test]
+async fn a_wrong_length_in_a_record_costs_nobody_the_blob() {
+    let house = House::new().await;
+    let a = scope("a");
+    let blob = put(house.content(&a).as_ref(), b"layer", Labels::new()).await;
+    let at = crate::key::own(crate::key::Bucket::Blob, &a.namespace, blob.as_str());
+    let wrong = crate::record::BlobRecord {
+        size: 7,
+        labels: Labels::new(),
+        created_at: std::time::SystemTime::now(),
+        updated_at: std::time::SystemTime::now(),
+    };
+    let change = move |tx: &mut crate::db::WriteTx<'_, '_>| {
+        tx.put(at, wrong.encode());
+        Ok(())
+    };
+    house.metadata.0.db.write(change).await.unwrap();
+    let report = checked(&house, REPAIR).await;
+    assert_eq!(faults(&report), [format!("damaged content {blob}")]);
+    assert_eq!(house.content(&a).info(&blob).await.unwrap().size, 5);
+    assert!(checked(&house, CheckOpts::default()).await.is_clean());
+}
+
+#[tokio::test]
+async fn an_ingest_that_would_only_link_does_not_link_what_was_taken_away() {
+    let house = House::new().await;
+    let blob = put(house.content(&scope("a")).as_ref(), b"layer", Labels::new()).await;
+    let spec = ::content::IngestSpec {
+        expected: Some(blob.clone()),
+        ..::content::testsuite::spec("link")
+    };
+    let b = house.content(&scope("b"));
+    let ingest = b.ingest(spec).await.unwrap();
+    flip(&house, &blob);
+    assert!(!checked(&house, REPAIR).await.is_faulty());
+    let linked = ingest.commit(None, Some(blob.clone()), Labels::new()).await;
+    assert_eq!(code(linked), Code::NotFound);
+    assert_eq!(code(b.info(&blob).await), Code::NotFound);
+}
+
+#[tokio::test]
+async fn what_cannot_be_removed_is_not_called_repaired() {
+    let house = House::new().await;
+    let a = scope("a");
+    let snapshots = house.snapshots(&a);
+    snapshots
+        .prepare(&name("k"), None, Labels::new())
+        .await
+        .unwrap();
+    snapshots
+        .commit(&name("layer"), &name("k"), Labels::new())
+        .await
+        .unwrap();
+    let labels = Labels::new().with("containerd.io/gc.root", "1");
+    let parent = name("layer");
+    snapshots
+        .prepare(&name("c"), Some(&parent), labels)
+        .await
+        .unwrap();
+    let at = crate::snapshots::record_key(&a.namespace, SNAPSHOTTER, "layer");
+    let change = move |tx: &mut crate::db::WriteTx<'_, '_>| {
+        tx.remove(at);
+        Ok(())
+    };
+    house.metadata.0.db.write(change).await.unwrap();
+    let report = checked(&house, REPAIR).await;
+    let mut findings = report.findings.iter();
+    let orphan = findings.find(|finding| finding.fault == Fault::Orphan);
+    assert_eq!(orphan.unwrap().repair, Repair::Impossible, "{report:?}");
 }

@@ -37,7 +37,7 @@ use crate::db::{Marks, Outlet};
 /// What one run did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// How long writers were held up: mark and sweep of the records.
+    /// How long writers were held up: the sweep of the records.
     pub pause: Duration,
     /// How long it took in all.
     pub elapsed: Duration,
@@ -97,6 +97,7 @@ pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats
     let begin = Instant::now();
     let mut work = Work::take(&metadata.0.db.outlet);
     let (swept, pause) = sweep(metadata, now).await?;
+    work.is_swept = true;
     work.marks.content |= swept.content;
     work.marks
         .snapshotters
@@ -144,6 +145,8 @@ async fn sweep(metadata: &Metadata, now: SystemTime) -> Result<(Swept, Duration)
 struct Work {
     outlet: Arc<Outlet>,
     marks: Marks,
+    /// The records are done; only backends may be left.
+    is_swept: bool,
 }
 
 impl Work {
@@ -152,18 +155,18 @@ impl Work {
         Self {
             outlet: Arc::clone(outlet),
             marks,
+            is_swept: false,
         }
     }
 }
 
 impl Drop for Work {
     fn drop(&mut self) {
-        let left = Marks {
+        let mut left = std::mem::take(&mut self.marks);
+        if self.is_swept {
             // Not counted again: what cannot be removed now must not make the scheduler spin.
-            mutations: 0,
-            deletions: 0,
-            ..std::mem::take(&mut self.marks)
-        };
+            (left.mutations, left.deletions) = (0, 0);
+        }
         if left != Marks::default() {
             self.outlet.add(left);
         }

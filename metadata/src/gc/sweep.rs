@@ -1,4 +1,4 @@
-//! Sweeping: the records of what was not marked go, in the transaction of the marking.
+//! Sweeping: the records of what was not marked, and not taken up since, go in one transaction.
 
 use std::collections::BTreeSet;
 

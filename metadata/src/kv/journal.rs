@@ -220,6 +220,8 @@ struct Scan {
     /// Where the next frame begins.
     at: u64,
     torn: bool,
+    /// Commit of the frame before.
+    last: u64,
     payload: Vec<u8>,
 }
 
@@ -259,6 +261,7 @@ impl Scan {
             size,
             at: 0,
             torn: false,
+            last: 0,
             payload: Vec::new(),
         };
         let mut magic = [0; MAGIC.len()];
@@ -294,6 +297,11 @@ impl Scan {
         let Ok(frame) = Frame::parse(&self.payload) else {
             return Ok(None);
         };
+        // A commit that is left out may have changed anything.
+        if frame.kind == Kind::Change && frame.commit != self.last + 1 {
+            return Ok(None);
+        }
+        self.last = frame.commit;
         self.torn = false;
         self.at += (HEAD + len) as u64;
         Ok(Some(frame))

@@ -61,11 +61,14 @@ impl Restored {
             at.format(&Rfc3339).ok()
         });
         let written = written.as_deref().unwrap_or("an unknown time");
-        if self.torn {
-            tracing::warn!("lost: changes near {written}, where the journal is damaged as well");
+        let damaged = if self.torn {
+            ", where the journal is damaged as well"
         } else {
-            tracing::warn!("the journal is whole: its last change is of {written}");
-        }
+            ""
+        };
+        tracing::warn!(
+            "its last change is of {written}{damaged}: later ones are lost, if there were any"
+        );
     }
 }
 

@@ -112,7 +112,7 @@ async fn numbers_of_backend_keys_are_not_given_again() {
             let all = ::snapshotters::Snapshotter::list(memory.as_ref(), &filter);
             let numbers = all.await.unwrap().into_iter();
             numbers
-                .filter_map(|info| crate::snapshots::number_of(info.name.as_str()))
+                .filter_map(|info| number_of(info.name.as_str()))
                 .collect::<BTreeSet<u64>>()
         }
     };
@@ -187,4 +187,77 @@ async fn a_root_that_nobody_has_used_is_no_loss() {
     let house = House::new().await.restart_after(lost, Vec::new()).await;
     let leases = house.metadata.namespaces().list().await.unwrap();
     assert!(leases.is_empty());
+}
+
+/// The journal's last changes are gone with its end: what they named is no garbage.
+#[tokio::test]
+async fn what_a_torn_journal_does_not_name_is_held() {
+    let house = House::new().await;
+    let a = scope("a");
+    let early = put(house.content(&a).as_ref(), b"early", Labels::new()).await;
+    let journal = house.root.path().join("meta/meta.redb.journal");
+    let so_far = std::fs::metadata(&journal).unwrap().len();
+    let late = put(house.content(&a).as_ref(), b"late", Labels::new()).await;
+    house
+        .snapshots(&a)
+        .prepare(&name("c1"), None, Labels::new())
+        .await
+        .unwrap();
+    let cut = move |directory: &Path| {
+        std::fs::write(directory.join("meta.redb"), "damaged").unwrap();
+        let journal = std::fs::File::options()
+            .write(true)
+            .open(directory.join("meta.redb.journal"));
+        journal.unwrap().set_len(so_far + 9).unwrap();
+    };
+    let numbers = house.memory.keys();
+    let house = house.restart_after(cut, vec![task("a", "c1")]).await;
+    house.metadata.gc().await.unwrap();
+    let a = scope("a");
+    house.content(&a).info(&late).await.unwrap();
+    house.snapshots(&a).mounts(&name("c1")).await.unwrap();
+    let container = house
+        .metadata
+        .containers(&a)
+        .get(&"c1".parse().unwrap())
+        .await;
+    assert_eq!(container.unwrap().snapshot_key, "c1");
+    // No number is given again.
+    house
+        .snapshots(&a)
+        .prepare(&name("c2"), None, Labels::new())
+        .await
+        .unwrap();
+    let number = |key: &String| number_of(key).unwrap();
+    let new = house.memory.keys().iter().map(number).max();
+    assert!(new > numbers.iter().map(number).max());
+    // The lease holds what was found, and only that.
+    let leases = house.metadata.leases(&a.namespace);
+    let [lease] = &leases.list(&Filter::default()).await.unwrap()[..] else {
+        panic!("one lease");
+    };
+    let held = leases.resources(&lease.id).await.unwrap();
+    assert!(held.contains(&Resource::Content(late)), "{held:?}");
+    assert!(!held.contains(&Resource::Content(early)), "{held:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_rebuilt_without_all_snapshotters() {
+    let (house, _) = furnished(Policy::Shared).await;
+    let directory = house.root.path().join("meta");
+    let House { metadata, root, .. } = house;
+    drop(metadata);
+    damaged(&directory);
+    let opts = OpenOpts {
+        content: std::sync::Arc::new(::content::Local::open(root.path().join("content")).unwrap()),
+        snapshotters: BTreeMap::new(),
+        events: std::sync::Arc::new(crate::fixture::exchange()),
+        policy: Policy::Shared,
+        tasks: Box::new(|| Ok(Vec::new())),
+        absent: vec![SNAPSHOTTER.to_owned()],
+    };
+    let opened = crate::Metadata::open(&directory.join("meta.redb"), opts).await;
+    let error = opened.unwrap_err();
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+    assert!(error.to_string().contains(SNAPSHOTTER), "{error}");
 }

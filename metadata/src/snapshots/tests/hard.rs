@@ -21,6 +21,7 @@ async fn conforms() {
         events: Arc::new(exchange()),
         policy: Policy::Shared,
         tasks: Box::new(|| Ok(Vec::new())),
+        absent: Vec::new(),
     };
     let metadata = Metadata::open(&root.path().join("meta.redb"), opts)
         .await
