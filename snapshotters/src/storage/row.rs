@@ -76,12 +76,41 @@ struct StoredChange {
     row: Option<Stored>,
 }
 
-/// A group of changes that take effect together, with its place in the order of all groups.
+/// A group of changes that take effect together, with its place in the order of all groups. A field
+/// that is not known is a name that was damaged.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct StoredGroup {
     seq: u64,
     next: u64,
     changes: Vec<StoredChange>,
+    /// Of what stands before it; [`seal`] writes it.
+    #[serde(default, skip_serializing)]
+    crc: Option<String>,
+}
+
+/// What stands before a line's checksum, and behind it.
+const SEAL: (&[u8], &[u8]) = (b",\"crc\":\"", b"\"}");
+/// Length of a line's checksum.
+const DIGITS: usize = 8;
+
+/// Ends the object in `line` with a checksum: a flipped digit would give a snapshot another's directory.
+fn seal(line: &mut Vec<u8>) {
+    let brace = line.pop();
+    debug_assert_eq!(brace, Some(b'}'), "a group is an object");
+    let crc = format!("{:0DIGITS$x}", crc32fast::hash(line));
+    for part in [SEAL.0, crc.as_bytes(), SEAL.1] {
+        line.extend_from_slice(part);
+    }
+}
+
+/// Whether the line's checksum is right; `None` when it has none.
+fn is_sealed(line: &[u8]) -> Option<bool> {
+    let line = line.trim_ascii_end().strip_suffix(SEAL.1)?;
+    let (line, crc) = line.split_at_checked(line.len().checked_sub(DIGITS)?)?;
+    let body = line.strip_suffix(SEAL.0)?;
+    let crc = u32::from_str_radix(str::from_utf8(crc).ok()?, 16).ok()?;
+    Some(crc == crc32fast::hash(body))
 }
 
 /// A group read back from the log.
@@ -177,8 +206,15 @@ impl Group {
                 row: change.row.as_ref().map(Stored::from),
             })
             .collect();
-        let mut line = serde_json::to_vec(&StoredGroup { seq, next, changes })
+        let group = StoredGroup {
+            seq,
+            next,
+            changes,
+            crc: None,
+        };
+        let mut line = serde_json::to_vec(&group)
             .map_err(|e| Error::internal("encode snapshot record").with_source(e))?;
+        seal(&mut line);
         line.push(b'\n');
         Ok(line)
     }
@@ -188,7 +224,15 @@ impl Group {
     /// # Errors
     /// `DataLoss`.
     pub(crate) fn decode(line: &[u8]) -> Result<Self> {
+        let is_sealed = is_sealed(line);
+        if is_sealed == Some(false) {
+            return Err(Error::data_loss("snapshot record is damaged: its checksum"));
+        }
         let stored: StoredGroup = serde_json::from_slice(line).map_err(damaged)?;
+        // Lines of older versions have none; one that cannot be read is not one of these.
+        if stored.crc.is_some() != is_sealed.is_some() {
+            return Err(Error::data_loss("snapshot record is damaged: its end"));
+        }
         let changes = stored
             .changes
             .into_iter()
@@ -247,6 +291,30 @@ mod tests {
                 changes
             }
         );
+    }
+
+    #[test]
+    fn no_flipped_bit_of_a_line_is_taken_for_another_row() {
+        let changes = vec![Change {
+            key: "here".parse().unwrap(),
+            row: Some(row()),
+        }];
+        let line = Group::encode(4, 8, &changes).unwrap();
+        let whole = Group::decode(&line).unwrap();
+        for (at, bit) in (0..line.len()).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+            let mut damaged = line.clone();
+            damaged[at] ^= 1 << bit;
+            if let Ok(read) = Group::decode(&damaged) {
+                assert_eq!(read, whole, "bit {bit} of byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_without_a_checksum_is_read_as_older_versions_wrote_it() {
+        let line = b"{\"seq\":4,\"next\":8,\"changes\":[{\"key\":\"gone\"}]}\n";
+        let group = Group::decode(line).unwrap();
+        assert_eq!((group.seq, group.next, group.changes.len()), (4, 8, 1));
     }
 
     #[test]
