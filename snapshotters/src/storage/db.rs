@@ -1,12 +1,8 @@
-//! The index on disk: a redb file for what is durable and, beside it, an append-only log of groups.
+//! The index on disk: a redb file for what is durable. Beside it is the log of groups ([`super::log`]).
 //!
-//! Invariant: redb holds every group up to the sequence number it stores; the log may hold older ones
-//! (skipped on replay) and holds every newer one that was answered. The log is written without a
-//! flush: it survives a killed process, and after a power cut it is shorter or gone, never wrong.
+//! Invariant: redb holds every group up to the sequence number it stores.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread::ScopedJoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use types::{Error, Result, SnapshotKey};
 
-use super::row::{Change, Group, Row};
+use super::row::{Change, Row};
 
 /// Name of the file in the root.
 pub(crate) const FILE: &str = "metadata.redb";
@@ -28,8 +24,6 @@ const NEXT_ID: &str = "next-id";
 const CACHE: usize = 512 * 1024;
 /// Name of the thread that reads a file which may be damaged, as of `metadata`.
 const CHECK_THREAD: &str = "check-file";
-/// A longer log is no log of ours.
-const MAX_LOG: u64 = 64 << 20;
 
 /// What the disk knew at start.
 #[derive(Debug, Default)]
@@ -77,10 +71,15 @@ fn database(path: &Path) -> Result<Database> {
         .map_err(|e| engine("open snapshot index", e))
 }
 
+/// What the name of something damaged ends in; no two are the same.
+pub(super) fn damaged() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    format!("damaged-{}", now.map_or(0, |at| at.as_nanos()))
+}
+
 /// Moves what is at `path` out of the way: nothing that is damaged is ever deleted.
 fn keep_aside(path: &Path) -> Result<Option<PathBuf>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let aside = path.with_extension(format!("damaged-{}", now.map_or(0, |at| at.as_nanos())));
+    let aside = path.with_extension(damaged());
     match std::fs::rename(path, &aside) {
         Ok(()) => Ok(Some(aside)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -251,100 +250,5 @@ impl Db {
             }
         }
         tx.commit().map_err(|e| engine(WHAT, e))
-    }
-}
-
-/// The log of groups since the last copy of the index: some of them are not in the file yet.
-#[derive(Debug)]
-pub(super) struct Log {
-    file: File,
-    len: u64,
-}
-
-impl Log {
-    /// Opens the log and reads its groups. A torn last line is cut off.
-    ///
-    /// # Errors
-    /// I/O; `DataLoss` when the log is impossibly long.
-    pub(super) fn open(path: &Path) -> Result<(Self, Vec<Group>)> {
-        let os = |e| Error::os(format_args!("open {}", path.display()), e);
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(os)?;
-        let mut text = Vec::new();
-        (&file)
-            .take(MAX_LOG + 1)
-            .read_to_end(&mut text)
-            .map_err(os)?;
-        if text.len() as u64 > MAX_LOG {
-            return Err(Error::data_loss(format_args!(
-                "{} is too long",
-                path.display()
-            )));
-        }
-        let mut groups = Vec::new();
-        let mut len = 0_u64;
-        for line in text.split_inclusive(|b| *b == b'\n') {
-            // A power cut may leave zeroes or half a line: what was appended after is gone as well.
-            let Ok(group) = Group::decode(line) else {
-                break;
-            };
-            if !line.ends_with(b"\n") {
-                break;
-            }
-            len += line.len() as u64;
-            groups.push(group);
-        }
-        if len < text.len() as u64 {
-            tracing::warn!(path = %path.display(), "cutting an incomplete tail off the snapshot log");
-            file.set_len(len).map_err(os)?;
-        }
-        Ok((Self { file, len }, groups))
-    }
-
-    /// Appends one group.
-    ///
-    /// # Errors
-    /// I/O; nothing of the group is in the log then.
-    pub(super) fn append(&mut self, seq: u64, next: u64, changes: &[Change]) -> Result<()> {
-        let line = Group::encode(seq, next, changes)?;
-        if let Err(error) = self.file.write_all(&line) {
-            // Half a line would hide the good ones after it.
-            self.file
-                .set_len(self.len)
-                .map_err(|e| Error::os("truncate snapshot log", e))?;
-            let full = error.kind() == ErrorKind::StorageFull;
-            let made = Error::os("write snapshot log", error);
-            return Err(if full {
-                made.reclass(types::Code::ResourceExhausted)
-            } else {
-                made
-            });
-        }
-        self.len += line.len() as u64;
-        Ok(())
-    }
-
-    /// Length in bytes.
-    pub(super) fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Empties the log: all of it is in file and copy.
-    ///
-    /// # Errors
-    /// I/O.
-    pub(super) fn clear(&mut self) -> Result<()> {
-        if self.len > 0 {
-            self.file
-                .set_len(0)
-                .map_err(|e| Error::os("truncate snapshot log", e))?;
-            self.len = 0;
-        }
-        Ok(())
     }
 }

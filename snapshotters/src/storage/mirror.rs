@@ -31,8 +31,21 @@ pub(super) fn write(
     next_id: u64,
 ) -> Result<u64> {
     let draft = path.with_extension("copy-new");
-    let at = |e| os("write", &draft, e);
-    let mut file = BufWriter::new(File::create(&draft).map_err(at)?);
+    let done = fill(&draft, rows, sequence, next_id).and_then(|len| {
+        std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
+        sys::fs::fsync_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;
+        Ok(len)
+    });
+    if done.is_err() {
+        // On a full disk its half is what is missing elsewhere.
+        drop(std::fs::remove_file(&draft));
+    }
+    done
+}
+
+fn fill(draft: &Path, rows: &[(SnapshotKey, Row)], sequence: u64, next_id: u64) -> Result<u64> {
+    let at = |e| os("write", draft, e);
+    let mut file = BufWriter::new(File::create(draft).map_err(at)?);
     let mut len = 0;
     for part in rows.chunks(LINE).chain([[].as_slice()]) {
         let changes: Vec<Change> = part
@@ -48,57 +61,72 @@ pub(super) fn write(
     }
     let file = file.into_inner().map_err(|e| at(e.into_error()))?;
     file.sync_data().map_err(at)?;
-    std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
-    sys::fs::fsync_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;
     Ok(len)
 }
 
-/// What copy and log tell together.
+/// What copy and log tell together: the copy first, then each group of the log.
 #[derive(Debug, Default)]
 pub(super) struct Mirror {
-    pub(super) loaded: Loaded,
+    rows: BTreeMap<SnapshotKey, Row>,
+    sequence: u64,
+    next_id: u64,
     /// Length of the copy.
     pub(super) len: u64,
     /// Its last group: the file held it before the copy was made.
     pub(super) copied: u64,
+    /// A part is missing: nothing of it can be taken.
+    is_broken: bool,
 }
 
-/// Reads copy and log; `None` when a part is missing.
-///
-/// # Errors
-/// I/O.
-pub(super) fn read(path: &Path, log: &[Group]) -> Result<Option<Mirror>> {
-    let (mut rows, mut sequence, mut next_id, mut len) = (BTreeMap::new(), 0, 0, 0);
-    match std::fs::read(path) {
-        Ok(text) => {
-            let Some(last) = copy(&text, &mut rows) else {
-                return Ok(None);
-            };
-            (sequence, next_id, len) = (last.seq, last.next, text.len() as u64);
+impl Mirror {
+    /// Reads the copy. One that cannot be read is told and not taken: the file may be whole.
+    pub(super) fn read(path: &Path) -> Self {
+        let mut mirror = Self::default();
+        match std::fs::read(path) {
+            Ok(text) => match copy(&text, &mut mirror.rows) {
+                Some(last) => {
+                    (mirror.sequence, mirror.next_id) = (last.seq, last.next);
+                    (mirror.copied, mirror.len) = (last.seq, text.len() as u64);
+                }
+                None => mirror.is_broken = true,
+            },
+            // An index that has never been copied is all in its log.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => {
+                tracing::warn!(error = %os("read", path, e), "snapshot index has no copy");
+                mirror.is_broken = true;
+            }
         }
-        // An index that has never been copied is all in its log.
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(os("read", path, e)),
+        mirror
     }
-    let copied = sequence;
-    for group in log.iter().filter(|group| group.seq > copied) {
-        if group.seq != sequence + 1 {
-            return Ok(None);
+
+    /// Goes on with a group of the log.
+    pub(super) fn add(&mut self, group: &Group) {
+        if self.is_broken || group.seq <= self.copied {
+            return;
         }
-        apply(&mut rows, &group.changes);
-        (sequence, next_id) = (group.seq, next_id.max(group.next));
+        if group.seq != self.sequence + 1 {
+            self.is_broken = true;
+            return;
+        }
+        apply(&mut self.rows, &group.changes);
+        (self.sequence, self.next_id) = (group.seq, self.next_id.max(group.next));
     }
-    let loaded = Loaded {
-        rows: rows.into_iter().collect(),
-        sequence,
-        next_id,
-    };
-    let mirror = Mirror {
-        loaded,
-        len,
-        copied,
-    };
-    Ok((sequence > 0).then_some(mirror))
+
+    /// The last group of an index that is all here.
+    pub(super) fn sequence(&self) -> Option<u64> {
+        (!self.is_broken).then_some(self.sequence)
+    }
+
+    /// The index, when it is all here.
+    pub(super) fn loaded(self) -> Option<Loaded> {
+        let is_any = self.sequence().is_some_and(|last| last > 0);
+        is_any.then(|| Loaded {
+            rows: self.rows.into_iter().collect(),
+            sequence: self.sequence,
+            next_id: self.next_id,
+        })
+    }
 }
 
 /// Reads a copy's rows; its last line when it is complete.
@@ -121,3 +149,6 @@ fn apply(rows: &mut BTreeMap<SnapshotKey, Row>, changes: &[Change]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@
 //! and reservations name; an id is never given twice while anything on disk bears it.
 
 pub(crate) mod db;
+mod flush;
+mod log;
 mod mirror;
 mod open;
 mod reservation;
@@ -16,19 +18,17 @@ mod row;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use types::{
     Error, Fields, Filter, Labels, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage,
 };
 
-use db::{Db, Log};
+use db::Db;
+use log::Log;
 pub(crate) use reservation::Reservation;
 use row::Change;
 pub(crate) use row::Row;
-
-/// Beyond this length the log is folded into the file at the next change.
-const LOG_FOLD: u64 = 256 * 1024;
 
 /// An active snapshot or view and the ids of its ancestors, nearest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +65,10 @@ struct State {
     unflushed: u64,
     /// Length of the copy that the log goes on from.
     copied: u64,
+    /// Copy and log do not tell all: a group between them is gone.
+    has_gap: bool,
+    /// The copy failed, and is not tried again before.
+    retry: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -167,73 +171,6 @@ impl Index {
     fn state(&self) -> MutexGuard<'_, State> {
         // Changes of the rows cannot fail half-way: a panicking holder left them whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes every change up to `sequence` durable.
-    ///
-    /// # Errors
-    /// `ResourceExhausted`, I/O: the change stands, is in the log, and is written with the next flush.
-    pub(crate) fn flush(&self, sequence: u64) -> Result<()> {
-        let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-        let (batch, upto, next_id) = {
-            let mut state = self.state();
-            if state.flushed >= sequence {
-                return Ok(());
-            }
-            (
-                std::mem::take(&mut state.dirty),
-                state.sequence,
-                state.next_id,
-            )
-        };
-        let done = db.write(&batch, upto, next_id);
-        let mut state = self.state();
-        match done {
-            Ok(()) => {
-                state.flushed = upto;
-                state.unflushed = 0;
-                // The log is what a damaged file would be made of: it goes on until it is long.
-                let is_long = state.log.len() > LOG_FOLD.max(2 * state.copied);
-                drop(state);
-                if is_long { self.mirror() } else { Ok(()) }
-            }
-            Err(error) => {
-                let newer = std::mem::replace(&mut state.dirty, batch);
-                state.dirty.extend(newer);
-                Err(error)
-            }
-        }
-    }
-
-    /// Copies the index and begins a new log, unless changes came meanwhile: then the next time.
-    fn mirror(&self) -> Result<()> {
-        let (rows, sequence, next_id) = {
-            let state = self.state();
-            if state.flushed < state.sequence {
-                return Ok(());
-            }
-            let rows = state
-                .rows
-                .iter()
-                .map(|(key, row)| (key.clone(), row.clone()));
-            (rows.collect::<Vec<_>>(), state.sequence, state.next_id)
-        };
-        let copied = mirror::write(&self.copy, &rows, sequence, next_id)?;
-        let mut state = self.state();
-        state.copied = copied;
-        if state.sequence == sequence {
-            state.log.clear()?;
-        }
-        Ok(())
-    }
-
-    /// Makes everything durable.
-    ///
-    /// # Errors
-    /// As [`Index::flush`].
-    pub(crate) fn flush_all(&self) -> Result<()> {
-        let sequence = self.state().sequence;
-        self.flush(sequence)
     }
 
     /// Facts of one snapshot, with its id.
@@ -422,23 +359,6 @@ impl Index {
         let rows = state.rows.values().map(|row| row.id);
         rows.chain(state.reserved.values().map(|held| held.id))
             .collect()
-    }
-
-    /// Folds a long log into the file.
-    fn fold(&self) -> Result<()> {
-        let (long, sequence) = {
-            let state = self.state();
-            (state.unflushed > LOG_FOLD, state.sequence)
-        };
-        if long { self.flush(sequence) } else { Ok(()) }
-    }
-}
-
-impl Drop for Index {
-    fn drop(&mut self) {
-        if let Err(error) = self.flush_all() {
-            tracing::warn!(%error, "snapshot index not flushed; the log has the rest");
-        }
     }
 }
 

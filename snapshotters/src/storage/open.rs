@@ -8,8 +8,9 @@ use std::sync::Mutex;
 
 use types::{Code, Error, Result, SnapshotKey};
 
-use super::db::{self, Db, Loaded, Log};
-use super::mirror::{self, Mirror};
+use super::db::{self, Db, Loaded};
+use super::log::Log;
+use super::mirror::Mirror;
 use super::row::{Change, Group, Row};
 use super::{Index, State};
 
@@ -26,12 +27,24 @@ impl Index {
     /// `Unavailable` while another process has it; `DataLoss` when it is damaged, its copy as well;
     /// `FailedPrecondition` when there are snapshots and nothing of an index; I/O.
     pub(crate) fn open(root: &Path, directories: &[u64]) -> Result<Self> {
-        let (log, groups) = Log::open(&root.join(LOG))?;
+        let opened = match Db::open(&root.join(db::FILE)) {
+            // Another process has it, or the disk fails: the log is not ours to cut.
+            Err(e) if !e.is(Code::DataLoss) && !e.is_not_found() => return Err(e),
+            opened => opened,
+        };
+        // A file that is made anew has all of the log.
+        let held = opened.as_ref().map_or(u64::MAX, |(_, had)| had.sequence);
         let copy = root.join(COPY);
-        let mirrored = mirror::read(&copy, &groups)?;
-        let whole = mirrored.as_ref().map(|mirror| mirror.loaded.sequence);
-        let copied = mirrored.as_ref().map_or(0, |mirror| mirror.len);
-        let (db, loaded) = file(root, mirrored, directories)?;
+        let mut mirror = Mirror::read(&copy);
+        let mut newer = Vec::new();
+        let log = Log::open(&root.join(LOG), |group| {
+            mirror.add(&group);
+            if group.seq > held {
+                newer.push(group);
+            }
+        })?;
+        let (whole, copied) = (mirror.sequence(), mirror.len);
+        let (db, loaded) = file(root, opened, mirror, directories)?;
         let mut state = State {
             rows: BTreeMap::new(),
             children: HashMap::new(),
@@ -43,20 +56,37 @@ impl Index {
             log,
             unflushed: 0,
             copied,
+            has_gap: false,
+            retry: None,
         };
-        state.fill(loaded.rows, groups, directories);
-        let is_mirrored = whole == Some(state.sequence);
+        state.fill(loaded.rows, newer, directories);
+        state.has_gap = whole != Some(state.sequence);
         drop_orphans(&mut state, directories)?;
         let index = Self {
             state: Mutex::new(state),
             db: Mutex::new(db),
             copy,
         };
-        if !is_mirrored && index.state().sequence > 0 {
-            index.flush_all()?;
-            index.mirror()?;
+        if index.state().has_gap {
+            index.catch_up();
         }
         Ok(index)
+    }
+
+    /// Makes the mirror anew. The index can be used without it: what fails is tried again by a flush.
+    fn catch_up(&self) {
+        if let Err(error) = self.flush_all() {
+            tracing::warn!(%error, "snapshot index not flushed; the log has the rest");
+            return;
+        }
+        let image = {
+            let state = self.state();
+            let is_open = state.has_gap && state.retry.is_none();
+            is_open.then(|| state.image())
+        };
+        if let Some(image) = image {
+            self.mirror(&image);
+        }
     }
 }
 
@@ -84,22 +114,25 @@ impl State {
 }
 
 /// The durable file and what is in it; made anew from the mirror when it is damaged or gone.
-fn file(root: &Path, mirrored: Option<Mirror>, directories: &[u64]) -> Result<(Db, Loaded)> {
+fn file(
+    root: &Path,
+    opened: Result<(Db, Loaded)>,
+    mirror: Mirror,
+    directories: &[u64],
+) -> Result<(Db, Loaded)> {
     let path = root.join(db::FILE);
-    let cause = match Db::open(&path) {
+    let is_whole = mirror.sequence().is_some();
+    let cause = match opened {
         // The engine goes back a step when its last one cannot be read, and says nothing.
-        Ok((_, loaded))
-            if mirrored
-                .as_ref()
-                .is_some_and(|m| m.copied > loaded.sequence) =>
-        {
+        Ok((db, loaded)) if is_whole && mirror.copied > loaded.sequence => {
+            drop(db);
             Error::data_loss("the file is behind its copy")
         }
-        Err(e) if e.is(Code::DataLoss) || e.is_not_found() => e,
-        opened => return opened,
+        Ok(whole) => return Ok(whole),
+        Err(e) => e,
     };
-    let loaded = match mirrored {
-        Some(mirror) => mirror.loaded,
+    let loaded = match mirror.loaded() {
+        Some(loaded) => loaded,
         None if directories.is_empty() => {
             // There is nothing that it could have named.
             if !cause.is_not_found() {

@@ -247,7 +247,9 @@ fn a_damaged_index_is_made_anew_from_its_log_or_copy() {
         let all = ten(temp.path());
         if is_copied {
             let index = Index::open(temp.path(), &ids).unwrap();
-            index.mirror().unwrap();
+            index.flush_all().unwrap();
+            let image = index.state().image();
+            index.mirror(&image);
             assert_eq!(index.state().log.len(), 0);
             index.remove(&key(50)).unwrap();
         }
