@@ -4,6 +4,7 @@
 //! runtime is `types::Mount` and nothing else. Called by `metadata`, which scopes keys to a namespace.
 
 mod copy;
+mod directories;
 mod native;
 mod overlay;
 mod storage;

@@ -4,9 +4,9 @@
 //!   reserve id -> snapshots/new-<id>/… -> rename to snapshots/<id> -> row
 //!   row gone (durably before contents go) -> cleanup removes snapshots/<id>
 //! ```
-//! Invariant: a directory without a row or a reservation is garbage, at any moment and after a crash.
+//! Invariant: a directory without a row or a reservation is garbage, at any moment and after a crash,
+//! unless it was there when a damaged index was restored: then it is set aside.
 
-use std::collections::HashSet;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,11 +16,10 @@ use types::{
     Usage,
 };
 
+use crate::directories::{self, Directories, NEW};
 use crate::storage::{Chain, Index, Row};
 use crate::tree;
 
-/// Prefix of a directory that is being made.
-const NEW: &str = "new-";
 /// Labels that ask for id-mapped layers.
 const ID_MAPPINGS: [&str; 2] = [
     "containerd.io/snapshot/uidmapping",
@@ -65,15 +64,7 @@ impl Store {
     pub(crate) fn open(root: &Path, sync_remove: bool) -> Result<Self> {
         let directories = root.join("snapshots");
         make_dir(&directories, 0o700)?;
-        let names = listing(&directories)?;
-        let made: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        // Those that a crash left half made keep their ids until a cleanup.
-        let half = names.iter().filter_map(|name| name.strip_prefix(NEW));
-        let ids: Vec<u64> = half
-            .filter_map(|id| id.parse().ok())
-            .chain(made.iter().copied())
-            .collect();
-        let index = Arc::new(Index::open(root, &ids)?);
+        let index = Arc::new(Index::open(root, &Directories::list(&directories)?)?);
         Ok(Self {
             directories,
             index,
@@ -241,21 +232,14 @@ impl Store {
         broken
     }
 
-    /// Removes every directory that no row and no reservation names.
+    /// Removes every directory that no row and no reservation names, but those that were set aside.
     ///
     /// # Errors
     /// I/O of the index or of listing; a directory that cannot be removed is logged and left.
     pub(crate) fn cleanup(&self) -> Result<()> {
         // Listed before the ids are taken: what is made in between is not in the list.
-        let found = listing(&self.directories)?;
-        let ids: HashSet<u64> = self.index.ids();
-        let garbage: Vec<_> = found
-            .into_iter()
-            .filter(|name| {
-                let id = name.strip_prefix(NEW).unwrap_or(name).parse();
-                !id.is_ok_and(|id| ids.contains(&id))
-            })
-            .collect();
+        let found = directories::listing(&self.directories)?;
+        let garbage = directories::garbage(found, &self.index.ids());
         if garbage.is_empty() {
             return Ok(());
         }
@@ -272,19 +256,6 @@ impl Store {
             tracing::warn!(%error, path = %path.display(), "failed to remove directory");
         }
     }
-}
-
-fn listing(directory: &Path) -> Result<Vec<String>> {
-    let os = |e| Error::os(format_args!("read {}", directory.display()), e);
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(os)? {
-        let name = entry.map_err(os)?.file_name();
-        match name.into_string() {
-            Ok(name) => names.push(name),
-            Err(name) => tracing::warn!(?name, "foreign entry among the snapshots"),
-        }
-    }
-    Ok(names)
 }
 
 /// Runs blocking work off the reactor. The work ends also when the caller goes away.

@@ -88,3 +88,45 @@ async fn what_a_crash_left_half_made_is_in_nobodys_way() {
     assert!(!half.exists());
     sn.stat(&key("b")).await.unwrap();
 }
+
+async fn layer(sn: &Native, name: &str) {
+    let active = key("building");
+    sn.prepare(&active, None, Labels::new()).await.unwrap();
+    sn.commit(&key(name), &active, Labels::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_that_a_restored_index_has_lost_is_moved_aside_and_never_cleaned_up() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = Native::open(temp.path()).unwrap();
+    for name in ["a", "b", "c"] {
+        layer(&sn, name).await;
+    }
+    sn.remove(&key("b")).await.unwrap();
+    drop(sn);
+    // What a power cut leaves of a log that nobody flushes: all but the groups of c, and b's removal.
+    let log = temp.path().join("metadata.log");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let kept: String = text.split_inclusive('\n').take(4).collect();
+    std::fs::write(&log, kept).unwrap();
+    std::fs::write(temp.path().join("metadata.redb"), "").unwrap();
+    let at = |name: &str| temp.path().join("snapshots").join(name);
+    std::fs::create_dir(at("new-4")).unwrap();
+    for _ in 0..2 {
+        let sn = Native::open(temp.path()).unwrap();
+        sn.cleanup().await.unwrap();
+        assert!(sn.stat(&key("c")).await.unwrap_err().is_not_found());
+        sn.stat(&key("b")).await.unwrap();
+        assert!(at("lost-3").is_dir() && !at("3").exists());
+        assert!(at("1").is_dir() && at("2").is_dir());
+        assert!(!at("new-4").exists(), "what was never made is garbage");
+    }
+    // The highest id is a lost one's.
+    let sn = Native::open(temp.path()).unwrap();
+    layer(&sn, "d").await;
+    assert!(at("4").is_dir());
+    // An index that was not restored has garbage as ever.
+    sn.remove(&key("d")).await.unwrap();
+    sn.cleanup().await.unwrap();
+    assert!(!at("4").exists() && at("lost-3").is_dir());
+}

@@ -1,12 +1,15 @@
 //! How the index is opened: as it is, made, or made anew from its copy and its log.
 //!
-//! Invariant: an index is never empty over directories of snapshots, all of which would be garbage.
+//! Invariant: no directory becomes garbage because the index has lost its row: an index is never empty
+//! over directories of snapshots, and what a restored one does not know is set aside.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Mutex;
 
 use types::{Code, Error, Result, SnapshotKey};
+
+use crate::directories::Directories;
 
 use super::db::{self, Db, Loaded};
 use super::log::Log;
@@ -21,12 +24,13 @@ const COPY: &str = "metadata.copy";
 impl Index {
     /// Opens the index in `root`, or makes it where there is no snapshot. A row whose id is not among
     /// `directories` is dropped when nothing hangs on it (its making or removal was cut off by a power
-    /// failure). An index that is damaged or gone is made anew from its copy and its log.
+    /// failure). An index that is damaged or gone is made anew from its copy and its log, and snapshots
+    /// that it does not know are set aside.
     ///
     /// # Errors
     /// `Unavailable` while another process has it; `DataLoss` when it is damaged, its copy as well;
     /// `FailedPrecondition` when there are snapshots and nothing of an index; I/O.
-    pub(crate) fn open(root: &Path, directories: &[u64]) -> Result<Self> {
+    pub(crate) fn open(root: &Path, directories: &Directories) -> Result<Self> {
         let opened = match Db::open(&root.join(db::FILE)) {
             // Another process has it, or the disk fails: the log is not ours to cut.
             Err(e) if !e.is(Code::DataLoss) && !e.is_not_found() => return Err(e),
@@ -92,7 +96,12 @@ impl Index {
 
 impl State {
     /// The rows of the file, and what the log has beyond them.
-    fn fill(&mut self, rows: Vec<(SnapshotKey, Row)>, groups: Vec<Group>, directories: &[u64]) {
+    fn fill(
+        &mut self,
+        rows: Vec<(SnapshotKey, Row)>,
+        groups: Vec<Group>,
+        directories: &Directories,
+    ) {
         let rows = rows.into_iter().map(|(key, row)| Change {
             key,
             row: Some(row),
@@ -108,7 +117,7 @@ impl State {
             self.next_id = self.next_id.max(next);
         }
         let ids = self.rows.values().map(|row| row.id);
-        let used = ids.chain(directories.iter().copied()).max();
+        let used = ids.chain(directories.highest()).max();
         self.next_id = used.map_or(self.next_id, |id| self.next_id.max(id + 1));
     }
 }
@@ -118,7 +127,7 @@ fn file(
     root: &Path,
     opened: Result<(Db, Loaded)>,
     mirror: Mirror,
-    directories: &[u64],
+    directories: &Directories,
 ) -> Result<(Db, Loaded)> {
     let path = root.join(db::FILE);
     let is_whole = mirror.sequence().is_some();
@@ -133,7 +142,7 @@ fn file(
     };
     let loaded = match mirror.loaded() {
         Some(loaded) => loaded,
-        None if directories.is_empty() => {
+        None if directories.present().is_empty() => {
             // There is nothing that it could have named.
             if !cause.is_not_found() {
                 tracing::warn!("snapshot index is made anew over no snapshots: {cause}");
@@ -154,6 +163,8 @@ fn file(
             return Err(cause.reclass(code).ctx(what));
         }
     };
+    // Before there is a file: the next open would see nothing missing, and the log may have lost its tail.
+    directories.set_aside(&loaded.rows.iter().map(|(_, row)| row.id).collect())?;
     let (db, aside) = Db::make(&path, &loaded)?;
     let kept = aside.map_or_else(String::new, |aside| {
         format!(" (the damaged file is kept as {})", aside.display())
@@ -163,8 +174,8 @@ fn file(
 }
 
 /// Takes away rows without a directory, leaves first; those with children stay and are named.
-fn drop_orphans(state: &mut State, directories: &[u64]) -> Result<()> {
-    let present: std::collections::HashSet<u64> = directories.iter().copied().collect();
+fn drop_orphans(state: &mut State, directories: &Directories) -> Result<()> {
+    let present = directories.present();
     loop {
         let gone: Vec<Change> = state
             .rows

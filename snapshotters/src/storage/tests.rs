@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use types::Code;
 
 use super::*;
+use crate::directories::Directories;
 
 #[derive(Clone, Debug)]
 enum Call {
@@ -49,6 +50,10 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
 
 fn key(n: u8) -> SnapshotKey {
     format!("k{n}").parse().unwrap()
+}
+
+fn open(root: &Path, ids: &[u64]) -> Result<Index> {
+    Index::open(root, &Directories::of(root, ids))
 }
 
 /// Kind, parent, id, label.
@@ -96,7 +101,7 @@ fn ids(model: &Model) -> Vec<u64> {
 
 fn run(calls: Vec<Call>) {
     let temp = tempfile::tempdir().unwrap();
-    let mut index = Arc::new(Index::open(temp.path(), &[]).unwrap());
+    let mut index = Arc::new(open(temp.path(), &[]).unwrap());
     let mut model = Model::new();
     let mut highest = 0;
     for call in calls {
@@ -164,7 +169,7 @@ fn run(calls: Vec<Call>) {
             Call::Flush => index.flush_all().unwrap(),
             Call::Reopen => {
                 drop(index);
-                index = Arc::new(Index::open(temp.path(), &ids(&model)).unwrap());
+                index = Arc::new(open(temp.path(), &ids(&model)).unwrap());
             }
         }
         check(&index, &model);
@@ -183,7 +188,7 @@ proptest! {
 #[test]
 fn waiting_callers_share_one_durable_write() {
     let temp = tempfile::tempdir().unwrap();
-    let index = Arc::new(Index::open(temp.path(), &[]).unwrap());
+    let index = Arc::new(open(temp.path(), &[]).unwrap());
     std::thread::scope(|scope| {
         for n in 0..8_u8 {
             let index = &index;
@@ -207,20 +212,20 @@ fn the_file_is_complete_or_not_there() {
     let file = temp.path().join(db::FILE);
     // What a process leaves that is killed while it makes the file.
     std::fs::write(file.with_extension("new"), "half").unwrap();
-    drop(Index::open(temp.path(), &[]).unwrap());
+    drop(open(temp.path(), &[]).unwrap());
     assert!(!file.with_extension("new").exists());
     // What nobody of ours leaves: cut to nothing, it is damage and no new beginning.
     std::fs::write(&file, "").unwrap();
-    let refused = Index::open(temp.path(), &[1]).unwrap_err();
+    let refused = open(temp.path(), &[1]).unwrap_err();
     assert!(refused.to_string().contains("snapshot index"), "{refused}");
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 0);
     // But there is nothing to lose where no snapshot is.
-    drop(Index::open(temp.path(), &[]).unwrap());
+    drop(open(temp.path(), &[]).unwrap());
 }
 
 /// An index with ten committed snapshots, the last of them only in the log.
 fn ten(root: &Path) -> Vec<(u64, SnapshotInfo)> {
-    let index = Arc::new(Index::open(root, &[]).unwrap());
+    let index = Arc::new(open(root, &[]).unwrap());
     for n in 0..9 {
         let made = index.reserve(SnapshotKind::Active, &key(n), None, Labels::new());
         made.unwrap().keep().unwrap();
@@ -246,7 +251,7 @@ fn a_damaged_index_is_made_anew_from_its_log_or_copy() {
         let temp = tempfile::tempdir().unwrap();
         let all = ten(temp.path());
         if is_copied {
-            let index = Index::open(temp.path(), &ids).unwrap();
+            let index = open(temp.path(), &ids).unwrap();
             index.flush_all().unwrap();
             let image = index.state().image();
             index.mirror(&image);
@@ -262,7 +267,7 @@ fn a_damaged_index_is_made_anew_from_its_log_or_copy() {
                 Some(bytes) => std::fs::write(&file, bytes).unwrap(),
                 None => std::fs::remove_file(&file).unwrap(),
             }
-            let index = Index::open(temp.path(), &ids).unwrap();
+            let index = open(temp.path(), &ids).unwrap();
             let found = index.list(&Filter::default());
             assert_eq!(found.len(), left);
             assert!(found.iter().all(|snapshot| all.contains(snapshot)));
@@ -282,20 +287,16 @@ fn a_mirror_with_a_gap_is_not_taken_and_made_anew_while_the_index_is_whole() {
     std::fs::write(&log, without_first).unwrap();
     let whole = std::fs::read(&file).unwrap();
     std::fs::write(&file, "").unwrap();
-    let refused = Index::open(temp.path(), &ids).unwrap_err();
+    let refused = open(temp.path(), &ids).unwrap_err();
     assert_eq!(refused.code(), Code::DataLoss, "{refused}");
     std::fs::write(&file, whole).unwrap();
     assert_eq!(
-        Index::open(temp.path(), &ids)
-            .unwrap()
-            .list(&Filter::default()),
+        open(temp.path(), &ids).unwrap().list(&Filter::default()),
         all
     );
     std::fs::write(&file, "").unwrap();
     assert_eq!(
-        Index::open(temp.path(), &ids)
-            .unwrap()
-            .list(&Filter::default()),
+        open(temp.path(), &ids).unwrap().list(&Filter::default()),
         all
     );
 }

@@ -7,10 +7,11 @@ use std::time::Instant;
 use types::{Filter, Labels, SnapshotInfo, SnapshotKind, Usage};
 
 use super::*;
+use crate::directories::Directories;
 use crate::storage::{Index, db, flush};
 
 fn open(root: &Path, ids: &[u64]) -> Arc<Index> {
-    Arc::new(Index::open(root, ids).unwrap())
+    Arc::new(Index::open(root, &Directories::of(root, ids)).unwrap())
 }
 
 /// One committed snapshot more.

@@ -1,0 +1,116 @@
+//! The directories of snapshots: what their names say.
+//!
+//! ```text
+//!   <id>        a snapshot
+//!   new-<id>    one that is being made, or was when the machine went down
+//!   lost-<id>   one whose row a restored index does not have
+//! ```
+//! Invariant: what is lost keeps its id and is deleted by nobody but an administrator.
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use types::{Error, Result};
+
+/// Prefix of a directory that is being made.
+pub(crate) const NEW: &str = "new-";
+/// Prefix of a directory without a row that is no garbage.
+const LOST: &str = "lost-";
+
+/// The directories at one moment, by id.
+#[derive(Debug, Default)]
+pub(crate) struct Directories {
+    path: PathBuf,
+    made: Vec<u64>,
+    half: Vec<u64>,
+    lost: Vec<u64>,
+}
+
+impl Directories {
+    /// Those in `path`.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(crate) fn list(path: &Path) -> Result<Self> {
+        let names = listing(path)?;
+        let with = |prefix| -> Vec<u64> {
+            let ids = names.iter().filter_map(|name| name.strip_prefix(prefix));
+            ids.filter_map(|id| id.parse().ok()).collect()
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            made: with(""),
+            half: with(NEW),
+            lost: with(LOST),
+        })
+    }
+
+    /// Ids of snapshots, whole and half made.
+    pub(crate) fn present(&self) -> HashSet<u64> {
+        self.made.iter().chain(&self.half).copied().collect()
+    }
+
+    /// The highest id that anything bears.
+    pub(crate) fn highest(&self) -> Option<u64> {
+        let all = self.made.iter().chain(&self.half).chain(&self.lost);
+        all.copied().max()
+    }
+
+    /// Moves snapshots that are not in `known` out of the way of a cleanup, durably.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(crate) fn set_aside(&self, known: &HashSet<u64>) -> Result<()> {
+        for id in self.made.iter().filter(|id| !known.contains(id)) {
+            let from = self.path.join(id.to_string());
+            let to = self.path.join(format!("{LOST}{id}"));
+            match std::fs::rename(&from, &to) {
+                Ok(()) => tracing::warn!(
+                    kept = %to.display(),
+                    "the restored index has no snapshot for this directory: moved aside"
+                ),
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::os(format_args!("rename {}", from.display()), e)),
+            }
+        }
+        // Always: an open that was cut off may have moved them.
+        sys::fs::fsync_dir(&self.path)
+    }
+
+    /// Snapshots of these ids in `path`, made or not.
+    #[cfg(test)]
+    pub(crate) fn of(path: &Path, ids: &[u64]) -> Self {
+        Self {
+            path: path.to_owned(),
+            made: ids.to_vec(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Those of `names` that neither `ids` has nor an administrator has to look at.
+pub(crate) fn garbage(names: Vec<String>, ids: &HashSet<u64>) -> Vec<String> {
+    let is_garbage = |name: &String| {
+        let id = name.strip_prefix(NEW).unwrap_or(name).parse();
+        !name.starts_with(LOST) && !id.is_ok_and(|id| ids.contains(&id))
+    };
+    names.into_iter().filter(is_garbage).collect()
+}
+
+/// Names of everything in `directory`.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn listing(directory: &Path) -> Result<Vec<String>> {
+    let os = |e| Error::os(format_args!("read {}", directory.display()), e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(os)? {
+        let name = entry.map_err(os)?.file_name();
+        match name.into_string() {
+            Ok(name) => names.push(name),
+            Err(name) => tracing::warn!(?name, "foreign entry among the snapshots"),
+        }
+    }
+    Ok(names)
+}
