@@ -182,16 +182,15 @@ impl Exchange {
     pub fn resume(&self, filter: Filter, after: Position) -> Result<Subscription, Gap> {
         let mut state = self.lock();
         let is_ours = after.run == self.run && after.sequence <= state.ring.last();
-        let replay = match state.ring.after(after.sequence) {
-            Some(replay) if is_ours => replay,
-            _ => {
-                let gone = state.ring.gone();
-                return Err(Gap {
-                    after,
-                    missed: is_ours.then(|| gone - after.sequence),
-                    from: self.position(gone),
-                });
-            }
+        // The numbers of another run, or of nobody, mean nothing to the ring.
+        let replay = is_ours.then(|| state.ring.after(after.sequence)).flatten();
+        let Some(replay) = replay else {
+            let gone = state.ring.gone();
+            return Err(Gap {
+                after,
+                missed: is_ours.then(|| gone.saturating_sub(after.sequence)),
+                from: self.position(gone),
+            });
         };
         let (told, missed) = (Some(after.sequence), filter.clone());
         let mut subscription = self.add(&mut state, filter, after, told);

@@ -60,11 +60,14 @@ impl Ring {
         }
     }
 
-    /// All after `number`, with their own numbers; `None` when some of them are gone.
+    /// All after `number`, with their own numbers; `None` when some of them are gone, or when there
+    /// never was that number.
     pub(crate) fn after(&self, number: u64) -> Option<Vec<(u64, Arc<Envelope>)>> {
-        let gone = self.gone();
-        let skipped = usize::try_from(number.checked_sub(gone)?).ok()?;
-        let numbered = (number + 1..).zip(self.held.iter().skip(skipped));
+        if number > self.last {
+            return None;
+        }
+        let skipped = usize::try_from(number.checked_sub(self.gone())?).ok()?;
+        let numbered = (number.checked_add(1)?..).zip(self.held.iter().skip(skipped));
         Some(numbered.map(|(n, e)| (n, Arc::clone(e))).collect())
     }
 }

@@ -232,7 +232,11 @@ async fn a_position_of_another_run_is_not_taken_for_one_of_ours() {
         sequence: 9,
         ..exchange.follow(Filter::default()).start()
     };
-    for foreign in [theirs, beyond] {
+    let last = |position| Position {
+        sequence: u64::MAX,
+        ..position
+    };
+    for foreign in [theirs, beyond, last(theirs), last(beyond)] {
         let gap = exchange.resume(Filter::default(), foreign).unwrap_err();
         assert_eq!((gap.after, gap.missed), (foreign, None));
         let mut all = exchange.resume(Filter::default(), gap.from).unwrap();
