@@ -8,9 +8,12 @@
 //!                                   `--OutOfRange: Gap--> resume from the oldest that is held
 //! ```
 
+use std::fmt;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tonic::Status;
 use types::{Code, Error, Filter, Result};
 
 use super::events::{Envelope, Events, Subscription, position};
@@ -34,6 +37,20 @@ pub struct Follow {
     filter: Filter,
     patience: Duration,
     state: State,
+    /// The attempt under way. It outlives the call that began it: a daemon may count a subscriber
+    /// long before it answers, and what it has queued since must not go with a cancelled call.
+    opening: Option<Opening>,
+}
+
+/// An attempt to subscribe.
+struct Opening(Pin<Box<dyn Future<Output = Opened> + Send>>);
+
+type Opened = std::result::Result<Subscription, Status>;
+
+impl fmt::Debug for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opening")
+    }
 }
 
 #[derive(Debug)]
@@ -56,12 +73,14 @@ impl Events {
             filter,
             patience,
             state: State::New,
+            opening: None,
         }
     }
 }
 
 impl Follow {
-    /// The next event, or that some may be missed. Cancel safe.
+    /// The next event, or that some may be missed. Cancel safe: an attempt to subscribe that is
+    /// under way goes on with the next call.
     ///
     /// # Errors
     /// Of the first subscription; later of the last attempt when the daemon did not come back in
@@ -70,7 +89,8 @@ impl Follow {
         loop {
             match &mut self.state {
                 State::New => {
-                    let made = self.events.subscribe(&self.filter).await?;
+                    let made = self.opened("").await;
+                    let made = made.map_err(|s| grpc::status::to_error(&s))?;
                     self.state = State::Live(Box::new(made));
                 }
                 State::Live(subscription) => {
@@ -99,7 +119,7 @@ impl Follow {
         };
         let (since, after) = (*since, after.clone());
         let asked = after.as_deref().unwrap_or_default();
-        match self.events.open(&self.filter, asked).await {
+        match self.opened(asked).await {
             Ok(subscription) => {
                 let is_whole = after.is_some() && subscription.position().is_some();
                 self.state = State::Live(Box::new(subscription));
@@ -116,10 +136,31 @@ impl Follow {
                 if is_final(error.code()) || since.elapsed() > self.patience {
                     return Err(error);
                 }
-                tokio::time::sleep(PAUSE).await;
+                self.opening = Some(self.open(asked, PAUSE));
                 Ok(None)
             }
         }
+    }
+
+    /// The end of the attempt under way, or of a new one.
+    async fn opened(&mut self, after: &str) -> Opened {
+        let opening = match self.opening.take() {
+            Some(opening) => opening,
+            None => self.open(after, Duration::ZERO),
+        };
+        let opening = self.opening.insert(opening);
+        let opened = opening.0.as_mut().await;
+        self.opening = None;
+        opened
+    }
+
+    /// An attempt to subscribe, after a pause.
+    fn open(&self, after: &str, pause: Duration) -> Opening {
+        let (events, filter, after) = (self.events.clone(), self.filter.clone(), after.to_owned());
+        Opening(Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            events.open(&filter, &after).await
+        }))
     }
 }
 

@@ -12,6 +12,7 @@ use protos::types::Envelope;
 use protos::well_known::Empty;
 use protos::wire::Wire as _;
 use tokio::net::UnixListener;
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 use types::{Code, Filter};
 
@@ -24,6 +25,15 @@ type Message = Result<Envelope, Status>;
 enum Answer {
     Stream(Option<&'static str>, Vec<Message>),
     Refusal(Status),
+    /// The answer of a daemon that sends no head before the first event, which comes when told.
+    Late(Late),
+}
+
+/// What a late answer tells and waits for.
+struct Late {
+    asked: oneshot::Sender<()>,
+    happens: oneshot::Receiver<()>,
+    messages: Vec<Message>,
 }
 
 /// Gives its answers in their order, and is away after them.
@@ -50,8 +60,13 @@ impl Service for Fake {
         request: Request<wire::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         self.asked.lock().unwrap().push(request.into_inner().after);
-        let mut answers = self.answers.lock().unwrap();
-        match answers.pop_front() {
+        let answer = self.answers.lock().unwrap().pop_front();
+        match answer {
+            Some(Answer::Late(late)) => {
+                late.asked.send(()).unwrap();
+                late.happens.await.unwrap();
+                Ok(Response::new(Box::pin(stream::iter(late.messages))))
+            }
             None => Err(Status::unavailable("nothing more to say")),
             Some(Answer::Refusal(status)) => Err(status),
             Some(Answer::Stream(start, messages)) => {
@@ -190,4 +205,48 @@ async fn who_is_refused_for_good_does_not_ask_again() {
     let error = follow.next().await.unwrap_err();
     assert!(error.is(Code::InvalidArgument), "{error}");
     assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+/// A late answer with one event; also what tells that it was asked for, and what makes it happen.
+fn late(topic: &str) -> (Answer, oneshot::Receiver<()>, oneshot::Sender<()>) {
+    let (tell, asked) = oneshot::channel();
+    let (happen, happens) = oneshot::channel();
+    let late = Late {
+        asked: tell,
+        happens,
+        messages: vec![event(topic, "")],
+    };
+    (Answer::Late(late), asked, happen)
+}
+
+/// Calls `next` and gives it up as soon as the daemon was asked.
+async fn give_up(follow: &mut Follow, asked: oneshot::Receiver<()>) {
+    tokio::select! {
+        heard = follow.next() => panic!("nothing has happened yet: {heard:?}"),
+        asked = asked => asked.unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn who_gives_up_a_first_call_and_comes_back_misses_nothing() {
+    let (answer, was_asked, happen) = late("/a");
+    let (mut follow, asked, _dir) = follow(vec![answer], LONG).await;
+    give_up(&mut follow, was_asked).await;
+    happen.send(()).unwrap();
+    assert_eq!(next(&mut follow).await, "/a");
+    assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn who_gives_up_a_call_between_streams_and_comes_back_is_still_subscribed() {
+    let (answer, was_asked, happen) = late("/b");
+    let first = Answer::Stream(None, vec![event("/a", "")]);
+    let (mut follow, asked, _dir) = follow(vec![first, answer], LONG).await;
+    assert_eq!(next(&mut follow).await, "/a");
+    give_up(&mut follow, was_asked).await;
+    happen.send(()).unwrap();
+    for want in ["gap", "/b"] {
+        assert_eq!(next(&mut follow).await, want);
+    }
+    assert_eq!(asked.lock().unwrap().len(), 2);
 }
