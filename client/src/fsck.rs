@@ -10,6 +10,11 @@ pub const PLUGIN: (&str, &str) = ("io.containerd.internal.v1", "fsck");
 const OPTIONS_URL: &str = "containerd.fsck.v1.Options";
 const REPORT_URL: &str = "containerd.fsck.v1.Report";
 
+/// Findings in one answer: more than anybody reads.
+const FINDINGS: usize = 10_000;
+/// Bytes of them as they travel: objects have names of any length, and a message ends at 16 MiB.
+const FINDINGS_SIZE: usize = 12 << 20;
+
 /// Options as they travel. A point in time does not: it is the daemon's own affair.
 #[must_use]
 pub fn options_to_any(opts: &CheckOpts) -> Any {
@@ -40,20 +45,11 @@ pub fn options_from_any(any: &Any) -> Result<CheckOpts> {
     Ok(opts)
 }
 
-/// A report as it travels.
+/// A report as it travels: what is too much for one message is a last finding that counts the rest.
 #[must_use]
 pub fn report_to_any(report: &Report) -> Any {
-    let finding = |finding: &Finding| {
-        json!({
-            "fault": finding.fault.to_string(),
-            "object": finding.object,
-            "text": finding.text,
-            "repair": finding.repair.to_string(),
-        })
-    };
-    let findings: Vec<Value> = report.findings.iter().map(finding).collect();
     let value = json!({
-        "findings": findings,
+        "findings": findings_to_json(&report.findings),
         "blobs": report.blobs,
         "bytes": report.bytes,
         "ingests": report.ingests,
@@ -80,6 +76,43 @@ pub fn report_from_any(any: &Any) -> Result<Report> {
         snapshots: count("snapshots")?,
         images: count("images")?,
         containers: count("containers")?,
+    })
+}
+
+fn findings_to_json(findings: &[Finding]) -> Vec<Value> {
+    let mut size = 0;
+    let fits = |value: &Value| {
+        size += value.to_string().len();
+        size <= FINDINGS_SIZE
+    };
+    let first = findings.iter().take(FINDINGS);
+    let mut all: Vec<_> = first.map(finding_to_json).take_while(fits).collect();
+    all.extend(rest(&findings[all.len()..]).as_ref().map(finding_to_json));
+    all
+}
+
+fn finding_to_json(finding: &Finding) -> Value {
+    json!({
+        "fault": finding.fault.to_string(),
+        "object": finding.object,
+        "text": finding.text,
+        "repair": finding.repair.to_string(),
+    })
+}
+
+/// One finding that stands for these, if there are any.
+fn rest(findings: &[Finding]) -> Option<Finding> {
+    // The sum of a report with something left must not say that all was repaired.
+    let is_left = |finding: &&Finding| finding.repair != Repair::Done;
+    let worst = findings.iter().find(is_left).or(findings.first())?;
+    Some(Finding {
+        fault: worst.fault,
+        object: "others".into(),
+        text: format!(
+            "and {} more; a check of the stopped daemon names all",
+            findings.len()
+        ),
+        repair: worst.repair,
     })
 }
 
@@ -143,6 +176,43 @@ mod tests {
             report.note(fault, "content \"x\"".into(), "a\nb", repair);
         }
         assert_eq!(report_from_any(&report_to_any(&report)).unwrap(), report);
+    }
+
+    fn faulty(count: usize, text: &str) -> Report {
+        let mut report = Report::default();
+        for n in 0..count {
+            report.note(Fault::Orphan, format!("x {n}"), text, Repair::Done);
+        }
+        report
+    }
+
+    #[test]
+    fn findings_beyond_the_limit_are_counted_and_what_is_left_stays_left() {
+        let at_limit = faulty(FINDINGS, "");
+        let back = report_from_any(&report_to_any(&at_limit)).unwrap();
+        assert_eq!(back, at_limit);
+        let mut beyond = faulty(FINDINGS + 7, "");
+        beyond.findings[FINDINGS + 5].repair = Repair::Possible;
+        let back = report_from_any(&report_to_any(&beyond)).unwrap();
+        assert_eq!(back.findings[..FINDINGS], beyond.findings[..FINDINGS]);
+        let [last] = &back.findings[FINDINGS..] else {
+            panic!("one line stands for the rest");
+        };
+        assert!(last.text.contains("and 7 more"), "{last}");
+        assert!(back.is_faulty());
+    }
+
+    #[test]
+    fn a_report_of_long_findings_fits_one_message() {
+        for text in ["x".repeat(4096), "\0".repeat(4096)] {
+            let report = faulty(FINDINGS, &text);
+            let any = report_to_any(&report);
+            assert!(any.value.len() < grpc::MAX_MESSAGE, "{}", any.value.len());
+            let back = report_from_any(&any).unwrap();
+            let more = report.findings.len() - back.findings.len() + 1;
+            let last = back.findings.last().unwrap();
+            assert!(last.text.contains(&format!("and {more} more")), "{last}");
+        }
     }
 
     #[test]

@@ -5,8 +5,10 @@
 //! is that daemon.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use metadata::Metadata;
+use tokio::sync::Mutex;
 use types::{CheckOpts, Code, Error, Fault, Repair, Report, Result, Scope};
 
 use crate::config::Config;
@@ -21,12 +23,14 @@ pub(crate) const CORRECTED: u8 = 1;
 pub(crate) const LEFT: u8 = 4;
 pub(crate) const FAILED: u8 = 8;
 
-/// Checks what a daemon keeps.
+/// Checks what a daemon keeps: one check at a time, for all clones. Each reads every byte that there
+/// is, and two that repair would meet.
 #[derive(Clone, Debug)]
 pub(crate) struct Checker {
     metadata: Metadata,
     root: PathBuf,
     state: PathBuf,
+    turn: Arc<Mutex<()>>,
 }
 
 impl Checker {
@@ -35,14 +39,16 @@ impl Checker {
             metadata: metadata.clone(),
             root: config.root.clone(),
             state: config.state.clone(),
+            turn: Arc::default(),
         }
     }
 
-    /// Checks records, content, snapshots and bundles.
+    /// Checks records, content, snapshots and bundles, after the check that is under way.
     ///
     /// # Errors
     /// What kept it from checking.
     pub(crate) async fn check(&self, opts: CheckOpts) -> Result<Report> {
+        let _turn = self.turn.lock().await;
         let mut report = self.metadata.check(opts).await;
         self.bundles(&mut report).await?;
         Ok(report)
@@ -141,3 +147,6 @@ fn code(report: &Report) -> u8 {
         CORRECTED
     }
 }
+
+#[cfg(test)]
+mod tests;
