@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use metadata::Metadata;
+use runtime_v2::Survey;
 use tokio::sync::Mutex;
 use types::{CheckOpts, Code, Error, Fault, Repair, Report, Result, Scope};
 
@@ -31,6 +32,8 @@ pub(crate) struct Checker {
     root: PathBuf,
     state: PathBuf,
     turn: Arc<Mutex<()>>,
+    /// Nobody makes tasks meanwhile.
+    is_stopped: bool,
 }
 
 impl Checker {
@@ -40,6 +43,7 @@ impl Checker {
             root: config.root.clone(),
             state: config.state.clone(),
             turn: Arc::default(),
+            is_stopped: false,
         }
     }
 
@@ -49,27 +53,100 @@ impl Checker {
     /// What kept it from checking.
     pub(crate) async fn check(&self, opts: CheckOpts) -> Result<Report> {
         let _turn = self.turn.lock().await;
+        // What a daemon at work is making or removing looks broken for a moment: what was there before
+        // the long part of the check and is there after it is not that.
+        let before = self.survey().await;
         let mut report = self.metadata.check(opts).await;
-        self.bundles(&mut report).await?;
+        match self.survey().await {
+            Ok(mut survey) => {
+                if let Ok(before) = &before {
+                    survey.retain_old(before);
+                }
+                self.tasks(&survey, &mut report).await;
+                self.leftovers(&survey, opts, &mut report).await;
+            }
+            Err(error) => report.note(
+                Fault::Damaged,
+                format!("directories of tasks under {}", self.state.display()),
+                format!("they cannot be listed: {error}"),
+                Repair::Impossible,
+            ),
+        }
         Ok(report)
     }
 
+    async fn survey(&self) -> Result<Survey> {
+        let (state, root) = (self.state.clone(), self.root.clone());
+        blocking(move || runtime_v2::survey(&state, &root)).await
+    }
+
     /// A task lives in its container: without its record nobody can name it but by its own id.
-    async fn bundles(&self, report: &mut Report) -> Result<()> {
-        for task in runtime_v2::found(&self.state, &self.root)? {
-            let scope = Scope::new(task.namespace.clone());
-            match self.metadata.containers(&scope).get(&task.id).await {
-                Err(error) if error.is_not_found() => report.note(
-                    Fault::Orphan,
-                    format!("task {}/{}", task.namespace, task.id),
-                    "its container has no record; delete the task",
-                    Repair::Impossible,
-                ),
-                found => drop(found?),
+    async fn tasks(&self, survey: &Survey, report: &mut Report) {
+        for (namespace, id) in &survey.tasks {
+            let scope = Scope::new(namespace.clone());
+            let record = self.metadata.containers(&scope).get(id).await;
+            if let Some((fault, text)) = judge(record.map(drop)) {
+                let object = format!("task {namespace}/{id}");
+                report.note(fault, object, text, Repair::Impossible);
             }
         }
-        Ok(())
+        // One at work takes away what a cut-off creation has left, a while after its start.
+        let unreadable = survey.unreadable.iter().filter(|_| self.is_stopped);
+        for (namespace, id, error) in unreadable {
+            report.note(
+                Fault::Damaged,
+                format!("task {namespace}/{id}"),
+                format!("its bundle does not tell what it is: {error}; delete the task"),
+                Repair::Impossible,
+            );
+        }
     }
+
+    /// Of a stopped daemon: one at work sweeps them itself, a while after its start.
+    async fn leftovers(&self, survey: &Survey, opts: CheckOpts, report: &mut Report) {
+        const TEXT: &str = "an earlier task has left it";
+        if !self.is_stopped {
+            return;
+        }
+        let (state, root) = (self.state.clone(), self.root.clone());
+        let is_swept = opts.repair && !survey.leftovers.is_empty();
+        let swept = if is_swept {
+            blocking(move || runtime_v2::sweep(&state, &root)).await
+        } else {
+            Ok(())
+        };
+        for path in &survey.leftovers {
+            let (text, repair) = match &swept {
+                _ if is_swept && path.symlink_metadata().is_err() => (TEXT.into(), Repair::Done),
+                Err(error) => (format!("{TEXT}, and it stays: {error}"), Repair::Impossible),
+                Ok(()) => (TEXT.into(), Repair::Possible),
+            };
+            let object = format!("directory {}", path.display());
+            report.note(Fault::Orphan, object, text, repair);
+        }
+    }
+}
+
+/// What is wrong with a task, by the record of its container.
+fn judge(record: Result<()>) -> Option<(Fault, String)> {
+    match record {
+        Ok(()) => None,
+        Err(error) if error.is_not_found() => Some((
+            Fault::Orphan,
+            "its container has no record; delete the task".into(),
+        )),
+        Err(error) => Some((
+            Fault::Dangling,
+            format!("the record of its container cannot be read: {error}"),
+        )),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(Error::internal)?
 }
 
 /// Checks the files of a daemon that does not run, and prints what it finds.
@@ -105,7 +182,10 @@ pub(crate) fn run(
         .map_err(|e| Error::os("start runtime", e))?;
     let mut report = runtime.block_on(async {
         let store = Store::open(Ground::open(config)?, config).await?;
-        let checker = Checker::new(&store.metadata, config);
+        let checker = Checker {
+            is_stopped: true,
+            ..Checker::new(&store.metadata, config)
+        };
         checker.check(opts).await
     })?;
     mounts(config, opts, &mut report)?;

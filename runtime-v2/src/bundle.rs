@@ -136,25 +136,46 @@ impl Bundles {
         Ok(all)
     }
 
-    /// Removes what interrupted removals left (`.id`, and checkpoints that have served) and work
-    /// directories without a bundle.
+    /// Removes the leftovers.
     ///
     /// # Errors
     /// All failures, after everything was tried.
     pub(crate) fn sweep(&self) -> Result<()> {
+        self.each_leftover(|path| remove_tree(&path))
+    }
+
+    /// What interrupted removals left (`.id`, and checkpoints that have served) and work directories
+    /// without a bundle.
+    ///
+    /// # Errors
+    /// All failures of listing.
+    pub(crate) fn leftovers(&self) -> Result<Vec<PathBuf>> {
+        let mut all = Vec::new();
+        self.each_leftover(|path| {
+            all.push(path);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Each is visited as soon as it is seen: beside a daemon at work its name may get a bundle soon.
+    fn each_leftover(&self, mut visit: impl FnMut(PathBuf) -> Result<()>) -> Result<()> {
         let mut errors = Errors::default();
         for top in [&self.state, &self.root] {
             for namespace in errors.note(names(top)).unwrap_or_default() {
                 let dir = top.join(&namespace);
                 for name in errors.note(names(&dir)).unwrap_or_default() {
+                    let path = dir.join(&name);
                     let orphan =
                         top == &self.root && !self.state.join(&namespace).join(&name).exists();
                     let left = if name.starts_with('.') || orphan {
-                        dir.join(&name)
+                        path
                     } else {
-                        dir.join(&name).join(GONE)
+                        path.join(GONE)
                     };
-                    errors.note(remove_tree(&left));
+                    if left.symlink_metadata().is_ok() {
+                        errors.note(visit(left));
+                    }
                 }
             }
         }

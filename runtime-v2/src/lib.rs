@@ -35,7 +35,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use types::{Any, ContainerId, ExecId, Exit, Mount, Namespace, Result, Scope};
 
-pub use found::{Found, found};
+pub use found::{Found, Survey, found, survey, sweep};
 pub use tasks::{Config, Publisher, RuntimeOf, Tasks};
 
 /// Standard streams of a process: paths or URIs, empty for none.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::time::timeout;
-use types::{CheckOpts, Report};
+use types::{BUNDLES_DIR, CheckOpts, Error, Fault, Repair, Report};
 
-use super::Checker;
+use super::{Checker, judge};
 use crate::config::Config;
 use crate::ground::Ground;
 use crate::store::Store;
@@ -41,4 +41,83 @@ async fn a_second_check_waits_for_its_turn() {
     tokio::time::resume();
     drop(turn);
     assert!(check(&second).await.is_clean());
+}
+
+/// The findings as lines, without the directory of the test.
+fn lines(report: &Report, dir: &TempDir) -> Vec<String> {
+    let dir = format!("{}/", dir.path().display());
+    let findings = report.findings.iter();
+    let mut lines: Vec<_> = findings
+        .map(|finding| finding.to_string().replace(&dir, ""))
+        .collect();
+    lines.sort();
+    lines
+}
+
+#[tokio::test]
+async fn a_bundle_that_tells_nothing_is_told_of() {
+    let (dir, online) = setup().await;
+    let checker = Checker {
+        is_stopped: true,
+        ..online
+    };
+    let bundle = dir.path().join("state").join(BUNDLES_DIR).join("n/c");
+    std::fs::create_dir_all(&bundle).unwrap();
+    let report = check(&checker).await;
+    let faults: Vec<_> = report.findings.iter().map(|f| f.fault).collect();
+    assert_eq!(faults, [Fault::Orphan, Fault::Damaged]);
+    let lines = lines(&report, &dir);
+    assert!(
+        lines[0].starts_with("damaged task n/c: its bundle does not tell"),
+        "{lines:?}"
+    );
+    std::fs::write(bundle.join("config.json"), "{}").unwrap();
+    assert_eq!(check(&checker).await.findings.len(), 1);
+}
+
+#[tokio::test]
+async fn what_tasks_have_left_is_removed_only_from_a_stopped_daemon() {
+    let (dir, online) = setup().await;
+    let stopped = Checker {
+        is_stopped: true,
+        ..online.clone()
+    };
+    let half = dir.path().join("state").join(BUNDLES_DIR).join("n/.half");
+    let alone = dir.path().join("root").join(BUNDLES_DIR).join("n/alone");
+    for path in [&half, &alone] {
+        std::fs::create_dir_all(path.join("rest")).unwrap();
+    }
+    let repair = CheckOpts {
+        repair: true,
+        ..CheckOpts::default()
+    };
+    for (checker, opts, repair) in [
+        (&stopped, CheckOpts::default(), Repair::Possible),
+        (&stopped, repair, Repair::Done),
+    ] {
+        let report = checker.check(opts).await.unwrap();
+        let lines = lines(&report, &dir);
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        for (line, place) in lines.iter().zip(["root", "state"]) {
+            let start = format!("orphan directory {place}/{BUNDLES_DIR}/n/");
+            let end = format!("[{repair}]");
+            assert!(line.starts_with(&start) && line.ends_with(&end), "{line}");
+        }
+        assert_eq!(half.exists() && alone.exists(), repair != Repair::Done);
+    }
+    std::fs::create_dir_all(&half).unwrap();
+    assert!(online.check(repair).await.unwrap().is_clean());
+    assert!(half.exists(), "one at work sweeps by itself");
+    std::fs::remove_dir(&half).unwrap();
+    assert!(check(&stopped).await.is_clean());
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_a_finding_and_no_end() {
+    assert_eq!(judge(Ok(())), None);
+    let (fault, _) = judge(Err(Error::not_found("container"))).unwrap();
+    assert_eq!(fault, Fault::Orphan);
+    let (fault, text) = judge(Err(Error::data_loss("a torn row"))).unwrap();
+    assert_eq!(fault, Fault::Dangling);
+    assert!(text.contains("a torn row"), "{text}");
 }
