@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::oneshot;
-use tonic::transport::Server;
-use types::{Context as _, Error, Result};
+use types::{Error, Result};
 
 use crate::config::Config;
 use crate::engine::Engine;
@@ -32,12 +31,6 @@ const BLOCKING_THREADS: usize = 64;
 const BLOCKING_KEEP: Duration = Duration::from_secs(5);
 /// How long calls in flight may go on after the signal. Waiting calls never end by themselves.
 const GRACE: Duration = Duration::from_secs(1);
-/// Flow control windows: content comes in messages of 1 MiB.
-const STREAM_WINDOW: u32 = 2 << 20;
-const CONNECTION_WINDOW: u32 = 8 << 20;
-/// Calls that a client may give up in one moment without being taken for an attacker.
-const MANY_RESETS: usize = 16 << 10;
-
 /// Serves until a signal says stop.
 ///
 /// # Errors
@@ -73,17 +66,6 @@ fn tune(config: &Config) {
     }
 }
 
-/// A server for clients of ours: trusted, and patient.
-pub(crate) fn server() -> Server {
-    Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        // Every container that is waited for holds a stream: as in Go, no limit. Cancelling them
-        // all at once is no attack.
-        .max_concurrent_streams(u32::MAX)
-        .http2_max_pending_accept_reset_streams(Some(MANY_RESETS))
-}
-
 async fn serve(config: &Config) -> Result<()> {
     let mut signals = Signals::take()?;
     let (grpc, ttrpc) = (&config.grpc, &config.ttrpc);
@@ -99,13 +81,10 @@ async fn serve(config: &Config) -> Result<()> {
     running.watch(engine.store.metadata.clone());
 
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = server().add_routes(routes).serve_with_incoming_shutdown(
-        socket.incoming(|_| true),
-        async {
-            // Either way it is time to stop.
-            let _signalled = stopped.await;
-        },
-    );
+    let server = grpc::connections::serve(routes, socket.incoming(|_| true), async {
+        // Either way it is time to stop.
+        let _signalled = stopped.await;
+    });
     tokio::pin!(server);
     tracing::info!(
         address = grpc.address,
@@ -113,20 +92,16 @@ async fn serve(config: &Config) -> Result<()> {
         "serving"
     );
     notify::notify(notify::READY);
-    let failed = |e: tonic::transport::Error| Error::internal("serve").with_source(e);
     tokio::select! {
-        done = &mut server => return done.map_err(failed),
+        () = &mut server => return Err(Error::internal("the socket is gone")),
         signal = signals.end() => tracing::info!(signal, "stopping"),
     }
     notify::notify(notify::STOPPING);
     drop(stop);
     let stopped = tokio::time::timeout(GRACE, server).await;
     running.end();
-    match stopped {
-        Ok(done) => done.map_err(failed).ctx("stop"),
-        Err(_) => {
-            tracing::info!("calls still in flight were cut off");
-            Ok(())
-        }
+    if stopped.is_err() {
+        tracing::info!("calls still in flight were cut off");
     }
+    Ok(())
 }

@@ -110,17 +110,13 @@ impl Containers {
     ///
     /// # Errors
     /// I/O.
-    pub fn visit(
-        &self,
-        filter: &Filter,
-        see: &mut dyn FnMut(&ContainerRef<'_>) -> Result<()>,
-    ) -> Result<()> {
+    pub fn visit(&self, filter: &Filter, see: &mut dyn FnMut(&ContainerRef<'_>)) -> Result<()> {
         let snapshot = self.metadata.0.db.kv.read()?;
         let prefix = all(Bucket::Container, &self.namespace);
         snapshot.scan(&prefix, &mut |rest, record| {
             let [id] = names(rest)?;
             if filter.is_empty() || filter.matches(&get_container(id, record)?) {
-                see(&view_container(id, record)?)?;
+                see(&view_container(id, record)?);
             }
             Ok(Flow::Continue(()))
         })

@@ -55,18 +55,14 @@ impl Images {
     /// them on.
     ///
     /// # Errors
-    /// I/O; those of `see`.
-    pub fn visit(
-        &self,
-        filter: &Filter,
-        see: &mut dyn FnMut(&ImageRef<'_>) -> Result<()>,
-    ) -> Result<()> {
+    /// I/O.
+    pub fn visit(&self, filter: &Filter, see: &mut dyn FnMut(&ImageRef<'_>)) -> Result<()> {
         let snapshot = self.metadata.0.db.kv.read()?;
         let prefix = all(Bucket::Image, &self.scope.namespace);
         snapshot.scan(&prefix, &mut |rest, record| {
             let [name] = names(rest)?;
             if filter.is_empty() || filter.matches(&get_image(name, record)?) {
-                see(&view_image(name, record)?)?;
+                see(&view_image(name, record)?);
             }
             Ok(Flow::Continue(()))
         })

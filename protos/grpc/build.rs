@@ -14,20 +14,35 @@ use tonic_build::manual::{Builder, Method, Service};
 /// Directories of `../proto` whose services are spoken over gRPC.
 const GRPC: [&str; 2] = ["services", "grpc"];
 /// tonic's defaults (4 MiB in, no limit out) and what replaces them: containerd's 16 MiB.
-const LIMITS: [(&str, &str); 3] = [
+const LIMITS: [(End, &str, &str); 3] = [
     (
+        End::Server,
         "max_decoding_message_size: None",
         "max_decoding_message_size: Some(crate::MAX_MESSAGE)",
     ),
     (
+        End::Server,
         "max_encoding_message_size: None",
         "max_encoding_message_size: Some(crate::MAX_MESSAGE)",
     ),
     (
+        End::Client,
         "tonic::client::Grpc::new(inner)",
         "crate::limited(tonic::client::Grpc::new(inner))",
     ),
 ];
+/// Lists that a server writes straight into the frame.
+const WRITTEN: [&str; 2] = [
+    ".containerd.services.containers.v1.ListContainersResponse",
+    ".containerd.services.images.v1.ListImagesResponse",
+];
+
+/// Which end of the wire a stub is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Client,
+    Server,
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new("../proto");
@@ -91,13 +106,20 @@ fn write_module(
     )?;
     writeln!(index, "pub mod {} {{", stem(file))?;
     for service in &file.service {
-        let made = manual(file, service, paths)?;
-        Builder::new().out_dir(out).compile(&[made]);
         let name = service.name();
-        let path = out.join(format!("{}.{name}.rs", file.package()));
-        limit(&path)?;
+        for (end, dir) in [(End::Client, "client"), (End::Server, "server")] {
+            let out = out.join(dir);
+            fs::create_dir_all(&out)?;
+            Builder::new()
+                .build_client(end == End::Client)
+                .build_server(end == End::Server)
+                .out_dir(&out)
+                .compile(&[manual(file, service, paths, end)?]);
+            let path = out.join(format!("{}.{name}.rs", file.package()));
+            limit(&path, end)?;
+            writeln!(index, "include!({:?});", path.display().to_string())?;
+        }
         let module = snake(name);
-        writeln!(index, "include!({:?});", path.display().to_string())?;
         writeln!(index, "pub use {module}_client::{name}Client;")?;
         writeln!(index, "pub use {module}_server::{{{name}, {name}Server}};")?;
     }
@@ -110,12 +132,13 @@ fn manual(
     file: &FileDescriptorProto,
     service: &ServiceDescriptorProto,
     paths: &BTreeMap<String, String>,
+    end: End,
 ) -> Result<Service, Box<dyn Error>> {
     let mut made = Service::builder()
         .package(file.package())
         .name(service.name());
     for method in &service.method {
-        made = made.method(manual_method(method, paths)?);
+        made = made.method(manual_method(method, paths, end)?);
     }
     Ok(made.build())
 }
@@ -123,6 +146,7 @@ fn manual(
 fn manual_method(
     method: &MethodDescriptorProto,
     paths: &BTreeMap<String, String>,
+    end: End,
 ) -> Result<Method, Box<dyn Error>> {
     let path = |name: &str| match name.strip_prefix(".google.protobuf.") {
         Some(known) => Ok(format!("::protos::well_known::{known}")),
@@ -131,11 +155,15 @@ fn manual_method(
             .cloned()
             .ok_or_else(|| format!("no message {name}")),
     };
+    let mut output = path(method.output_type())?;
+    if end == End::Server && WRITTEN.contains(&method.output_type()) {
+        output = format!("crate::Written<{output}>");
+    }
     let mut made = Method::builder()
         .name(snake(method.name()))
         .route_name(method.name())
         .input_type(path(method.input_type())?)
-        .output_type(path(method.output_type())?)
+        .output_type(output)
         .codec_path("crate::Codec");
     if method.client_streaming() {
         made = made.client_streaming();
@@ -147,9 +175,9 @@ fn manual_method(
 }
 
 /// Puts containerd's message limits in place of tonic's.
-fn limit(path: &Path) -> Result<(), Box<dyn Error>> {
+fn limit(path: &Path, end: End) -> Result<(), Box<dyn Error>> {
     let mut text = fs::read_to_string(path)?;
-    for (old, new) in LIMITS {
+    for (_, old, new) in LIMITS.into_iter().filter(|(of, ..)| *of == end) {
         if !text.contains(old) {
             return Err(
                 format!("{}: no {old:?}: has the generator changed?", path.display()).into(),

@@ -1,169 +1,200 @@
 //! Messages written from borrowed values: for lists, whose cost is all in copies.
 //!
 //! Invariant: the bytes are those of the message that [`crate::wire::Wire`] would make, in the order of
-//! its fields.
+//! its fields. Lengths are counted first, so that every byte is written once, where it stays.
 
 use std::time::SystemTime;
 
-use ::types::{AnyRef, ContainerRef, Error, ImageRef, Result};
-use protobuf::rt::WireType;
-use protobuf::{CodedOutputStream, Message as _};
+use ::types::{AnyRef, ContainerRef, ImageRef};
+use bytes::BufMut;
 
-use crate::services::containers::ListContainersResponse;
-use crate::services::images::ListImagesResponse;
+use crate::well_known::Timestamp;
 use crate::wire::{Wire as _, signed};
 
 /// Number of `ListContainersResponse.containers`.
-const CONTAINERS: u32 = 1;
+const CONTAINERS: u8 = 1;
 /// Number of `ListImagesResponse.images`.
-const IMAGES: u32 = 1;
+const IMAGES: u8 = 1;
 
-/// Adds a container to a list.
-///
-/// # Errors
-/// None in practice: memory is all that it writes to.
-pub fn add_container(
-    list: &mut ListContainersResponse,
-    container: &ContainerRef<'_>,
-) -> Result<()> {
-    let mut bytes = Vec::with_capacity(size_hint(container));
-    let written = write_container(&mut bytes, container);
-    written.map_err(|e| Error::internal("encode container").with_source(e))?;
-    // Fields that are not known are written as they are: this one is, by its number.
-    list.special_fields
-        .mut_unknown_fields()
-        .add_length_delimited(CONTAINERS, bytes);
-    Ok(())
+/// Wire types of the encoding: a number, and bytes behind their length.
+const VARINT: u8 = 0;
+const BYTES: u8 = 2;
+
+/// Adds a container to a `ListContainersResponse`.
+pub fn add_container(list: &mut impl BufMut, container: &ContainerRef<'_>) {
+    let runtime = text_len(container.runtime) + any_len(container.options);
+    let times = [container.created_at, container.updated_at].map(|at| at.to_wire());
+    let extension_len = |(key, value): &(&str, AnyRef<'_>)| text_len(key) + any_len(Some(*value));
+    let extensions = container.extensions.iter();
+    let len = text_len(container.id)
+        + map_len(&container.labels)
+        + text_len(container.image)
+        + nested_len(runtime)
+        + any_len(container.spec)
+        + text_len(container.snapshotter)
+        + text_len(container.snapshot_key)
+        + times
+            .iter()
+            .map(|at| nested_len(time_len(at)))
+            .sum::<usize>()
+        + extensions
+            .map(|e| nested_len(extension_len(e)))
+            .sum::<usize>()
+        + text_len(container.sandbox);
+    let [created, updated] = &times;
+    head(list, CONTAINERS, len);
+    text(list, 1, container.id);
+    map(list, 2, &container.labels);
+    text(list, 3, container.image);
+    head(list, 4, runtime);
+    text(list, 1, container.runtime);
+    any(list, 2, container.options);
+    any(list, 5, container.spec);
+    text(list, 6, container.snapshotter);
+    text(list, 7, container.snapshot_key);
+    time(list, 8, created);
+    time(list, 9, updated);
+    for extension in &container.extensions {
+        head(list, 10, extension_len(extension));
+        text(list, 1, extension.0);
+        any(list, 2, Some(extension.1));
+    }
+    text(list, 11, container.sandbox);
 }
 
-/// Adds an image to a list.
-///
-/// # Errors
-/// None in practice: memory is all that it writes to.
-pub fn add_image(list: &mut ListImagesResponse, image: &ImageRef<'_>) -> Result<()> {
-    let mut bytes = Vec::with_capacity(512);
-    let written = write_image(&mut bytes, image);
-    written.map_err(|e| Error::internal("encode image").with_source(e))?;
-    list.special_fields
-        .mut_unknown_fields()
-        .add_length_delimited(IMAGES, bytes);
-    Ok(())
+/// Adds an image to a `ListImagesResponse`.
+pub fn add_image(list: &mut impl BufMut, image: &ImageRef<'_>) {
+    let target = text_len(image.media_type)
+        + text_len(image.digest)
+        + number_len(signed(image.size))
+        + map_len(&image.annotations);
+    let times = [image.created_at, image.updated_at].map(|at: SystemTime| at.to_wire());
+    let len = text_len(image.name)
+        + map_len(&image.labels)
+        + nested_len(target)
+        + times
+            .iter()
+            .map(|at| nested_len(time_len(at)))
+            .sum::<usize>();
+    let [created, updated] = &times;
+    head(list, IMAGES, len);
+    text(list, 1, image.name);
+    map(list, 2, &image.labels);
+    head(list, 3, target);
+    text(list, 1, image.media_type);
+    text(list, 2, image.digest);
+    number(list, 3, signed(image.size));
+    map(list, 5, &image.annotations);
+    time(list, 7, created);
+    time(list, 8, updated);
 }
 
-fn write_image(bytes: &mut Vec<u8>, image: &ImageRef<'_>) -> protobuf::Result<()> {
-    let mut out = CodedOutputStream::vec(bytes);
-    text(&mut out, 1, image.name)?;
-    map(&mut out, 2, &image.labels)?;
-    nested(&mut out, 3, |target| {
-        text(target, 1, image.media_type)?;
-        text(target, 2, image.digest)?;
-        if image.size > 0 {
-            target.write_int64(3, signed(image.size))?;
+/// Bytes of a number. All fields here have tags of one byte.
+const fn varint_len(value: u64) -> usize {
+    // Seven bits a byte; zero takes one, too.
+    (70 - (value | 1).leading_zeros() as usize) / 7
+}
+
+fn varint(out: &mut impl BufMut, mut value: u64) {
+    loop {
+        let [low, ..] = (value & 0x7f).to_le_bytes();
+        value >>= 7;
+        if value == 0 {
+            return out.put_u8(low);
         }
-        map(target, 5, &image.annotations)
-    })?;
-    time(&mut out, 7, image.created_at)?;
-    time(&mut out, 8, image.updated_at)?;
-    out.flush()
-}
-
-fn map(
-    out: &mut CodedOutputStream<'_>,
-    field: u32,
-    pairs: &[(&str, &str)],
-) -> protobuf::Result<()> {
-    for (key, value) in pairs {
-        nested(out, field, |entry| {
-            text(entry, 1, key)?;
-            text(entry, 2, value)
-        })?;
+        out.put_u8(low | 0x80);
     }
-    Ok(())
 }
 
-fn size_hint(container: &ContainerRef<'_>) -> usize {
-    let spec = container.spec.map_or(0, |spec| spec.value.len());
-    let labels = container.labels.iter().map(|(k, v)| k.len() + v.len() + 8);
-    let extensions = container
-        .extensions
-        .iter()
-        .map(|(k, v)| k.len() + v.value.len() + 64);
-    512 + spec + labels.sum::<usize>() + extensions.sum::<usize>()
+const fn nested_len(len: usize) -> usize {
+    1 + varint_len(len as u64) + len
 }
 
-fn write_container(bytes: &mut Vec<u8>, container: &ContainerRef<'_>) -> protobuf::Result<()> {
-    let mut out = CodedOutputStream::vec(bytes);
-    text(&mut out, 1, container.id)?;
-    map(&mut out, 2, &container.labels)?;
-    text(&mut out, 3, container.image)?;
-    nested(&mut out, 4, |runtime| {
-        text(runtime, 1, container.runtime)?;
-        option(runtime, 2, container.options)
-    })?;
-    option(&mut out, 5, container.spec)?;
-    text(&mut out, 6, container.snapshotter)?;
-    text(&mut out, 7, container.snapshot_key)?;
-    time(&mut out, 8, container.created_at)?;
-    time(&mut out, 9, container.updated_at)?;
-    for (key, value) in &container.extensions {
-        nested(&mut out, 10, |entry| {
-            text(entry, 1, key)?;
-            option(entry, 2, Some(*value))
-        })?;
-    }
-    text(&mut out, 11, container.sandbox)?;
-    out.flush()
+/// What stands before `len` bytes of a field.
+fn head(out: &mut impl BufMut, field: u8, len: usize) {
+    out.put_u8(field << 3 | BYTES);
+    varint(out, len as u64);
 }
 
 /// As proto3 has it: what is empty is not written.
-fn text(out: &mut CodedOutputStream<'_>, field: u32, value: &str) -> protobuf::Result<()> {
+const fn text_len(value: &str) -> usize {
+    bytes_len(value.as_bytes())
+}
+
+fn text(out: &mut impl BufMut, field: u8, value: &str) {
+    bytes(out, field, value.as_bytes());
+}
+
+const fn bytes_len(value: &[u8]) -> usize {
     if value.is_empty() {
-        return Ok(());
+        0
+    } else {
+        nested_len(value.len())
     }
-    out.write_string(field, value)
 }
 
-fn option(
-    out: &mut CodedOutputStream<'_>,
-    field: u32,
-    any: Option<AnyRef<'_>>,
-) -> protobuf::Result<()> {
-    let Some(any) = any else {
-        return Ok(());
-    };
-    // The value is what is large: its length is known without writing it.
-    let mut head = Vec::new();
-    {
-        let mut out = CodedOutputStream::vec(&mut head);
-        text(&mut out, 1, any.type_url)?;
-        if !any.value.is_empty() {
-            out.write_tag(2, WireType::LengthDelimited)?;
-            out.write_raw_varint64(any.value.len() as u64)?;
-        }
-        out.flush()?;
+fn bytes(out: &mut impl BufMut, field: u8, value: &[u8]) {
+    if !value.is_empty() {
+        head(out, field, value.len());
+        out.put_slice(value);
     }
-    out.write_tag(field, WireType::LengthDelimited)?;
-    out.write_raw_varint64((head.len() + any.value.len()) as u64)?;
-    out.write_raw_bytes(&head)?;
-    out.write_raw_bytes(any.value)
 }
 
-fn nested(
-    out: &mut CodedOutputStream<'_>,
-    field: u32,
-    write: impl FnOnce(&mut CodedOutputStream<'_>) -> protobuf::Result<()>,
-) -> protobuf::Result<()> {
-    let mut inner = Vec::new();
-    {
-        let mut out = CodedOutputStream::vec(&mut inner);
-        write(&mut out)?;
-        out.flush()?;
+const fn number_len(value: i64) -> usize {
+    if value == 0 {
+        0
+    } else {
+        1 + varint_len(value.cast_unsigned())
     }
-    out.write_bytes(field, &inner)
 }
 
-fn time(out: &mut CodedOutputStream<'_>, field: u32, at: SystemTime) -> protobuf::Result<()> {
-    out.write_bytes(field, &at.to_wire().write_to_bytes()?)
+fn number(out: &mut impl BufMut, field: u8, value: i64) {
+    if value != 0 {
+        out.put_u8(field << 3 | VARINT);
+        varint(out, value.cast_unsigned());
+    }
+}
+
+fn map_len(pairs: &[(&str, &str)]) -> usize {
+    let lens = pairs.iter().map(|pair| nested_len(pair_len(pair)));
+    lens.sum()
+}
+
+fn map(out: &mut impl BufMut, field: u8, pairs: &[(&str, &str)]) {
+    for pair in pairs {
+        head(out, field, pair_len(pair));
+        text(out, 1, pair.0);
+        text(out, 2, pair.1);
+    }
+}
+
+const fn pair_len(pair: &(&str, &str)) -> usize {
+    text_len(pair.0) + text_len(pair.1)
+}
+
+/// Bytes of the whole field; a value that is there is written, even when it is empty.
+fn any_len(value: Option<AnyRef<'_>>) -> usize {
+    value.map_or(0, |any| {
+        nested_len(text_len(any.type_url) + bytes_len(any.value))
+    })
+}
+
+fn any(out: &mut impl BufMut, field: u8, value: Option<AnyRef<'_>>) {
+    if let Some(any) = value {
+        head(out, field, text_len(any.type_url) + bytes_len(any.value));
+        text(out, 1, any.type_url);
+        bytes(out, 2, any.value);
+    }
+}
+
+const fn time_len(at: &Timestamp) -> usize {
+    number_len(at.seconds) + number_len(at.nanos as i64)
+}
+
+fn time(out: &mut impl BufMut, field: u8, at: &Timestamp) {
+    head(out, field, time_len(at));
+    number(out, 1, at.seconds);
+    number(out, 2, at.nanos.into());
 }
 
 #[cfg(test)]
@@ -174,7 +205,8 @@ mod tests {
     use protobuf::Message as _;
 
     use super::*;
-    use crate::services::containers;
+    use crate::services::containers::{self, ListContainersResponse};
+    use crate::services::images::ListImagesResponse;
 
     fn any(any: &Any) -> AnyRef<'_> {
         AnyRef {
@@ -226,9 +258,9 @@ mod tests {
             created_at: image.created_at,
             updated_at: image.updated_at,
         };
-        let mut list = ListImagesResponse::new();
-        add_image(&mut list, &view).unwrap();
-        let read = ListImagesResponse::parse_from_bytes(&list.write_to_bytes().unwrap());
+        let mut list = Vec::new();
+        add_image(&mut list, &view);
+        let read = ListImagesResponse::parse_from_bytes(&list);
         assert_eq!(read.unwrap().images, [image.to_wire()]);
     }
 
@@ -270,12 +302,27 @@ mod tests {
             ..full.clone()
         };
         let all = [full, bare];
-        let mut list = ListContainersResponse::new();
+        let mut list = Vec::new();
         for container in &all {
-            add_container(&mut list, &view(container)).unwrap();
+            add_container(&mut list, &view(container));
         }
-        let read = ListContainersResponse::parse_from_bytes(&list.write_to_bytes().unwrap());
+        let read = ListContainersResponse::parse_from_bytes(&list);
         let want: Vec<containers::Container> = all.iter().map(|c| c.to_wire()).collect();
         assert_eq!(read.unwrap().containers, want);
+        let message = ListContainersResponse {
+            containers: want,
+            ..Default::default()
+        };
+        assert_eq!(message.write_to_bytes().unwrap().len(), list.len());
+    }
+
+    #[test]
+    fn numbers_take_as_many_bytes_as_are_counted() {
+        let ones = (0..64).map(|bits| u64::MAX >> bits);
+        for value in ones.chain((0..64).map(|bits| 1 << bits)).chain([0]) {
+            let mut out = Vec::new();
+            varint(&mut out, value);
+            assert_eq!(out.len(), varint_len(value), "{value}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use grpc::containers::Containers as Service;
-use grpc::{ResponseStream, serve, serve_stream};
+use grpc::{ResponseStream, Written, serve, serve_stream};
 use metadata::Metadata;
 use protos::MessageField;
 use protos::direct::add_container;
@@ -14,7 +14,7 @@ use protos::services::containers::{
 use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask};
 use tonic::{Request, Response, Status};
-use types::{Container, ContainerId, ContainerRef, Context as _, Result};
+use types::{Container, ContainerId, Context as _, Result};
 
 use super::{filter, known};
 
@@ -49,14 +49,14 @@ impl Service for Containers {
     async fn list(
         &self,
         request: Request<ListContainersRequest>,
-    ) -> Result<Response<ListContainersResponse>, Status> {
+    ) -> Result<Response<Written<ListContainersResponse>>, Status> {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
             let filter = filter(&request.filters)?;
-            let mut list = ListContainersResponse::new();
-            let mut add = |container: &ContainerRef<'_>| add_container(&mut list, container);
-            metadata.containers(&scope).visit(&filter, &mut add)?;
-            Ok(list)
+            let containers = metadata.containers(&scope);
+            Ok(Written::new(move |list| {
+                containers.visit(&filter, &mut |container| add_container(list, container))
+            }))
         })
         .await
     }

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use grpc::images::Images as Service;
-use grpc::serve;
+use grpc::{Written, serve};
 use metadata::{Images as Records, Metadata};
 use protos::MessageField;
 use protos::direct::add_image;
@@ -14,7 +14,7 @@ use protos::services::images::{
 use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask};
 use tonic::{Request, Response, Status};
-use types::{Fields, Image, ImageRef, Result};
+use types::{Fields, Image, Result};
 
 use super::filter;
 
@@ -46,14 +46,14 @@ impl Service for Images {
     async fn list(
         &self,
         request: Request<ListImagesRequest>,
-    ) -> Result<Response<ListImagesResponse>, Status> {
+    ) -> Result<Response<Written<ListImagesResponse>>, Status> {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
             let filter = filter(&request.filters)?;
-            let mut list = ListImagesResponse::new();
-            let mut add = |image: &ImageRef<'_>| add_image(&mut list, image);
-            metadata.images(&scope).visit(&filter, &mut add)?;
-            Ok(list)
+            let images = metadata.images(&scope);
+            Ok(Written::new(move |list| {
+                images.visit(&filter, &mut |image| add_image(list, image))
+            }))
         })
         .await
     }

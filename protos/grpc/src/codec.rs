@@ -15,6 +15,15 @@ use tonic::codec::{DecodeBuf, Decoder, EncodeBuf, Encoder};
 /// would cost more than one exact allocation.
 const DIRECT: u64 = 8 << 10;
 
+/// What can be written into a frame: a message, or what stands for one.
+pub trait Outgoing: Sized {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// The status that ends the call.
+    fn write(self, frame: &mut EncodeBuf<'_>) -> Result<(), Status>;
+}
+
 /// Codec of every generated stub: `E` goes out, `D` comes in.
 pub struct Codec<E, D>(PhantomData<fn(E) -> D>);
 
@@ -30,7 +39,7 @@ impl<E, D> fmt::Debug for Codec<E, D> {
     }
 }
 
-impl<E: Message, D: Message> tonic::codec::Codec for Codec<E, D> {
+impl<E: Outgoing + Send + 'static, D: Message> tonic::codec::Codec for Codec<E, D> {
     type Encode = E;
     type Decode = D;
     type Encoder = MessageEncoder<E>;
@@ -54,22 +63,25 @@ impl<M> fmt::Debug for MessageEncoder<M> {
     }
 }
 
-impl<M: Message> Encoder for MessageEncoder<M> {
+impl<M: Outgoing> Encoder for MessageEncoder<M> {
     type Item = M;
     type Error = Status;
 
     fn encode(&mut self, message: M, frame: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        let size = message.compute_size();
+        message.write(frame)
+    }
+}
+
+impl<M: Message> Outgoing for M {
+    fn write(self, frame: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let size = self.compute_size();
         let written = if size <= DIRECT {
-            message
-                .write_to_bytes()
-                .map(|bytes| frame.put_slice(&bytes))
+            self.write_to_bytes().map(|bytes| frame.put_slice(&bytes))
         } else {
             frame.reserve(usize::try_from(size).unwrap_or(0));
             let mut writer = frame.writer();
             let mut out = CodedOutputStream::new(&mut writer);
-            message
-                .write_to_with_cached_sizes(&mut out)
+            self.write_to_with_cached_sizes(&mut out)
                 .and_then(|()| out.flush())
         };
         written.map_err(|e| Status::internal(format!("cannot encode {}: {e}", M::NAME)))

@@ -6,6 +6,7 @@
 //! and by `client`; nothing here knows a domain.
 
 mod codec;
+pub mod connections;
 mod detached;
 pub mod fallback;
 mod pull;
@@ -13,8 +14,9 @@ mod scope;
 mod serve;
 pub mod status;
 mod stream;
+mod written;
 
-pub use codec::{Codec, MessageDecoder, MessageEncoder};
+pub use codec::{Codec, MessageDecoder, MessageEncoder, Outgoing};
 pub use pull::serve_unscoped_pull;
 pub use scope::{LEASE, NAMESPACE, request, scope, unscoped};
 pub use serve::{
@@ -22,6 +24,7 @@ pub use serve::{
     serve_unscoped_stream,
 };
 pub use stream::{PAGE, ResponseStream, Sender, items, pages};
+pub use written::Written;
 
 /// Largest message in either direction, the default of containerd's server and clients. The
 /// `max_*_message_size` methods of a server or client set another.

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
-use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status, Streaming};
 use types::{Error, Scope};
 
@@ -69,17 +69,17 @@ impl Drop for Serving {
 }
 
 fn serve() -> Serving {
-    let dir = tempfile::tempdir().unwrap();
-    let listener = UnixListener::bind(dir.path().join("sock")).unwrap();
     let streaming = StreamingServer::new(Daemon).max_encoding_message_size(SENT_AT_MOST);
     let routes = Routes::new(VersionServer::new(Daemon)).add_service(streaming);
-    let server = Server::builder().add_routes(crate::fallback::routes(routes));
-    let task = tokio::spawn(async {
-        server
-            .serve_with_incoming(UnixListenerStream::new(listener))
-            .await
-            .unwrap();
-    });
+    serve_routes(routes, std::future::pending())
+}
+
+fn serve_routes(routes: Routes, stop: impl Future<Output = ()> + Send + 'static) -> Serving {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("sock")).unwrap();
+    let routes = crate::fallback::routes(routes);
+    let incoming = UnixListenerStream::new(listener);
+    let task = tokio::spawn(crate::connections::serve(routes, incoming, stop));
     Serving { dir, task }
 }
 
@@ -223,4 +223,70 @@ async fn what_is_not_served_is_named_in_go_s_words() {
             (tonic::Code::Unimplemented, text)
         );
     }
+}
+
+/// Routes to one method, which does as its caller's namespace says.
+struct Odd(tokio::sync::Semaphore);
+
+#[tonic::async_trait]
+impl Version for Odd {
+    async fn version(&self, request: Request<Empty>) -> Result<Response<VersionResponse>, Status> {
+        match request.metadata().get(crate::NAMESPACE).map(AsRef::as_ref) {
+            Some(b"wait") => drop(self.0.acquire().await),
+            Some(b"go") => self.0.add_permits(1),
+            _ => panic!("outside of any body"),
+        }
+        Ok(Response::new(VersionResponse::new()))
+    }
+}
+
+fn odd(namespace: &'static str) -> Request<Empty> {
+    let mut request = Request::new(Empty::new());
+    request
+        .metadata_mut()
+        .insert(crate::NAMESPACE, namespace.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn calls_of_one_connection_wait_for_each_other_and_a_panic_ends_one_of_them() {
+    let odd_one = Odd(tokio::sync::Semaphore::new(0));
+    let serving = serve_routes(
+        Routes::new(VersionServer::new(odd_one)),
+        std::future::pending(),
+    );
+    let client = VersionClient::new(connect(serving.dir.path()).await);
+    let waiting: Vec<_> = (0..100)
+        .map(|_| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.version(odd("wait")).await })
+        })
+        .collect();
+    let panicked = client.clone().version(odd("panic")).await.unwrap_err();
+    assert_eq!(panicked.code(), tonic::Code::Cancelled, "{panicked}");
+    for _ in 0..100 {
+        client.clone().version(odd("go")).await.unwrap();
+    }
+    for waited in waiting {
+        waited.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_stopped_ends_with_its_last_call() {
+    let odd_one = Odd(tokio::sync::Semaphore::new(0));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stopped = async { drop(stopped.await) };
+    let mut serving = serve_routes(Routes::new(VersionServer::new(odd_one)), stopped);
+    let mut client = VersionClient::new(connect(serving.dir.path()).await);
+    // The server has this one before it hears of the end.
+    client.version(odd("go")).await.unwrap();
+    let waiting = client.version(odd("wait"));
+    waiting.await.unwrap();
+    stop.send(()).unwrap();
+    (&mut serving.task).await.unwrap();
+    client.version(odd("go")).await.unwrap_err();
+    UnixStream::connect(serving.dir.path().join("sock"))
+        .await
+        .unwrap_err();
 }

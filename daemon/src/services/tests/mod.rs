@@ -23,7 +23,6 @@ use crate::engine::Engine;
 use crate::face;
 use crate::ground::Ground;
 use crate::listen::Socket;
-use crate::serve::server;
 use crate::store::Store;
 use crate::ttrpc_server;
 
@@ -79,12 +78,11 @@ impl Daemon {
         let shims = ttrpc_server::serve(shims, face::events(&engine))
             .await
             .unwrap();
-        let serving = server()
-            .add_routes(routes)
-            .serve_with_incoming(socket.incoming(|_| true));
+        let incoming = socket.incoming(|_| true);
+        let serving = grpc::connections::serve(routes, incoming, std::future::pending());
         let server = tokio::spawn(async move {
             let _held = (engine, shims);
-            serving.await.unwrap();
+            serving.await;
         });
         let channel = client::connect(&config.grpc.address, SOON).await.unwrap();
         Self {

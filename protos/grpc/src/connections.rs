@@ -1,0 +1,206 @@
+//! Connections: each is one task, and all its calls are polled in it.
+//!
+//! Invariant: a call that need not wait costs no task, no other thread and no second turn of the
+//! scheduler: it is read, run and answered in one poll. A call that panics ends alone. Called by the
+//! daemon, with the routes of [`crate::fallback::routes`].
+//!
+//! ```text
+//! accept ─ task per connection:  read frames ─> start calls ─> poll those that were woken ─┐
+//!                                    ^──────────────── until nothing was woken ────────────┘
+//! ```
+//! A general executor would put each call on a task of its own. Its threads then wake each other for
+//! work of a few microseconds: the waking costs more than the work.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures::FutureExt as _;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use futures::task::AtomicWaker;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::coop::has_budget_remaining;
+use tokio_stream::Stream;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::Service as _;
+
+/// Flow control windows: content comes in messages of 1 MiB.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Calls that a client may give up in one moment without being taken for an attacker.
+const MANY_RESETS: usize = 16 << 10;
+/// Rounds of one poll: then the other connections of the thread have a turn.
+const ROUNDS: usize = 32;
+
+type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Serves the routes on all connections until `stop` completes; then until the last call of the last
+/// client has ended.
+pub async fn serve(
+    routes: Routes,
+    incoming: impl Stream<Item = io::Result<UnixStream>>,
+    stop: impl Future<Output = ()>,
+) {
+    let routes = routes.prepare();
+    let (stopping, told) = watch::channel(());
+    {
+        let mut incoming = pin!(incoming);
+        let mut stop = pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut stop => break,
+                accepted = incoming.next() => accepted,
+            };
+            match accepted {
+                Some(Ok(stream)) => {
+                    drop(tokio::spawn(connection(
+                        stream,
+                        routes.clone(),
+                        told.clone(),
+                    )));
+                }
+                Some(Err(error)) => tracing::debug!(%error, "no connection"),
+                None => break,
+            }
+        }
+    }
+    drop(told);
+    // Nobody listens when there is no connection.
+    let _nobody = stopping.send(());
+    stopping.closed().await;
+}
+
+/// Serves one connection to its end.
+async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receiver<()>) {
+    let started = Started::default();
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let mut routes = routes.clone();
+        async move { answer(&mut routes, request).await }
+    });
+    let mut builder = http2::Builder::new(started.clone());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        // Every container that is waited for holds a stream: as in Go, no limit. Cancelling them
+        // all at once is no attack.
+        .max_concurrent_streams(u32::MAX)
+        .max_pending_accept_reset_streams(Some(MANY_RESETS));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut stopping = pin!(told.changed().fuse());
+    let mut calls = FuturesUnordered::new();
+    let bell = Arc::new(Bell::default());
+    let waker = Waker::from(Arc::clone(&bell));
+    let ended = poll_fn(|outer| {
+        bell.outer.register(outer.waker());
+        let inner = &mut Context::from_waker(&waker);
+        for _ in 0..ROUNDS {
+            bell.begin();
+            if stopping.as_mut().poll(inner).is_ready() {
+                connection.as_mut().graceful_shutdown();
+            }
+            if let Poll::Ready(ended) = connection.as_mut().poll(inner) {
+                return Poll::Ready(ended);
+            }
+            calls.extend(started.take());
+            while let Poll::Ready(Some(())) = calls.poll_next_unpin(inner) {}
+            if bell.is_silent() {
+                return Poll::Pending;
+            }
+            // Without budget everything pretends to wait.
+            if !has_budget_remaining() {
+                break;
+            }
+        }
+        outer.waker().wake_by_ref();
+        Poll::Pending
+    });
+    if let Err(error) = ended.await {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "connection failed"
+        );
+    }
+}
+
+async fn answer(
+    routes: &mut Routes,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    routes.call(request.map(Body::new)).await
+}
+
+/// Calls that have come in and were not polled yet.
+#[derive(Clone, Default)]
+struct Started(Arc<Mutex<Vec<Call>>>);
+
+impl Started {
+    fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Started {
+    fn execute(&self, call: F) {
+        let alone = AssertUnwindSafe(call).catch_unwind().map(|done| {
+            if done.is_err() {
+                tracing::error!("a call panicked outside of its body");
+            }
+        });
+        let mut started = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        started.push(Box::pin(alone));
+    }
+}
+
+/// Nobody is being polled: a ring wakes the task.
+const QUIET: u8 = 0;
+/// The task is in its poll: a ring is noted.
+const POLLING: u8 = 1;
+/// It was rung at since.
+const RUNG: u8 = 2;
+
+/// The waker of everything in a connection. Woken from inside the task's own poll, it asks for one
+/// more round instead of one more turn of the scheduler.
+#[derive(Default)]
+struct Bell {
+    outer: AtomicWaker,
+    state: AtomicU8,
+}
+
+impl Bell {
+    fn begin(&self) {
+        self.state.store(POLLING, Ordering::SeqCst);
+    }
+
+    /// True when nothing was woken since [`Bell::begin`]; then whatever is woken wakes the task.
+    fn is_silent(&self) -> bool {
+        let end = self
+            .state
+            .compare_exchange(POLLING, QUIET, Ordering::SeqCst, Ordering::SeqCst);
+        end.is_ok()
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.state.swap(RUNG, Ordering::SeqCst) == QUIET {
+            self.outer.wake();
+        }
+    }
+}
