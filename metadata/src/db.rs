@@ -44,25 +44,51 @@ impl Marks {
     }
 }
 
+/// How many marks somebody waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Threshold {
+    /// Changes that removed a reference; 1 at least.
+    pub(crate) deletions: u64,
+    /// Changes of any kind.
+    pub(crate) mutations: u64,
+}
+
+impl Threshold {
+    pub(crate) fn is_met(self, marks: &Marks) -> bool {
+        marks.deletions >= self.deletions.max(1) || marks.mutations >= self.mutations
+    }
+}
+
 /// Where commits release their events and marks.
 #[derive(Debug)]
 pub(crate) struct Outlet {
     events: Arc<Exchange>,
-    marks: Mutex<Marks>,
-    changed: Notify,
+    marked: Mutex<Marked>,
+    due: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Marked {
+    marks: Marks,
+    /// What the waiting one waits for. A commit below it wakes nobody: that would cost every change
+    /// a way to another thread.
+    wanted: Option<Threshold>,
 }
 
 impl Outlet {
     pub(crate) fn new(events: Arc<Exchange>, marks: Marks) -> Self {
         Self {
             events,
-            marks: Mutex::new(marks),
-            changed: Notify::new(),
+            marked: Mutex::new(Marked {
+                marks,
+                wanted: None,
+            }),
+            due: Notify::new(),
         }
     }
 
-    fn marks(&self) -> MutexGuard<'_, Marks> {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn marked(&self) -> MutexGuard<'_, Marked> {
+        self.marked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn release(&self, events: &[(Namespace, Event)], marks: Marks) {
@@ -74,26 +100,31 @@ impl Outlet {
 
     /// Adds marks, for work that must be tried again.
     pub(crate) fn add(&self, marks: Marks) {
-        self.marks().add(marks);
-        self.changed.notify_waiters();
+        let mut marked = self.marked();
+        marked.marks.add(marks);
+        if marked.wanted.is_some_and(|t| t.is_met(&marked.marks)) {
+            marked.wanted = None;
+            self.due.notify_one();
+        }
     }
 
     /// Takes the marks: their work begins.
     pub(crate) fn take(&self) -> Marks {
-        std::mem::take(&mut *self.marks())
+        std::mem::take(&mut self.marked().marks)
     }
 
-    /// Waits until `ready` says so about the marks.
-    pub(crate) async fn wait(&self, ready: impl Fn(&Marks) -> bool) {
+    /// Waits until there are so many marks. For one waiter.
+    pub(crate) async fn wait(&self, threshold: Threshold) {
         loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Registered before the look, so that no mark falls between the two.
-            changed.as_mut().enable();
-            if ready(&self.marks()) {
-                return;
+            {
+                let mut marked = self.marked();
+                if threshold.is_met(&marked.marks) {
+                    return;
+                }
+                marked.wanted = Some(threshold);
             }
-            changed.await;
+            // A notice from before the look is kept: then this is one look more.
+            self.due.notified().await;
         }
     }
 }

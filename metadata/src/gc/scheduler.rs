@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::Metadata;
-use crate::db::Marks;
+use crate::db::Threshold;
 
 /// Shortest pause that is assumed: even an idle store is not collected more often than four times a
 /// second.
@@ -45,9 +45,14 @@ impl Default for SchedulerOpts {
 }
 
 impl SchedulerOpts {
-    fn is_due(&self, marks: &Marks) -> bool {
-        marks.deletions >= self.deletion_threshold.max(1)
-            || (self.mutation_threshold > 0 && marks.mutations >= self.mutation_threshold)
+    fn threshold(&self) -> Threshold {
+        Threshold {
+            deletions: self.deletion_threshold,
+            mutations: match self.mutation_threshold {
+                0 => u64::MAX,
+                some => some,
+            },
+        }
     }
 
     /// How long to leave the writers alone after collections that took `pause` on average.
@@ -91,7 +96,7 @@ impl Scheduler {
             let rest = self.opts.rest(pauses / runs.max(1));
             sleep_until(Instant::now() + rest).await;
             let outlet = &self.metadata.0.db.outlet;
-            outlet.wait(|marks| self.opts.is_due(marks)).await;
+            outlet.wait(self.opts.threshold()).await;
             sleep(self.opts.schedule_delay).await;
         }
     }
@@ -100,6 +105,7 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::db::Marks;
 
     #[test]
     fn a_deletion_or_many_changes_are_due() {
@@ -112,7 +118,7 @@ mod tests {
         for (deletions, mutations, due) in
             [(0, 0, false), (0, 99, false), (0, 100, true), (1, 1, true)]
         {
-            assert_eq!(opts.is_due(&marks(deletions, mutations)), due);
+            assert_eq!(opts.threshold().is_met(&marks(deletions, mutations)), due);
         }
         let lazy = SchedulerOpts {
             deletion_threshold: 5,
@@ -120,7 +126,7 @@ mod tests {
             ..opts
         };
         for (deletions, mutations, due) in [(4, 1000, false), (5, 0, true)] {
-            assert_eq!(lazy.is_due(&marks(deletions, mutations)), due);
+            assert_eq!(lazy.threshold().is_met(&marks(deletions, mutations)), due);
         }
     }
 
