@@ -2,15 +2,16 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use protos::MessageField;
 use protos::services::events as wire;
 use protos::well_known::Any;
-use tonic::transport::Channel;
 
 use crate::bars::Table;
+use crate::lean::{Lean, Messages};
 use crate::peer::Peer;
 use crate::records::alternate;
-use crate::{Bench, calls, median};
+use crate::{Bench, median};
 
 const NAMESPACE: &str = "ctd-bench-events";
 /// Publishers at a time.
@@ -38,46 +39,49 @@ fn event(n: usize) -> wire::PublishRequest {
     }
 }
 
-type Received = tonic::Streaming<protos::types::Envelope>;
+const PUBLISH: &str = "containerd.services.events.v1.Events/Publish";
+const SUBSCRIBE: &str = "containerd.services.events.v1.Events/Subscribe";
 
 /// A subscription that is known to hear: Go tells nothing before the first event.
-async fn subscribed(channel: &Channel) -> Received {
-    let mut stub = grpc::events::EventsClient::new(channel.clone());
+async fn subscribed(client: &Lean) -> Messages {
     let request = wire::SubscribeRequest {
         filters: vec![format!("namespace=={NAMESPACE}")],
         ..Default::default()
     };
-    let subscribe = tokio::spawn(async move { stub.subscribe(request).await });
-    let mut stub = grpc::events::EventsClient::new(channel.clone());
+    let mut subscriber = client.clone();
+    let subscribe = tokio::spawn(async move {
+        let stream = subscriber.stream(SUBSCRIBE, NAMESPACE, &request);
+        stream.await
+    });
+    let mut publisher = client.clone();
     while !subscribe.is_finished() {
-        let publish = calls::within(NAMESPACE, event(0));
-        stub.publish(publish).await.expect("publish");
+        publisher.call(PUBLISH, NAMESPACE, &event(0)).await;
         tokio::task::yield_now().await;
     }
-    let answer = subscribe.await.expect("a task");
-    let mut received = answer.expect("subscribe").into_inner();
+    let mut received = subscribe.await.expect("a task");
     // What was published until then is read, up to a last one of another topic.
     let mut last = event(0);
     last.topic = "/last".into();
-    stub.publish(calls::within(NAMESPACE, last))
-        .await
-        .expect("publish");
-    while received.message().await.expect("event").expect("one").topic != "/last" {}
+    publisher.call(PUBLISH, NAMESPACE, &last).await;
+    let is_last = |message: Bytes| message.windows(5).any(|part| part == b"/last");
+    while !is_last(received.next().await) {}
     received
 }
 
 fn latency(bench: &Bench, peer: &Peer) -> f64 {
     bench.runtime.block_on(async {
-        let mut received = subscribed(&peer.calls.channel).await;
+        let client = Lean::connect(&peer.socket()).await;
+        let mut received = subscribed(&client).await;
         let mut all = Vec::new();
         for n in 0..500 {
-            let mut stub = grpc::events::EventsClient::new(peer.calls.channel.clone());
+            let mut publisher = client.clone();
             let begin = Instant::now();
-            let publish =
-                tokio::spawn(async move { stub.publish(calls::within(NAMESPACE, event(n))).await });
-            received.message().await.expect("event").expect("one");
-            all.push(begin.elapsed().as_secs_f64() * 1e6);
-            publish.await.expect("a task").expect("publish");
+            let publish = async { publisher.call(PUBLISH, NAMESPACE, &event(n)).await };
+            let receive = async {
+                received.next().await;
+                begin.elapsed().as_secs_f64() * 1e6
+            };
+            all.push(tokio::join!(publish, receive).1);
         }
         median(all)
     })
@@ -86,20 +90,20 @@ fn latency(bench: &Bench, peer: &Peer) -> f64 {
 fn rate(bench: &Bench, peer: &Peer) -> f64 {
     const EACH: usize = 500;
     bench.runtime.block_on(async {
-        let mut received = subscribed(&peer.calls.channel).await;
+        let client = Lean::connect(&peer.socket()).await;
+        let mut received = subscribed(&client).await;
         let begin = Instant::now();
         let publishers = (0..WIDTH).map(|_| {
-            let mut stub = grpc::events::EventsClient::new(peer.calls.channel.clone());
+            let mut publisher = client.clone();
             tokio::spawn(async move {
                 for n in 0..EACH {
-                    let publish = calls::within(NAMESPACE, event(n));
-                    stub.publish(publish).await.expect("publish");
+                    publisher.call(PUBLISH, NAMESPACE, &event(n)).await;
                 }
             })
         });
         let publishers: Vec<_> = publishers.collect();
         for _ in 0..WIDTH * EACH {
-            received.message().await.expect("event").expect("one");
+            received.next().await;
         }
         let took = begin.elapsed().as_secs_f64();
         for publisher in publishers {

@@ -31,6 +31,7 @@ mod density;
 mod events;
 mod exec;
 mod group;
+mod lean;
 mod life;
 mod memory;
 mod peer;
