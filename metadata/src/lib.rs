@@ -53,7 +53,6 @@ pub use self::rebuild::FoundTask;
 
 use self::db::{Db, Marks, Outlet, first_records};
 use self::gate::Gate;
-pub use self::kv::CHECK_THREAD;
 use self::kv::{Kv, Opened};
 use self::rebuild::Found;
 

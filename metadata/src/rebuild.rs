@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use types::{
     Any, BlobInfo, Container, ContainerId, Filter, Labels, Lease, LeaseId, Namespace, Resource,
-    Result, Runtime, SnapshotInfo, SnapshotKind,
+    Result, Runtime, SPEC_URL, SnapshotInfo, SnapshotKind,
 };
 
 use crate::db::{first_records, sequence_after};
@@ -21,8 +21,6 @@ use crate::record::{BlobRecord, SnapshotRecord, put_container, put_labels, put_l
 use crate::snapshots::{child_key, number_of, record_key};
 use crate::{OpenOpts, Policy, leases, namespaces};
 
-/// Type of the spec in a container's record.
-const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Lease that holds what was found, with the time behind it.
 const LEASE: &str = "recovered";
 /// Where blobs go when nothing says whose they are: the namespace of clients that name none.

@@ -26,7 +26,6 @@ use std::sync::Arc;
 use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition, TableError};
 use types::{Error, Result};
 
-pub use self::engine::CHECK_THREAD;
 use self::engine::{Engine, failure};
 use self::journal::Journal;
 pub(crate) use self::restore::Opened;

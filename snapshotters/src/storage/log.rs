@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use types::{Error, Result};
 
-use super::db;
 use super::row::{Change, Group};
 
 /// A longer line is no line of ours.
@@ -58,7 +57,7 @@ impl Log {
         }
         if len < size {
             if len + (line.len() as u64) < size {
-                let aside = keep_copy(path)?;
+                let aside = sys::damage::keep_copy(path)?;
                 tracing::warn!(
                     path = %path.display(), at = len, kept = %aside.display(),
                     "snapshot log is damaged: the rest of it is not taken, all of it is kept"
@@ -148,14 +147,4 @@ fn whole(line: &[u8]) -> Option<Group> {
     // A power cut may leave zeroes or half a line: what was appended after is gone as well.
     let is_ended = line.ends_with(b"\n");
     is_ended.then(|| Group::decode(line).ok()).flatten()
-}
-
-/// Copies what is at `path`, durably: the original is going to be cut.
-fn keep_copy(path: &Path) -> Result<PathBuf> {
-    let os = |e| Error::os(format_args!("copy {}", path.display()), e);
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    let aside = path.with_extension(format!("{extension}.{}", db::damaged()));
-    std::fs::copy(path, &aside).map_err(os)?;
-    File::open(&aside).and_then(|f| f.sync_all()).map_err(os)?;
-    Ok(aside)
 }
