@@ -206,6 +206,17 @@ pub(crate) struct Rebuilt {
     aside: Namespace,
 }
 
+/// In half a line.
+impl fmt::Display for Rebuilt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} containers, {} snapshots and {} blobs",
+            self.containers, self.snapshots, self.blobs
+        )
+    }
+}
+
 impl Rebuilt {
     /// Tells the log, in a few lines.
     pub(crate) fn tell(&self, cause: &dyn fmt::Display, aside: Option<&Path>) {

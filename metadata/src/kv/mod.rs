@@ -213,6 +213,11 @@ impl Read for Snapshot {
     }
 }
 
+/// The files of the store at `path`.
+pub(crate) fn files(path: &Path) -> [PathBuf; 2] {
+    [path.to_owned(), Journal::beside(path)]
+}
+
 /// Takes the lock file beside the store, with the directory; never waits.
 fn lock(path: &Path) -> Result<File> {
     if let Some(parent) = path.parent() {

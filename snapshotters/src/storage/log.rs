@@ -36,11 +36,11 @@ fn appending(path: &Path) -> Result<File> {
 
 impl Log {
     /// Opens the log and gives `each` its groups. What begins with a bad line is cut off, and kept
-    /// aside before when it is more than the torn last line of a power cut.
+    /// aside before, and told, when it is more than the torn last line of a power cut.
     ///
     /// # Errors
     /// I/O.
-    pub(super) fn open(path: &Path, mut each: impl FnMut(Group)) -> Result<Self> {
+    pub(super) fn open(path: &Path, mut each: impl FnMut(Group)) -> Result<(Self, Option<String>)> {
         let os = |e| Error::os(format_args!("read {}", path.display()), e);
         let file = appending(path)?;
         let size = file.metadata().map_err(os)?.len();
@@ -55,9 +55,14 @@ impl Log {
             each(group);
             len += line.len() as u64;
         }
+        let mut damage = None;
         if len < size {
             if len + (line.len() as u64) < size {
                 let aside = sys::damage::keep_copy(path)?;
+                let lost = size - len;
+                damage = Some(format!(
+                    "its log has a bad line, and {lost} bytes from there"
+                ));
                 tracing::warn!(
                     path = %path.display(), at = len, kept = %aside.display(),
                     "snapshot log is damaged: the rest of it is not taken, all of it is kept"
@@ -67,11 +72,12 @@ impl Log {
             }
             file.set_len(len).map_err(os)?;
         }
-        Ok(Self {
+        let log = Self {
             path: path.to_owned(),
             file,
             len,
-        })
+        };
+        Ok((log, damage))
     }
 
     /// Appends one group.
