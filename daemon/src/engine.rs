@@ -9,7 +9,9 @@ use diff::{Applier, ApplyOpts, CompareOpts, Comparer, Walking};
 use futures::FutureExt as _;
 use metadata::Metadata;
 use runtime_v2::Tasks;
-use types::{Code, ContainerId, Descriptor, Error, Mount, Namespace, Result, Scope};
+use types::{
+    Code, ContainerId, DEFAULT_RUNTIME, Descriptor, Error, Mount, Namespace, Result, Scope,
+};
 
 use crate::checkpoints::Checkpoints;
 use crate::config::{self, Config, Level};
@@ -21,8 +23,6 @@ use crate::store::Store;
 const DIFFER: &str = "io.containerd.differ.v1";
 /// Kind of the runtime.
 const RUNTIME: &str = "io.containerd.runtime.v2";
-/// Runtime of containers that name none.
-const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
 
 /// Where the output of a process can go beside a plain path: clients look it up. `attach://` is no
 /// place for it, but a promise to whoever comes.

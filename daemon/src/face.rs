@@ -103,7 +103,7 @@ pub(crate) fn events(engine: &Engine) -> Events {
 ///
 /// # Errors
 /// `FailedPrecondition` without a required plugin; the errno of the daemon's UUID.
-pub(crate) fn routes(engine: &Engine, config: &Config) -> Result<Routes> {
+pub(crate) fn routes(engine: &Engine, checker: &Checker, config: &Config) -> Result<Routes> {
     let mut routes = RoutesBuilder::default();
     add_records(&mut routes, &engine.store.metadata, config);
     add_work(&mut routes, engine, config);
@@ -114,7 +114,7 @@ pub(crate) fn routes(engine: &Engine, config: &Config) -> Result<Routes> {
         rows: rows.into(),
         identity: Arc::new(Identity::load(&config.root)?),
         tasks: manager(engine),
-        checker: Checker::new(&engine.store.metadata, config),
+        checker: checker.clone(),
     };
     add!(routes, config, "healthcheck", health::HealthServer, Health);
     add!(

@@ -2,27 +2,34 @@
 //! else.
 //!
 //! Invariant: what checks a stopped daemon's files holds its locks; what checks beside a daemon at work
-//! is that daemon.
+//! is that daemon. What does not repair changes nothing under the root: records and indexes are opened
+//! as copies, since opening one that is damaged restores it.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metadata::Metadata;
 use runtime_v2::Survey;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use types::{CheckOpts, Code, Error, Fault, Repair, Report, Result, Scope};
 
 use crate::config::Config;
 use crate::engine::TEMPORARY;
 use crate::ground::Ground;
 use crate::lock::{self, Lock};
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Exit codes, as of fsck(8).
 pub(crate) const CLEAN: u8 = 0;
 pub(crate) const CORRECTED: u8 = 1;
 pub(crate) const LEFT: u8 = 4;
 pub(crate) const FAILED: u8 = 8;
+
+/// Checks that may wait for the one that is under way.
+const MOST_WAITING: usize = 8;
+/// Directory under the state for copies of what is looked at.
+const SCRATCH: &str = "fsck";
 
 /// Checks what a daemon keeps: one check at a time, for all clones. Each reads every byte that there
 /// is, and two that repair would meet.
@@ -32,6 +39,8 @@ pub(crate) struct Checker {
     root: PathBuf,
     state: PathBuf,
     turn: Arc<Mutex<()>>,
+    /// For who is at it and who waits.
+    places: Arc<Semaphore>,
     /// Nobody makes tasks meanwhile.
     is_stopped: bool,
 }
@@ -43,15 +52,27 @@ impl Checker {
             root: config.root.clone(),
             state: config.state.clone(),
             turn: Arc::default(),
+            places: Arc::new(Semaphore::new(1 + MOST_WAITING)),
             is_stopped: false,
         }
+    }
+
+    /// Checks records, content and snapshots, after the check that is under way: for the daemon itself.
+    pub(crate) async fn check_records(&self, opts: CheckOpts) -> Report {
+        let _turn = self.turn.lock().await;
+        self.metadata.check(opts).await
     }
 
     /// Checks records, content, snapshots and bundles, after the check that is under way.
     ///
     /// # Errors
-    /// What kept it from checking.
+    /// `ResourceExhausted` when enough of them wait for that already.
     pub(crate) async fn check(&self, opts: CheckOpts) -> Result<Report> {
+        let _place = self.places.try_acquire().map_err(|_| {
+            Error::resource_exhausted(format_args!(
+                "a check is under way and {MOST_WAITING} wait for it: try again later"
+            ))
+        })?;
         let _turn = self.turn.lock().await;
         // What a daemon at work is making or removing looks broken for a moment: what was there before
         // the long part of the check and is there after it is not that.
@@ -164,36 +185,96 @@ pub(crate) fn run(
             "{root} is no root of containerd"
         )));
     }
-    let lock = |directory, mode| {
-        Lock::take(directory, mode).map_err(|error| {
-            let hint = if error.is(Code::FailedPrecondition) {
-                "ask it with `ctr fsck`"
-            } else {
-                "check"
-            };
-            error.ctx(hint)
-        })
+    let hint = |error: Error| {
+        let hint = if error.is(Code::FailedPrecondition) {
+            "ask it with `ctr fsck`"
+        } else {
+            "check"
+        };
+        error.ctx(hint)
     };
-    let _root = lock(&config.root, lock::ROOT_MODE)?;
-    let _state = lock(&config.state, lock::STATE_MODE)?;
+    let _root = Lock::hold(&config.root).map_err(hint)?;
+    let _state = Lock::take(&config.state, lock::STATE_MODE).map_err(hint)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::os("start runtime", e))?;
-    let mut report = runtime.block_on(async {
-        let store = Store::open(Ground::open(config)?, config).await?;
-        let checker = Checker {
-            is_stopped: true,
-            ..Checker::new(&store.metadata, config)
-        };
-        checker.check(opts).await
-    })?;
+    let mut report = runtime.block_on(check_stopped(config, opts))?;
     mounts(config, opts, &mut report)?;
     for finding in &report.findings {
         print(&format!("{finding}\n"))?;
     }
     print(&format!("{report}\n"))?;
     Ok(code(&report))
+}
+
+/// What opening has restored is the first thing to tell: all the rest was checked against that.
+async fn check_stopped(config: &Config, opts: CheckOpts) -> Result<Report> {
+    let scratch = Scratch(config.state.join(SCRATCH));
+    let (store, repair) = if opts.repair {
+        let store = Store::open(Ground::open(config)?, config).await?;
+        (store, Repair::Done)
+    } else {
+        let records = scratch.make()?;
+        let ground = Ground::examine(config, &scratch.0)?;
+        let store = Store::examine(ground, config, &records).await?;
+        (store, Repair::Possible)
+    };
+    let mut report = Report::default();
+    for (object, text) in store.metadata.damages() {
+        let text = scratch.named(&text, &store::directory(config));
+        report.note(Fault::Damaged, object, text, repair);
+    }
+    let checker = Checker {
+        is_stopped: true,
+        ..Checker::new(&store.metadata, config)
+    };
+    let checked = checker.check(opts).await?;
+    let damages = std::mem::take(&mut report.findings);
+    report = checked;
+    report.findings.splice(0..0, damages);
+    Ok(report)
+}
+
+/// Copies of records and indexes; they end with it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn records(&self) -> PathBuf {
+        self.0.join("records")
+    }
+
+    /// Makes it, empty, and tells where the records go. One that was killed may have left its own.
+    fn make(&self) -> Result<PathBuf> {
+        self.clear()?;
+        let records = self.records();
+        lock::create(&records, lock::ROOT_MODE)?;
+        Ok(records)
+    }
+
+    fn clear(&self) -> Result<()> {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                let path = self.0.display();
+                Err(Error::os(format_args!("remove {path}"), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A text about the copy of the records as one about the records in `directory`.
+    fn named(&self, text: &str, directory: &Path) -> String {
+        let copy = self.records();
+        text.replace(&*copy.to_string_lossy(), &directory.to_string_lossy())
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = self.clear() {
+            tracing::warn!(%error, "copies are left");
+        }
+    }
 }
 
 /// Nothing stays mounted for a call after its daemon has gone.

@@ -37,9 +37,22 @@ impl Ground {
     /// # Errors
     /// That of the content store or of a required snapshotter.
     pub(crate) fn open(config: &Config) -> Result<Self> {
+        Self::assemble(config, None)
+    }
+
+    /// The backends under the root to be looked at: their indexes are copied into `scratch`, an empty
+    /// directory, and nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Ground::open`].
+    pub(crate) fn examine(config: &Config, scratch: &Path) -> Result<Self> {
+        Self::assemble(config, Some(scratch))
+    }
+
+    fn assemble(config: &Config, scratch: Option<&Path>) -> Result<Self> {
         let directory = config.root.join(format!("{CONTENT}.content"));
         let content = Local::open(&directory).map_err(|e| e.ctx("open content store"))?;
-        let snapshotters = snapshotters(config)?;
+        let snapshotters = snapshotters(config, scratch)?;
 
         let mut rows = vec![
             Row::ready(CONTENT, "content", &[]),
@@ -59,7 +72,7 @@ impl Ground {
     }
 }
 
-fn snapshotters(config: &Config) -> Result<Point<dyn Snapshotter>> {
+fn snapshotters(config: &Config, scratch: Option<&Path>) -> Result<Point<dyn Snapshotter>> {
     let facts = |root: &Path| Facts::of_host().export("root", root.display());
     let overlay = || {
         let section: config::Overlay = config.section(&format!("{SNAPSHOTTER}.overlayfs"))?;
@@ -69,13 +82,19 @@ fn snapshotters(config: &Config) -> Result<Point<dyn Snapshotter>> {
             sync_remove: section.sync_remove,
             mount_options: section.mount_options,
         };
-        let made: Arc<dyn Snapshotter> = Arc::new(Overlay::open(&root, settings)?);
+        let made: Arc<dyn Snapshotter> = Arc::new(match scratch {
+            None => Overlay::open(&root, settings)?,
+            Some(scratch) => Overlay::examine(&root, &scratch.join("overlayfs"))?,
+        });
         Ok((made, facts(&root)))
     };
     let native = || {
         let section: config::RootPath = config.section(&format!("{SNAPSHOTTER}.native"))?;
         let root = root_of(config, "native", section.root_path);
-        let made: Arc<dyn Snapshotter> = Arc::new(Native::open(&root)?);
+        let made: Arc<dyn Snapshotter> = Arc::new(match scratch {
+            None => Native::open(&root)?,
+            Some(scratch) => Native::examine(&root, &scratch.join("native"))?,
+        });
         Ok((made, facts(&root)))
     };
     let candidates = vec![

@@ -24,6 +24,14 @@ impl Lock {
     /// `FailedPrecondition` while another daemon has it; the errno when it cannot be made.
     pub(crate) fn take(directory: &Path, mode: u32) -> Result<Self> {
         create(directory, mode)?;
+        Self::hold(directory)
+    }
+
+    /// Locks a directory that is there, and changes nothing about it.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while another daemon has it; the errno.
+    pub(crate) fn hold(directory: &Path) -> Result<Self> {
         let at = |what, e| Error::os(format_args!("{what} {}", directory.display()), e);
         let handle = File::open(directory).map_err(|e| at("open", e))?;
         match handle.try_lock() {

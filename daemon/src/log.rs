@@ -42,7 +42,7 @@ fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         // What a damaged file makes of its reader is an answer, and told as one.
-        if thread.name() == Some(metadata::CHECK_THREAD) {
+        if thread.name() == Some(sys::damage::CHECK_THREAD) {
             tracing::debug!("{panic}");
         } else {
             let trace = std::backtrace::Backtrace::capture();

@@ -63,7 +63,12 @@ fn run(cli: &Cli) -> Result<u8> {
         return print(&Config::default().to_toml()?).map(|()| 0);
     }
     let loaded = config::load(cli.config.as_deref(), cli.overrides())?;
-    log::start(&loaded.config.debug);
+    let mut logging = loaded.config.debug.clone();
+    if matches!(&cli.command, Some(Command::Fsck(how)) if !how.repair) {
+        // What it makes of copies is no news: the findings tell.
+        logging.level = config::Level::Error;
+    }
+    log::start(&logging);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

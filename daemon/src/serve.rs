@@ -16,6 +16,7 @@ use types::{Error, Result};
 
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::fsck::Checker;
 use crate::ground::Ground;
 use crate::listen::Socket;
 use crate::lock::{self, Lock};
@@ -75,10 +76,11 @@ async fn serve(config: &Config) -> Result<()> {
     let running = Running::begin(&config.root)?;
     let store = Store::open(Ground::open(config)?, config).await?;
     let engine = Engine::open(store, config)?;
-    let routes = face::routes(&engine, config)?;
+    let checker = Checker::new(&engine.store.metadata, config);
+    let routes = face::routes(&engine, &checker, config)?;
     let _ttrpc = ttrpc_server::serve(shims, face::events(&engine)).await?;
     engine.start(config)?;
-    running.watch(engine.store.metadata.clone());
+    running.watch(checker);
 
     let (stop, stopped) = oneshot::channel::<()>();
     let server = grpc::connections::serve(routes, socket.incoming(|_| true), async {

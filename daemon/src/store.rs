@@ -1,5 +1,6 @@
 //! Second floor: the records of all namespaces over the backends, and what collects the rest.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metadata::gc::{Scheduler, SchedulerOpts};
@@ -33,10 +34,22 @@ impl Store {
     /// # Errors
     /// `Unavailable` while another daemon has them; `FailedPrecondition` for records of another's.
     pub(crate) async fn open(ground: Ground, config: &Config) -> Result<Self> {
-        let uri = format!("{METADATA}.bolt");
-        let section: config::Metadata = config.section(&uri)?;
-        let directory = config.root.join(&uri);
+        let directory = directory(config);
         lock::create(&directory, lock::ROOT_MODE)?;
+        Self::at(&directory, ground, config).await
+    }
+
+    /// A copy of the records in `scratch`, an empty directory, over `ground`: to be looked at.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub(crate) async fn examine(ground: Ground, config: &Config, scratch: &Path) -> Result<Self> {
+        metadata::copy_store(&directory(config).join(FILE), &scratch.join(FILE))?;
+        Self::at(scratch, ground, config).await
+    }
+
+    async fn at(directory: &Path, ground: Ground, config: &Config) -> Result<Self> {
+        let section: config::Metadata = config.section(&format!("{METADATA}.bolt"))?;
         let opts = OpenOpts {
             content: Arc::clone(&ground.content),
             snapshotters: ground.snapshotters.ready().clone(),
@@ -86,6 +99,11 @@ impl Store {
         };
         Ok(Scheduler::new(self.metadata.clone(), opts))
     }
+}
+
+/// Where the records are.
+pub(crate) fn directory(config: &Config) -> PathBuf {
+    config.root.join(format!("{METADATA}.bolt"))
 }
 
 /// What the bundles know, for a store that has lost its records.

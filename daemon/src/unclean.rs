@@ -14,8 +14,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use metadata::Metadata;
 use types::{CheckOpts, Error, Fault, Finding, Repair, Result};
+
+use crate::fsck::Checker;
 
 const FILE: &str = "running";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -68,11 +69,11 @@ impl Running {
     }
 
     /// Verifies what a power cut may have damaged, then keeps the mark fresh, for ever.
-    pub(crate) fn watch(&self, metadata: Metadata) {
+    pub(crate) fn watch(&self, checker: Checker) {
         let (path, suspect) = (self.path.clone(), self.suspect);
         tokio::spawn(async move {
             if let Some(since) = suspect
-                && verify(&metadata, since).await
+                && verify(&checker, since).await
                 && let Err(error) = renew(&path)
             {
                 tracing::warn!(%error, "cannot mark that a daemon runs");
@@ -117,14 +118,14 @@ fn touch(path: &Path) -> Result<()> {
 }
 
 /// Takes away what is not what it should be; true when everything could be looked at.
-async fn verify(metadata: &Metadata, since: SystemTime) -> bool {
+async fn verify(checker: &Checker, since: SystemTime) -> bool {
     tracing::warn!("the machine went down under the last daemon: verifying what it wrote last");
     let opts = CheckOpts {
         repair: true,
         quick: false,
         since: Some(since),
     };
-    let report = metadata.check(opts).await;
+    let report = checker.check_records(opts).await;
     for finding in &report.findings {
         tracing::warn!("{finding}");
     }

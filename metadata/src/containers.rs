@@ -84,27 +84,6 @@ impl Containers {
         load(&self.metadata.0.db.kv.read()?, &self.namespace, id)
     }
 
-    /// The containers that pass the filter, ordered by id.
-    ///
-    /// # Errors
-    /// I/O.
-    pub async fn list(&self, filter: &Filter) -> Result<Vec<Container>> {
-        let mut found = Vec::new();
-        let snapshot = self.metadata.0.db.kv.read()?;
-        snapshot.scan(
-            &all(Bucket::Container, &self.namespace),
-            &mut |rest, record| {
-                let [id] = names(rest)?;
-                let container = get_container(id, record)?;
-                if filter.matches(&container) {
-                    found.push(container);
-                }
-                Ok(Flow::Continue(()))
-            },
-        )?;
-        Ok(found)
-    }
-
     /// Shows the containers that pass the filter, ordered by id, where they are: for those who only hand
     /// them on.
     ///

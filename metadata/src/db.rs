@@ -47,15 +47,16 @@ impl Marks {
 /// How many marks somebody waits for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Threshold {
-    /// Changes that removed a reference; 1 at least.
+    /// Changes that removed a reference.
     pub(crate) deletions: u64,
     /// Changes of any kind.
     pub(crate) mutations: u64,
 }
 
 impl Threshold {
+    /// True when one of them is reached.
     pub(crate) fn is_met(self, marks: &Marks) -> bool {
-        marks.deletions >= self.deletions.max(1) || marks.mutations >= self.mutations
+        marks.deletions >= self.deletions || marks.mutations >= self.mutations
     }
 }
 

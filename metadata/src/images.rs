@@ -32,25 +32,6 @@ impl Images {
         load(&self.metadata.0.db.kv.read()?, &self.scope, name)
     }
 
-    /// The images that pass the filter, ordered by name.
-    ///
-    /// # Errors
-    /// I/O.
-    pub async fn list(&self, filter: &Filter) -> Result<Vec<Image>> {
-        let mut found = Vec::new();
-        let snapshot = self.metadata.0.db.kv.read()?;
-        let prefix = all(Bucket::Image, &self.scope.namespace);
-        snapshot.scan(&prefix, &mut |rest, record| {
-            let [name] = names(rest)?;
-            let image = get_image(name, record)?;
-            if filter.matches(&image) {
-                found.push(image);
-            }
-            Ok(Flow::Continue(()))
-        })?;
-        Ok(found)
-    }
-
     /// Shows the images that pass the filter, ordered by name, where they are: for those who only hand
     /// them on.
     ///

@@ -207,6 +207,33 @@ pub(crate) fn check(tx: &dyn Read, scope: &Scope) -> Result<()> {
     Err(Error::not_found("lease does not exist"))
 }
 
+/// Removes up to `most` entries of a lease's list; true when no more than that are left for
+/// [`remove`], so that a list of any length goes in steps. Only for a lease that keeps nothing.
+pub(crate) fn shorten(
+    tx: &mut WriteTx<'_, '_>,
+    namespace: &Namespace,
+    id: &str,
+    most: usize,
+) -> Result<bool> {
+    let prefix = below(Bucket::Leased, &[namespace.as_str(), id]);
+    let mut found = Vec::new();
+    tx.scan(&prefix, &mut |rest, _| {
+        found.push([&prefix, rest].concat());
+        Ok(if found.len() > most {
+            Flow::Break(())
+        } else {
+            Flow::Continue(())
+        })
+    })?;
+    if found.len() <= most {
+        return Ok(true);
+    }
+    for entry in found {
+        tx.remove(entry);
+    }
+    Ok(false)
+}
+
 /// Removes a lease and its list.
 pub(crate) fn remove(tx: &mut WriteTx<'_, '_>, namespace: &Namespace, id: &str) -> Result<()> {
     tx.remove(own(Bucket::Lease, namespace, id));

@@ -53,9 +53,8 @@ pub use self::rebuild::FoundTask;
 
 use self::db::{Db, Marks, Outlet, first_records};
 use self::gate::Gate;
-pub use self::kv::CHECK_THREAD;
 use self::kv::{Kv, Opened};
-use self::rebuild::Found;
+use self::rebuild::{Found, Rebuilt};
 
 /// Whether a namespace may link a blob that only another one has brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,6 +98,20 @@ pub(crate) struct Shared {
     /// Held by who is about to link a blob, taken by who removes it.
     pub(crate) digests: Gate,
     pub(crate) collector: gc::Collector,
+    /// What was wrong with the store when it was opened.
+    damage: Option<String>,
+}
+
+/// Copies the files of the store at `from` to where the one at `to` would have them.
+///
+/// # Errors
+/// I/O.
+pub fn copy_store(from: &Path, to: &Path) -> Result<()> {
+    for (from, to) in kv::files(from).iter().zip(kv::files(to)) {
+        sys::fs::copy_if_there(from, &to)?;
+    }
+    // That of another containerd is refused, and so is one beside a copy.
+    sys::fs::copy_if_there(&from.with_file_name(FOREIGN), &to.with_file_name(FOREIGN))
 }
 
 impl Metadata {
@@ -111,7 +124,7 @@ impl Metadata {
     /// Go's wrote it; I/O.
     pub async fn open(path: &Path, opts: OpenOpts) -> Result<Self> {
         refuse_foreign(path)?;
-        let kv = open_or_rebuild(path, &opts).await?;
+        let (kv, damage) = open_or_rebuild(path, &opts).await?;
         let marks = Marks {
             content: true,
             snapshotters: opts.snapshotters.keys().cloned().collect(),
@@ -131,7 +144,23 @@ impl Metadata {
             policy: opts.policy,
             digests: Gate::default(),
             collector: gc::Collector::default(),
+            damage,
         })))
+    }
+
+    /// What was wrong with the store, and with the snapshotters' own records, when they were opened:
+    /// what it was, and what was made of it. All of it has been made good.
+    #[must_use]
+    pub fn damages(&self) -> Vec<(String, String)> {
+        let own = self.0.damage.iter();
+        let mut all: Vec<_> = own
+            .map(|text| ("records".to_owned(), text.clone()))
+            .collect();
+        for (name, backend) in &self.0.snapshotters {
+            let damages = backend.snapshotter.damages().into_iter();
+            all.extend(damages.map(|text| (format!("index of snapshotter {name}"), text)));
+        }
+        all
     }
 
     /// The namespaces.
@@ -182,9 +211,12 @@ impl Metadata {
     }
 }
 
+/// File of the records of Go's daemon, in the same directory.
+const FOREIGN: &str = "meta.db";
+
 /// Never begins beside the records of Go's daemon, whose blobs would all be garbage to ours.
 fn refuse_foreign(path: &Path) -> Result<()> {
-    let foreign = path.with_file_name("meta.db");
+    let foreign = path.with_file_name(FOREIGN);
     if path.exists() || !foreign.exists() {
         return Ok(());
     }
@@ -194,21 +226,25 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     )))
 }
 
-/// Never begins empty over old data: to the first collection all of that would be garbage.
-async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<Kv> {
+/// Never begins empty over old data: to the first collection all of that would be garbage. Tells what
+/// was wrong.
+async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<(Kv, Option<String>)> {
     let cause = match Kv::open(path) {
-        Ok((kv, Opened::Whole)) => return Ok(kv),
+        Ok((kv, Opened::Whole)) => return Ok((kv, None)),
         Ok((kv, Opened::Restored(restored))) => {
             restored.tell();
-            complete(&kv, opts).await?;
-            return Ok(kv);
+            let mut damage = format!("{}; its journal has them", restored.cause);
+            if let Some(rebuilt) = complete(&kv, opts).await? {
+                damage = format!("{damage} but for {rebuilt}");
+            }
+            return Ok((kv, Some(damage)));
         }
         Err(error) if error.is(Code::DataLoss) || error.is_not_found() => error,
         Err(error) => return Err(error),
     };
     let found = Found::look(opts).await.ctx("rebuild metadata")?;
     if cause.is_not_found() && found.is_nothing() {
-        return Kv::make(path, &first_records()).map(|(kv, _)| kv);
+        return Kv::make(path, &first_records()).map(|(kv, _)| (kv, None));
     }
     if !opts.absent.is_empty() {
         return Err(Error::failed_precondition(format_args!(
@@ -219,15 +255,16 @@ async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<Kv> {
     let (records, rebuilt) = found.rebuild(opts.policy, SystemTime::now())?;
     let (kv, aside) = Kv::make(path, &records)?;
     rebuilt.tell(&cause, aside.as_deref());
-    Ok(kv)
+    let damage = format!("{cause}; without a journal there are {rebuilt} again, and no more");
+    Ok((kv, Some(damage)))
 }
 
 /// A journal may lack the last changes: what they named must not be garbage.
-async fn complete(kv: &Kv, opts: &OpenOpts) -> Result<()> {
+async fn complete(kv: &Kv, opts: &OpenOpts) -> Result<Option<Rebuilt>> {
     let found = Found::look(opts).await.ctx("complete metadata")?;
     let lacking = found.complete(&kv.read()?, opts.policy, SystemTime::now())?;
     let Some((records, rebuilt)) = lacking else {
-        return Ok(());
+        return Ok(None);
     };
     kv.write(move |tx| {
         for (key, record) in records {
@@ -237,7 +274,7 @@ async fn complete(kv: &Kv, opts: &OpenOpts) -> Result<()> {
     })
     .await?;
     rebuilt.tell_what();
-    Ok(())
+    Ok(Some(rebuilt))
 }
 
 impl fmt::Debug for OpenOpts {

@@ -4,14 +4,14 @@
 //! by one lease per namespace, until somebody who knows deletes it. Nothing is invented: what cannot be
 //! known again (names of images, labels) is told as lost.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use types::{
     Any, BlobInfo, Container, ContainerId, Filter, Labels, Lease, LeaseId, Namespace, Resource,
-    Result, Runtime, SnapshotInfo, SnapshotKind,
+    Result, Runtime, SPEC_URL, SnapshotInfo, SnapshotKind,
 };
 
 use crate::db::{first_records, sequence_after};
@@ -21,8 +21,6 @@ use crate::record::{BlobRecord, SnapshotRecord, put_container, put_labels, put_l
 use crate::snapshots::{child_key, number_of, record_key};
 use crate::{OpenOpts, Policy, leases, namespaces};
 
-/// Type of the spec in a container's record.
-const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Lease that holds what was found, with the time behind it.
 const LEASE: &str = "recovered";
 /// Where blobs go when nothing says whose they are: the namespace of clients that name none.
@@ -85,6 +83,20 @@ impl Found {
         Builder::new(now)?.build(self, policy)
     }
 
+    /// The snapshots of containers among those that have a record still.
+    fn recorded(&self, named: &Named) -> Rootfs {
+        let mut recorded = Rootfs::new();
+        for (snapshotter, all) in &self.snapshots {
+            for info in all.iter().filter(|info| is_rootfs(info)) {
+                if let Some(at) = named.snapshots.get(info.name.as_str()) {
+                    let on = recorded.entry(at.clone()).or_default();
+                    on.insert(snapshotter.clone());
+                }
+            }
+        }
+        recorded
+    }
+
     /// Makes records of what has none in a store that was restored: its last changes may be lost, and
     /// what they named would be garbage. `None` when there is nothing of that kind.
     ///
@@ -110,11 +122,14 @@ impl Found {
             .flatten()
             .map(|info| info.name.to_string())
             .collect();
+        let mut builder = Builder::new(now)?;
+        // The record of a container may be lost alone: it stands on a snapshot that has one.
+        builder.rootfs = self.recorded(&named);
         for all in self.snapshots.values_mut() {
-            all.retain(|info| !named.snapshots.contains(info.name.as_str()));
+            all.retain(|info| !named.snapshots.contains_key(info.name.as_str()));
         }
         let is_complete = self.is_nothing();
-        let (mut records, rebuilt) = self.rebuild(policy, now)?;
+        let (mut records, rebuilt) = builder.build(&self, policy)?;
         let sequence = key(Bucket::Store, &["sequence"]);
         let mut kept = Records::new();
         for (key, record) in std::mem::take(&mut records) {
@@ -148,7 +163,8 @@ fn is_less(old: &[u8], new: &[u8]) -> bool {
 #[derive(Debug, Default)]
 struct Named {
     blobs: HashSet<String>,
-    snapshots: HashSet<String>,
+    /// By name in the backend: where the record is.
+    snapshots: HashMap<String, (Namespace, String)>,
     tasks: HashSet<(Namespace, String)>,
 }
 
@@ -161,10 +177,11 @@ impl Named {
                 named.blobs.insert(digest.to_owned());
                 Ok(Flow::Continue(()))
             })?;
-            tx.scan(&all(Bucket::Snapshot, &namespace), &mut |_, record| {
-                named
-                    .snapshots
-                    .insert(SnapshotRecord::decode(record)?.backend);
+            tx.scan(&all(Bucket::Snapshot, &namespace), &mut |rest, record| {
+                let [_, name] = names(rest)?;
+                let at = (namespace.clone(), name.to_owned());
+                let backend = SnapshotRecord::decode(record)?.backend;
+                named.snapshots.insert(backend, at);
                 Ok(Flow::Continue(()))
             })?;
             tx.scan(&all(Bucket::Container, &namespace), &mut |rest, _| {
@@ -187,6 +204,17 @@ pub(crate) struct Rebuilt {
     blobs: usize,
     /// What nobody knows the owner of is in this namespace.
     aside: Namespace,
+}
+
+/// In half a line.
+impl fmt::Display for Rebuilt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} containers, {} snapshots and {} blobs",
+            self.containers, self.snapshots, self.blobs
+        )
+    }
 }
 
 impl Rebuilt {
@@ -220,12 +248,19 @@ impl Rebuilt {
     }
 }
 
+/// The snapshotters that have a snapshot of a container under a name of a namespace.
+type Rootfs = BTreeMap<(Namespace, String), BTreeSet<String>>;
+
+/// True for what can be the root of a container.
+fn is_rootfs(info: &SnapshotInfo) -> bool {
+    matches!(info.kind, SnapshotKind::Active | SnapshotKind::View)
+}
+
 struct Builder {
     records: Records,
     report: Rebuilt,
     now: SystemTime,
-    /// Where each name of a namespace is an active snapshot.
-    active: BTreeMap<(Namespace, String), Vec<String>>,
+    rootfs: Rootfs,
 }
 
 /// A backend key of ours, taken apart.
@@ -253,7 +288,7 @@ impl Builder {
             records: Records::new(),
             report,
             now,
-            active: BTreeMap::new(),
+            rootfs: Rootfs::new(),
         })
     }
 
@@ -325,26 +360,25 @@ impl Builder {
                 let snapshotter = snapshotter.to_owned();
                 self.hold(namespace, &Resource::Snapshot { snapshotter, key });
             }
-            if info.kind == SnapshotKind::Active {
+            if is_rootfs(info) {
                 let at = (namespace.clone(), (*name).to_owned());
-                self.active
-                    .entry(at)
-                    .or_default()
-                    .push(snapshotter.to_owned());
+                let on = self.rootfs.entry(at).or_default();
+                on.insert(snapshotter.to_owned());
             }
             self.report.namespaces.insert(namespace.clone());
             self.report.snapshots += 1;
         }
     }
 
-    /// The container of a task. Clients name its snapshot as the container: where there is exactly one
-    /// such snapshot, it is that.
+    /// The container of a task. Clients name its snapshot as the container: where exactly one
+    /// snapshotter has such a snapshot, it is that.
     fn container(&mut self, task: &FoundTask) {
         let id = task.id.to_string();
-        let found = self.active.get(&(task.namespace.clone(), id.clone()));
-        let (snapshotter, snapshot_key) = match found.map(Vec::as_slice) {
-            Some([only]) => (only.clone(), id.clone()),
-            _ => (String::new(), String::new()),
+        let found = self.rootfs.get(&(task.namespace.clone(), id.clone()));
+        let only = found.filter(|on| on.len() == 1).and_then(BTreeSet::first);
+        let (snapshotter, snapshot_key) = match only {
+            Some(only) => (only.clone(), id.clone()),
+            None => (String::new(), String::new()),
         };
         let container = Container {
             id: task.id.clone(),

@@ -9,14 +9,12 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::IgnoredAny;
-use types::{ContainerId, Error, Namespace, Result, bundle_file};
+use types::{ContainerId, DEFAULT_RUNTIME, Error, Namespace, Result, bundle_file};
 
 use crate::bundle::{Bundle, Bundles};
 
 /// A spec is not read beyond this.
 const SPEC_LIMIT: u64 = 64 << 20;
-/// Runtime of a bundle that does not tell.
-const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
 
 /// A task's bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,6 +25,8 @@ pub(crate) struct Directories {
     made: Vec<u64>,
     half: Vec<u64>,
     lost: Vec<u64>,
+    /// They belong to somebody else, who is only looked at.
+    is_foreign: bool,
 }
 
 impl Directories {
@@ -43,6 +45,23 @@ impl Directories {
             made: with(""),
             half: with(NEW),
             lost: with(LOST),
+            is_foreign: false,
+        })
+    }
+
+    /// Those in `path`, if it is there; nothing is going to be moved.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(crate) fn look(path: &Path) -> Result<Self> {
+        let found = if path.is_dir() {
+            Self::list(path)?
+        } else {
+            Self::default()
+        };
+        Ok(Self {
+            is_foreign: true,
+            ..found
         })
     }
 
@@ -57,12 +76,17 @@ impl Directories {
         all.copied().max()
     }
 
-    /// Moves snapshots that are not in `known` out of the way of a cleanup, durably.
+    /// Moves snapshots that are not in `known` out of the way of a cleanup, durably, and tells how many
+    /// there are.
     ///
     /// # Errors
     /// I/O.
-    pub(crate) fn set_aside(&self, known: &HashSet<u64>) -> Result<()> {
-        for id in self.made.iter().filter(|id| !known.contains(id)) {
+    pub(crate) fn set_aside(&self, known: &HashSet<u64>) -> Result<usize> {
+        let unknown: Vec<_> = self.made.iter().filter(|id| !known.contains(id)).collect();
+        if self.is_foreign {
+            return Ok(unknown.len());
+        }
+        for id in &unknown {
             let from = self.path.join(id.to_string());
             let to = self.path.join(format!("{LOST}{id}"));
             match std::fs::rename(&from, &to) {
@@ -75,7 +99,8 @@ impl Directories {
             }
         }
         // Always: an open that was cut off may have moved them.
-        sys::fs::fsync_dir(&self.path)
+        sys::fs::fsync_dir(&self.path)?;
+        Ok(unknown.len())
     }
 
     /// Snapshots of these ids in `path`, made or not.

@@ -105,6 +105,11 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
         Err(Error::not_implemented("verify"))
     }
 
+    /// What was wrong with the snapshotter's own records when it was opened, and was made good.
+    fn damages(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Frees what no record names (directories of removed or half-made snapshots).
     ///
     /// # Errors

@@ -32,6 +32,15 @@ impl Native {
         Ok(Self(Arc::new(Store::open(&root, false)?)))
     }
 
+    /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
+    /// [`Snapshotter::list`], [`Snapshotter::verify`] and the like work, and nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Native::open`].
+    pub fn examine(root: &Path, scratch: &Path) -> Result<Self> {
+        Ok(Self(Arc::new(Store::examine(root, scratch)?)))
+    }
+
     async fn create(
         &self,
         kind: SnapshotKind,
@@ -139,6 +148,10 @@ impl Snapshotter for Native {
     async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
         let store = Arc::clone(&self.0);
         blocking(move || Ok(store.broken(|_| &[""]))).await
+    }
+
+    fn damages(&self) -> Vec<String> {
+        self.0.damages().to_vec()
     }
 
     async fn cleanup(&self) -> Result<()> {

@@ -94,6 +94,20 @@ impl Overlay {
         })))
     }
 
+    /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
+    /// [`Snapshotter::list`], [`Snapshotter::verify`] and the like work, and nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Overlay::open`], but it is not tried whether overlayfs works.
+    pub fn examine(root: &Path, scratch: &Path) -> Result<Self> {
+        Ok(Self(Arc::new(Settled {
+            store: Store::examine(root, scratch)?,
+            upperdir_label: false,
+            leading: Vec::new(),
+            trailing: Vec::new(),
+        })))
+    }
+
     async fn create(
         &self,
         kind: SnapshotKind,
@@ -275,6 +289,10 @@ impl Snapshotter for Overlay {
             }))
         })
         .await
+    }
+
+    fn damages(&self) -> Vec<String> {
+        self.0.store.damages().to_vec()
     }
 
     async fn cleanup(&self) -> Result<()> {

@@ -17,7 +17,7 @@ use types::{
 };
 
 use crate::directories::{self, Directories, NEW};
-use crate::storage::{Chain, Index, Row};
+use crate::storage::{Chain, FILES, Index, Row};
 use crate::tree;
 
 /// Labels that ask for id-mapped layers.
@@ -70,6 +70,30 @@ impl Store {
             index,
             sync_remove,
         })
+    }
+
+    /// Opens copies in `scratch`, an empty directory, of the index in `root`: nothing in `root` is
+    /// changed, so this is for looking and for nothing else.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub(crate) fn examine(root: &Path, scratch: &Path) -> Result<Self> {
+        make_dir(scratch, 0o700)?;
+        for name in FILES {
+            sys::fs::copy_if_there(&root.join(name), &scratch.join(name))?;
+        }
+        let directories = root.join("snapshots");
+        let index = Index::open(scratch, &Directories::look(&directories)?)?;
+        Ok(Self {
+            directories,
+            index: Arc::new(index),
+            sync_remove: false,
+        })
+    }
+
+    /// What was wrong with the index when it was opened.
+    pub(crate) fn damages(&self) -> &[String] {
+        self.index.damages()
     }
 
     /// The directory of a snapshot.

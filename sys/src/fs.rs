@@ -84,6 +84,18 @@ pub fn syncfs(path: &Path) -> Result<()> {
     rustix::fs::syncfs(&file).map_err(|e| at("syncfs", path, e))
 }
 
+/// Copies a file, if there is one.
+///
+/// # Errors
+/// The errno of the copy, with the path.
+pub fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
+    match std::fs::copy(from, to) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !from.exists() => Ok(()),
+        Err(e) => Err(at("copy", from, e)),
+    }
+}
+
 /// Whether [`write_atomic_with`] waits for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flush {

@@ -11,6 +11,7 @@
 )]
 
 pub mod cgroup;
+pub mod damage;
 mod error;
 pub mod fifo;
 pub mod fs;

@@ -13,7 +13,7 @@ impl Any {
     /// The type name: the URL after its last slash-terminated host prefix.
     ///
     /// containerd's JSON types have slashes of their own
-    /// (`types.containerd.io/opencontainers/runtime-spec/1/Spec`), so only Google's prefix is cut.
+    /// ([`crate::SPEC_URL`]), so only Google's prefix is cut.
     #[must_use]
     pub fn type_name(&self) -> &str {
         self.type_url

@@ -30,6 +30,12 @@ pub mod bundle_file {
     pub const INIT_PID: &str = "init.pid";
 }
 
+/// Type of an OCI spec in a container's record.
+pub const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// Runtime of containers that name none.
+pub const DEFAULT_RUNTIME: &str = "io.containerd.runc.v2";
+
 /// Name of the bundle directories' parent, under the daemon's state and root.
 pub const BUNDLES_DIR: &str = "io.containerd.runtime.v2.task";
 

@@ -22,7 +22,7 @@ mod record;
 mod scope;
 
 pub use any::Any;
-pub use bundle::{BUNDLES_DIR, Exit, bundle_file};
+pub use bundle::{BUNDLES_DIR, DEFAULT_RUNTIME, Exit, SPEC_URL, bundle_file};
 pub use check::{CheckOpts, Fault, Finding, Repair, Report};
 pub use descriptor::{Descriptor, media_type};
 pub use digest::{Algorithm, Digest};

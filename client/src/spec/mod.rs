@@ -14,15 +14,13 @@ mod user;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use types::{Any, ContainerId, Error, Namespace, Result};
+use types::{Any, ContainerId, Error, Namespace, Result, SPEC_URL};
 
 pub use capability::current_capabilities;
 pub use edit::{IdMapping, Limits, SpecMount};
 pub use image::{DEFAULT_PATH, is_reserved_label};
 pub use user::{MAX_ID, User, UserSpec};
 
-/// Type URL of a spec in an [`Any`].
-pub const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Type URL of a process in an [`Any`].
 pub const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// The version that is written.

@@ -16,9 +16,9 @@ use super::duration;
 pub(crate) struct Scheduler {
     /// Greatest share of time in which writers may wait for the collector.
     pub(crate) pause_threshold: f64,
-    /// Deletions after which it runs; 0: does not count.
+    /// As [`metadata::gc::SchedulerOpts::deletion_threshold`].
     pub(crate) deletion_threshold: u64,
-    /// Changes after which it runs, when there was a deletion among them.
+    /// As [`metadata::gc::SchedulerOpts::mutation_threshold`].
     pub(crate) mutation_threshold: u64,
     /// Wait between a trigger and the run.
     #[serde(with = "duration")]

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::time::timeout;
-use types::{BUNDLES_DIR, CheckOpts, Error, Fault, Repair, Report};
+use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Repair, Report};
 
-use super::{Checker, judge};
+use super::{Checker, MOST_WAITING, judge};
 use crate::config::Config;
 use crate::ground::Ground;
 use crate::store::Store;
@@ -41,6 +41,31 @@ async fn a_second_check_waits_for_its_turn() {
     tokio::time::resume();
     drop(turn);
     assert!(check(&second).await.is_clean());
+}
+
+#[tokio::test]
+async fn checks_that_wait_are_bounded_and_the_daemons_own_takes_its_turn() {
+    let (_dir, checker) = setup().await;
+    let turn = checker.turn.lock().await;
+    let mut waiting: Vec<_> = (0..=MOST_WAITING)
+        .map(|_| Box::pin(checker.check(CheckOpts::default())))
+        .collect();
+    for check in &mut waiting {
+        assert!(futures::poll!(check).is_pending());
+    }
+    let one_more = checker.check(CheckOpts::default()).await.unwrap_err();
+    assert_eq!(one_more.code(), Code::ResourceExhausted);
+    let mut own = Box::pin(checker.check_records(CheckOpts::default()));
+    assert!(futures::poll!(&mut own).is_pending());
+    // Who goes away leaves its place.
+    drop(waiting.pop());
+    let mut next = Box::pin(checker.check(CheckOpts::default()));
+    assert!(futures::poll!(&mut next).is_pending());
+    drop(turn);
+    for check in waiting {
+        assert!(check.await.unwrap().is_clean());
+    }
+    assert!(own.await.is_clean() && next.await.unwrap().is_clean());
 }
 
 /// The findings as lines, without the directory of the test.

@@ -1,6 +1,8 @@
 //! Damaged records under running containers: the daemon says what it did about them and goes on, and
 //! what somebody only notices by looking is found by `fsck`.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -262,6 +264,79 @@ fn fsck_names_a_damaged_blob_and_takes_it_from_everybody() {
     );
     clean(&host);
     host.image();
+    drop(host.run(&["--rm"], "again", &["true"]).ok());
+    clean(&host);
+    host.finish();
+}
+
+/// Everything below a directory: kind and mode, size, time of the last change, data.
+fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, u64, i64, i64, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(path) = open.pop() {
+        let facts = path.symlink_metadata().expect("stat");
+        let mut data = Vec::new();
+        if facts.is_dir() {
+            let entries = std::fs::read_dir(&path).expect("list");
+            open.extend(entries.map(|entry| entry.expect("entry").path()));
+        } else if facts.is_file() {
+            data = std::fs::read(&path).expect("read");
+        }
+        let fact = (
+            facts.mode(),
+            facts.size(),
+            facts.mtime(),
+            facts.mtime_nsec(),
+        );
+        found.insert(path, (fact.0, fact.1, fact.2, fact.3, data));
+    }
+    found
+}
+
+#[test]
+fn fsck_restores_only_when_it_is_told_to_repair() {
+    let mut host = Host::new("fsck-only");
+    host.image();
+    host.stop();
+    for which in [METADATA, INDEX] {
+        let path = host.root().join(which);
+        let half = std::fs::metadata(&path).expect("stat").len() / 2;
+        let file = std::fs::File::options().write(true).open(&path);
+        file.and_then(|file| file.set_len(half)).expect("cut");
+    }
+    let before = tree(&host.root());
+    let records = host.root().join(METADATA);
+    let records = format!("damaged records: open metadata {}: ", records.display());
+    let index = "damaged index of snapshotter overlayfs: snapshot index is damaged".to_owned();
+    for _ in 0..2 {
+        let told = fsck(&host, &[]);
+        assert_eq!(told.code, 4, "{}{}", told.stdout, told.stderr);
+        let lines: Vec<&str> = told.stdout.lines().collect();
+        assert_eq!(lines.len(), 3, "{}", told.stdout);
+        for (line, start) in lines.iter().zip([&records, &index]) {
+            assert!(line.starts_with(start), "{line}");
+            assert!(line.ends_with("[to repair]"), "{line}");
+        }
+        assert_eq!(told.stderr, "");
+        let after = tree(&host.root());
+        let changed: Vec<_> = after
+            .iter()
+            .filter(|(path, facts)| before.get(*path) != Some(*facts))
+            .map(|(path, _)| path)
+            .chain(before.keys().filter(|path| !after.contains_key(*path)))
+            .collect();
+        assert!(changed.is_empty(), "{changed:?}");
+        assert!(!host.state().join("fsck").exists());
+    }
+    let told = fsck(&host, &["--repair"]);
+    assert_eq!(told.code, 1, "{}{}", told.stdout, told.stderr);
+    for (line, start) in told.stdout.lines().zip([&records, &index]) {
+        assert!(line.starts_with(start), "{line}");
+        assert!(line.ends_with("[repaired]"), "{line}");
+    }
+    let told = fsck(&host, &[]);
+    assert_eq!(told.code, 0, "{}", told.stdout);
+    host.start();
     drop(host.run(&["--rm"], "again", &["true"]).ok());
     clean(&host);
     host.finish();

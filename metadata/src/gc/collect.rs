@@ -2,7 +2,9 @@
 //!
 //! Invariant: the backend is listed first and the records are read afterwards, so whatever is new has a
 //! record, a busy number or a held gate by then. A blob is looked up once more, alone in its digest's
-//! gate, before its file goes.
+//! gate, before its file goes, and of a snapshot it is asked, alone in its gate, whether somebody has
+//! adopted it since. No gate is waited for and none is of more than one object: what takes long here
+//! holds up nobody but who wants that very object.
 
 use std::collections::{HashMap, HashSet};
 
@@ -147,24 +149,29 @@ fn is_named(tx: &dyn Read, digest: &Digest) -> Result<bool> {
 async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result<u64> {
     let mut errors = Errors::default();
     let mut removed = 0;
-    {
-        let _adoption = backend.adoption.write().await;
-        let there = backend.snapshotter.list(&Filter::default()).await?;
-        // After the list and before the records: who is not busy any more has a record by then.
-        let mut numbers = backend.at_work();
-        let keys = known_keys(&metadata.0.db.kv.read()?, name)?;
-        numbers.extend(keys.iter().filter_map(|key| number_of(key)));
-        let is_garbage = |info: &SnapshotInfo| {
-            !keys.contains(info.name.as_str())
-                && number_of(info.name.as_str()).is_none_or(|number| !numbers.contains(&number))
+    let adoptions = backend.adoptions();
+    let there = backend.snapshotter.list(&Filter::default()).await?;
+    // After the list and before the records: who is not busy any more has a record by then.
+    let mut numbers = backend.at_work();
+    let keys = known_keys(&metadata.0.db.kv.read()?, name)?;
+    numbers.extend(keys.iter().filter_map(|key| number_of(key)));
+    let is_garbage = |info: &SnapshotInfo| {
+        !keys.contains(info.name.as_str())
+            && number_of(info.name.as_str()).is_none_or(|number| !numbers.contains(&number))
+    };
+    for info in deepest_first(there) {
+        if !is_garbage(&info) {
+            continue;
+        }
+        // Held: somebody is about to adopt it.
+        let Some(_alone) = backend.adopting.try_alone(info.name.as_str()) else {
+            continue;
         };
-        for info in deepest_first(there) {
-            if is_garbage(&info) {
-                removed +=
-                    u64::from(remove(backend.snapshotter.as_ref(), &info, &mut errors).await);
-            }
+        if !adoptions.has(info.name.as_str()) {
+            removed += u64::from(remove(backend.snapshotter.as_ref(), &info, &mut errors).await);
         }
     }
+    drop(adoptions);
     note_cleanup(&mut errors, backend.snapshotter.cleanup().await);
     errors.into_result().map(|()| removed)
 }

@@ -1,7 +1,7 @@
 //! Marking: what can be reached from a root. References never leave a namespace, so each is marked by
 //! itself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::SystemTime;
 
 use time::OffsetDateTime;
@@ -55,13 +55,18 @@ pub(crate) struct Marked {
     pub(super) doubts: Vec<(Namespace, Doubt)>,
 }
 
-/// The objects of one namespace that were not marked, or not in full, with what they name.
+/// The objects of one namespace that were not marked, or not in full, with what they name. What is
+/// garbage is taken away step by step.
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
     garbage: BTreeMap<Node, Refs>,
     /// Marked without what their labels name.
     flat: BTreeMap<Node, Refs>,
     kept_by: HashMap<Node, Vec<Node>>,
+    /// The garbage, each before what it names.
+    line: VecDeque<Node>,
+    /// How many at the end of the line name each other in a circle, or are named by one that does.
+    circle: usize,
 }
 
 impl Marked {
@@ -84,9 +89,71 @@ impl Marked {
 }
 
 impl Doubt {
-    /// The garbage.
-    pub(super) fn into_garbage(self) -> impl Iterator<Item = Node> {
-        self.garbage.into_keys()
+    /// Takes about `most` objects out of the garbage, none before one that names it: who takes up
+    /// what is left finds all of it. A circle goes in one piece.
+    pub(super) fn step(&mut self, most: usize) -> Vec<(Node, Refs)> {
+        let mut step = Vec::new();
+        while step.len() < most || self.line.len() < self.circle {
+            let Some(node) = self.line.pop_front() else {
+                break;
+            };
+            // Else it was taken up.
+            if let Some(refs) = self.garbage.remove(&node) {
+                step.push((node, refs));
+            }
+        }
+        step
+    }
+
+    /// Puts the garbage into an order in which it can go step by step.
+    fn line_up(&mut self) {
+        let mut named: HashMap<&Node, usize> = HashMap::new();
+        for (node, refs) in &self.garbage {
+            for next in self.keeps(node, refs) {
+                *named.entry(next).or_default() += 1;
+            }
+        }
+        let is_free = |node: &&Node| !named.contains_key(*node);
+        let mut free: Vec<&Node> = self.garbage.keys().filter(is_free).collect();
+        let mut line = VecDeque::with_capacity(self.garbage.len());
+        while let Some(node) = free.pop() {
+            line.push_back(node.clone());
+            for next in self.keeps(node, &self.garbage[node]) {
+                if let Some(count) = named.get_mut(next) {
+                    *count -= 1;
+                    if *count == 0 {
+                        named.remove(next);
+                        free.push(next);
+                    }
+                }
+            }
+        }
+        let circle = self.garbage.keys().filter(|node| named.contains_key(node));
+        let before = line.len();
+        line.extend(circle.cloned());
+        self.circle = line.len() - before;
+        self.line = line;
+    }
+
+    /// The other garbage that `node` keeps.
+    fn keeps<'a>(&'a self, node: &'a Node, refs: &'a Refs) -> impl Iterator<Item = &'a Node> {
+        let back = self.kept_by.get(node).map_or(&[][..], Vec::as_slice);
+        let all = refs.solid.iter().chain(&refs.loose).chain(back);
+        all.filter(move |next| *next != node && self.garbage.contains_key(*next))
+    }
+
+    /// What is left of the garbage.
+    #[cfg(test)]
+    pub(super) fn garbage(&self) -> impl Iterator<Item = &Node> {
+        self.garbage.keys()
+    }
+
+    /// Puts back what was taken last and has not gone.
+    pub(super) fn put_back(&mut self, step: impl DoubleEndedIterator<Item = (Node, Refs)>) {
+        for (node, refs) in step.rev() {
+            self.garbage.insert(node.clone(), refs);
+            self.line.push_front(node);
+        }
     }
 
     /// An object that is no garbage of ours any more.
@@ -125,6 +192,7 @@ impl Graph {
                 None => drop(doubt.garbage.insert(node, refs)),
             }
         }
+        doubt.line_up();
         doubt
     }
 

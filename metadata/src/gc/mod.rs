@@ -1,14 +1,14 @@
 //! The collector: removes what nobody names, first from the records, then from the backends.
 //!
 //! Invariant: only what is unreachable from a root is removed, and it is unreachable for good: what was
-//! marked beside running requests is compared with what they have touched since, in the transaction of
+//! marked beside running requests is compared with what they have touched since, in each transaction of
 //! the sweep. Backends are cleaned by comparing them with the records, so a run that was cut off
 //! anywhere is finished by the next one.
 //!
 //! ```text
-//! Marked::new(snapshot) --spare(touched)--> sweep(tx)--> Swept --commit--> collect()
-//! beside all requests     `--- one write transaction ---'   blobs, ingests, snapshots, cleanup:
-//!                                                           outside, under gates of single objects
+//! Marked::new(snapshot) --spare(touched)--> sweep(tx) --> Swept --commits--> collect()
+//! beside all requests     `-- small transactions, --'     blobs, ingests, snapshots, cleanup:
+//!                             others in between           outside, under gates of single objects
 //! ```
 
 #![deny(clippy::wildcard_enum_match_arm)]
@@ -30,15 +30,17 @@ use types::{Error, Result};
 pub use self::scheduler::{Scheduler, SchedulerOpts};
 
 use self::mark::Marked;
-use self::sweep::Swept;
+use self::sweep::{STEP, Swept};
 use crate::Metadata;
-use crate::db::{Marks, Outlet};
+use crate::db::{Marks, Outlet, WriteTx};
 
 /// What one run did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// How long writers were held up: the sweep of the records.
+    /// How long writers were held up, all steps of the sweep of the records together.
     pub pause: Duration,
+    /// The longest of these steps, which is what one writer may have waited for.
+    pub longest: Duration,
     /// How long it took in all.
     pub elapsed: Duration,
     /// Records removed.
@@ -96,17 +98,9 @@ pub(crate) async fn run(metadata: &Metadata) -> Result<Stats> {
 pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats> {
     let begin = Instant::now();
     let mut work = Work::take(&metadata.0.db.outlet);
-    let (swept, pause) = sweep(metadata, now).await?;
+    let mut stats = Stats::default();
+    let swept = sweep(metadata, now, &mut work.marks, &mut stats).await?;
     work.is_swept = true;
-    work.marks.content |= swept.content;
-    work.marks
-        .snapshotters
-        .extend(swept.snapshotters.iter().cloned());
-    let mut stats = Stats {
-        pause,
-        records: swept.removed,
-        ..Stats::default()
-    };
     swept.collect(metadata, &mut work.marks, &mut stats).await;
     stats.elapsed = begin.elapsed();
     tracing::debug!(?stats, "garbage collected");
@@ -114,20 +108,24 @@ pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats
 }
 
 /// Marks beside running requests, then sweeps what they have not taken up since: what holds up writers
-/// is only the second step.
-async fn sweep(metadata: &Metadata, now: SystemTime) -> Result<(Swept, Duration)> {
+/// is only the second part, and that for a step at a time. Of what was swept before a failure the
+/// backends are marked, too.
+async fn sweep(
+    metadata: &Metadata,
+    now: SystemTime,
+    marks: &mut Marks,
+    stats: &mut Stats,
+) -> Result<Swept> {
     let watch = metadata.0.db.kv.watch().await?;
     let snapshot = metadata.0.db.kv.read()?;
     let mark = move || Marked::new(&snapshot, now);
     let marked = tokio::task::spawn_blocking(mark).await;
     let mut marked = marked.map_err(|e| Error::internal("mark garbage").with_source(e))??;
-    if marked.is_clean() {
-        return Ok((Swept::default(), Duration::ZERO));
-    }
-    metadata
-        .0
-        .db
-        .write(move |tx| {
+    let watch = Arc::new(watch);
+    let mut swept = Swept::default();
+    while !marked.is_clean() {
+        let watch = Arc::clone(&watch);
+        let step = move |tx: &mut WriteTx<'_, '_>| {
             let begin = Instant::now();
             match watch.take() {
                 Some(touched) if marked.spare(&**tx, &touched)? => tx.mark(),
@@ -135,10 +133,21 @@ async fn sweep(metadata: &Metadata, now: SystemTime) -> Result<(Swept, Duration)
                 // Too much has happened to look at it all: mark again.
                 None => marked = Marked::new(&**tx, now)?,
             }
-            let swept = marked.sweep(tx)?;
-            Ok((swept, begin.elapsed()))
-        })
-        .await
+            let swept = marked.sweep(tx, STEP)?;
+            Ok((marked, swept, begin.elapsed()))
+        };
+        let (left, removed, pause) = metadata.0.db.write(step).await?;
+        marked = left;
+        marks.content |= removed.content;
+        marks
+            .snapshotters
+            .extend(removed.snapshotters.iter().cloned());
+        swept.add(removed);
+        stats.pause += pause;
+        stats.longest = stats.longest.max(pause);
+    }
+    stats.records = swept.removed;
+    Ok(swept)
 }
 
 /// The marks that a run works off; what it leaves goes back for the next one.

@@ -1,11 +1,15 @@
 //! When to collect.
 //!
-//! Invariant: collections hold up writers for at most a given share of the time. One task of the daemon
-//! runs the scheduler; requests that must not wait call [`Metadata::gc`] themselves.
+//! Invariant: collections hold up writers for at most a given share of the time, but for those that a
+//! threshold of removals asks for. One task of the daemon runs the scheduler; requests that must not
+//! wait call [`Metadata::gc`] themselves.
+//!
+//! Parity: gc/scheduler/scheduler.go: after the rest that a collection is followed by, one removal makes
+//! the next one due, whatever the thresholds are; the threshold of removals only cuts the rest short.
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::Metadata;
 use crate::db::Threshold;
@@ -24,9 +28,9 @@ pub struct SchedulerOpts {
     pub startup_delay: Duration,
     /// From a trigger to its collection: gathers what follows closely.
     pub schedule_delay: Duration,
-    /// Removals that trigger; 0: the first one.
+    /// Removals that trigger at once; 0: they wait until the rest is over, as fewer of them do.
     pub deletion_threshold: u64,
-    /// Changes of any kind that trigger; 0: they never do.
+    /// Changes of any kind that trigger when the rest is over, without a removal; 0: they never do.
     pub mutation_threshold: u64,
     /// Largest share of the time that collections may hold up writers.
     pub pause_threshold: f64,
@@ -45,13 +49,19 @@ impl Default for SchedulerOpts {
 }
 
 impl SchedulerOpts {
-    fn threshold(&self) -> Threshold {
+    /// What makes a collection due.
+    fn due(&self) -> Threshold {
         Threshold {
-            deletions: self.deletion_threshold,
-            mutations: match self.mutation_threshold {
-                0 => u64::MAX,
-                some => some,
-            },
+            deletions: 1,
+            mutations: or_never(self.mutation_threshold),
+        }
+    }
+
+    /// What does not wait for the end of the rest.
+    fn urgent(&self) -> Threshold {
+        Threshold {
+            deletions: or_never(self.deletion_threshold),
+            mutations: u64::MAX,
         }
     }
 
@@ -60,6 +70,14 @@ impl SchedulerOpts {
         let pause = pause.max(MIN_PAUSE);
         let share = self.pause_threshold.clamp(0.001, 0.5);
         pause.mul_f64(1.0 / share).saturating_sub(pause)
+    }
+}
+
+/// A threshold of the configuration, where 0 says that there is none.
+fn or_never(threshold: u64) -> u64 {
+    match threshold {
+        0 => u64::MAX,
+        some => some,
     }
 }
 
@@ -93,10 +111,10 @@ impl Scheduler {
                     sleep(RETRY).await;
                 }
             }
-            let rest = self.opts.rest(pauses / runs.max(1));
-            sleep_until(Instant::now() + rest).await;
+            let rest = Instant::now() + self.opts.rest(pauses / runs.max(1));
             let outlet = &self.metadata.0.db.outlet;
-            outlet.wait(self.opts.threshold()).await;
+            drop(timeout_at(rest, outlet.wait(self.opts.urgent())).await);
+            outlet.wait(self.opts.due()).await;
             sleep(self.opts.schedule_delay).await;
         }
     }
@@ -118,16 +136,55 @@ mod tests {
         for (deletions, mutations, due) in
             [(0, 0, false), (0, 99, false), (0, 100, true), (1, 1, true)]
         {
-            assert_eq!(opts.threshold().is_met(&marks(deletions, mutations)), due);
+            assert_eq!(opts.due().is_met(&marks(deletions, mutations)), due);
         }
+        assert!(!opts.urgent().is_met(&marks(1000, 1000)));
         let lazy = SchedulerOpts {
             deletion_threshold: 5,
             mutation_threshold: 0,
             ..opts
         };
-        for (deletions, mutations, due) in [(4, 1000, false), (5, 0, true)] {
-            assert_eq!(lazy.threshold().is_met(&marks(deletions, mutations)), due);
+        for (deletions, mutations, due, urgent) in [
+            (0, 1000, false, false),
+            (4, 0, true, false),
+            (5, 0, true, true),
+        ] {
+            let marks = marks(deletions, mutations);
+            assert_eq!(lazy.due().is_met(&marks), due, "{marks:?}");
+            assert_eq!(lazy.urgent().is_met(&marks), urgent, "{marks:?}");
         }
+    }
+
+    /// Removals up to the threshold cut even a long rest short.
+    #[tokio::test]
+    async fn a_threshold_of_removals_does_not_wait_for_the_rest() {
+        let house = crate::fixture::House::new().await;
+        let opts = SchedulerOpts {
+            deletion_threshold: 2,
+            // A rest of five seconds at least.
+            pause_threshold: 0.001,
+            ..SchedulerOpts::default()
+        };
+        let begin = Instant::now();
+        let cleanups = || house.memory.cleanups();
+        let run = tokio::spawn(Scheduler::new(house.metadata.clone(), opts).run());
+        let marks = || Marks {
+            deletions: 1,
+            snapshotters: [crate::fixture::SNAPSHOTTER.to_owned()].into(),
+            ..Marks::default()
+        };
+        let reach = async |count| {
+            while cleanups() < count {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        reach(1).await;
+        let outlet = &house.metadata.0.db.outlet;
+        outlet.add(marks());
+        outlet.add(marks());
+        reach(2).await;
+        assert!(begin.elapsed() < MIN_PAUSE * 999, "{:?}", begin.elapsed());
+        run.abort();
     }
 
     #[test]

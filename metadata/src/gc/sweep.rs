@@ -1,4 +1,7 @@
-//! Sweeping: the records of what was not marked, and not taken up since, go in one transaction.
+//! Sweeping: the records of what was not marked, and not taken up since, go in small transactions.
+//!
+//! Invariant: between two of them nothing that is left misses what it names, so whoever takes it up
+//! then has all of it; a run that is cut off between them is finished by the next one.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +17,11 @@ use crate::leases;
 use crate::record::SnapshotRecord;
 use crate::snapshots::{child_key, record_key};
 
-/// The sweep is done; the backends have to follow once it is committed.
+/// Records that one transaction removes, circles of references apart: less than a group of writers
+/// that commit together, so that one of them waits no longer for a sweep than for the others.
+pub(super) const STEP: usize = 256;
+
+/// What a sweep has removed so far; the backends have to follow once it is committed.
 #[derive(Debug, Default)]
 pub(crate) struct Swept {
     pub(super) removed: Removed,
@@ -25,12 +32,26 @@ pub(crate) struct Swept {
 }
 
 impl Marked {
-    /// Removes the records of all that is not marked.
-    pub(crate) fn sweep(self, tx: &mut WriteTx<'_, '_>) -> Result<Swept> {
+    /// Removes the records of about `most` of what is not marked; more is left unless
+    /// [`Marked::is_clean`].
+    pub(crate) fn sweep(&mut self, tx: &mut WriteTx<'_, '_>, most: usize) -> Result<Swept> {
         let mut swept = Swept::default();
-        for (namespace, doubt) in self.doubts {
-            for node in doubt.into_garbage() {
-                swept.remove(tx, &namespace, node)?;
+        let mut left = most;
+        for (namespace, doubt) in &mut self.doubts {
+            let step = doubt.step(left);
+            left = left.saturating_sub(step.len());
+            let mut step = step.into_iter();
+            while let Some((node, refs)) = step.next() {
+                if let Node::Lease(id) = &node
+                    && !leases::shorten(tx, namespace, id, most)?
+                {
+                    doubt.put_back(std::iter::once((node, refs)).chain(step));
+                    return Ok(swept);
+                }
+                swept.remove(tx, namespace, node)?;
+            }
+            if left == 0 {
+                break;
             }
         }
         Ok(swept)
@@ -38,6 +59,18 @@ impl Marked {
 }
 
 impl Swept {
+    /// Adds what a later transaction has removed.
+    pub(super) fn add(&mut self, later: Self) {
+        let (sum, more) = (&mut self.removed, later.removed);
+        sum.content += more.content;
+        sum.ingests += more.ingests;
+        sum.snapshots += more.snapshots;
+        sum.images += more.images;
+        sum.leases += more.leases;
+        self.content |= later.content;
+        self.snapshotters.extend(later.snapshotters);
+    }
+
     fn remove(&mut self, tx: &mut WriteTx<'_, '_>, ns: &Namespace, node: Node) -> Result<()> {
         match node {
             Node::Content(digest) => {

@@ -197,8 +197,12 @@ async fn lists_are_ordered_and_filtered() {
         (vec!["labels.\"own.er/x\"~=[ab]".to_owned()], "ab"),
         (vec!["name==a".to_owned(), "name==c".to_owned()], "ac"),
     ] {
-        let found = store.list(&Filter::parse(&filters).unwrap()).await.unwrap();
-        let names: String = found.into_iter().map(|image| image.name).collect();
+        let mut names = String::new();
+        let mut see = |image: &types::ImageRef<'_>| {
+            names.push_str(image.name);
+        };
+        let filter = Filter::parse(&filters).unwrap();
+        store.visit(&filter, &mut see).unwrap();
         assert_eq!(names, want);
     }
 }

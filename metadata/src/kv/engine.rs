@@ -8,7 +8,6 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
-use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use redb::{Database, DatabaseError, ReadableDatabase as _, StorageError};
@@ -19,9 +18,6 @@ use super::{CACHE_BYTES, RECORDS, Snapshot};
 /// How often, and how long apart, a new opening waits for readers of the old one.
 const REOPEN_TRIES: u32 = 50;
 const REOPEN_WAIT: Duration = Duration::from_millis(10);
-
-/// Name of the thread that reads a file which may be damaged: a panic there is an answer, no bug.
-pub const CHECK_THREAD: &str = "check-file";
 
 /// The open database, or none between a failure and its repair.
 pub(super) struct Engine {
@@ -80,17 +76,11 @@ impl Engine {
     }
 }
 
-/// [`whole`], on a thread of its own: the engine is sound, but what it reads here may be anything.
+/// [`whole`], where a panic is an answer.
 fn guarded(path: &Path) -> Result<Database> {
-    let checked = std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name(CHECK_THREAD.into());
-        let check = thread.spawn_scoped(scope, || whole(path));
-        check.map(ScopedJoinHandle::join)
-    });
-    match checked {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(_)) => Err(damage(path, "its structure")),
-        Err(error) => Err(Error::os("start a thread", error)),
+    match sys::damage::guarded(|| whole(path))? {
+        Some(opened) => opened,
+        None => Err(damage(path, "its structure")),
     }
 }
 

@@ -26,7 +26,6 @@ use std::sync::Arc;
 use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition, TableError};
 use types::{Error, Result};
 
-pub use self::engine::CHECK_THREAD;
 use self::engine::{Engine, failure};
 use self::journal::Journal;
 pub(crate) use self::restore::Opened;
@@ -212,6 +211,11 @@ impl Read for Snapshot {
     fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()> {
         self.scan_from(prefix, Bound::Included(prefix), visit)
     }
+}
+
+/// The files of the store at `path`.
+pub(crate) fn files(path: &Path) -> [PathBuf; 2] {
+    [path.to_owned(), Journal::beside(path)]
 }
 
 /// Takes the lock file beside the store, with the directory; never waits.

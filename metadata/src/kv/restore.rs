@@ -13,7 +13,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use redb::Database;
 use time::OffsetDateTime;
@@ -156,28 +156,10 @@ fn write(path: &Path, records: &Records, commit: u64) -> Result<Option<PathBuf>>
         .map_err(|e| opening(&draft, e))?;
     fill(&database, records, commit)?;
     drop(database);
-    let aside = keep_aside(path)?;
+    let aside = sys::damage::keep_aside(path)?;
     std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
     sync_parent(path)?;
     Ok(aside)
-}
-
-/// Moves what is at `path` out of the way: nothing that is damaged is ever deleted.
-fn keep_aside(path: &Path) -> Result<Option<PathBuf>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seconds = now.map_or(0, |since| since.as_secs());
-    let mut aside = beside(path, &format!("damaged-{seconds}"));
-    for more in 1.. {
-        if !aside.try_exists().map_err(|e| os("stat", &aside, e))? {
-            break;
-        }
-        aside = beside(path, &format!("damaged-{seconds}-{more}"));
-    }
-    match std::fs::rename(path, &aside) {
-        Ok(()) => Ok(Some(aside)),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(os("rename", path, e)),
-    }
 }
 
 fn fill(database: &Database, records: &Records, commit: u64) -> Result<()> {

@@ -29,9 +29,10 @@ impl Noted {
 pub(crate) struct Watch(Arc<Noted>);
 
 impl Watch {
-    /// The keys that were changed so far; `None` when they were too many to note.
+    /// The keys that were changed since the watch began, or since they were taken last; `None` when
+    /// they were too many to note.
     pub(crate) fn take(&self) -> Option<Vec<Vec<u8>>> {
-        self.0.keys().take()
+        self.0.keys().replace(Vec::new())
     }
 }
 

@@ -241,6 +241,66 @@ async fn what_a_torn_journal_does_not_name_is_held() {
     assert!(!held.contains(&Resource::Content(early)), "{held:?}");
 }
 
+/// The journal's end had the container, and its middle the snapshot that it stands on.
+#[tokio::test]
+async fn a_container_made_anew_keeps_a_snapshot_that_has_its_record_still() {
+    let house = House::new().await;
+    let leased = house.leased("a", Labels::new()).await;
+    let snapshots = house.snapshots(&leased);
+    snapshots
+        .prepare(&name("base"), None, Labels::new())
+        .await
+        .unwrap();
+    snapshots
+        .commit(&name("layer"), &name("base"), Labels::new())
+        .await
+        .unwrap();
+    snapshots
+        .prepare(&name("c1"), Some(&name("layer")), Labels::new())
+        .await
+        .unwrap();
+    snapshots
+        .view(&name("c2"), Some(&name("layer")), Labels::new())
+        .await
+        .unwrap();
+    let journal = house.root.path().join("meta/meta.redb.journal");
+    let so_far = std::fs::metadata(&journal).unwrap().len();
+    let containers = house.metadata.containers(&leased);
+    for id in ["c1", "c2"] {
+        let mut container = crate::fixture::container(id);
+        container.snapshotter = SNAPSHOTTER.into();
+        container.snapshot_key = id.into();
+        containers.create(container).await.unwrap();
+    }
+    let cut = move |directory: &Path| {
+        std::fs::write(directory.join("meta.redb"), "damaged").unwrap();
+        let journal = std::fs::File::options()
+            .write(true)
+            .open(directory.join("meta.redb.journal"));
+        journal.unwrap().set_len(so_far + 9).unwrap();
+    };
+    drop((snapshots, containers));
+    let tasks = vec![task("a", "c1"), task("a", "c2")];
+    let house = house.restart_after(cut, tasks).await;
+    let containers = house.metadata.containers(&leased);
+    for id in ["c1", "c2"] {
+        let container = containers.get(&id.parse().unwrap()).await.unwrap();
+        assert_eq!(container.snapshotter, SNAPSHOTTER, "{id}");
+        assert_eq!(container.snapshot_key, id);
+    }
+    // The client has done its work: its lease ends, and the one of the restoration with it.
+    let leases = house.metadata.leases(&leased.namespace);
+    for lease in leases.list(&Filter::default()).await.unwrap() {
+        leases.delete(&lease.id, true).await.unwrap();
+    }
+    house.metadata.gc().await.unwrap();
+    let snapshots = house.snapshots(&scope("a"));
+    for id in ["c1", "c2"] {
+        snapshots.mounts(&name(id)).await.unwrap();
+    }
+    assert_eq!(snapshots.list(&Filter::default()).await.unwrap().len(), 3);
+}
+
 #[tokio::test]
 async fn nothing_is_rebuilt_without_all_snapshotters() {
     let (house, _) = furnished(Policy::Shared).await;

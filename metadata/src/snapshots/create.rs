@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 use types::{
-    Error, Event, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, SnapshotKind, label,
+    Context as _, Error, Event, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey,
+    SnapshotKind, label,
 };
 
 use super::{Backend, Busy, ScopedSnapshotter, child_key, record_key};
@@ -11,6 +12,9 @@ use crate::db::WriteTx;
 use crate::kv::Read as _;
 use crate::leases;
 use crate::record::SnapshotRecord;
+
+/// How often the snapshotter is asked for a target that the collector takes each time.
+const ADOPTIONS: usize = 3;
 
 /// What the look before the backend's work found.
 enum Look {
@@ -37,10 +41,6 @@ impl ScopedSnapshotter {
             .transpose()?;
         let backend = self.backend()?;
         let _naming = backend.naming.alone(&self.gate(key)).await;
-        let _adoption = match target {
-            Some(_) => Some(backend.adoption.read().await),
-            None => None,
-        };
         let parent_key = match self.look(key, parent, target.as_ref())? {
             Look::Free(parent_key) => parent_key,
             Look::Taken(taken, error) => {
@@ -51,40 +51,40 @@ impl ScopedSnapshotter {
         let number = self.metadata.0.db.next().await?;
         let _busy = Busy::new(backend, number);
         let made: SnapshotKey = format!("{}/{number}/{key}", self.scope.namespace).try_into()?;
-        let seen = labels.for_snapshotter();
-        let mounts = if writable {
-            backend
-                .snapshotter
-                .prepare(&made, parent_key.as_ref(), seen)
-                .await
-        } else {
-            backend
-                .snapshotter
-                .view(&made, parent_key.as_ref(), seen)
-                .await
-        };
-        match (mounts, target) {
-            (Ok(mounts), _) => {
-                let record = self.record(parent, labels, &made);
-                let stored = self.store(key, record, writable).await;
-                match stored {
-                    Ok(()) => Ok(mounts),
-                    Err(error) => {
+        for _ in 0..ADOPTIONS {
+            let seen = labels.for_snapshotter();
+            let parent_key = parent_key.as_ref();
+            let asked = &backend.snapshotter;
+            let mounts = if writable {
+                asked.prepare(&made, parent_key, seen).await
+            } else {
+                asked.view(&made, parent_key, seen).await
+            };
+            match (mounts, &target) {
+                (Ok(mounts), _) => {
+                    let record = self.record(parent, labels, &made);
+                    let stored = self.store(key, record, writable).await;
+                    if stored.is_err() {
                         self.undo(backend, &made).await;
-                        Err(error)
                     }
+                    return stored.map(|()| mounts);
                 }
+                (Err(error), Some(target)) if error.is_already_exists() => {
+                    self.adopt(backend, target, parent, parent_key, &labels)
+                        .await?;
+                }
+                // The key is new and unique: this is the backend's trouble, not the caller's.
+                (Err(error), None) if error.is_already_exists() => {
+                    return Err(Error::unknown(format_args!(
+                        "unexpected error from snapshotter: {error}"
+                    )));
+                }
+                (Err(error), _) => return Err(error),
             }
-            (Err(error), Some(target)) if error.is_already_exists() => {
-                self.adopt(backend, &target, parent, parent_key, labels)
-                    .await
-            }
-            // The key is new and unique: this is the backend's trouble, not the caller's.
-            (Err(error), None) if error.is_already_exists() => Err(Error::unknown(format_args!(
-                "unexpected error from snapshotter: {error}"
-            ))),
-            (Err(error), _) => Err(error),
         }
+        Err(Error::unavailable(format_args!(
+            "snapshot {key}: its target is collected each time that it is found"
+        )))
     }
 
     fn look(
@@ -115,18 +115,19 @@ impl ScopedSnapshotter {
     }
 
     /// A remote snapshotter says that it has `target`: its snapshot becomes the namespace's, and the
-    /// caller learns by `AlreadyExists` that there is nothing to unpack.
+    /// caller learns by `AlreadyExists` that there is nothing to unpack. `Ok` when the collector has
+    /// taken it meanwhile: the snapshotter is to be asked again.
     async fn adopt(
         &self,
         backend: &Backend,
         target: &SnapshotKey,
         parent: Option<&SnapshotKey>,
-        parent_key: Option<SnapshotKey>,
-        mut labels: Labels,
-    ) -> Result<Vec<Mount>> {
+        parent_key: Option<&SnapshotKey>,
+        labels: &Labels,
+    ) -> Result<()> {
         let fits = |info: &SnapshotInfo| {
             info.kind == SnapshotKind::Committed
-                && info.parent == parent_key
+                && info.parent.as_ref() == parent_key
                 && info
                     .labels
                     .get(label::SNAPSHOT_REF)
@@ -139,6 +140,12 @@ impl ScopedSnapshotter {
                 target.as_str()
             ))
         })?;
+        let _held = backend.adopting.together(found.name.as_str()).await;
+        let there = backend.snapshotter.stat(&found.name).await;
+        if there.absent_ok()?.is_none() {
+            return Ok(());
+        }
+        let mut labels = labels.clone();
         for (key, value) in found.labels {
             labels.entry(key).or_insert(value);
         }
@@ -146,6 +153,7 @@ impl ScopedSnapshotter {
         record.created_at = found.created_at;
         record.updated_at = found.updated_at;
         self.store(target, record, false).await?;
+        backend.note_adopted(&found.name);
         Err(Error::already_exists(format_args!(
             "target snapshot {:?} from snapshotter",
             target.as_str()

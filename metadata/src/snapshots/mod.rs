@@ -36,9 +36,11 @@ pub(crate) struct Backend {
     busy: Mutex<HashSet<u64>>,
     /// One at a time makes or commits a name of a namespace.
     pub(crate) naming: Gate,
-    /// Held while a foreign snapshot is adopted, taken while the collector removes: only adopted
-    /// names could come back to life.
-    pub(crate) adoption: tokio::sync::RwLock<()>,
+    /// Held while a snapshot of the backend's is adopted, by its name there; taken while the collector
+    /// removes it: only adopted names could come back to life.
+    pub(crate) adopting: Gate,
+    /// What was adopted during a collection; `None` while there is none.
+    adopted: Mutex<Option<HashSet<String>>>,
 }
 
 impl Backend {
@@ -47,7 +49,8 @@ impl Backend {
             snapshotter,
             busy: Mutex::default(),
             naming: Gate::default(),
-            adoption: tokio::sync::RwLock::default(),
+            adopting: Gate::default(),
+            adopted: Mutex::default(),
         }
     }
 
@@ -55,9 +58,45 @@ impl Backend {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn adopted(&self) -> std::sync::MutexGuard<'_, Option<HashSet<String>>> {
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to note what is adopted. There is one collection at a time.
+    pub(crate) fn adoptions(&self) -> Adoptions<'_> {
+        *self.adopted() = Some(HashSet::new());
+        Adoptions(self)
+    }
+
+    /// A snapshot of the backend has a record now; its gate is held still.
+    fn note_adopted(&self, backend_key: &SnapshotKey) {
+        if let Some(adopted) = &mut *self.adopted() {
+            adopted.insert(backend_key.to_string());
+        }
+    }
+
     /// The numbers at work now.
     pub(crate) fn at_work(&self) -> HashSet<u64> {
         self.busy().clone()
+    }
+}
+
+/// What was adopted since a collection began; it ends with its value.
+pub(crate) struct Adoptions<'a>(&'a Backend);
+
+impl Adoptions<'_> {
+    /// True when a record names this key of the backend since then.
+    pub(crate) fn has(&self, backend_key: &str) -> bool {
+        let adopted = self.0.adopted();
+        adopted
+            .as_ref()
+            .is_some_and(|all| all.contains(backend_key))
+    }
+}
+
+impl Drop for Adoptions<'_> {
+    fn drop(&mut self) {
+        *self.0.adopted() = None;
     }
 }
 

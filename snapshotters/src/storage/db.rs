@@ -4,8 +4,6 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::thread::ScopedJoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use types::{Error, Result, SnapshotKey};
@@ -22,8 +20,6 @@ const SEQUENCE: &str = "sequence";
 const NEXT_ID: &str = "next-id";
 /// The index is small and kept in memory by us: the engine needs next to no cache.
 const CACHE: usize = 512 * 1024;
-/// Name of the thread that reads a file which may be damaged, as of `metadata`.
-const CHECK_THREAD: &str = "check-file";
 
 /// What the disk knew at start.
 #[derive(Debug, Default)]
@@ -71,22 +67,6 @@ fn database(path: &Path) -> Result<Database> {
         .map_err(|e| engine("open snapshot index", e))
 }
 
-/// What the name of something damaged ends in; no two are the same.
-pub(super) fn damaged() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    format!("damaged-{}", now.map_or(0, |at| at.as_nanos()))
-}
-
-/// Moves what is at `path` out of the way: nothing that is damaged is ever deleted.
-fn keep_aside(path: &Path) -> Result<Option<PathBuf>> {
-    let aside = path.with_extension(damaged());
-    match std::fs::rename(path, &aside) {
-        Ok(()) => Ok(Some(aside)),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::os(format_args!("rename {}", path.display()), e)),
-    }
-}
-
 impl Db {
     /// Opens the file at `path` and reads it, once all of it is known to be whole.
     ///
@@ -97,16 +77,9 @@ impl Db {
         if !path.exists() {
             return Err(gone());
         }
-        let checked = std::thread::scope(|scope| {
-            // A panic over what a damaged file holds is an answer, no bug.
-            let thread = std::thread::Builder::new().name(CHECK_THREAD.into());
-            let check = thread.spawn_scoped(scope, || Self::whole(path));
-            check.map(ScopedJoinHandle::join)
-        });
-        match checked {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(_)) => Err(Error::data_loss("snapshot index is damaged")),
-            Err(error) => Err(Error::os("start a thread", error)),
+        match sys::damage::guarded(|| Self::whole(path))? {
+            Some(opened) => opened,
+            None => Err(Error::data_loss("snapshot index is damaged")),
         }
     }
 
@@ -152,7 +125,7 @@ impl Db {
             .collect();
         made.write(&rows, loaded.sequence, loaded.next_id)?;
         drop(made);
-        let aside = keep_aside(path)?;
+        let aside = sys::damage::keep_aside(path)?;
         std::fs::rename(&draft, path)
             .map_err(|e| Error::os(format_args!("rename {}", draft.display()), e))?;
         sys::fs::fsync_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;

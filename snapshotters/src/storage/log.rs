@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use types::{Error, Result};
 
-use super::db;
 use super::row::{Change, Group};
 
 /// A longer line is no line of ours.
@@ -37,11 +36,11 @@ fn appending(path: &Path) -> Result<File> {
 
 impl Log {
     /// Opens the log and gives `each` its groups. What begins with a bad line is cut off, and kept
-    /// aside before when it is more than the torn last line of a power cut.
+    /// aside before, and told, when it is more than the torn last line of a power cut.
     ///
     /// # Errors
     /// I/O.
-    pub(super) fn open(path: &Path, mut each: impl FnMut(Group)) -> Result<Self> {
+    pub(super) fn open(path: &Path, mut each: impl FnMut(Group)) -> Result<(Self, Option<String>)> {
         let os = |e| Error::os(format_args!("read {}", path.display()), e);
         let file = appending(path)?;
         let size = file.metadata().map_err(os)?.len();
@@ -56,9 +55,14 @@ impl Log {
             each(group);
             len += line.len() as u64;
         }
+        let mut damage = None;
         if len < size {
             if len + (line.len() as u64) < size {
-                let aside = keep_copy(path)?;
+                let aside = sys::damage::keep_copy(path)?;
+                let lost = size - len;
+                damage = Some(format!(
+                    "its log has a bad line, and {lost} bytes from there"
+                ));
                 tracing::warn!(
                     path = %path.display(), at = len, kept = %aside.display(),
                     "snapshot log is damaged: the rest of it is not taken, all of it is kept"
@@ -68,11 +72,12 @@ impl Log {
             }
             file.set_len(len).map_err(os)?;
         }
-        Ok(Self {
+        let log = Self {
             path: path.to_owned(),
             file,
             len,
-        })
+        };
+        Ok((log, damage))
     }
 
     /// Appends one group.
@@ -148,14 +153,4 @@ fn whole(line: &[u8]) -> Option<Group> {
     // A power cut may leave zeroes or half a line: what was appended after is gone as well.
     let is_ended = line.ends_with(b"\n");
     is_ended.then(|| Group::decode(line).ok()).flatten()
-}
-
-/// Copies what is at `path`, durably: the original is going to be cut.
-fn keep_copy(path: &Path) -> Result<PathBuf> {
-    let os = |e| Error::os(format_args!("copy {}", path.display()), e);
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    let aside = path.with_extension(format!("{extension}.{}", db::damaged()));
-    std::fs::copy(path, &aside).map_err(os)?;
-    File::open(&aside).and_then(|f| f.sync_all()).map_err(os)?;
-    Ok(aside)
 }

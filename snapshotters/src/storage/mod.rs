@@ -26,6 +26,7 @@ use types::{
 
 use db::Db;
 use log::Log;
+pub(crate) use open::FILES;
 pub(crate) use reservation::Reservation;
 use row::Change;
 pub(crate) use row::Row;
@@ -47,6 +48,8 @@ pub(crate) struct Index {
     db: Mutex<Db>,
     /// Where the copy is.
     copy: PathBuf,
+    /// What was wrong with it when it was opened.
+    damages: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -351,6 +354,11 @@ impl Index {
         };
         self.flush(sequence)?;
         Ok(row)
+    }
+
+    /// What was wrong with the index when it was opened, and was restored.
+    pub(crate) fn damages(&self) -> &[String] {
+        &self.damages
     }
 
     /// All ids of rows and reservations.

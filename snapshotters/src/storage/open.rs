@@ -20,6 +20,8 @@ use super::{Index, State};
 /// Names of log and copy in the root.
 const LOG: &str = "metadata.log";
 const COPY: &str = "metadata.copy";
+/// The files of an index.
+pub(crate) const FILES: [&str; 3] = [db::FILE, LOG, COPY];
 
 impl Index {
     /// Opens the index in `root`, or makes it where there is no snapshot. A row whose id is not among
@@ -41,14 +43,15 @@ impl Index {
         let copy = root.join(COPY);
         let mut mirror = Mirror::read(&copy);
         let mut newer = Vec::new();
-        let log = Log::open(&root.join(LOG), |group| {
+        let (log, damage) = Log::open(&root.join(LOG), |group| {
             mirror.add(&group);
             if group.seq > held {
                 newer.push(group);
             }
         })?;
         let (whole, copied) = (mirror.sequence(), mirror.len);
-        let (db, loaded) = file(root, opened, mirror, directories)?;
+        let mut damages: Vec<String> = damage.into_iter().collect();
+        let (db, loaded) = file(root, opened, mirror, directories, &mut damages)?;
         let mut state = State {
             rows: BTreeMap::new(),
             children: HashMap::new(),
@@ -70,6 +73,7 @@ impl Index {
             state: Mutex::new(state),
             db: Mutex::new(db),
             copy,
+            damages,
         };
         if index.state().has_gap {
             index.catch_up();
@@ -128,6 +132,7 @@ fn file(
     opened: Result<(Db, Loaded)>,
     mirror: Mirror,
     directories: &Directories,
+    damages: &mut Vec<String>,
 ) -> Result<(Db, Loaded)> {
     let path = root.join(db::FILE);
     let is_whole = mirror.sequence().is_some();
@@ -146,6 +151,7 @@ fn file(
             // There is nothing that it could have named.
             if !cause.is_not_found() {
                 tracing::warn!("snapshot index is made anew over no snapshots: {cause}");
+                damages.push(format!("it is made anew over no snapshots: {cause}"));
             }
             return Ok((Db::make(&path, &Loaded::default())?.0, Loaded::default()));
         }
@@ -164,12 +170,16 @@ fn file(
         }
     };
     // Before there is a file: the next open would see nothing missing, and the log may have lost its tail.
-    directories.set_aside(&loaded.rows.iter().map(|(_, row)| row.id).collect())?;
+    let lost = directories.set_aside(&loaded.rows.iter().map(|(_, row)| row.id).collect())?;
     let (db, aside) = Db::make(&path, &loaded)?;
     let kept = aside.map_or_else(String::new, |aside| {
         format!(" (the damaged file is kept as {})", aside.display())
     });
     tracing::warn!("snapshot index was restored from its copy and log: {cause}{kept}");
+    damages.push(format!(
+        "{cause}; copy and log tell of {} snapshots, not of {lost} directories, which are set aside",
+        loaded.rows.len()
+    ));
     Ok((db, loaded))
 }
 

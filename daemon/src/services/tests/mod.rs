@@ -72,7 +72,8 @@ impl Daemon {
             .unwrap();
         let engine = Engine::open(store, &config).unwrap();
         let exchange = Arc::clone(&engine.store.ground.events);
-        let routes = face::routes(&engine, &config).unwrap();
+        let checker = crate::fsck::Checker::new(&engine.store.metadata, &config);
+        let routes = face::routes(&engine, &checker, &config).unwrap();
         let ttrpc = config.ttrpc_address();
         let shims = Socket::bind(ttrpc.as_ref(), 0, 0).unwrap();
         let shims = ttrpc_server::serve(shims, face::events(&engine))

@@ -80,7 +80,7 @@ fn is_over(expires: Option<i32>, hour: i32) -> bool {
 
 impl Id {
     /// What it cannot do without.
-    fn solid(self, object: &Object) -> Option<Self> {
+    pub(super) fn solid(self, object: &Object) -> Option<Self> {
         match self.0 {
             Kind::Content => None,
             Kind::Overlay | Kind::Native => object.solid.map(|n| Self(self.0, n)),
