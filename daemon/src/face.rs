@@ -130,14 +130,17 @@ pub(crate) fn routes(engine: &Engine, checker: &Checker, config: &Config) -> Res
 
 /// Services of what is stored.
 fn add_records(routes: &mut RoutesBuilder, metadata: &Metadata, config: &Config) {
+    let max_message = config.grpc.max_send_message_size;
     let containers = Containers {
         metadata: metadata.clone(),
+        max_message,
     };
     let content = Content {
         metadata: metadata.clone(),
     };
     let images = Images {
         metadata: metadata.clone(),
+        max_message,
     };
     let leases = Leases {
         metadata: metadata.clone(),

@@ -85,19 +85,29 @@ impl Containers {
     }
 
     /// Shows the containers that pass the filter, ordered by id, where they are: for those who only hand
-    /// them on.
+    /// them on. Ends early when `see` says so.
     ///
     /// # Errors
     /// I/O.
-    pub fn visit(&self, filter: &Filter, see: &mut dyn FnMut(&ContainerRef<'_>)) -> Result<()> {
+    pub fn visit(
+        &self,
+        filter: &Filter,
+        see: &mut dyn FnMut(&ContainerRef<'_>) -> bool,
+    ) -> Result<()> {
         let snapshot = self.metadata.0.db.kv.read()?;
         let prefix = all(Bucket::Container, &self.namespace);
         snapshot.scan(&prefix, &mut |rest, record| {
             let [id] = names(rest)?;
-            if filter.is_empty() || filter.matches(&get_container(id, record)?) {
-                see(&view_container(id, record)?);
-            }
-            Ok(Flow::Continue(()))
+            let goes_on = if filter.is_empty() || filter.matches(&get_container(id, record)?) {
+                see(&view_container(id, record)?)
+            } else {
+                true
+            };
+            Ok(if goes_on {
+                Flow::Continue(())
+            } else {
+                Flow::Break(())
+            })
         })
     }
 

@@ -33,19 +33,25 @@ impl Images {
     }
 
     /// Shows the images that pass the filter, ordered by name, where they are: for those who only hand
-    /// them on.
+    /// them on. Ends early when `see` says so.
     ///
     /// # Errors
     /// I/O.
-    pub fn visit(&self, filter: &Filter, see: &mut dyn FnMut(&ImageRef<'_>)) -> Result<()> {
+    pub fn visit(&self, filter: &Filter, see: &mut dyn FnMut(&ImageRef<'_>) -> bool) -> Result<()> {
         let snapshot = self.metadata.0.db.kv.read()?;
         let prefix = all(Bucket::Image, &self.scope.namespace);
         snapshot.scan(&prefix, &mut |rest, record| {
             let [name] = names(rest)?;
-            if filter.is_empty() || filter.matches(&get_image(name, record)?) {
-                see(&view_image(name, record)?);
-            }
-            Ok(Flow::Continue(()))
+            let goes_on = if filter.is_empty() || filter.matches(&get_image(name, record)?) {
+                see(&view_image(name, record)?)
+            } else {
+                true
+            };
+            Ok(if goes_on {
+                Flow::Continue(())
+            } else {
+                Flow::Break(())
+            })
         })
     }
 

@@ -23,6 +23,8 @@ use super::{filter, known};
 pub(crate) struct Containers {
     /// Holds them.
     pub(crate) metadata: Metadata,
+    /// Bytes of an answer that is still sent.
+    pub(crate) max_message: usize,
 }
 
 #[async_trait]
@@ -50,13 +52,17 @@ impl Service for Containers {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Result<Response<Written<ListContainersResponse>>, Status> {
-        let metadata = self.metadata.clone();
-        serve(request, |scope, request| async move {
+        let (metadata, limit) = (self.metadata.clone(), self.max_message);
+        serve(request, move |scope, request| async move {
             let filter = filter(&request.filters)?;
-            let containers = metadata.containers(&scope);
-            Ok(Written::new(move |list| {
-                containers.visit(&filter, &mut |container| add_container(list, container))
-            }))
+            let mut list = Written::new(limit);
+            metadata
+                .containers(&scope)
+                .visit(&filter, &mut |container| {
+                    add_container(list.fields(), container);
+                    !list.is_too_large()
+                })?;
+            Ok(list)
         })
         .await
     }

@@ -23,6 +23,8 @@ use super::filter;
 pub(crate) struct Images {
     /// Holds them.
     pub(crate) metadata: Metadata,
+    /// Bytes of an answer that is still sent.
+    pub(crate) max_message: usize,
 }
 
 #[async_trait]
@@ -47,13 +49,15 @@ impl Service for Images {
         &self,
         request: Request<ListImagesRequest>,
     ) -> Result<Response<Written<ListImagesResponse>>, Status> {
-        let metadata = self.metadata.clone();
-        serve(request, |scope, request| async move {
+        let (metadata, limit) = (self.metadata.clone(), self.max_message);
+        serve(request, move |scope, request| async move {
             let filter = filter(&request.filters)?;
-            let images = metadata.images(&scope);
-            Ok(Written::new(move |list| {
-                images.visit(&filter, &mut |image| add_image(list, image))
-            }))
+            let mut list = Written::new(limit);
+            metadata.images(&scope).visit(&filter, &mut |image| {
+                add_image(list.fields(), image);
+                !list.is_too_large()
+            })?;
+            Ok(list)
         })
         .await
     }

@@ -13,7 +13,7 @@
 //!       ├─ stdio    bytes through a fifo                   usage  figures from /proc
 //!       ├─ density  two hundred containers up, restart     spec   what runs in the containers
 //!       ├─ count    execs and syncs, by strace             bars   the table
-//!       └─ records, content, events, memory                       what a daemon keeps and tells
+//!       └─ records, content, events, removal, memory              what a daemon keeps and tells
 //! ```
 
 #![expect(
@@ -37,6 +37,7 @@ mod memory;
 mod peer;
 mod raw;
 mod records;
+mod removal;
 mod spec;
 mod stdio;
 mod usage;
@@ -51,9 +52,9 @@ use raw::Raw;
 use tokio::runtime::Runtime;
 
 /// What can be asked for.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 12] = [
     "cold", "life", "rate", "exec", "stdio", "density", "count", "records", "content", "events",
-    "memory",
+    "memory", "removal",
 ];
 /// Cold starts of each daemon.
 const STARTS: usize = 15;
@@ -113,42 +114,51 @@ fn main() {
             life::many_at_a_time(&bench, name, &mut table);
         }
     }
-    if wanted("exec") {
-        say("exec");
-        exec::measure(&bench, &mut table);
-    }
-    if wanted("stdio") {
-        say("standard output");
-        stdio::measure(&bench, &mut table);
-    }
-    if wanted("density") {
-        say("density");
-        density::measure(&mut bench, &mut table);
-    }
-    if wanted("count") {
-        say("counting");
-        count::measure(&bench, &mut table);
-    }
-    if wanted("records") {
-        say("records");
-        records::measure(&bench, &mut table);
-    }
-    if wanted("content") {
-        say("content");
-        content::measure(&bench, &mut table);
-    }
-    if wanted("events") {
-        say("events");
-        events::measure(&bench, &mut table);
-    }
-    if wanted("memory") {
-        say("memory");
-        memory::measure(&bench, &mut table);
-    }
+    parts_of(&mut bench, &wanted, &mut table);
     bench.ours.stop();
     bench.debian.stop();
     println!();
     table.print();
+}
+
+/// The parts that are not done once for each runtime.
+fn parts_of(bench: &mut Bench, wanted: &dyn Fn(&str) -> bool, table: &mut Table) {
+    if wanted("exec") {
+        say("exec");
+        exec::measure(bench, table);
+    }
+    if wanted("stdio") {
+        say("standard output");
+        stdio::measure(bench, table);
+    }
+    if wanted("density") {
+        say("density");
+        density::measure(bench, table);
+    }
+    if wanted("count") {
+        say("counting");
+        count::measure(bench, table);
+    }
+    if wanted("records") {
+        say("records");
+        records::measure(bench, table);
+    }
+    if wanted("content") {
+        say("content");
+        content::measure(bench, table);
+    }
+    if wanted("events") {
+        say("events");
+        events::measure(bench, table);
+    }
+    if wanted("removal") {
+        say("a large removal");
+        removal::measure(bench, table);
+    }
+    if wanted("memory") {
+        say("memory");
+        memory::measure(bench, table);
+    }
 }
 
 /// What is under way: the whole takes minutes.

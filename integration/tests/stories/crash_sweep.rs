@@ -252,21 +252,21 @@ fn examine(host: &Host) {
         let is_whole = image.contains(" complete ") && image.trim_end().ends_with("true");
         assert!(is_whole, "{images}");
     }
-    let blobs = files(host, "io.containerd.content.v1.content/blobs/sha256");
-    let mut digests = names(host, CONTENT);
-    digests.sort();
-    let sums = Program::new("sha256sum").args(["/dev/null"]).args(&blobs);
-    let sums = sums.run().ok();
-    let mut sums: Vec<String> = sums
-        .lines()
-        .skip(1)
-        .filter_map(|line| Some(format!("sha256:{}", line.split(' ').next()?)))
-        .collect();
-    sums.sort();
-    let mut named: Vec<String> = blobs.iter().map(|path| digest_of(path)).collect();
-    named.sort();
-    assert_eq!(digests, named, "records and files");
-    assert_eq!(sums, named, "files and their names");
+    // The collector may be at its work: a file goes a moment later than its record.
+    until("records and files agree", || {
+        let blobs = files(host, "io.containerd.content.v1.content/blobs/sha256");
+        let sums = Program::new("sha256sum").args(["/dev/null"]).args(&blobs);
+        let sums = sums.run();
+        for line in sums.stdout.lines().skip(1) {
+            let (sum, path) = line.split_once("  ").expect("a sum and its file");
+            assert_eq!(format!("sha256:{sum}"), digest_of(Path::new(path)));
+        }
+        let mut digests = names(host, CONTENT);
+        digests.sort();
+        let mut named: Vec<String> = blobs.iter().map(|path| digest_of(path)).collect();
+        named.sort();
+        sums.code == 0 && digests == named
+    });
 }
 
 /// Directories of snapshots that are no snapshots; a collection may be at it still.

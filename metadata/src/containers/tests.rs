@@ -281,6 +281,7 @@ fn ids(containers: &Containers, filter: &Filter) -> Vec<String> {
     let mut ids = Vec::new();
     let mut see = |container: &types::ContainerRef<'_>| {
         ids.push(container.id.to_owned());
+        true
     };
     containers.visit(filter, &mut see).unwrap();
     ids

@@ -200,6 +200,7 @@ async fn lists_are_ordered_and_filtered() {
         let mut names = String::new();
         let mut see = |image: &types::ImageRef<'_>| {
             names.push_str(image.name);
+            true
         };
         let filter = Filter::parse(&filters).unwrap();
         store.visit(&filter, &mut see).unwrap();

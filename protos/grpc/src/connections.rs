@@ -1,8 +1,9 @@
 //! Connections: each is one task, and all its calls are polled in it.
 //!
 //! Invariant: a call that need not wait costs no task, no other thread and no second turn of the
-//! scheduler: it is read, run and answered in one poll. A call that panics ends alone. Called by the
-//! daemon, with the routes of [`crate::fallback::routes`].
+//! scheduler: it is read, run and answered in one poll. But a poll has an end, however much a client
+//! asks for at once: then other connections have their turn. A call that panics ends alone. Called by
+//! the daemon, with the routes of [`crate::fallback::routes`].
 //!
 //! ```text
 //! accept ─ task per connection:  read frames ─> start calls ─> poll those that were woken ─┐
@@ -14,11 +15,12 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -32,17 +34,23 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service as _;
+use types::Error;
+
+use crate::serve::timeout;
 
 /// Flow control windows: content comes in messages of 1 MiB.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Calls that a client may give up in one moment without being taken for an attacker.
 const MANY_RESETS: usize = 16 << 10;
-/// Rounds of one poll: then the other connections of the thread have a turn.
-const ROUNDS: usize = 32;
+/// What one poll may take before it ends; a call that is being polled then comes to its own end.
+const SLICE: Duration = Duration::from_micros(500);
+/// How much later than a call's own end its deadline is kept here: the call knows better words.
+const BEHIND: Duration = Duration::from_millis(5);
 
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -106,7 +114,9 @@ async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receive
     let ended = poll_fn(|outer| {
         bell.outer.register(outer.waker());
         let inner = &mut Context::from_waker(&waker);
-        for _ in 0..ROUNDS {
+        let begin = Instant::now();
+        // Without budget everything pretends to wait.
+        while begin.elapsed() < SLICE && has_budget_remaining() {
             bell.begin();
             if stopping.as_mut().poll(inner).is_ready() {
                 connection.as_mut().graceful_shutdown();
@@ -115,13 +125,14 @@ async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receive
                 return Poll::Ready(ended);
             }
             calls.extend(started.take());
-            while let Poll::Ready(Some(())) = calls.poll_next_unpin(inner) {}
+            while let Poll::Ready(Some(())) = calls.poll_next_unpin(inner) {
+                if begin.elapsed() >= SLICE {
+                    bell.ring();
+                    break;
+                }
+            }
             if bell.is_silent() {
                 return Poll::Pending;
-            }
-            // Without budget everything pretends to wait.
-            if !has_budget_remaining() {
-                break;
             }
         }
         outer.waker().wake_by_ref();
@@ -139,7 +150,15 @@ async fn answer(
     routes: &mut Routes,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    routes.call(request.map(Body::new)).await
+    // A client may never send what its call is about: then the call does not begin.
+    let limit = timeout(request.headers());
+    let answer = routes.call(request.map(Body::new));
+    let Some(limit) = limit else {
+        return answer.await;
+    };
+    let late = || Status::deadline_exceeded(Error::deadline_exceeded("").to_string());
+    let answered = tokio::time::timeout(limit.saturating_add(BEHIND), answer).await;
+    answered.unwrap_or_else(|_| Ok(late().into_http()))
 }
 
 /// Calls that have come in and were not polled yet.
@@ -154,13 +173,40 @@ impl Started {
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Started {
     fn execute(&self, call: F) {
-        let alone = AssertUnwindSafe(call).catch_unwind().map(|done| {
-            if done.is_err() {
-                tracing::error!("a call panicked outside of its body");
-            }
-        });
         let mut started = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        started.push(Box::pin(alone));
+        started.push(Box::pin(alone(call)));
+    }
+}
+
+/// The call, whose panic is its own end, also one in its destructor.
+async fn alone(call: impl Future<Output = ()>) {
+    let mut call = Some(Box::pin(call));
+    let done = poll_fn(|cx| {
+        let Some(running) = &mut call else {
+            return Poll::Ready(Ok(()));
+        };
+        // Without budget it would only seem to wait, and come back late: it is polled again instead,
+        // in its turn, when the connection's next poll begins.
+        if !has_budget_remaining() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
+        match polled {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(())) => {
+                let ended = AssertUnwindSafe(call.take());
+                Poll::Ready(catch_unwind(|| drop(ended)))
+            }
+            Err(panic) => {
+                // What is left of it is dropped as carefully.
+                let left = AssertUnwindSafe(call.take());
+                Poll::Ready(catch_unwind(|| drop(left)).and(Err(panic)))
+            }
+        }
+    });
+    if done.await.is_err() {
+        tracing::error!("a call panicked outside of its body");
     }
 }
 
@@ -181,7 +227,13 @@ struct Bell {
 
 impl Bell {
     fn begin(&self) {
-        self.state.store(POLLING, Ordering::SeqCst);
+        // Reads what it replaces: what was woken before is seen in the poll that follows.
+        self.state.swap(POLLING, Ordering::SeqCst);
+    }
+
+    /// Asks for one more round.
+    fn ring(&self) {
+        self.state.store(RUNG, Ordering::SeqCst);
     }
 
     /// True when nothing was woken since [`Bell::begin`]; then whatever is woken wakes the task.

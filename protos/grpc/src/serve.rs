@@ -8,9 +8,9 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+use http::HeaderMap;
 use http::uri::PathAndQuery;
 use tokio::task::JoinError;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
 use types::{Error, Result, Scope};
@@ -184,7 +184,7 @@ impl Call {
         let span = tracing::info_span!("grpc", method, namespace = tracing::field::Empty);
         Self {
             span,
-            timeout: timeout(request.metadata()),
+            timeout: timeout(request.metadata().as_ref()),
         }
     }
 
@@ -278,8 +278,8 @@ pub(crate) fn panicked(what: &dyn fmt::Display) -> Error {
 }
 
 /// The client's timeout (gRPC over HTTP/2: at most eight digits and a unit).
-fn timeout(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -322,10 +322,10 @@ mod tests {
             ("-1S", None),
             ("1x", None),
         ] {
-            let made = timeout(called(&[("grpc-timeout", text)]).metadata());
+            let made = timeout(called(&[("grpc-timeout", text)]).metadata().as_ref());
             assert_eq!(made, want, "{text}");
         }
-        assert_eq!(timeout(&MetadataMap::new()), None);
+        assert_eq!(timeout(&HeaderMap::new()), None);
     }
 
     #[tokio::test]
