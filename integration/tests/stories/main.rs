@@ -27,6 +27,7 @@ mod oom;
 mod our_shim_under_debian_containerd;
 mod parallel;
 mod power_cut;
+mod power_off;
 mod records;
 mod restart;
 mod run;

@@ -235,6 +235,7 @@ fn record(id: Id, object: &Object) -> Vec<u8> {
             labels,
             created_at: at(0),
             updated_at: at(0),
+            kind: None,
         }
         .encode(),
         Kind::Image => {
