@@ -23,6 +23,7 @@ mod exec;
 mod exec_storm;
 mod foreign_ctr;
 mod images;
+mod many_streams;
 mod oom;
 mod our_shim_under_debian_containerd;
 mod parallel;
