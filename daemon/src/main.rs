@@ -14,6 +14,7 @@ mod identity;
 mod listen;
 mod lock;
 mod log;
+mod memory;
 mod notify;
 mod point;
 mod publish;

@@ -23,7 +23,7 @@ use crate::lock::{self, Lock};
 use crate::signals::Signals;
 use crate::store::Store;
 use crate::unclean::Running;
-use crate::{face, notify, ttrpc_server, version};
+use crate::{face, memory, notify, ttrpc_server, version};
 
 /// Threads that serve: enough to use a small machine, few enough to stay small on a large one.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
@@ -81,6 +81,7 @@ async fn serve(config: &Config) -> Result<()> {
     let _ttrpc = ttrpc_server::serve(shims, face::events(&engine)).await?;
     engine.start(config)?;
     running.watch(checker);
+    memory::watch();
 
     let (stop, stopped) = oneshot::channel::<()>();
     let server = grpc::connections::serve(routes, socket.incoming(|_| true), async {

@@ -36,7 +36,9 @@ impl Store {
     pub(crate) async fn open(ground: Ground, config: &Config) -> Result<Self> {
         let directory = directory(config);
         lock::create(&directory, lock::ROOT_MODE)?;
-        Self::at(&directory, ground, config).await
+        let store = Self::at(&directory, ground, config).await?;
+        store.metadata.redo_rootfs().await?;
+        Ok(store)
     }
 
     /// A copy of the records in `scratch`, an empty directory, over `ground`: to be looked at.

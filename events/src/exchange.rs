@@ -2,10 +2,12 @@
 //!
 //! Invariant: [`Exchange::publish`] takes no lock that a subscriber can hold while it waits; a queue
 //! over its limit ends the subscription, never the publisher's patience. What is held for replay and
-//! what subscribers are sent is one order: a subscription begins at one point of it.
+//! what subscribers are sent is one order: a subscription begins at one point of it. One that ends leaves
+//! nothing here, whether anything is published after it or not.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
 use tokio::sync::mpsc;
@@ -47,12 +49,40 @@ pub struct Exchange {
     queue: Limits,
     /// Tells this exchange's numbers from those of the one before a restart.
     run: u64,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 struct State {
     ring: Ring,
-    subscribers: Vec<Subscriber>,
+    subscribers: BTreeMap<u64, Subscriber>,
+    /// Key of the next subscriber.
+    next: u64,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The place of a subscription in its exchange; given up when dropped.
+pub(crate) struct Place {
+    state: Weak<Mutex<State>>,
+    key: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(state) = self.state.upgrade() {
+            // Its filter goes when the lock is open again.
+            let gone = lock(&state).subscribers.remove(&self.key);
+            drop(gone);
+        }
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Place").field(&self.key).finish()
+    }
 }
 
 struct Subscriber {
@@ -118,10 +148,11 @@ impl Exchange {
             codec,
             queue,
             run: rand::random(),
-            state: Mutex::new(State {
+            state: Arc::new(Mutex::new(State {
                 ring: Ring::new(replay),
-                subscribers: Vec::new(),
-            }),
+                subscribers: BTreeMap::new(),
+                next: 0,
+            })),
         }
     }
 
@@ -226,19 +257,28 @@ impl Exchange {
     ) -> Subscription {
         let (sender, receiver) = mpsc::unbounded_channel();
         let load = Arc::<Load>::default();
-        state.subscribers.push(Subscriber {
+        let subscriber = Subscriber {
             filter,
             queue: sender,
             load: Arc::clone(&load),
             told,
-        });
-        Subscription::new(start, receiver, load)
+        };
+        let key = state.next;
+        state.next += 1;
+        state.subscribers.insert(key, subscriber);
+        let place = Place {
+            state: Arc::downgrade(&self.state),
+            key,
+        };
+        Subscription::new(start, receiver, load, place)
     }
 
     /// Builds the envelope, holds it and queues it, in one order for all.
     fn send(&self, envelope: impl FnOnce(Codec) -> Envelope) {
         let mut state = self.lock();
-        let State { ring, subscribers } = &mut *state;
+        let State {
+            ring, subscribers, ..
+        } = &mut *state;
         let envelope = Arc::new(envelope(self.codec));
         let sequence = ring.push(Arc::clone(&envelope));
         if subscribers.is_empty() {
@@ -258,11 +298,11 @@ impl Exchange {
             limits: self.queue,
             stale: ring.stale(),
         };
-        subscribers.retain_mut(|subscriber| subscriber.offer(&sent));
+        subscribers.retain(|_, subscriber| subscriber.offer(&sent));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
     }
 }
 

@@ -7,6 +7,7 @@ use std::vec;
 use tokio::sync::mpsc;
 use types::{Error, Result};
 
+use crate::exchange::Place;
 use crate::{Envelope, Limits, Position};
 
 /// What a subscription hands out.
@@ -63,6 +64,7 @@ pub struct Subscription {
     load: Arc<Load>,
     /// Weight of the last step from the queue.
     in_hand: Option<usize>,
+    _place: Place,
 }
 
 impl Subscription {
@@ -70,6 +72,7 @@ impl Subscription {
         start: Position,
         queue: mpsc::UnboundedReceiver<Step>,
         load: Arc<Load>,
+        place: Place,
     ) -> Self {
         Self {
             start,
@@ -77,6 +80,7 @@ impl Subscription {
             queue,
             load,
             in_hand: None,
+            _place: place,
         }
     }
 

@@ -186,6 +186,17 @@ impl Host {
         child.wait().expect("wait");
     }
 
+    /// What a power cut does beside the disks: daemon, shims and containers end in the middle of what they
+    /// do, and mounts, cgroups and the state directory are gone.
+    ///
+    /// # Panics
+    /// When the daemon does not run, or something cannot be removed.
+    pub fn power_off(&mut self) {
+        self.kill();
+        kill_traces(self.dir.path(), &self.root, &self.namespace);
+        fs::remove_dir_all(self.state()).expect("remove the state");
+    }
+
     /// Stops the daemon with SIGTERM; it must end by itself with 0.
     ///
     /// # Panics
@@ -411,7 +422,8 @@ fn writeln_stderr(line: &str) -> std::io::Result<()> {
 /// Kills by pid what the failed test started, and unmounts what it mounted.
 pub(crate) fn kill_traces(dir: &Path, root: &Path, namespace: &str) {
     for _ in 0..50 {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        // The thread may have mounts of its own.
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         let places = Places {
             dir,
             root,

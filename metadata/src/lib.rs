@@ -148,6 +148,15 @@ impl Metadata {
         })))
     }
 
+    /// Makes root file systems of containers again that a power cut has taken from their snapshotters,
+    /// and tells the log. For who opens the store to work with it, before anything else.
+    ///
+    /// # Errors
+    /// Those of the store and of the snapshotters' lists.
+    pub async fn redo_rootfs(&self) -> Result<()> {
+        snapshots::redo(self).await
+    }
+
     /// What was wrong with the store, and with the snapshotters' own records, when they were opened:
     /// what it was, and what was made of it. All of it has been made good.
     #[must_use]

@@ -354,6 +354,7 @@ impl Builder {
                 labels: info.labels.clone(),
                 created_at: info.created_at,
                 updated_at: info.updated_at,
+                kind: Some(info.kind),
             };
             self.put(record_key(namespace, snapshotter, name), record.encode());
             if let Ok(key) = (*name).parse() {

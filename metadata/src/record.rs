@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use types::{
     AnyRef, Container, ContainerId, ContainerRef, Descriptor, Digest, Image, ImageRef, Labels,
-    Lease, LeaseId, Result, Runtime,
+    Lease, LeaseId, Result, Runtime, SnapshotKind,
 };
 
 use crate::codec::{Decoder, Encoder, damaged};
@@ -43,6 +43,8 @@ pub(crate) struct SnapshotRecord {
     pub(crate) labels: Labels,
     pub(crate) created_at: SystemTime,
     pub(crate) updated_at: SystemTime,
+    /// Its kind; `None` in records from before it was noted.
+    pub(crate) kind: Option<SnapshotKind>,
 }
 
 fn open(record: &[u8]) -> Result<Decoder<'_>> {
@@ -111,6 +113,13 @@ impl SnapshotRecord {
         e.option(self.parent.as_deref(), Encoder::text);
         e.time(self.created_at);
         e.time(self.updated_at);
+        if let Some(kind) = self.kind {
+            e.number(match kind {
+                SnapshotKind::View => 1,
+                SnapshotKind::Active => 2,
+                SnapshotKind::Committed => 3,
+            });
+        }
         e.finish()
     }
 
@@ -122,8 +131,22 @@ impl SnapshotRecord {
             parent: d.option(|d| Ok(d.text()?.to_owned()))?,
             created_at: d.time()?,
             updated_at: d.time()?,
+            kind: if d.is_empty() {
+                None
+            } else {
+                kind(d.number()?)?
+            },
         })
     }
+}
+
+fn kind(number: u64) -> Result<Option<SnapshotKind>> {
+    Ok(Some(match number {
+        1 => SnapshotKind::View,
+        2 => SnapshotKind::Active,
+        3 => SnapshotKind::Committed,
+        _ => return Err(damaged()),
+    }))
 }
 
 fn digest(text: &str) -> Result<Digest> {
@@ -353,17 +376,6 @@ mod tests {
             get_container_refs(&put_container(&container)).unwrap(),
             (labels(), "s".to_owned(), "k".to_owned())
         );
-        let snapshot = SnapshotRecord {
-            backend: "ns/1/k".into(),
-            parent: Some("p".into()),
-            labels: labels(),
-            created_at: at(5),
-            updated_at: at(6),
-        };
-        assert_eq!(
-            SnapshotRecord::decode(&snapshot.encode()).unwrap(),
-            snapshot
-        );
         let ingest = IngestRecord {
             backend: "ns/1/r".into(),
             expires_at: Some(at(7)),
@@ -378,5 +390,32 @@ mod tests {
         record[0] = 99;
         let error = get_labels(&record).unwrap_err();
         assert!(error.to_string().contains("version 99"), "{error}");
+    }
+
+    #[test]
+    fn snapshots_read_back_with_and_without_their_kind() {
+        let snapshot = SnapshotRecord {
+            backend: "ns/1/k".into(),
+            parent: Some("p".into()),
+            labels: labels(),
+            created_at: at(5),
+            updated_at: at(6),
+            kind: None,
+        };
+        let kinds = [
+            SnapshotKind::View,
+            SnapshotKind::Active,
+            SnapshotKind::Committed,
+        ];
+        for kind in kinds.map(Some).into_iter().chain([None]) {
+            let snapshot = SnapshotRecord {
+                kind,
+                ..snapshot.clone()
+            };
+            assert_eq!(
+                SnapshotRecord::decode(&snapshot.encode()).unwrap(),
+                snapshot
+            );
+        }
     }
 }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use types::{Error, Result};
 
+use crate::note::Note;
+
 /// Prefix of a directory that is being made.
 pub(crate) const NEW: &str = "new-";
 /// Prefix of a directory without a row that is no garbage.
@@ -27,6 +29,8 @@ pub(crate) struct Directories {
     lost: Vec<u64>,
     /// They belong to somebody else, who is only looked at.
     is_foreign: bool,
+    /// They may bear notes.
+    are_noted: bool,
 }
 
 impl Directories {
@@ -46,7 +50,24 @@ impl Directories {
             half: with(NEW),
             lost: with(LOST),
             is_foreign: false,
+            are_noted: false,
         })
+    }
+
+    /// The same, which tell of themselves.
+    pub(crate) fn noted(self) -> Self {
+        Self {
+            are_noted: true,
+            ..self
+        }
+    }
+
+    /// The notes of those that are not in `known`.
+    pub(crate) fn notes(&self, known: &HashSet<u64>) -> Vec<(u64, Note)> {
+        let unknown = self.made.iter().filter(|id| !known.contains(id));
+        let unknown = unknown.filter(|_| self.are_noted);
+        let note = |id: &u64| Some((*id, Note::read(&self.path.join(id.to_string()))?));
+        unknown.filter_map(note).collect()
     }
 
     /// Those in `path`, if it is there; nothing is going to be moved.

@@ -6,6 +6,7 @@
 mod copy;
 mod directories;
 mod native;
+mod note;
 mod overlay;
 mod storage;
 mod store;

@@ -13,7 +13,7 @@ use types::{
 };
 
 use crate::storage::Chain;
-use crate::store::{Store, Wanted, blocking, make_dir};
+use crate::store::{Notes, Store, Wanted, blocking, make_dir};
 use crate::{Snapshotter, copy};
 
 /// The native snapshotter.
@@ -29,7 +29,7 @@ impl Native {
         make_dir(root, 0o700)?;
         let root = std::path::absolute(root)
             .map_err(|e| types::Error::os(format_args!("resolve {}", root.display()), e))?;
-        Ok(Self(Arc::new(Store::open(&root, false)?)))
+        Ok(Self(Arc::new(Store::open(&root, false, Notes::None)?)))
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
@@ -38,7 +38,7 @@ impl Native {
     /// # Errors
     /// As [`Native::open`].
     pub fn examine(root: &Path, scratch: &Path) -> Result<Self> {
-        Ok(Self(Arc::new(Store::examine(root, scratch)?)))
+        Ok(Self(Arc::new(Store::examine(root, scratch, Notes::None)?)))
     }
 
     async fn create(

@@ -22,7 +22,7 @@ use types::{
 
 use crate::Snapshotter;
 use crate::storage::Chain;
-use crate::store::{Store, Wanted, blocking, make_dir};
+use crate::store::{Notes, Store, Wanted, blocking, make_dir};
 
 /// Output label: where the layer of a snapshot is.
 const UPPERDIR: &str = "containerd.io/snapshot/overlay.upperdir";
@@ -87,7 +87,7 @@ impl Overlay {
             leading.push("userxattr".to_owned());
         }
         Ok(Self(Arc::new(Settled {
-            store: Store::open(&root, config.sync_remove)?,
+            store: Store::open(&root, config.sync_remove, Notes::Kept)?,
             upperdir_label: config.upperdir_label,
             leading,
             trailing: config.mount_options,
@@ -101,7 +101,7 @@ impl Overlay {
     /// As [`Overlay::open`], but it is not tried whether overlayfs works.
     pub fn examine(root: &Path, scratch: &Path) -> Result<Self> {
         Ok(Self(Arc::new(Settled {
-            store: Store::examine(root, scratch)?,
+            store: Store::examine(root, scratch, Notes::Kept)?,
             upperdir_label: false,
             leading: Vec::new(),
             trailing: Vec::new(),

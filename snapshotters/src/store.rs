@@ -1,11 +1,12 @@
 //! Index and directories together: what overlay and native share.
 //!
 //! ```text
-//!   reserve id -> snapshots/new-<id>/… -> rename to snapshots/<id> -> row
+//!   reserve id -> snapshots/new-<id>/… (noted) -> rename to snapshots/<id> -> row
 //!   row gone (durably before contents go) -> cleanup removes snapshots/<id>
 //! ```
 //! Invariant: a directory without a row or a reservation is garbage, at any moment and after a crash,
-//! unless it was there when a damaged index was restored: then it is set aside.
+//! unless it was there when a damaged index was restored: then it is set aside. One that bears a note
+//! gets its row again.
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use types::{
 };
 
 use crate::directories::{self, Directories, NEW};
+use crate::note::Note;
 use crate::storage::{Chain, FILES, Index, Row};
 use crate::tree;
 
@@ -32,6 +34,26 @@ pub(crate) struct Store {
     directories: PathBuf,
     index: Arc<Index>,
     sync_remove: bool,
+    notes: Notes,
+}
+
+/// Whether directories of snapshots tell of themselves: only where nobody else writes to them, nor
+/// copies them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notes {
+    /// They do.
+    Kept,
+    /// They are the trees of containers.
+    None,
+}
+
+impl Notes {
+    fn of(self, directories: Directories) -> Directories {
+        match self {
+            Self::Kept => directories.noted(),
+            Self::None => directories,
+        }
+    }
 }
 
 /// Snapshots that are not whole, and what is wrong with them.
@@ -61,14 +83,16 @@ impl Store {
     /// # Errors
     /// `Unavailable` while another process has it; `FailedPrecondition` when there are directories but
     /// no index; `DataLoss`; I/O.
-    pub(crate) fn open(root: &Path, sync_remove: bool) -> Result<Self> {
+    pub(crate) fn open(root: &Path, sync_remove: bool, notes: Notes) -> Result<Self> {
         let directories = root.join("snapshots");
         make_dir(&directories, 0o700)?;
-        let index = Arc::new(Index::open(root, &Directories::list(&directories)?)?);
+        let found = notes.of(Directories::list(&directories)?);
+        let index = Arc::new(Index::open(root, &found)?);
         Ok(Self {
             directories,
             index,
             sync_remove,
+            notes,
         })
     }
 
@@ -77,17 +101,18 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub(crate) fn examine(root: &Path, scratch: &Path) -> Result<Self> {
+    pub(crate) fn examine(root: &Path, scratch: &Path, notes: Notes) -> Result<Self> {
         make_dir(scratch, 0o700)?;
         for name in FILES {
             sys::fs::copy_if_there(&root.join(name), &scratch.join(name))?;
         }
         let directories = root.join("snapshots");
-        let index = Index::open(scratch, &Directories::look(&directories)?)?;
+        let index = Index::open(scratch, &notes.of(Directories::look(&directories)?))?;
         Ok(Self {
             directories,
             index: Arc::new(index),
             sync_remove: false,
+            notes,
         })
     }
 
@@ -155,6 +180,9 @@ impl Store {
         let temporary = self.directories.join(format!("{NEW}{}", reservation.id()));
         let final_path = self.directory(reservation.id());
         let made = fill(&temporary, reservation.parents()).and_then(|()| {
+            if self.notes == Notes::Kept {
+                reservation.note().write(&temporary);
+            }
             std::fs::rename(&temporary, &final_path)
                 .map_err(|e| Error::os(format_args!("rename {}", temporary.display()), e))
         });
@@ -195,7 +223,16 @@ impl Store {
         sys::fs::fsync_dir(&self.directories)?;
         self.index
             .commit(name, key, labels.without_empty(), usage)
-            .ctx_with(|| format!("failed to commit snapshot {key}"))
+            .ctx_with(|| format!("failed to commit snapshot {key}"))?;
+        self.forget(row.id);
+        Ok(())
+    }
+
+    /// The directory does not tell of itself any more.
+    fn forget(&self, id: u64) {
+        if self.notes == Notes::Kept {
+            Note::remove(&self.directory(id));
+        }
     }
 
     /// Usage: stored for a committed snapshot, measured at `contents(id)` for an active one, none for a
@@ -232,6 +269,7 @@ impl Store {
             .index
             .remove(key)
             .ctx_with(|| format!("failed to remove snapshot {key}"))?;
+        self.forget(row.id);
         if self.sync_remove {
             self.index.flush_all()?;
             self.delete(&self.directory(row.id));

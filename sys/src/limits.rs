@@ -83,6 +83,43 @@ pub fn tune_heap() {
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED) };
 }
 
+/// What this process has of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Resident bytes, those of files included.
+    pub resident: u64,
+    /// Resident bytes of no file: heap and stacks.
+    pub anonymous: u64,
+}
+
+impl Memory {
+    /// As the kernel counts it now.
+    ///
+    /// # Errors
+    /// The errno of reading the kernel's answer.
+    pub fn of_this_process() -> Result<Self> {
+        const FILE: &str = "/proc/self/statm";
+        let text = std::fs::read_to_string(FILE).map_err(|e| at("read", Path::new(FILE), e))?;
+        let page = rustix::param::page_size() as u64;
+        let mut fields = text
+            .split(' ')
+            .map(|pages| pages.parse().unwrap_or(0) * page);
+        let (resident, shared) = (fields.nth(1).unwrap_or(0), fields.next().unwrap_or(0));
+        Ok(Self {
+            resident,
+            anonymous: resident.saturating_sub(shared),
+        })
+    }
+}
+
+/// Bytes that the allocator has given out. It counts its free blocks for this, so not for every day.
+#[must_use]
+pub fn heap_in_use() -> u64 {
+    // SAFETY: takes nothing and returns a plain value; the allocator locks itself.
+    let facts = unsafe { libc::mallinfo2() };
+    (facts.uordblks + facts.hblkhd) as u64
+}
+
 /// Gives freed memory back to the kernel. For long-lived processes, after a burst.
 pub fn trim_heap() {
     // SAFETY: takes no pointer; the allocator locks itself.
@@ -187,6 +224,18 @@ impl Drop for KeptBlocks {
 mod tests {
     use super::*;
     use crate::process::Spawn;
+
+    #[test]
+    fn memory_in_use_is_counted_and_resident() {
+        const SIZE: usize = 32 << 20;
+        let before = (heap_in_use(), Memory::of_this_process().unwrap());
+        let block = vec![7_u8; SIZE];
+        let now = (heap_in_use(), Memory::of_this_process().unwrap());
+        assert!(now.0 >= before.0 + SIZE as u64 / 2, "{before:?} {now:?}");
+        assert!(now.1.anonymous >= SIZE as u64, "{now:?}");
+        assert!(now.1.resident >= now.1.anonymous, "{now:?}");
+        drop(block);
+    }
 
     #[test]
     fn the_score_of_a_process_is_set_and_kept_in_range() {

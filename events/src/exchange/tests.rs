@@ -132,11 +132,18 @@ async fn the_queue_is_bounded_in_bytes_too() {
 }
 
 #[tokio::test]
-async fn a_dropped_subscription_is_forgotten() {
+async fn a_dropped_subscription_is_forgotten_though_nothing_is_published() {
     let exchange = Exchange::new(codec());
-    drop(subscribe(&exchange, &[]));
+    let mut kept = subscribe(&exchange, &[]);
+    let replayed = exchange.resume(Filter::default(), kept.start());
+    for gone in [subscribe(&exchange, &[]), replayed.unwrap()] {
+        drop(gone);
+    }
+    assert_eq!(exchange.lock().subscribers.len(), 1);
     exchange.publish(&namespace("a"), &event("x"));
-    assert!(exchange.lock().subscribers.is_empty());
+    kept.recv().await.unwrap();
+    drop(exchange);
+    assert_eq!(kept.recv().await.unwrap_err().code(), Code::Unavailable);
 }
 
 #[tokio::test]

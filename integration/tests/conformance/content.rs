@@ -19,8 +19,8 @@ use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 use types::Scope;
 
-use crate::gc;
 use crate::peer::{NAMESPACE, Peer, all, labels, mask};
+use crate::stock;
 
 /// sha256 of nothing.
 pub(crate) const EMPTY: &str =
@@ -83,7 +83,7 @@ impl Content {
 
     /// Writes a blob that no collection takes away.
     pub(crate) async fn put(&mut self, data: &[u8]) -> String {
-        self.put_with(data, &[(gc::ROOT, "yes")]).await
+        self.put_with(data, &[(stock::ROOT, "yes")]).await
     }
 
     /// Writes a blob with these labels and no others.

@@ -15,8 +15,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::content::{Content, digest};
-use crate::gc;
 use crate::peer::{NAMESPACE, Peer, labels, scoped, within};
+use crate::stock;
 
 /// A layer that is not compressed.
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
@@ -134,7 +134,7 @@ fn comparison(left: Vec<Mount>, right: Vec<Mount>) -> DiffRequest {
     DiffRequest {
         left,
         right,
-        labels: labels(&[(gc::ROOT, "yes")]),
+        labels: labels(&[(stock::ROOT, "yes")]),
         ..DiffRequest::default()
     }
 }

@@ -1,6 +1,5 @@
 //! Events: what is published, forwarded, and told to whom.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use grpc::events::EventsClient;
@@ -13,10 +12,11 @@ use protos::types::Envelope;
 use protos::well_known::{Any, Timestamp};
 use protos::wire::Wire as _;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Status};
 
+use crate::heard::Heard;
 use crate::images::{create_image, image};
-use crate::peer::{NAMESPACE, Peer, SOON, refused, scoped, within};
+use crate::peer::{NAMESPACE, Peer, refused, scoped, within};
 
 rules! {
     both {
@@ -41,9 +41,6 @@ rules! {
         an_event_that_nobody_can_read_passes
     }
 }
-
-/// Topics of events that only tell a subscriber where it is.
-const MARK: &str = "/mark";
 
 /// The event in an envelope.
 #[track_caller]
@@ -105,57 +102,6 @@ impl Events {
     }
 }
 
-/// A subscription that receives.
-pub(crate) struct Watch(Streaming<Envelope>);
-
-impl Watch {
-    /// Subscribes, and returns when events arrive: Go says nothing before the first one, so some are
-    /// published until it has begun.
-    pub(crate) async fn start(peer: &Peer, filters: &[&str]) -> Self {
-        let mut filters = filters.to_vec();
-        if !filters.is_empty() {
-            filters.push("topic~=|^/mark/|");
-        }
-        let mut events = EventsClient::new(peer.channel());
-        let mut client = events.clone();
-        let request = Request::new(subscribe(&filters));
-        let opening = tokio::spawn(async move { client.subscribe(request).await });
-        while !opening.is_finished() {
-            let mark = publish(&format!("{MARK}/first"), packed(&exit("mark")));
-            events.publish(scoped(mark)).await.expect("publish");
-        }
-        let opened = opening.await.expect("a task").expect("subscribe");
-        let mut watch = Self(opened.into_inner());
-        drop(watch.told(peer).await);
-        watch
-    }
-
-    async fn next(&mut self) -> Envelope {
-        let next = tokio::time::timeout(SOON, self.0.message());
-        let next = next.await.expect("an event in time").expect("no error");
-        next.expect("an event")
-    }
-
-    /// All that was told since the last time.
-    pub(crate) async fn told(&mut self, peer: &Peer) -> Vec<Envelope> {
-        static MARKS: AtomicUsize = AtomicUsize::new(0);
-        let topic = format!("{MARK}/n{}", MARKS.fetch_add(1, Ordering::Relaxed));
-        let mark = publish(&topic, packed(&exit("mark")));
-        let mut events = EventsClient::new(peer.channel());
-        events.publish(scoped(mark)).await.expect("publish");
-        let mut told = Vec::new();
-        loop {
-            let envelope = self.next().await;
-            if envelope.topic == topic {
-                return told;
-            }
-            if !envelope.topic.starts_with(MARK) {
-                told.push(envelope);
-            }
-        }
-    }
-}
-
 fn topics(told: &[Envelope]) -> Vec<&str> {
     told.iter()
         .map(|envelope| envelope.topic.as_str())
@@ -163,7 +109,7 @@ fn topics(told: &[Envelope]) -> Vec<&str> {
 }
 
 async fn an_event_is_told_with_namespace_topic_and_time(peer: &Peer) {
-    let mut watch = Watch::start(peer, &[]).await;
+    let mut watch = Heard::matching(peer, &[]).await;
     let mut events = Events::of(peer);
     let before = SystemTime::now().to_wire().seconds;
     events
@@ -179,7 +125,7 @@ async fn an_event_is_told_with_namespace_topic_and_time(peer: &Peer) {
 }
 
 async fn a_topic_is_made_of_identifiers(peer: &Peer) {
-    let mut watch = Watch::start(peer, &[]).await;
+    let mut watch = Heard::matching(peer, &[]).await;
     let mut events = Events::of(peer);
     let long = format!("/{}", "x".repeat(77));
     for topic in [
@@ -232,7 +178,7 @@ fn envelope(namespace: &str, topic: &str) -> Envelope {
 }
 
 async fn a_forwarded_event_keeps_namespace_topic_and_time(peer: &Peer) {
-    let mut watch = Watch::start(peer, &[]).await;
+    let mut watch = Heard::matching(peer, &[]).await;
     let mut events = Events::of(peer);
     let sent = envelope("elsewhere", "/tasks/exit");
     events.forward(sent.clone()).await.expect("forward");
@@ -240,7 +186,7 @@ async fn a_forwarded_event_keeps_namespace_topic_and_time(peer: &Peer) {
 }
 
 async fn what_cannot_be_forwarded_is_refused(peer: &Peer) {
-    let mut watch = Watch::start(peer, &[]).await;
+    let mut watch = Heard::matching(peer, &[]).await;
     let mut events = Events::of(peer);
     let untimed = Envelope {
         timestamp: MessageField::none(),
@@ -263,13 +209,13 @@ async fn what_cannot_be_forwarded_is_refused(peer: &Peer) {
 async fn nothing_is_replayed(peer: &Peer) {
     let mut events = Events::of(peer);
     events.publish("n", "/early", "c").await.expect("publish");
-    let mut watch = Watch::start(peer, &[]).await;
+    let mut watch = Heard::matching(peer, &[]).await;
     events.publish("n", "/late", "c").await.expect("publish");
     assert_eq!(topics(&watch.told(peer).await), ["/late"]);
 }
 
 async fn without_a_filter_all_namespaces_are_heard(peer: &Peer) {
-    let mut watch = Watch::start(peer, &[]).await;
+    let mut watch = Heard::matching(peer, &[]).await;
     let mut events = Events::of(peer);
     for namespace in ["a", "b", "c"] {
         events.publish(namespace, "/x", "c").await.expect("publish");
@@ -281,7 +227,7 @@ async fn without_a_filter_all_namespaces_are_heard(peer: &Peer) {
 
 /// What a subscriber with these filters hears of some events, as `namespace` and `topic`.
 async fn heard(peer: &Peer, filters: &[&str]) -> Vec<String> {
-    let mut watch = Watch::start(peer, filters).await;
+    let mut watch = Heard::matching(peer, filters).await;
     let mut events = Events::of(peer);
     for (namespace, topic, id) in [
         ("moby", "/tasks/exit", "a"),
@@ -360,8 +306,8 @@ async fn a_filter_that_does_not_parse_has_its_class(peer: &Peer) {
 }
 
 async fn subscribers_hear_all_in_one_order(peer: &Peer) {
-    let mut one = Watch::start(peer, &["namespace==n"]).await;
-    let mut other = Watch::start(peer, &["namespace==n"]).await;
+    let mut one = Heard::matching(peer, &["namespace==n"]).await;
+    let mut other = Heard::matching(peer, &["namespace==n"]).await;
     let mut publishers = tokio::task::JoinSet::new();
     for publisher in 0..8 {
         let mut events = Events::of(peer);
@@ -388,7 +334,7 @@ async fn subscribers_hear_all_in_one_order(peer: &Peer) {
 }
 
 async fn a_subscriber_that_does_not_read_misses_nothing(peer: &Peer) {
-    let mut watch = Watch::start(peer, &["namespace==n"]).await;
+    let mut watch = Heard::matching(peer, &["namespace==n"]).await;
     let mut events = Events::of(peer);
     // More than flow control lets on its way.
     let id = "x".repeat(2000);
@@ -403,7 +349,7 @@ async fn a_subscriber_that_does_not_read_misses_nothing(peer: &Peer) {
 
 /// Go gives it all of the daemon's memory.
 async fn a_subscriber_that_reads_nothing_at_all_is_cut_off(peer: &Peer) {
-    let mut watch = Watch::start(peer, &["namespace==n"]).await;
+    let watch = Heard::matching(peer, &["namespace==n"]).await;
     // What is not read blocks its connection.
     let channel = peer.connect().await;
     let mut events = Events(EventsClient::new(channel));
@@ -412,21 +358,13 @@ async fn a_subscriber_that_reads_nothing_at_all_is_cut_off(peer: &Peer) {
     for _ in 0..40 {
         events.publish("n", "/big", &id).await.expect("publish");
     }
-    let mut heard = 0;
-    let status = loop {
-        let next = tokio::time::timeout(SOON, watch.0.message()).await;
-        match next.expect("an event or the end") {
-            Ok(Some(_)) => heard += 1,
-            Ok(None) => panic!("ended without a reason"),
-            Err(status) => break status,
-        }
-    };
+    let (heard, status) = watch.end().await;
     assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
     assert!((1..40).contains(&heard), "{heard}");
 }
 
 async fn events_of_images_are_of_their_own_package(peer: &Peer) {
-    let mut watch = Watch::start(peer, &["event.name==i"]).await;
+    let mut watch = Heard::matching(peer, &["event.name==i"]).await;
     let mut images = grpc::images::ImagesClient::new(peer.channel());
     let request = scoped(create_image(image("i", '1')));
     images.create(request).await.expect("create");
@@ -449,8 +387,8 @@ async fn a_subscription_is_answered_before_the_first_event(peer: &Peer) {
 }
 
 async fn an_event_that_nobody_can_read_passes(peer: &Peer) {
-    let mut watch = Watch::start(peer, &["namespace==n"]).await;
-    let mut picky = Watch::start(peer, &["event.container_id==c"]).await;
+    let mut watch = Heard::matching(peer, &["namespace==n"]).await;
+    let mut picky = Heard::matching(peer, &["event.container_id==c"]).await;
     let mut events = Events::of(peer);
     let foreign = Any {
         type_url: "example.test/nothing".into(),

@@ -1,16 +1,12 @@
 //! What collections keep: leases and labels with meaning, on content and on snapshots.
 
-use grpc::leases::LeasesClient;
-use protos::MessageField;
-use protos::services::leases::{
-    AddResourceRequest, CreateRequest, DeleteRequest, ListResourcesRequest, Resource,
-};
 use tonic::Code;
 
 use crate::content::Content;
-use crate::events::Watch;
-use crate::peer::{Peer, refused, scoped};
+use crate::heard::Heard;
+use crate::peer::{Peer, refused};
 use crate::snapshots::Snapshots;
+use crate::stock::{ROOT, collect, end, held, lease};
 
 rules! {
     both {
@@ -34,76 +30,12 @@ rules! {
     }
 }
 
-/// Label of what is kept for its own sake.
-pub(crate) const ROOT: &str = "containerd.io/gc.root";
 /// Label of what keeps a blob.
 const CONTENT: &str = "containerd.io/gc.ref.content";
 /// Label of what keeps a snapshot of the overlay snapshotter.
 const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.overlayfs";
 /// The same of the native snapshotter.
 const NATIVE: &str = "containerd.io/gc.ref.snapshot.native";
-
-/// Makes a lease.
-pub(crate) async fn lease(peer: &Peer, id: &str) {
-    let message = CreateRequest {
-        id: id.into(),
-        ..CreateRequest::default()
-    };
-    let mut leases = LeasesClient::new(peer.channel());
-    leases
-        .create(scoped(message))
-        .await
-        .expect("create a lease");
-}
-
-/// Deletes a lease and waits for the collection that follows.
-pub(crate) async fn release(peer: &Peer, id: &str) {
-    let message = DeleteRequest {
-        id: id.into(),
-        sync: true,
-        ..DeleteRequest::default()
-    };
-    let mut leases = LeasesClient::new(peer.channel());
-    leases
-        .delete(scoped(message))
-        .await
-        .expect("delete a lease");
-}
-
-/// Collects.
-pub(crate) async fn collect(peer: &Peer) {
-    lease(peer, "collection").await;
-    release(peer, "collection").await;
-}
-
-/// Puts an object into a lease.
-pub(crate) async fn hold(peer: &Peer, lease: &str, kind: &str, id: &str) {
-    let message = AddResourceRequest {
-        id: lease.into(),
-        resource: MessageField::some(Resource {
-            id: id.into(),
-            type_: kind.into(),
-            ..Resource::default()
-        }),
-        ..AddResourceRequest::default()
-    };
-    let mut leases = LeasesClient::new(peer.channel());
-    leases.add_resource(scoped(message)).await.expect("add");
-}
-
-/// What a lease holds: types and ids, in order.
-pub(crate) async fn held(peer: &Peer, lease: &str) -> Vec<(String, String)> {
-    let message = ListResourcesRequest {
-        id: lease.into(),
-        ..ListResourcesRequest::default()
-    };
-    let mut leases = LeasesClient::new(peer.channel());
-    let answer = leases.list_resources(scoped(message)).await.expect("list");
-    let found = answer.into_inner().resources;
-    let mut found: Vec<_> = found.into_iter().map(|one| (one.type_, one.id)).collect();
-    found.sort();
-    found
-}
 
 /// Both stores of the rules' namespace, under a lease or none.
 struct Stores {
@@ -114,7 +46,7 @@ struct Stores {
 impl Stores {
     /// Under a lease, so that no collection comes between.
     async fn filling(peer: &Peer) -> Self {
-        lease(peer, "filling").await;
+        lease(peer, "filling", &[]).await;
         Self {
             content: Content::leased(peer, "filling"),
             snapshots: Snapshots::leased(peer, "filling"),
@@ -123,7 +55,7 @@ impl Stores {
 
     /// Lets go of what is not kept otherwise.
     async fn filled(self, peer: &Peer) -> Self {
-        release(peer, "filling").await;
+        end(peer, "filling").await;
         Self {
             content: Content::of(peer),
             snapshots: Snapshots::of(peer),
@@ -328,7 +260,7 @@ async fn an_event_tells_of_a_snapshot_that_a_collection_took(peer: &Peer) {
     let mut stores = Stores::filling(peer).await;
     stores.content.put_with(b"hello", &[]).await;
     stores.chain(&["a", "b"], &[]).await;
-    let mut watch = Watch::start(peer, &["namespace==test"]).await;
+    let mut watch = Heard::matching(peer, &["namespace==test"]).await;
     stores.filled(peer).await;
     let told = watch.told(peer).await;
     let topics: Vec<_> = told.iter().map(|one| one.topic.as_str()).collect();
@@ -336,7 +268,7 @@ async fn an_event_tells_of_a_snapshot_that_a_collection_took(peer: &Peer) {
 }
 
 async fn collections_take_nothing_from_those_at_work(peer: &Peer) {
-    lease(peer, "work").await;
+    lease(peer, "work", &[]).await;
     let mut workers = tokio::task::JoinSet::new();
     for worker in 0..8 {
         let mut content = Content::leased(peer, "work");
@@ -364,6 +296,6 @@ async fn collections_take_nothing_from_those_at_work(peer: &Peer) {
     }
     assert_eq!(Snapshots::of(peer).list(&[]).await.len(), 80);
     assert_eq!(held(peer, "work").await.len(), 160);
-    release(peer, "work").await;
+    end(peer, "work").await;
     assert_eq!(Snapshots::of(peer).list(&[]).await, [""; 0]);
 }

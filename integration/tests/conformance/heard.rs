@@ -1,5 +1,7 @@
 //! What a daemon publishes, as a rule hears it.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use grpc::events::EventsClient;
 use protos::MessageField;
 use protos::any::{Named, pack};
@@ -9,11 +11,11 @@ use protos::types::Envelope;
 use protos::well_known::Any;
 use protos::wire::Wire as _;
 use tokio::time::timeout;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use crate::peer::{NAMESPACE, Peer, SOON, scoped, texts};
 
-/// Topic of the events that are made to find out whether a subscription is there.
+/// Topic, or its beginning, of the events that only tell a subscription where it is.
 const PROBE: &str = "/probe";
 
 /// A subscription from before what a rule does.
@@ -31,7 +33,7 @@ impl Heard {
     pub(crate) async fn matching(peer: &Peer, filters: &[&str]) -> Self {
         let mut filters = texts(filters);
         if !filters.is_empty() {
-            filters.push(format!("topic=={PROBE:?}"));
+            filters.push(format!("topic~=|^{PROBE}|"));
         }
         let request = SubscribeRequest {
             filters,
@@ -46,13 +48,35 @@ impl Heard {
         Self(answer.expect("subscribe").into_inner())
     }
 
+    /// The next event, one of ours among them.
+    async fn any(&mut self) -> Envelope {
+        let next = timeout(SOON, self.0.message()).await.expect("in time");
+        next.expect("no failure").expect("no end")
+    }
+
     /// The next event.
     pub(crate) async fn next(&mut self) -> Envelope {
         loop {
-            let next = timeout(SOON, self.0.message()).await.expect("in time");
-            let heard = next.expect("no failure").expect("no end");
-            if heard.topic != PROBE {
+            let heard = self.any().await;
+            if !heard.topic.starts_with(PROBE) {
                 return heard;
+            }
+        }
+    }
+
+    /// All that was told since the last time.
+    pub(crate) async fn told(&mut self, peer: &Peer) -> Vec<Envelope> {
+        static MARKS: AtomicUsize = AtomicUsize::new(0);
+        let mark = format!("{PROBE}/n{}", MARKS.fetch_add(1, Ordering::Relaxed));
+        publish(peer, &mark, payload()).await;
+        let mut told = Vec::new();
+        loop {
+            let heard = self.any().await;
+            if heard.topic == mark {
+                return told;
+            }
+            if !heard.topic.starts_with(PROBE) {
+                told.push(heard);
             }
         }
     }
@@ -65,6 +89,18 @@ impl Heard {
         assert!(heard.timestamp.seconds > 0, "{heard:?}");
         assert_eq!(heard.event.type_url, M::FULL_NAME);
         M::parse_from_bytes(&heard.event.value).expect("the event")
+    }
+
+    /// How many more events there are before it is cut off, and why it is.
+    pub(crate) async fn end(mut self) -> (usize, Status) {
+        let mut heard = 0;
+        loop {
+            match timeout(SOON, self.0.message()).await.expect("in time") {
+                Ok(Some(event)) => heard += usize::from(!event.topic.starts_with(PROBE)),
+                Ok(None) => panic!("ended without a reason"),
+                Err(status) => return (heard, status),
+            }
+        }
     }
 
     /// Nothing more was published.

@@ -11,15 +11,13 @@ use protos::MessageField;
 use protos::services::content::{
     AbortRequest, DeleteContentRequest, ListStatusesRequest, WriteAction, WriteContentRequest,
 };
-use protos::services::leases::{
-    AddResourceRequest, CreateRequest, DeleteResourceRequest, ListRequest, Resource,
-};
+use protos::services::leases::{CreateRequest, DeleteResourceRequest, ListRequest, Resource};
 use protos::services::snapshots::RemoveSnapshotRequest;
 use tonic::Code;
 
 use crate::peer::{Peer, SOON, leased, refused, scoped, within};
 use crate::stock::{
-    SNAPSHOTTER, collect, commit, commit_snapshot, end, has_blob, has_snapshot, held, lease,
+    SNAPSHOTTER, add, collect, commit, commit_snapshot, end, has_blob, has_snapshot, held, lease,
     prepare, put, write,
 };
 
@@ -77,20 +75,6 @@ async fn ingests(peer: &Peer) -> usize {
     let request = scoped(ListStatusesRequest::default());
     let answer = client.list_statuses(request).await.expect("list");
     answer.into_inner().statuses.len()
-}
-
-async fn add(peer: &Peer, lease: &str, (kind, id): (&str, &str)) {
-    let request = AddResourceRequest {
-        id: lease.into(),
-        resource: MessageField::some(Resource {
-            id: id.into(),
-            type_: kind.into(),
-            ..Resource::default()
-        }),
-        ..AddResourceRequest::default()
-    };
-    let mut client = LeasesClient::new(peer.channel());
-    drop(client.add_resource(scoped(request)).await.expect("add"));
 }
 
 async fn what_is_made_under_it_joins_it(peer: &Peer) {

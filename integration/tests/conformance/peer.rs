@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
+use grpc::version::VersionClient;
 use integration::{Host, Whose};
 use protos::MessageField;
-use protos::well_known::FieldMask;
+use protos::well_known::{Empty, FieldMask};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 use types::Scope;
@@ -25,6 +26,14 @@ pub(crate) struct Peer {
 impl Peer {
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// It answers.
+    pub(crate) async fn lives(&self) {
+        let mut version = VersionClient::new(self.channel());
+        let answer = version.version(Empty::new()).await;
+        let answer = answer.expect("it lives").into_inner();
+        assert!(!answer.version.is_empty());
     }
 
     /// A connection of its own.

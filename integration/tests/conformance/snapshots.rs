@@ -18,8 +18,8 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 use types::Scope;
 
-use crate::gc;
 use crate::peer::{NAMESPACE, Peer, all, labels, mask};
+use crate::stock;
 
 /// The default snapshotter.
 pub(crate) const OVERLAY: &str = "overlayfs";
@@ -76,7 +76,8 @@ impl Snapshots {
 
     /// Makes an active snapshot that no collection takes away; no parent is the empty text.
     pub(crate) async fn prepare(&mut self, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
-        self.prepare_with(key, parent, &[(gc::ROOT, "yes")]).await
+        self.prepare_with(key, parent, &[(stock::ROOT, "yes")])
+            .await
     }
 
     pub(crate) async fn prepare_with(
@@ -101,7 +102,7 @@ impl Snapshots {
             snapshotter: self.snapshotter.clone(),
             key: key.into(),
             parent: parent.into(),
-            labels: labels(&[(gc::ROOT, "yes")]),
+            labels: labels(&[(stock::ROOT, "yes")]),
             ..ViewSnapshotRequest::default()
         });
         Ok(self.client.view(request).await?.into_inner().mounts)
@@ -118,7 +119,7 @@ impl Snapshots {
 
     /// Commits what no collection takes away.
     pub(crate) async fn commit(&mut self, name: &str, key: &str) -> Result<(), Status> {
-        self.commit_with(name, key, &[(gc::ROOT, "yes")]).await
+        self.commit_with(name, key, &[(stock::ROOT, "yes")]).await
     }
 
     pub(crate) async fn commit_with(

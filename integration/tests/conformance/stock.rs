@@ -3,10 +3,13 @@
 use grpc::content::ContentClient;
 use grpc::leases::LeasesClient;
 use grpc::snapshots::SnapshotsClient;
+use protos::MessageField;
 use protos::services::content::{
     InfoRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
-use protos::services::leases::{CreateRequest, DeleteRequest, ListResourcesRequest};
+use protos::services::leases::{
+    AddResourceRequest, CreateRequest, DeleteRequest, ListResourcesRequest, Resource,
+};
 use protos::services::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, StatSnapshotRequest,
 };
@@ -15,6 +18,8 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::peer::{Peer, labels, leased, scoped};
 
+/// Label of what is kept for its own sake.
+pub(crate) const ROOT: &str = "containerd.io/gc.root";
 /// A snapshotter that works on every file system.
 pub(crate) const SNAPSHOTTER: &str = "native";
 
@@ -157,6 +162,21 @@ pub(crate) async fn end(peer: &Peer, id: &str) {
 pub(crate) async fn collect(peer: &Peer) {
     lease(peer, "collect", &[]).await;
     end(peer, "collect").await;
+}
+
+/// Puts an object into a lease.
+pub(crate) async fn add(peer: &Peer, lease: &str, (kind, id): (&str, &str)) {
+    let request = AddResourceRequest {
+        id: lease.into(),
+        resource: MessageField::some(Resource {
+            id: id.into(),
+            type_: kind.into(),
+            ..Resource::default()
+        }),
+        ..AddResourceRequest::default()
+    };
+    let mut client = LeasesClient::new(peer.channel());
+    drop(client.add_resource(scoped(request)).await.expect("add"));
 }
 
 /// Types and ids of what a lease holds, in order.

@@ -307,7 +307,7 @@ fn fsck_restores_only_when_it_is_told_to_repair() {
     let before = tree(&host.root());
     let records = host.root().join(METADATA);
     let records = format!("damaged records: open metadata {}: ", records.display());
-    let index = "damaged index of snapshotter overlayfs: snapshot index is damaged".to_owned();
+    let index = "damaged index of snapshotter overlayfs: open snapshot index: ".to_owned();
     for _ in 0..2 {
         let told = fsck(&host, &[]);
         assert_eq!(told.code, 4, "{}{}", told.stdout, told.stderr);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use client::{Client, Subscription};
-use integration::{Host, Watch, bin_dir};
+use integration::{Host, Watch, bin_dir, resident};
 use types::{Any, Code, Filter, Topic};
 
 /// What a subscriber that never reads may cost the daemon, in KiB.
@@ -13,14 +13,6 @@ const BOUND: u64 = 16 << 10;
 /// Size of an event, and how many there are: several times what may wait, and what is held.
 const SIZE: usize = 16 << 10;
 const EVENTS: usize = 2_000;
-
-/// Resident memory of a process, in KiB.
-fn resident(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let size = line.expect("a size").split_whitespace().next();
-    size.expect("a number").parse().expect("a number")
-}
 
 async fn connect(host: &Host) -> Client {
     let address = host.address().to_string_lossy().into_owned();

@@ -18,7 +18,7 @@ const CUTS: u64 = 20;
 const ROUNDS: usize = 4;
 
 /// Beyond the whole of an import, in case that this one takes longer than the measured one.
-const REACH: f64 = 1.2;
+pub(crate) const REACH: f64 = 1.2;
 
 #[test]
 fn an_import_on_ext4_survives_power_cuts() {
@@ -257,7 +257,7 @@ fn differences(left: &BTreeMap<PathBuf, Entry>, right: &BTreeMap<PathBuf, Entry>
 }
 
 /// A share of a whole: the same at every run, and without a pattern (splitmix64).
-fn share(number: u64) -> f64 {
+pub(crate) fn share(number: u64) -> f64 {
     let mut bits = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -266,7 +266,7 @@ fn share(number: u64) -> f64 {
 }
 
 /// Names the point at which a test fails.
-struct Point(String);
+pub(crate) struct Point(pub(crate) String);
 
 impl Drop for Point {
     fn drop(&mut self) {

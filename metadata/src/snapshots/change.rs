@@ -98,6 +98,7 @@ impl ScopedSnapshotter {
                 labels,
                 created_at: now,
                 updated_at: now,
+                kind: Some(SnapshotKind::Committed),
             };
             tx.remove(this.at(key.as_str()));
             tx.put(this.at(name.as_str()), record.encode());

@@ -55,14 +55,16 @@ impl ScopedSnapshotter {
             let seen = labels.for_snapshotter();
             let parent_key = parent_key.as_ref();
             let asked = &backend.snapshotter;
-            let mounts = if writable {
-                asked.prepare(&made, parent_key, seen).await
+            let (kind, mounts) = if writable {
+                let made = asked.prepare(&made, parent_key, seen).await;
+                (SnapshotKind::Active, made)
             } else {
-                asked.view(&made, parent_key, seen).await
+                let made = asked.view(&made, parent_key, seen).await;
+                (SnapshotKind::View, made)
             };
             match (mounts, &target) {
                 (Ok(mounts), _) => {
-                    let record = self.record(parent, labels, &made);
+                    let record = self.record(kind, parent, labels, &made);
                     let stored = self.store(key, record, writable).await;
                     if stored.is_err() {
                         self.undo(backend, &made).await;
@@ -149,7 +151,7 @@ impl ScopedSnapshotter {
         for (key, value) in found.labels {
             labels.entry(key).or_insert(value);
         }
-        let mut record = self.record(parent, labels, &found.name);
+        let mut record = self.record(found.kind, parent, labels, &found.name);
         record.created_at = found.created_at;
         record.updated_at = found.updated_at;
         self.store(target, record, false).await?;
@@ -162,6 +164,7 @@ impl ScopedSnapshotter {
 
     fn record(
         &self,
+        kind: SnapshotKind,
         parent: Option<&SnapshotKey>,
         labels: Labels,
         made: &SnapshotKey,
@@ -173,6 +176,7 @@ impl ScopedSnapshotter {
             labels,
             created_at: now,
             updated_at: now,
+            kind: Some(kind),
         }
     }
 

@@ -11,6 +11,9 @@
 
 mod change;
 mod create;
+mod redo;
+
+pub(crate) use self::redo::redo;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};

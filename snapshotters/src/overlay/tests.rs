@@ -308,3 +308,73 @@ async fn what_has_lost_its_files_is_named() {
     assert_eq!(name, &key("a"));
     assert!(why.contains(work.unwrap()), "{why}");
 }
+
+/// The index as it is on the disk now.
+fn index(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let files = ["metadata.redb", "metadata.log", "metadata.copy"].map(|name| root.join(name));
+    let read = |path: PathBuf| Some((path.clone(), std::fs::read(path).ok()?));
+    files.into_iter().filter_map(read).collect()
+}
+
+/// What was in a directory is worth more than the row that led there.
+#[tokio::test]
+async fn a_row_that_a_power_cut_has_taken_is_made_of_its_directory() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    layer(&sn, "base", None, "file").await;
+    let base = key("base");
+    for gone in ["removed", "committed"] {
+        sn.prepare(&key(gone), Some(&base), Labels::new())
+            .await
+            .unwrap();
+    }
+    drop(sn);
+    let before = index(temp.path());
+    let sn = open(temp.path());
+    let made = sn.prepare(&key("ns/7/a"), Some(&base), Labels::new()).await;
+    let made = made.unwrap();
+    let id = sn.0.store.row(&key("ns/7/a")).unwrap().id;
+    std::fs::write(sn.0.upper(id).join("data"), "fsynced").unwrap();
+    sn.view(&key("v"), Some(&base), Labels::new())
+        .await
+        .unwrap();
+    // One that stands on what the cut takes as well.
+    layer(&sn, "late", Some("base"), "other").await;
+    sn.prepare(&key("b"), Some(&key("late")), Labels::new())
+        .await
+        .unwrap();
+    drop(sn);
+    for (path, bytes) in &before {
+        std::fs::write(path, bytes).unwrap();
+    }
+    let sn = open(temp.path());
+    let all = sn.list(&Filter::default()).await.unwrap();
+    let facts: Vec<_> = all.iter().map(|i| (i.name.as_str(), i.kind)).collect();
+    let active = SnapshotKind::Active;
+    let want = [
+        ("base", SnapshotKind::Committed),
+        ("committed", active),
+        ("ns/7/a", active),
+        ("removed", active),
+        ("v", SnapshotKind::View),
+    ];
+    assert_eq!(facts, want);
+    assert_eq!(sn.mounts(&key("ns/7/a")).await.unwrap(), made);
+    sn.cleanup().await.unwrap();
+    let data = std::fs::read_to_string(sn.0.upper(id).join("data"));
+    assert_eq!(data.unwrap(), "fsynced");
+    // No id is given again, and what was removed or committed does not come back.
+    sn.prepare(&key("new"), None, Labels::new()).await.unwrap();
+    assert!(sn.0.store.row(&key("new")).unwrap().id > id);
+    let committed = sn.0.store.row(&key("committed")).unwrap().id;
+    sn.commit(&key("top"), &key("committed"), Labels::new())
+        .await
+        .unwrap();
+    let removed = sn.0.store.row(&key("removed")).unwrap().id;
+    sn.remove(&key("removed")).await.unwrap();
+    for id in [committed, removed] {
+        let directory = sn.0.store.directory(id);
+        assert!(directory.exists());
+        assert_eq!(crate::note::Note::read(&directory), None);
+    }
+}

@@ -6,10 +6,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::SystemTime;
 
-use types::{Code, Error, Result, SnapshotKey};
+use types::{Code, Error, Labels, Result, SnapshotKey, SnapshotKind, Usage};
 
 use crate::directories::Directories;
+use crate::note::Note;
 
 use super::db::{self, Db, Loaded};
 use super::log::Log;
@@ -24,7 +26,8 @@ const COPY: &str = "metadata.copy";
 pub(crate) const FILES: [&str; 3] = [db::FILE, LOG, COPY];
 
 impl Index {
-    /// Opens the index in `root`, or makes it where there is no snapshot. A row whose id is not among
+    /// Opens the index in `root`, or makes it where there is no snapshot. A directory that tells of a
+    /// row which the index has lost gets it again. A row whose id is not among
     /// `directories` is dropped when nothing hangs on it (its making or removal was cut off by a power
     /// failure). An index that is damaged or gone is made anew from its copy and its log, and snapshots
     /// that it does not know are set aside.
@@ -68,6 +71,7 @@ impl Index {
         };
         state.fill(loaded.rows, newer, directories);
         state.has_gap = whole != Some(state.sequence);
+        adopt(&mut state, directories)?;
         drop_orphans(&mut state, directories)?;
         let index = Self {
             state: Mutex::new(state),
@@ -176,11 +180,54 @@ fn file(
         format!(" (the damaged file is kept as {})", aside.display())
     });
     tracing::warn!("snapshot index was restored from its copy and log: {cause}{kept}");
+    let lost = match lost {
+        0 => String::new(),
+        lost => format!(", but not of {lost} directories: these are set aside"),
+    };
+    let told = loaded.rows.len();
     damages.push(format!(
-        "{cause}; copy and log tell of {} snapshots, not of {lost} directories, which are set aside",
-        loaded.rows.len()
+        "{cause}; copy and log tell of {told} snapshots{lost}"
     ));
     Ok((db, loaded))
+}
+
+/// Makes rows of what directories tell that have none: a power cut has taken the log's tail.
+fn adopt(state: &mut State, directories: &Directories) -> Result<()> {
+    let known = state.rows.values().map(|row| row.id).collect();
+    let mut found = Vec::new();
+    for (id, Note { kind, parent, key }) in directories.notes(&known) {
+        let mut rows = state.rows.iter();
+        let parent = match parent.map(|id| rows.find(|(_, row)| row.id == id)) {
+            None => None,
+            Some(Some((parent, row))) if row.kind == SnapshotKind::Committed => {
+                Some(parent.clone())
+            }
+            // What it stood on is no more.
+            Some(_) => continue,
+        };
+        if state.rows.contains_key(&key) {
+            continue;
+        }
+        tracing::warn!(%key, id, "snapshot was lost with the power: its directory has told of it");
+        let now = SystemTime::now();
+        let row = Row {
+            id,
+            kind,
+            parent,
+            labels: Labels::new(),
+            created_at: now,
+            updated_at: now,
+            usage: Usage::default(),
+        };
+        found.push(Change {
+            key,
+            row: Some(row),
+        });
+    }
+    if !found.is_empty() {
+        state.change(found)?;
+    }
+    Ok(())
 }
 
 /// Takes away rows without a directory, leaves first; those with children stay and are named.

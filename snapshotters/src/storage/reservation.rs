@@ -9,6 +9,7 @@ use types::{Result, SnapshotKey};
 
 use super::row::{Change, Row};
 use super::{Chain, Index};
+use crate::note::Note;
 
 /// A key and an id that are taken while their directory is being made; given back when dropped.
 #[derive(Debug)]
@@ -33,6 +34,15 @@ impl Reservation {
     /// The id.
     pub(crate) fn id(&self) -> u64 {
         self.row.id
+    }
+
+    /// What its directory tells of it.
+    pub(crate) fn note(&self) -> Note {
+        Note {
+            kind: self.row.kind,
+            parent: self.parents.first().copied(),
+            key: self.key.clone(),
+        }
     }
 
     /// Ids of the ancestors, nearest first.

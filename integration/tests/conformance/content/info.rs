@@ -6,9 +6,10 @@ use protos::events::ContentDelete;
 use tonic::Code;
 
 use super::{Content, digest};
-use crate::events::{Watch, event};
-use crate::gc;
+use crate::events::event;
+use crate::heard::Heard;
 use crate::peer::{NAMESPACE, Peer, labels, refused};
+use crate::stock;
 
 rules! {
     both {
@@ -39,7 +40,7 @@ const NONE: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 
 async fn a_blob_has_size_labels_and_times(peer: &Peer) {
     let mut content = Content::of(peer);
-    let pairs = [(gc::ROOT, "yes"), ("a.b/c", "d")];
+    let pairs = [(stock::ROOT, "yes"), ("a.b/c", "d")];
     let blob = content.put_with(b"hello", &pairs).await;
     let info = content.info(&blob).await.expect("info");
     assert_eq!(info.digest, digest(b"hello"));
@@ -117,13 +118,13 @@ async fn a_blob_of_another_namespace_is_not_there(peer: &Peer) {
 
 async fn labels_are_a_matter_of_the_namespace(peer: &Peer) {
     let (mut one, mut other) = (Content::of(peer), Content::within(peer, "other"));
-    let (ours, theirs) = ([(gc::ROOT, "1")], [(gc::ROOT, "2"), ("a", "b")]);
+    let (ours, theirs) = ([(stock::ROOT, "1")], [(stock::ROOT, "2"), ("a", "b")]);
     let blob = one.put_with(b"hello", &ours).await;
     other.put_with(b"hello", &theirs).await;
     assert_eq!(one.info(&blob).await.expect("info").labels, labels(&ours));
     let there = other.info(&blob).await.expect("info").labels;
     assert_eq!(there, labels(&theirs));
-    let answer = other.update(&blob, &[(gc::ROOT, "3")], None).await;
+    let answer = other.update(&blob, &[(stock::ROOT, "3")], None).await;
     answer.expect("update");
     assert_eq!(one.info(&blob).await.expect("info").labels, labels(&ours));
 }
@@ -138,21 +139,21 @@ async fn the_times_are_those_of_the_namespace(peer: &Peer) {
 
 async fn an_update_sets_the_labels_of_its_mask(peer: &Peer) {
     let mut content = Content::of(peer);
-    let before = [(gc::ROOT, "yes"), ("b.c/d", "2"), ("e", "3")];
+    let before = [(stock::ROOT, "yes"), ("b.c/d", "2"), ("e", "3")];
     let blob = content.put_with(b"hello", &before).await;
     let new = [("b.c/d", "x"), ("e", "y"), ("f", "z"), ("g", "not asked")];
     let paths = ["labels.b.c/d", "labels.f"];
     let answer = content.update(&blob, &new, Some(&paths)).await;
-    let want = [(gc::ROOT, "yes"), ("b.c/d", "x"), ("e", "3"), ("f", "z")];
+    let want = [(stock::ROOT, "yes"), ("b.c/d", "x"), ("e", "3"), ("f", "z")];
     assert_eq!(answer.expect("update").labels, labels(&want));
 }
 
 async fn a_mask_of_all_labels_and_no_mask_replace_them(peer: &Peer) {
     let mut content = Content::of(peer);
-    let before = [(gc::ROOT, "yes"), ("a", "1")];
+    let before = [(stock::ROOT, "yes"), ("a", "1")];
     let blob = content.put_with(b"hello", &before).await;
     for (value, paths) in [("2", Some(&["labels"][..])), ("3", None), ("4", Some(&[]))] {
-        let new = [(gc::ROOT, "yes"), ("b", value)];
+        let new = [(stock::ROOT, "yes"), ("b", value)];
         let answer = content.update(&blob, &new, paths).await;
         assert_eq!(answer.expect("update").labels, labels(&new));
     }
@@ -162,12 +163,12 @@ async fn a_mask_of_all_labels_and_no_mask_replace_them(peer: &Peer) {
 
 async fn an_empty_value_removes_a_label(peer: &Peer) {
     let mut content = Content::of(peer);
-    let before = [(gc::ROOT, "yes"), ("a", "1")];
+    let before = [(stock::ROOT, "yes"), ("a", "1")];
     let blob = content.put_with(b"hello", &before).await;
     let answer = content.update(&blob, &[("a", "")], Some(&["labels.a"]));
-    let want = labels(&[(gc::ROOT, "yes")]);
+    let want = labels(&[(stock::ROOT, "yes")]);
     assert_eq!(answer.await.expect("update").labels, want);
-    let both = [(gc::ROOT, "yes"), ("b", "")];
+    let both = [(stock::ROOT, "yes"), ("b", "")];
     let answer = content.update(&blob, &both, None).await.expect("update");
     assert_eq!(content.info(&blob).await.expect("info").labels, want);
     drop(answer);
@@ -184,7 +185,7 @@ async fn no_other_field_can_be_updated(peer: &Peer) {
         refused(Code::InvalidArgument, answer);
     }
     let info = content.info(&blob).await.expect("info");
-    assert_eq!(info.labels, labels(&[(gc::ROOT, "yes")]));
+    assert_eq!(info.labels, labels(&[(stock::ROOT, "yes")]));
 }
 
 async fn a_label_that_is_too_long_is_refused(peer: &Peer) {
@@ -216,16 +217,16 @@ async fn a_list_comes_in_pages_of_a_hundred(peer: &Peer) {
 async fn a_list_passes_what_one_of_its_filters_passes(peer: &Peer) {
     let mut content = Content::of(peer);
     let (one, two) = (
-        [(gc::ROOT, "x"), ("k.l/m", "1")],
-        [(gc::ROOT, "y"), ("k.l/m", "2")],
+        [(stock::ROOT, "x"), ("k.l/m", "1")],
+        [(stock::ROOT, "y"), ("k.l/m", "2")],
     );
     let a = content.put_with(b"a", &one).await;
     let b = content.put_with(b"b", &two).await;
-    let c = content.put_with(b"c", &[(gc::ROOT, "x")]).await;
+    let c = content.put_with(b"c", &[(stock::ROOT, "x")]).await;
     let named = format!("digest=={a}");
     let other = format!("digest!={a}");
-    let root = format!("labels.\"{}\"==x", gc::ROOT);
-    let both = format!("labels.\"k.l/m\",labels.\"{}\"==x", gc::ROOT);
+    let root = format!("labels.\"{}\"==x", stock::ROOT);
+    let both = format!("labels.\"k.l/m\",labels.\"{}\"==x", stock::ROOT);
     for (filters, want) in [
         (&[named.as_str()][..], vec![&a]),
         (&[other.as_str()], vec![&b, &c]),
@@ -258,7 +259,7 @@ async fn a_filter_must_parse(peer: &Peer) {
 async fn a_deleted_blob_is_not_there_and_an_event_tells(peer: &Peer) {
     let mut content = Content::of(peer);
     let blob = content.put(b"hello").await;
-    let mut watch = Watch::start(peer, &["topic==\"/content/delete\""]).await;
+    let mut watch = Heard::matching(peer, &["topic==\"/content/delete\""]).await;
     content.delete(&blob).await.expect("delete");
     assert!(!content.has(&blob).await);
     refused(Code::NotFound, content.read(&blob, 0, 0).await);
@@ -270,16 +271,16 @@ async fn a_deleted_blob_is_not_there_and_an_event_tells(peer: &Peer) {
 }
 
 async fn a_deletion_takes_the_blob_out_of_the_callers_lease_alone(peer: &Peer) {
-    gc::lease(peer, "mine").await;
-    gc::lease(peer, "theirs").await;
+    stock::lease(peer, "mine", &[]).await;
+    stock::lease(peer, "theirs", &[]).await;
     let blob = Content::leased(peer, "mine").put_with(b"hello", &[]).await;
-    gc::hold(peer, "theirs", "content", &blob).await;
+    stock::add(peer, "theirs", ("content", &blob)).await;
     let held = vec![("content".to_owned(), blob.clone())];
-    assert_eq!(gc::held(peer, "mine").await, held);
+    assert_eq!(stock::held(peer, "mine").await, held);
     let answer = Content::leased(peer, "mine").delete(&blob).await;
     answer.expect("delete");
-    assert_eq!(gc::held(peer, "mine").await, []);
-    assert_eq!(gc::held(peer, "theirs").await, held);
+    assert_eq!(stock::held(peer, "mine").await, []);
+    assert_eq!(stock::held(peer, "theirs").await, held);
 }
 
 async fn the_file_goes_with_the_last_namespace_that_has_the_blob(peer: &Peer) {
@@ -294,10 +295,10 @@ async fn the_file_goes_with_the_last_namespace_that_has_the_blob(peer: &Peer) {
     let file = blobs.join(algorithm).join(hex);
     assert_eq!(std::fs::read(&file).expect("read"), b"hello");
     one.delete(&blob).await.expect("delete");
-    gc::collect(peer).await;
+    stock::collect(peer).await;
     assert!(file.exists());
     assert_eq!(other.read(&blob, 0, 0).await.expect("read"), b"hello");
     other.delete(&blob).await.expect("delete");
-    gc::collect(peer).await;
+    stock::collect(peer).await;
     assert!(!file.exists());
 }

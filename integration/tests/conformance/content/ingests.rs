@@ -5,8 +5,8 @@ use tokio::task::JoinSet;
 use tonic::Code;
 
 use super::{Content, digest, message, stat};
-use crate::gc;
 use crate::peer::{Peer, labels, refused};
+use crate::stock;
 
 rules! {
     both {
@@ -121,7 +121,7 @@ async fn it_is_resumed_where_it_was_left(peer: &Peer) {
     let last = WriteContentRequest {
         total: 5,
         expected: digest(b"hello"),
-        labels: labels(&[(gc::ROOT, "yes")]),
+        labels: labels(&[(stock::ROOT, "yes")]),
         ..message(WriteAction::COMMIT, "r", 4, b"o")
     };
     let answers = content.write(vec![last]).await.expect("commit");
@@ -181,7 +181,7 @@ async fn many_are_written_at_once(peer: &Peer) {
             }
             let last = WriteContentRequest {
                 expected: digest(&data),
-                labels: labels(&[(gc::ROOT, "yes")]),
+                labels: labels(&[(stock::ROOT, "yes")]),
                 ..message(WriteAction::COMMIT, &reference, offset, b"")
             };
             writing.ask(last).await?;
@@ -212,37 +212,37 @@ async fn an_aborted_one_is_gone_and_its_ref_is_free(peer: &Peer) {
 }
 
 async fn an_abort_takes_it_out_of_the_lease(peer: &Peer) {
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let mut content = Content::leased(peer, "l");
     leave(&mut content, "r", b"hello").await;
     let held = [("ingests".to_owned(), "r".to_owned())];
-    assert_eq!(gc::held(peer, "l").await, held);
+    assert_eq!(stock::held(peer, "l").await, held);
     content.abort("r").await.expect("abort");
-    assert_eq!(gc::held(peer, "l").await, []);
+    assert_eq!(stock::held(peer, "l").await, []);
 }
 
 async fn without_a_lease_it_outlives_collections(peer: &Peer) {
     let mut content = Content::of(peer);
     leave(&mut content, "r", b"hello").await;
-    gc::collect(peer).await;
+    stock::collect(peer).await;
     assert_eq!(content.status("r").await.expect("status").offset, 5);
     content.abort("r").await.expect("abort");
 }
 
 async fn with_a_lease_it_lives_as_long_as_the_lease(peer: &Peer) {
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let mut content = Content::leased(peer, "l");
     leave(&mut content, "r", b"hello").await;
-    gc::collect(peer).await;
+    stock::collect(peer).await;
     assert_eq!(content.status("r").await.expect("status").offset, 5);
-    gc::release(peer, "l").await;
+    stock::end(peer, "l").await;
     let mut content = Content::of(peer);
     refused(Code::NotFound, content.status("r").await);
     assert_eq!(content.ingests(&[]).await.expect("list"), [""; 0]);
     // Go 1.6 leaves the data to the next collection of blobs.
     let blob = content.put(b"bye").await;
     content.delete(&blob).await.expect("delete");
-    gc::collect(peer).await;
+    stock::collect(peer).await;
 }
 
 /// Nobody knows of Go's.
@@ -252,7 +252,7 @@ async fn a_commit_that_is_given_up_leaves_the_blob_or_the_ingest(peer: &Peer) {
     for number in 0..40_u64 {
         let (reference, data) = (format!("r{number}"), number.to_le_bytes());
         let last = WriteContentRequest {
-            labels: labels(&[(gc::ROOT, "yes")]),
+            labels: labels(&[(stock::ROOT, "yes")]),
             ..message(WriteAction::COMMIT, &reference, 0, &data)
         };
         let patience = std::time::Duration::from_micros(number * 100);
@@ -268,7 +268,7 @@ async fn a_commit_that_is_given_up_leaves_the_blob_or_the_ingest(peer: &Peer) {
         while !content.has(&digest).await {
             let last = WriteContentRequest {
                 expected: digest.clone(),
-                labels: labels(&[(gc::ROOT, "yes")]),
+                labels: labels(&[(stock::ROOT, "yes")]),
                 ..message(WriteAction::COMMIT, &reference, 0, &data)
             };
             match content.write(vec![last]).await {
@@ -291,7 +291,7 @@ async fn the_same_blob_may_be_written_twice_at_once(peer: &Peer) {
     for number in 0..16 {
         let mut content = Content::of(peer);
         let last = WriteContentRequest {
-            labels: labels(&[(gc::ROOT, "yes")]),
+            labels: labels(&[(stock::ROOT, "yes")]),
             ..message(WriteAction::COMMIT, &format!("r{number}"), 0, &data)
         };
         writers.spawn(async move { content.write(vec![last]).await });

@@ -5,8 +5,8 @@ use tonic::Code;
 use super::{Content, EMPTY};
 use protos::services::content::ReadContentRequest;
 
-use crate::gc;
 use crate::peer::{Peer, refused};
+use crate::stock;
 
 rules! {
     both {
@@ -124,7 +124,7 @@ async fn what_is_being_read_can_be_deleted(peer: &Peer) {
         .into_inner();
     let first = stream.message().await.expect("no error").expect("a piece");
     content.delete(&blob).await.expect("delete");
-    gc::collect(peer).await;
+    stock::collect(peer).await;
     let mut read = first.data.to_vec();
     while let Some(piece) = stream.message().await.expect("no error") {
         read.extend_from_slice(&piece.data);

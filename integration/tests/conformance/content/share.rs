@@ -3,8 +3,8 @@
 use protos::services::content::{WriteAction, WriteContentRequest};
 
 use super::{Content, digest, message, stat};
-use crate::gc;
 use crate::peer::{Peer, labels};
+use crate::stock;
 
 rules! {
     both {
@@ -29,7 +29,7 @@ fn known(blob: &str) -> WriteContentRequest {
 fn commit(blob: &str, offset: i64, data: &[u8]) -> WriteContentRequest {
     WriteContentRequest {
         expected: blob.into(),
-        labels: labels(&[(gc::ROOT, "other")]),
+        labels: labels(&[(stock::ROOT, "other")]),
         ..message(WriteAction::COMMIT, "r", offset, data)
     }
 }
@@ -79,10 +79,10 @@ async fn labels_stay_with_their_namespace(peer: &Peer) {
     let info = other.info(&blob).await.expect("info");
     assert_eq!(
         (info.size, info.labels),
-        (5, labels(&[(gc::ROOT, "other")]))
+        (5, labels(&[(stock::ROOT, "other")]))
     );
     let labels_here = one.info(&blob).await.expect("info").labels;
-    assert_eq!(labels_here, labels(&[(gc::ROOT, "yes")]));
+    assert_eq!(labels_here, labels(&[(stock::ROOT, "yes")]));
 }
 
 async fn the_owners_deletion_takes_nothing_away(peer: &Peer) {
@@ -91,10 +91,10 @@ async fn the_owners_deletion_takes_nothing_away(peer: &Peer) {
     let mut other = Content::within(peer, "other");
     let (mut writing, _) = other.open(known(&blob)).await.expect("open");
     one.delete(&blob).await.expect("delete");
-    gc::collect(peer).await;
+    stock::collect(peer).await;
     // The ingest keeps what it is going to link.
     writing.ask(commit(&blob, 5, b"")).await.expect("commit");
-    gc::collect(peer).await;
+    stock::collect(peer).await;
     assert_eq!(other.read(&blob, 0, 0).await.expect("read"), b"hello");
     assert_eq!(digest(b"hello"), blob);
 }
@@ -105,7 +105,7 @@ mod isolated {
     use protos::MessageField;
     use protos::services::namespaces::{CreateNamespaceRequest, Namespace};
 
-    use super::{Content, commit, gc, known, labels};
+    use super::{Content, commit, known, labels, stock};
     use crate::peer::{Peer, scoped};
 
     rules! {
@@ -148,7 +148,7 @@ mod isolated {
         let answer = writing.ask(commit(&blob, 5, b"")).await.expect("commit");
         assert_eq!(answer.digest, blob);
         assert!(other.has(&blob).await);
-        gc::collect(peer).await;
+        stock::collect(peer).await;
         assert!(other.has(&blob).await);
     }
 }

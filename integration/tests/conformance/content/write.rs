@@ -7,9 +7,10 @@ use tonic::Code;
 use types::Algorithm;
 
 use super::{Content, EMPTY, Writing, digest, message, stat};
-use crate::events::{Watch, event};
-use crate::gc;
+use crate::events::event;
+use crate::heard::Heard;
 use crate::peer::{NAMESPACE, Peer, labels, refused};
+use crate::stock;
 
 rules! {
     both {
@@ -44,7 +45,7 @@ rules! {
 /// A commit at this offset of what is there.
 fn commit(reference: &str, offset: i64) -> WriteContentRequest {
     WriteContentRequest {
-        labels: labels(&[(gc::ROOT, "yes")]),
+        labels: labels(&[(stock::ROOT, "yes")]),
         ..message(WriteAction::COMMIT, reference, offset, b"")
     }
 }
@@ -239,7 +240,7 @@ async fn labels_come_with_the_commit(peer: &Peer) {
     let (mut writing, _) = content.open(early).await.expect("open");
     writing.ask(commit("r", 5)).await.expect("commit");
     let info = content.info(&digest(b"hello")).await.expect("info");
-    assert_eq!(info.labels, labels(&[(gc::ROOT, "yes")]));
+    assert_eq!(info.labels, labels(&[(stock::ROOT, "yes")]));
 }
 
 async fn a_label_that_is_too_long_is_refused_and_the_ingest_stays(peer: &Peer) {
@@ -258,14 +259,14 @@ async fn a_label_that_is_too_long_is_refused_and_the_ingest_stays(peer: &Peer) {
 
 async fn a_blob_that_is_there_is_not_written_again_but_leased(peer: &Peer) {
     let blob = Content::of(peer).put(b"hello").await;
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let mut content = Content::leased(peer, "l");
     let first = WriteContentRequest {
         expected: blob.clone(),
         ..stat("r")
     };
     refused(Code::AlreadyExists, content.open(first).await);
-    assert_eq!(gc::held(peer, "l").await, [("content".to_owned(), blob)]);
+    assert_eq!(stock::held(peer, "l").await, [("content".to_owned(), blob)]);
     assert_eq!(content.ingests(&[]).await.expect("list"), [""; 0]);
 }
 
@@ -286,11 +287,11 @@ async fn a_digest_learnt_under_way_ends_the_stream_when_the_blob_is_there(peer: 
 
 async fn a_commit_of_what_is_there_takes_the_ingest_and_leases_the_blob(peer: &Peer) {
     let blob = Content::of(peer).put(b"hello").await;
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let mut content = Content::leased(peer, "l");
     let mut writing = hello(&mut content, "r").await;
     refused(Code::AlreadyExists, writing.ask(commit("r", 5)).await);
-    assert_eq!(gc::held(peer, "l").await, [("content".to_owned(), blob)]);
+    assert_eq!(stock::held(peer, "l").await, [("content".to_owned(), blob)]);
     assert_eq!(content.ingests(&[]).await.expect("list"), [""; 0]);
 }
 
@@ -313,10 +314,10 @@ async fn a_commit_that_expects_what_is_there_takes_the_ingest(peer: &Peer) {
 /// Go answers before it comes to the lease.
 async fn a_commit_that_expects_what_is_there_leases_the_blob(peer: &Peer) {
     let blob = Content::of(peer).put(b"hello").await;
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let mut writing = hello(&mut Content::leased(peer, "l"), "r").await;
     refused(Code::AlreadyExists, writing.ask(expecting(&blob)).await);
-    assert_eq!(gc::held(peer, "l").await, [("content".to_owned(), blob)]);
+    assert_eq!(stock::held(peer, "l").await, [("content".to_owned(), blob)]);
 }
 
 async fn a_lease_must_be_there(peer: &Peer) {
@@ -371,7 +372,7 @@ async fn digests_of_longer_hashes_are_kept(peer: &Peer) {
             content.write(vec![wrong.clone()]).await,
         );
         content.delete(&digest).await.expect("delete");
-        gc::collect(peer).await;
+        stock::collect(peer).await;
         refused(Code::FailedPrecondition, content.write(vec![wrong]).await);
         content.abort("r").await.expect("abort");
     }
@@ -397,7 +398,7 @@ async fn another_hash_than_that_of_the_ingest_may_be_committed(peer: &Peer) {
 /// Go tells since 2.1.
 async fn an_event_tells_of_a_new_blob(peer: &Peer) {
     let mut content = Content::of(peer);
-    let mut watch = Watch::start(peer, &["topic==\"/content/create\""]).await;
+    let mut watch = Heard::matching(peer, &["topic==\"/content/create\""]).await;
     let blob = content.put(b"hello").await;
     let again = vec![commit("r", 0), stat("r")];
     content.write(again).await.expect("write nothing");
@@ -415,8 +416,8 @@ async fn an_event_tells_of_a_new_blob(peer: &Peer) {
 
 async fn a_label_without_a_value_is_none(peer: &Peer) {
     let mut content = Content::of(peer);
-    let pairs = [(gc::ROOT, "yes"), ("k", "")];
+    let pairs = [(stock::ROOT, "yes"), ("k", "")];
     let blob = content.put_with(b"hello", &pairs).await;
     let info = content.info(&blob).await.expect("info");
-    assert_eq!(info.labels, labels(&[(gc::ROOT, "yes")]));
+    assert_eq!(info.labels, labels(&[(stock::ROOT, "yes")]));
 }

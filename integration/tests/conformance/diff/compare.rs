@@ -13,9 +13,9 @@ use super::{
     Differ, GZIP, PLAIN, UNCOMPRESSED, ZSTD, bind, comparison, directory, filtered, layer, listed,
 };
 use crate::content::{Content, digest, message};
-use crate::gc;
 use crate::peer::{Peer, labels, refused};
 use crate::snapshots::{Snapshots, upper};
+use crate::stock;
 
 rules! {
     both {
@@ -166,7 +166,7 @@ async fn nothing_on_the_left_is_an_empty_tree(peer: &Peer) {
 }
 
 async fn labels_are_those_asked_for_and_the_uncompressed_digest(peer: &Peer) {
-    let pairs = [(gc::ROOT, "yes"), ("a.b/c", "d")];
+    let pairs = [(stock::ROOT, "yes"), ("a.b/c", "d")];
     let request = DiffRequest {
         labels: labels(&pairs),
         ..request(peer)
@@ -211,12 +211,12 @@ async fn the_same_trees_are_the_same_blob(peer: &Peer) {
     let request = addition(peer);
     let mut differ = Differ::of(peer);
     let made = differ.diff(request.clone()).await.expect("diff");
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let leased = crate::peer::leased("l", request);
     let again = differ.0.diff(leased).await.expect("diff").into_inner();
     assert_eq!(again.diff.as_ref(), Some(&made));
     let held = ("content".to_owned(), made.digest);
-    assert_eq!(gc::held(peer, "l").await, [held]);
+    assert_eq!(stock::held(peer, "l").await, [held]);
     let ingests = Content::of(peer).ingests(&[]).await;
     assert_eq!(ingests.expect("list"), [""; 0]);
 }

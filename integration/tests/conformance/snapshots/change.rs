@@ -9,9 +9,10 @@ use protos::services::snapshots::{CommitSnapshotRequest, Kind};
 use tonic::Code;
 
 use super::{OVERLAY, Snapshots, upper};
-use crate::events::{Watch, event};
-use crate::gc;
+use crate::events::event;
+use crate::heard::Heard;
 use crate::peer::{NAMESPACE, Peer, labels, refused};
+use crate::stock;
 
 rules! {
     both {
@@ -59,12 +60,12 @@ async fn a_commit_makes_an_active_snapshot_a_committed_one(peer: &Peer) {
 
 async fn labels_of_a_commit_are_its_own(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
-    let before = [(gc::ROOT, "yes"), ("active", "1")];
+    let before = [(stock::ROOT, "yes"), ("active", "1")];
     let prepared = snapshots.prepare_with("a", "", &before).await;
     prepared.expect("prepare");
     let info = snapshots.stat("a").await.expect("stat");
     assert_eq!(info.labels, labels(&before));
-    let after = [(gc::ROOT, "yes"), ("committed", "2")];
+    let after = [(stock::ROOT, "yes"), ("committed", "2")];
     let committed = snapshots.commit_with("b", "a", &after).await;
     committed.expect("commit");
     let info = snapshots.stat("b").await.expect("stat");
@@ -75,11 +76,11 @@ async fn a_name_that_is_taken_is_leased(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
     snapshots.layer("one", "").await;
     snapshots.prepare("a", "").await.expect("prepare");
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let mut leased = Snapshots::leased(peer, "l");
     refused(Code::AlreadyExists, leased.commit("one", "a").await);
     let held = (format!("snapshots/{OVERLAY}"), "one".to_owned());
-    assert_eq!(gc::held(peer, "l").await, [held]);
+    assert_eq!(stock::held(peer, "l").await, [held]);
 }
 
 async fn a_name_that_is_taken_is_refused(peer: &Peer) {
@@ -107,7 +108,7 @@ async fn only_an_active_snapshot_can_be_committed(peer: &Peer) {
 async fn a_commit_is_told(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
     snapshots.prepare("a", "").await.expect("prepare");
-    let mut watch = Watch::start(peer, &["topic~=|^/snapshot/|"]).await;
+    let mut watch = Heard::matching(peer, &["topic~=|^/snapshot/|"]).await;
     snapshots.commit("b", "a").await.expect("commit");
     refused(Code::NotFound, snapshots.commit("c", "a").await);
     let told = watch.told(peer).await;
@@ -155,7 +156,7 @@ async fn one_with_children_stays(peer: &Peer) {
 async fn what_is_removed_is_not_there_and_an_event_tells(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
     snapshots.prepare("a", "").await.expect("prepare");
-    let mut watch = Watch::start(peer, &["topic~=|^/snapshot/|"]).await;
+    let mut watch = Heard::matching(peer, &["topic~=|^/snapshot/|"]).await;
     snapshots.remove("a").await.expect("remove");
     refused(Code::NotFound, snapshots.stat("a").await);
     refused(Code::NotFound, snapshots.remove("a").await);
@@ -177,7 +178,7 @@ async fn the_disk_is_freed_by_a_collection(peer: &Peer) {
         let directory = upper(&mounts);
         fs::write(directory.join("file"), "hello").expect("write");
         snapshots.remove("a").await.expect("remove");
-        gc::collect(peer).await;
+        stock::collect(peer).await;
         // Some daemons answer before the last step.
         until("the directory is gone", || !directory.exists());
     }
@@ -208,14 +209,14 @@ async fn what_is_not_there_is_not_found(peer: &Peer) {
 
 async fn an_update_sets_the_labels_of_its_mask(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
-    let before = [(gc::ROOT, "yes"), ("b.c/d", "2"), ("e", "3"), ("g", "4")];
+    let before = [(stock::ROOT, "yes"), ("b.c/d", "2"), ("e", "3"), ("g", "4")];
     let prepared = snapshots.prepare_with("a", "", &before).await;
     prepared.expect("prepare");
     let new = [("b.c/d", "x"), ("e", "y"), ("f", "z"), ("g", "")];
     let paths = ["labels.b.c/d", "labels.f", "labels.g"];
     let updated = snapshots.update("a", &new, Some(&paths)).await;
     let updated = updated.expect("update");
-    let want = [(gc::ROOT, "yes"), ("b.c/d", "x"), ("e", "3"), ("f", "z")];
+    let want = [(stock::ROOT, "yes"), ("b.c/d", "x"), ("e", "3"), ("f", "z")];
     assert_eq!(updated.labels, labels(&want));
     assert_eq!(updated.kind, Kind::ACTIVE.into());
     assert_eq!(snapshots.stat("a").await.expect("stat"), updated);
@@ -225,7 +226,7 @@ async fn a_mask_of_all_labels_and_no_mask_replace_them(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
     snapshots.layer("a", "").await;
     for (value, paths) in [("2", Some(&["labels"][..])), ("3", None), ("4", Some(&[]))] {
-        let new = [(gc::ROOT, "yes"), ("b", value)];
+        let new = [(stock::ROOT, "yes"), ("b", value)];
         let updated = snapshots.update("a", &new, paths).await;
         assert_eq!(updated.expect("update").labels, labels(&new));
     }
@@ -245,7 +246,7 @@ async fn no_other_field_can_be_updated(peer: &Peer) {
         refused(Code::InvalidArgument, updated);
     }
     let info = snapshots.stat("a").await.expect("stat");
-    assert_eq!(info.labels, labels(&[(gc::ROOT, "yes")]));
+    assert_eq!(info.labels, labels(&[(stock::ROOT, "yes")]));
 }
 
 /// More than a block, so that metadata does not count.

@@ -6,9 +6,10 @@ use protos::types::Mount;
 use tonic::{Code, Status};
 
 use super::{OVERLAY, Snapshots, option, upper};
-use crate::events::{Watch, event};
-use crate::gc;
+use crate::events::event;
+use crate::heard::Heard;
 use crate::peer::{NAMESPACE, Peer, labels, refused};
+use crate::stock;
 
 rules! {
     both {
@@ -109,12 +110,12 @@ async fn kinds(snapshots: &mut Snapshots) -> [&'static str; 3] {
 /// Go leases them since 1.7.
 async fn a_key_that_is_taken_is_leased(peer: &Peer) {
     let keys = kinds(&mut Snapshots::of(peer)).await;
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let mut leased = Snapshots::leased(peer, "l");
     for key in keys {
         refused(Code::AlreadyExists, leased.prepare(key, "").await);
     }
-    assert_eq!(gc::held(peer, "l").await, held(&keys));
+    assert_eq!(stock::held(peer, "l").await, held(&keys));
 }
 
 async fn a_key_that_is_taken_is_refused(peer: &Peer) {
@@ -161,16 +162,16 @@ async fn a_parent_is_one_of_the_namespace(peer: &Peer) {
 }
 
 async fn what_is_made_joins_the_lease(peer: &Peer) {
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let mut snapshots = Snapshots::leased(peer, "l");
     snapshots.prepare("a", "").await.expect("prepare");
-    assert_eq!(gc::held(peer, "l").await, held(&["a"]));
+    assert_eq!(stock::held(peer, "l").await, held(&["a"]));
     snapshots.commit("b", "a").await.expect("commit");
-    assert_eq!(gc::held(peer, "l").await, held(&["b"]));
+    assert_eq!(stock::held(peer, "l").await, held(&["b"]));
     snapshots.view("c", "b").await.expect("view");
-    assert_eq!(gc::held(peer, "l").await, held(&["b", "c"]));
+    assert_eq!(stock::held(peer, "l").await, held(&["b", "c"]));
     snapshots.remove("c").await.expect("remove");
-    assert_eq!(gc::held(peer, "l").await, held(&["b"]));
+    assert_eq!(stock::held(peer, "l").await, held(&["b"]));
 }
 
 async fn a_lease_must_be_there(peer: &Peer) {
@@ -195,7 +196,7 @@ async fn a_label_that_is_too_long_is_refused(peer: &Peer) {
     let answer = snapshots.prepare_with("a", "", &[("k", &long)]).await;
     refused(Code::InvalidArgument, answer);
     refused(Code::NotFound, snapshots.stat("a").await);
-    let pairs = [(gc::ROOT, "yes"), ("k", fits.as_str())];
+    let pairs = [(stock::ROOT, "yes"), ("k", fits.as_str())];
     let answer = snapshots.prepare_with("a", "", &pairs).await;
     answer.expect("prepare");
     let answer = snapshots.commit_with("b", "a", &[("k", &long)]).await;
@@ -210,7 +211,7 @@ async fn a_label_that_is_too_long_is_refused(peer: &Peer) {
 async fn a_prepared_snapshot_is_told_and_a_view_is_not(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
     snapshots.layer("base", "").await;
-    let mut watch = Watch::start(peer, &["topic~=|^/snapshot/|"]).await;
+    let mut watch = Heard::matching(peer, &["topic~=|^/snapshot/|"]).await;
     snapshots.prepare("a", "base").await.expect("prepare");
     snapshots.view("v", "base").await.expect("view");
     refused(Code::AlreadyExists, snapshots.prepare("a", "base").await);
@@ -225,7 +226,7 @@ async fn a_prepared_snapshot_is_told_and_a_view_is_not(peer: &Peer) {
 
 /// Go tells it since 1.7.
 async fn the_event_names_the_snapshotter(peer: &Peer) {
-    let mut watch = Watch::start(peer, &["event.snapshotter==native"]).await;
+    let mut watch = Heard::matching(peer, &["event.snapshotter==native"]).await;
     for name in [OVERLAY, "native"] {
         let mut snapshots = Snapshots::in_snapshotter(peer, name);
         snapshots.layer("base", "").await;
@@ -314,17 +315,17 @@ async fn a_committed_snapshot_has_no_mounts(peer: &Peer) {
 
 async fn a_target_that_is_there_is_leased(peer: &Peer) {
     Snapshots::of(peer).layer("layer", "").await;
-    gc::lease(peer, "l").await;
+    stock::lease(peer, "l", &[]).await;
     let mut leased = Snapshots::leased(peer, "l");
     let answer = leased.prepare_with("extract", "", &[(TARGET, "layer")]);
     refused(Code::AlreadyExists, answer.await);
-    assert_eq!(gc::held(peer, "l").await, held(&["layer"]));
+    assert_eq!(stock::held(peer, "l").await, held(&["layer"]));
 }
 
 async fn a_target_that_is_there_answers_a_remote_prepare(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
     snapshots.layer("layer", "").await;
-    let pairs = [(gc::ROOT, "yes"), (TARGET, "layer")];
+    let pairs = [(stock::ROOT, "yes"), (TARGET, "layer")];
     let answer = snapshots.prepare_with("extract", "", &pairs).await;
     refused(Code::AlreadyExists, answer);
     // There is nothing to unpack, and nothing to do it in.
@@ -334,7 +335,7 @@ async fn a_target_that_is_there_answers_a_remote_prepare(peer: &Peer) {
 
 async fn a_target_that_is_not_there_is_to_be_unpacked(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
-    let pairs = [(gc::ROOT, "yes"), (TARGET, "layer")];
+    let pairs = [(stock::ROOT, "yes"), (TARGET, "layer")];
     let mounts = snapshots.prepare_with("extract", "", &pairs).await;
     assert_eq!(mounts.expect("prepare").len(), 1);
     let info = snapshots.stat("extract").await.expect("stat");
@@ -391,7 +392,7 @@ async fn a_prepare_that_is_given_up_leaves_all_or_nothing(peer: &Peer) {
         assert_eq!(snapshots.mounts(&key).await.expect("mounts").len(), 1);
         snapshots.remove(&key).await.expect("remove");
     }
-    gc::collect(peer).await;
+    stock::collect(peer).await;
     let directory = "io.containerd.snapshotter.v1.overlayfs/snapshots";
     let left = std::fs::read_dir(peer.host.root().join(directory));
     assert_eq!(left.expect("read").count(), 1);

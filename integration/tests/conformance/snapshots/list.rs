@@ -4,8 +4,8 @@ use protos::services::snapshots::Kind;
 use tonic::Code;
 
 use super::Snapshots;
-use crate::gc;
 use crate::peer::{Peer, labels, refused};
+use crate::stock;
 
 rules! {
     both {
@@ -26,7 +26,7 @@ const BAD: [&str; 5] = ["kind==", "(((", "labels.", "kind = x", "name==\"b"];
 async fn a_snapshot_has_kind_parent_labels_and_times(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
     snapshots.layer("one", "").await;
-    let pairs = [(gc::ROOT, "yes"), ("a.b/c", "d")];
+    let pairs = [(stock::ROOT, "yes"), ("a.b/c", "d")];
     let prepared = snapshots.prepare_with("a", "one", &pairs).await;
     prepared.expect("prepare");
     snapshots.view("v", "one").await.expect("view");
@@ -69,7 +69,7 @@ async fn a_list_passes_what_one_of_its_filters_passes(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
     snapshots.layer("one", "").await;
     snapshots.layer("two", "one").await;
-    let pairs = [(gc::ROOT, "yes"), ("k.l/m", "1")];
+    let pairs = [(stock::ROOT, "yes"), ("k.l/m", "1")];
     let prepared = snapshots.prepare_with("a", "one", &pairs).await;
     prepared.expect("prepare");
     snapshots.view("v", "two").await.expect("view");

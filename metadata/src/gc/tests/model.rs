@@ -235,6 +235,7 @@ fn record(id: Id, object: &Object) -> Vec<u8> {
             labels,
             created_at: at(0),
             updated_at: at(0),
+            kind: None,
         }
         .encode(),
         Kind::Image => {
@@ -440,15 +441,8 @@ impl Both {
 
 /// What an object of `world` names and `is_gone`: a circle goes as a whole.
 fn misses(world: &World, of: &Node, is_gone: impl Fn(Node) -> bool) -> Option<Node> {
-    let (id, object) = world.objects.iter().find(|(id, _)| node(**id) == *of)?;
-    let mut named: Vec<Id> = id.solid(object).into_iter().collect();
-    // An ingest has no labels.
-    if id.0 != Kind::Ingest {
-        named.extend(&object.keeps);
-    }
-    let back = world.objects.iter();
-    let back = back.filter(|(other, found)| other.0 != Kind::Ingest && found.kept_by.contains(id));
-    named.extend(back.map(|(other, _)| *other));
+    let id = world.objects.keys().find(|id| node(**id) == *of)?;
+    let named = world.names(*id);
     named
         .into_iter()
         .map(node)

@@ -80,7 +80,7 @@ fn is_over(expires: Option<i32>, hour: i32) -> bool {
 
 impl Id {
     /// What it cannot do without.
-    pub(super) fn solid(self, object: &Object) -> Option<Self> {
+    fn solid(self, object: &Object) -> Option<Self> {
         match self.0 {
             Kind::Content => None,
             Kind::Overlay | Kind::Native => object.solid.map(|n| Self(self.0, n)),
@@ -107,6 +107,20 @@ impl World {
         let over = |holder: &Holder| is_over(holder.expires, hour);
         let found = self.holders.iter().filter(|(_, holder)| over(holder));
         found.map(|(n, _)| *n).collect()
+    }
+
+    /// What an object cannot do without or names, and what lives as long as it does.
+    pub(super) fn names(&self, of: Id) -> Vec<Id> {
+        let object = &self.objects[&of];
+        let mut named: Vec<Id> = of.solid(object).into_iter().collect();
+        // An ingest has no labels.
+        if of.0 != Kind::Ingest {
+            named.extend(&object.keeps);
+        }
+        let others = self.objects.iter().filter(|(id, _)| id.0 != Kind::Ingest);
+        let back = others.filter(|(_, found)| found.kept_by.contains(&of));
+        named.extend(back.map(|(id, _)| *id));
+        named
     }
 
     /// What stays.
