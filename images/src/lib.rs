@@ -22,6 +22,7 @@ mod rootfs;
 mod store;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod testsuite;
+mod verify;
 mod walk;
 
 pub use blob::{digest_of, put_blob, read_blob};
@@ -33,6 +34,7 @@ pub use model::{Config, Entry, Index, Manifest, ProcessDefaults};
 pub use platforms::PlatformSet;
 pub use rootfs::{chain_ids, chain_of};
 pub use store::ImageStore;
+pub use verify::{BinDir, BinDirOpts, Judgement, Verifier};
 pub use walk::{
     Frontier, children, config, find_manifest, manifests, read_config, read_index, read_manifest,
 };

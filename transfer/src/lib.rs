@@ -12,9 +12,11 @@
 
 mod fetch;
 mod import;
+mod names;
 mod progress;
 mod pull;
 mod unpack;
+mod verify;
 
 #[cfg(test)]
 mod fake;
@@ -27,9 +29,11 @@ use images::ImageStore;
 use snapshotters::Snapshotter;
 
 pub use import::{ImportOpts, import};
+pub use names::Names;
 pub use progress::{OnProgress, Progress, Status};
 pub use pull::{PullOpts, pull};
 pub use unpack::{unpack, unpack_image};
+pub use verify::verify;
 
 /// What a transfer works on; local or remote, scoped to one namespace and lease.
 #[derive(Clone, Debug)]

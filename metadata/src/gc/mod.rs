@@ -21,11 +21,12 @@ mod scheduler;
 mod spare;
 mod sweep;
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use types::{Error, Result};
+use types::{Error, LeaseId, Namespace, Result};
 
 pub use self::scheduler::{Scheduler, SchedulerOpts};
 
@@ -33,6 +34,26 @@ use self::mark::Marked;
 use self::sweep::Swept;
 use crate::Metadata;
 use crate::db::{Marks, Outlet};
+
+/// The streams between clients and this daemon. They are nowhere but in its memory.
+pub trait Streams: Send + Sync + fmt::Debug {
+    /// Those under a lease; all others live as long as their connections.
+    fn leased(&self) -> Vec<LeasedStream>;
+
+    /// Ends a stream under a lease, if it is still there.
+    fn end(&self, namespace: &Namespace, id: &str);
+}
+
+/// A stream that a lease keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeasedStream {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its id there.
+    pub id: String,
+    /// The lease.
+    pub lease: LeaseId,
+}
 
 /// What one run did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,6 +93,8 @@ pub(crate) struct Collector {
     started: AtomicU64,
     /// The last run, when it went well.
     last: tokio::sync::Mutex<Option<Stats>>,
+    /// Collected beside the records.
+    pub(crate) streams: OnceLock<Arc<dyn Streams>>,
 }
 
 /// Collects once.
@@ -102,6 +125,12 @@ pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats
     work.marks
         .snapshotters
         .extend(swept.snapshotters.iter().cloned());
+    if let Some(streams) = metadata.0.collector.streams.get() {
+        for (namespace, id) in &swept.streams {
+            tracing::debug!(%namespace, id, "stream that nobody keeps is ended");
+            streams.end(namespace, id);
+        }
+    }
     let mut stats = Stats {
         pause,
         records: swept.removed,
@@ -116,9 +145,13 @@ pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats
 /// Marks beside running requests, then sweeps what they have not taken up since: what holds up writers
 /// is only the second step.
 async fn sweep(metadata: &Metadata, now: SystemTime) -> Result<(Swept, Duration)> {
+    // Listed first: the lease of a stream is older than the stream, so the snapshot has it.
+    let streams = metadata.0.collector.streams.get();
+    let streams = streams.map(|streams| streams.leased()).unwrap_or_default();
     let watch = metadata.0.db.kv.watch().await?;
     let snapshot = metadata.0.db.kv.read()?;
-    let mark = move || Marked::new(&snapshot, now);
+    let listed = streams.clone();
+    let mark = move || Marked::new(&snapshot, now, &listed);
     let marked = tokio::task::spawn_blocking(mark).await;
     let mut marked = marked.map_err(|e| Error::internal("mark garbage").with_source(e))??;
     if marked.is_clean() {
@@ -133,7 +166,7 @@ async fn sweep(metadata: &Metadata, now: SystemTime) -> Result<(Swept, Duration)
                 Some(touched) if marked.spare(&**tx, &touched)? => tx.mark(),
                 Some(_) => {}
                 // Too much has happened to look at it all: mark again.
-                None => marked = Marked::new(&**tx, now)?,
+                None => marked = Marked::new(&**tx, now, &streams)?,
             }
             let swept = marked.sweep(tx)?;
             Ok((swept, begin.elapsed()))

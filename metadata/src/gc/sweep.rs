@@ -22,6 +22,8 @@ pub(crate) struct Swept {
     pub(super) content: bool,
     /// Snapshotters that lost records.
     pub(super) snapshotters: BTreeSet<String>,
+    /// Streams that nobody keeps.
+    pub(super) streams: Vec<(Namespace, String)>,
 }
 
 impl Marked {
@@ -74,6 +76,7 @@ impl Swept {
                 leases::remove(tx, ns, &id)?;
                 self.removed.leases += 1;
             }
+            Node::Stream(id) => self.streams.push((ns.clone(), id)),
             // Always a root.
             Node::Container(_) => {}
         }

@@ -461,7 +461,10 @@ mod tests {
         let mut damaged = Frame::Window(1).to_any().unwrap();
         damaged.value = vec![0xff];
         assert!(Frame::from_any(&damaged).is_err());
-        assert_eq!(stream_init_from_any(&stream_init_to_any("s").unwrap()).unwrap(), "s");
+        assert_eq!(
+            stream_init_from_any(&stream_init_to_any("s").unwrap()).unwrap(),
+            "s"
+        );
         assert_eq!(stream_opened().type_url, "google.protobuf.Empty");
     }
 
@@ -475,7 +478,10 @@ mod tests {
             total: 2,
             descriptor: None,
         };
-        assert_eq!(event_from_any(&event_to_any(&event).unwrap()).unwrap(), event);
+        assert_eq!(
+            event_from_any(&event_to_any(&event).unwrap()).unwrap(),
+            event
+        );
         let request = AuthRequest {
             host: "h".into(),
             reference: "r".into(),
