@@ -28,6 +28,7 @@ mod our_shim_under_debian_containerd;
 mod parallel;
 mod power_cut;
 mod records;
+mod registry_push;
 mod restart;
 mod run;
 mod runtime_hangs;
