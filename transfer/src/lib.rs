@@ -7,7 +7,8 @@
 //!
 //! ```text
 //! pull    registry --fetch--> content --unpack--> snapshots --> image record
-//! import  archive  --------->    ^
+//! import  archive  --------->    |
+//! push    registry <-------------'
 //! ```
 
 mod fetch;
@@ -15,6 +16,7 @@ mod import;
 mod names;
 mod progress;
 mod pull;
+mod push;
 mod unpack;
 mod verify;
 
@@ -32,6 +34,7 @@ pub use import::{ImportOpts, import};
 pub use names::Names;
 pub use progress::{OnProgress, Progress, Status};
 pub use pull::{PullOpts, pull};
+pub use push::{PushOpts, push};
 pub use unpack::{unpack, unpack_image};
 pub use verify::verify;
 

@@ -19,7 +19,7 @@ mod select;
 use std::fmt;
 use std::sync::Arc;
 
-use ::transfer::{Deps, ImportOpts, PullOpts};
+use ::transfer::{Deps, ImportOpts, PullOpts, PushOpts};
 use client::{ByteReader, ByteWriter};
 use diff::Applier;
 use images::archive::ExportOpts;
@@ -51,6 +51,7 @@ struct Shared {
     targets: Vec<Target>,
     verifiers: Vec<Arc<dyn Verifier>>,
     max_downloads: usize,
+    max_uploads: usize,
 }
 
 /// What [`Transfers::new`] needs.
@@ -67,6 +68,8 @@ struct Parts {
     verifiers: Vec<Arc<dyn Verifier>>,
     /// Layers fetched at a time by each pull.
     max_downloads: usize,
+    /// Blobs sent at a time by each push.
+    max_uploads: usize,
 }
 
 impl Transfers {
@@ -79,6 +82,7 @@ impl Transfers {
             targets: parts.unpacking.into_iter().map(target).collect(),
             verifiers: parts.verifiers,
             max_downloads: parts.max_downloads,
+            max_uploads: parts.max_uploads,
         }))
     }
 
@@ -131,6 +135,9 @@ impl Shared {
             (Endpoint::Store(store), Endpoint::Export(export)) => {
                 self.export(scope, store, export, report).await
             }
+            (Endpoint::Store(store), Endpoint::Registry(remote)) => {
+                self.push(scope, store, remote, report).await
+            }
             (Endpoint::Store(from), Endpoint::Store(to)) => self.tag(scope, &from, &to).await,
             (Endpoint::Import(import), Endpoint::Export(export)) => {
                 self.echo(scope, &import, &export).await
@@ -179,6 +186,32 @@ impl Shared {
         };
         ::transfer::pull(&remote.reference, &deps, opts).await?;
         report.say(format!("Completed pull from {from}"));
+        Ok(())
+    }
+
+    async fn push(
+        &self,
+        scope: &Scope,
+        store: Store,
+        remote: Remote,
+        report: &Report,
+    ) -> Result<()> {
+        let image = self.metadata.images(scope).get(&store.name).await?;
+        let to = Endpoint::Registry(remote.clone()).to_string();
+        report.say(format!("Pushing to {to}"));
+        report.image("pushing content", &image.name, &image.target);
+        let (registry, _auth) = self.registry(scope, &remote).await?;
+        let opts = PushOpts {
+            platforms: set(&store.platforms),
+            max_concurrent: self.max_uploads,
+            registry,
+            progress: report.listener(),
+            ..PushOpts::default()
+        };
+        let content = self.metadata.scoped(scope).content();
+        ::transfer::push(&remote.reference, &image.target, &content, opts).await?;
+        report.image("pushed content", &image.name, &image.target);
+        report.say(format!("Completed push to {to}"));
         Ok(())
     }
 

@@ -38,6 +38,7 @@ pub(crate) fn open(
             strict: section.check_platform_supported,
             verifiers: agree,
             max_downloads: section.max_concurrent_downloads,
+            max_uploads: section.max_concurrent_uploaded_layers,
         };
         Ok((Arc::new(Transfers::new(parts)), Facts::default()))
     };

@@ -90,7 +90,8 @@ impl Report {
         self.image("saved", name, target);
     }
 
-    fn image(&self, event: &str, name: &str, target: &Descriptor) {
+    /// Tells of an image.
+    pub(super) fn image(&self, event: &str, name: &str, target: &Descriptor) {
         self.push(TransferEvent {
             event: event.to_owned(),
             name: name.to_owned(),
