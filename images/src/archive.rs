@@ -17,3 +17,4 @@ mod tar;
 pub(crate) use docker::descriptor_json;
 pub use export::{ExportOpts, export};
 pub use import::{Archive, OnBytes, import};
+pub(crate) use stream::decompress;

@@ -10,6 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -269,7 +270,18 @@ impl Push {
         let (on, told, total) = (self.on.clone(), key.clone(), blob.size);
         let sent: OnSent = Arc::new(move |sent| on.tell(&told, Status::Uploading, sent, total));
         let from = candidates(&labels, &self.source, &self.path);
-        let pushed = self.repository.push_blob(blob, source, &from, sent).await?;
+        let (source, missing) = match source {
+            Some(stored) => (stored, None),
+            None => {
+                let missing = Arc::new(Missing::default());
+                (Arc::clone(&missing) as Arc<dyn BlobSource>, Some(missing))
+            }
+        };
+        let pushed = self.repository.push_blob(blob, source, &from, sent).await;
+        if missing.is_some_and(|missing| missing.asked.load(Ordering::Relaxed)) {
+            return Err(Error::not_found(format_args!("content {}", blob.digest)));
+        }
+        let pushed = pushed?;
         let status = match pushed {
             Pushed::Existed => Status::Exists,
             Pushed::Mounted(_) | Pushed::Uploaded => Status::Done,
@@ -278,15 +290,15 @@ impl Push {
         Ok(())
     }
 
-    /// The bytes of a blob, and the labels that tell where else it is.
+    /// The bytes of a blob, if they are here, and the labels that tell where else it is.
     async fn source(
         &self,
         blob: &Descriptor,
         parent: &Digest,
-    ) -> Result<(Arc<dyn BlobSource>, Labels)> {
+    ) -> Result<(Option<Arc<dyn BlobSource>>, Labels)> {
         let Some(info) = self.content.info(&blob.digest).await.absent_ok()? else {
             let labels = self.content.info(parent).await?.labels;
-            return Ok((Arc::new(Missing(blob.digest.clone())), labels));
+            return Ok((None, labels));
         };
         if info.size != blob.size {
             return Err(Error::failed_precondition(format_args!(
@@ -295,7 +307,7 @@ impl Push {
             )));
         }
         let opened = self.content.open(&blob.digest).await?;
-        Ok((Arc::new(Stored(opened)), info.labels))
+        Ok((Some(Arc::new(Stored(opened))), info.labels))
     }
 
     async fn document(&self, document: &Descriptor, is_root: bool) -> Result<()> {
@@ -342,12 +354,17 @@ impl BlobSource for Stored {
 }
 
 /// A blob that only the registry may have.
-struct Missing(Digest);
+#[derive(Default)]
+struct Missing {
+    /// It has not: somebody wanted the bytes.
+    asked: AtomicBool,
+}
 
 #[async_trait]
 impl BlobSource for Missing {
     async fn read(&self, _: u64, _: usize) -> Result<Bytes> {
-        Err(Error::not_found(format_args!("content {}", self.0)))
+        self.asked.store(true, Ordering::Relaxed);
+        Err(Error::not_found("content"))
     }
 }
 

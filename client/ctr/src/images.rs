@@ -12,7 +12,7 @@ use types::{
 use crate::context::Context;
 use crate::out::{self, Pad, Table};
 use crate::text;
-use crate::{export, import, pull, push, tag};
+use crate::{export, image_care, image_mounts, import, pull, push, tag};
 
 /// Manage images.
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,16 @@ enum Command {
     Tag(tag::Args),
     /// Set and clear labels of an image
     Label(Label),
+    /// Mount an image to a target path
+    Mount(image_mounts::Mount),
+    /// Unmount the image from the target
+    Unmount(image_mounts::Unmount),
+    /// Display usage of snapshots for an image
+    Usage(image_care::Usage),
+    /// Convert an image
+    Convert(image_care::Convert),
+    /// Remove unused images
+    Prune(image_care::Prune),
     /// Remove images by reference
     #[command(visible_aliases = ["del", "remove", "rm"])]
     Delete(Delete),
@@ -97,6 +107,11 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
         Command::Check(args) => check(ctx, args).await,
         Command::Tag(args) => tag::run(ctx, args).await,
         Command::Label(args) => label(ctx, args).await,
+        Command::Mount(args) => image_mounts::mount(ctx, args).await,
+        Command::Unmount(args) => image_mounts::unmount(ctx, args).await,
+        Command::Usage(args) => image_care::usage(ctx, args).await,
+        Command::Convert(args) => image_care::convert(ctx, args).await,
+        Command::Prune(args) => image_care::prune(ctx, args).await,
         Command::Delete(args) => delete(ctx, args).await,
     }
 }

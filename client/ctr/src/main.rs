@@ -22,6 +22,8 @@ mod events;
 mod export;
 mod flags;
 mod fsck;
+mod image_care;
+mod image_mounts;
 mod images;
 mod import;
 mod info;
