@@ -21,6 +21,8 @@ mod serve;
 mod services;
 mod signals;
 mod store;
+mod streams;
+mod transfers;
 mod ttrpc_server;
 mod unclean;
 mod version;
