@@ -11,6 +11,7 @@
 //! ```
 
 pub mod attach;
+mod bytes;
 mod call;
 mod checkpoint;
 mod client;
@@ -22,8 +23,10 @@ mod services;
 mod shim;
 pub mod spec;
 pub mod stdio;
+pub mod stream;
 pub mod terminal;
 
+pub use bytes::{ByteReader, ByteWriter};
 pub use call::{Caller, DEADLINE};
 pub use checkpoint::{CheckpointOptions, any_from_bytes, any_to_bytes};
 pub use client::{Client, DEFAULT_SNAPSHOTTER};

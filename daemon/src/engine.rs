@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use content::ContentStore;
 use diff::{Applier, ApplyOpts, CompareOpts, Comparer, Walking};
 use futures::FutureExt as _;
@@ -18,11 +19,15 @@ use crate::config::{self, Config, Level};
 use crate::lock;
 use crate::point::{Candidate, Facts, Point, Row};
 use crate::store::Store;
+use crate::streams::Streams;
+use crate::transfers::{self, Transfers};
 
 /// Kind of differs.
 const DIFFER: &str = "io.containerd.differ.v1";
 /// Kind of the runtime.
 const RUNTIME: &str = "io.containerd.runtime.v2";
+/// Kind of the streams.
+const STREAMING: &str = "io.containerd.streaming.v1";
 
 /// Where the output of a process can go beside a plain path: clients look it up. `attach://` is no
 /// place for it, but a promise to whoever comes.
@@ -43,6 +48,10 @@ pub(crate) struct Engine {
     pub(crate) checkpoints: Checkpoints,
     /// What runs.
     pub(crate) tasks: Arc<Tasks>,
+    /// Streams to and from clients.
+    pub(crate) streams: Streams,
+    /// Images in and out, unless that is disabled.
+    pub(crate) transfers: Option<Transfers>,
     /// What there is, for introspection.
     pub(crate) rows: Vec<Row>,
 }
@@ -76,6 +85,15 @@ impl Engine {
         rows.push(Row::ready(RUNTIME, "task", requires).with(facts));
 
         let order = config.section("io.containerd.service.v1.diff-service")?;
+        let streams = Streams::default();
+        store.metadata.collect_streams(Arc::new(streams.clone()));
+        rows.push(Row::ready(
+            STREAMING,
+            "manager",
+            &["io.containerd.metadata.v1"],
+        ));
+        let (transfers, more) = transfers::open(&store, &differs, &streams, config)?;
+        rows.extend(more);
         let differs = Arc::new(Differs::select(&differs, &order));
         let directory = config.root.join(CHECKPOINTS);
         let checkpoints = Checkpoints::open(directory, Arc::clone(&differs))?;
@@ -85,6 +103,8 @@ impl Engine {
             differs,
             checkpoints,
             tasks,
+            streams,
+            transfers,
             rows,
         })
     }
@@ -162,7 +182,7 @@ pub(crate) struct Differs {
 
 impl Differs {
     /// The configured differs.
-    fn select(point: &Point<dyn Differ>, section: &config::Diff) -> Self {
+    pub(crate) fn select(point: &Point<dyn Differ>, section: &config::Diff) -> Self {
         let ready = |id: &String| {
             let found = point.ready().get(id).cloned();
             if found.is_none() {
@@ -231,6 +251,19 @@ impl Differs {
         Err(Error::not_implemented(format_args!(
             "no differ makes media type {media_type:?}"
         )))
+    }
+}
+
+#[async_trait]
+impl Applier for Differs {
+    async fn apply(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        opts: ApplyOpts,
+    ) -> Result<Descriptor> {
+        Self::apply(self, store, layer, mounts, opts).await
     }
 }
 

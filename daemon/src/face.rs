@@ -23,13 +23,15 @@ use crate::services::introspection::Introspection;
 use crate::services::leases::Leases;
 use crate::services::namespaces::Namespaces;
 use crate::services::snapshots::Snapshots;
+use crate::services::streaming::Streaming;
 use crate::services::tasks::Tasks;
+use crate::services::transfer::Transfer;
 use crate::services::version::Version;
 
 /// Kind of the services.
 const GRPC: &str = "io.containerd.grpc.v1";
 /// Every service that there is, with what it needs.
-const SERVICES: [(&str, &[&str]); 13] = [
+const SERVICES: [(&str, &[&str]); 15] = [
     ("attach", &["io.containerd.runtime.v2"]),
     ("containers", &["io.containerd.metadata.v1"]),
     ("content", &["io.containerd.metadata.v1"]),
@@ -47,9 +49,14 @@ const SERVICES: [(&str, &[&str]); 13] = [
     ("leases", &["io.containerd.lease.v1", "io.containerd.gc.v1"]),
     ("namespaces", &["io.containerd.metadata.v1"]),
     ("snapshots", &["io.containerd.metadata.v1"]),
+    ("streaming", &["io.containerd.streaming.v1"]),
     (
         "tasks",
         &["io.containerd.metadata.v1", "io.containerd.runtime.v2"],
+    ),
+    (
+        "transfer",
+        &["io.containerd.transfer.v1", "io.containerd.streaming.v1"],
     ),
     ("version", &[]),
 ];
@@ -64,7 +71,10 @@ fn rows(engine: &Engine, config: &Config) -> Vec<Row> {
     let mut rows = engine.store.ground.rows.clone();
     rows.extend_from_slice(&engine.store.rows);
     rows.extend_from_slice(&engine.rows);
-    let services = SERVICES.iter().filter(|(id, _)| enabled(config, id));
+    let served = |id: &str| id != "transfer" || engine.transfers.is_some();
+    let services = SERVICES
+        .iter()
+        .filter(|(id, _)| enabled(config, id) && served(id));
     rows.extend(services.map(|(id, requires)| Row::ready(GRPC, id, requires)));
     let (kind, id) = client::fsck::PLUGIN;
     rows.push(Row::ready(kind, id, &["io.containerd.metadata.v1"]));
@@ -202,6 +212,26 @@ fn add_work(routes: &mut RoutesBuilder, engine: &Engine, config: &Config) {
         manager: manager(engine),
     };
     add!(routes, config, "attach", attach::AttachServer, attach);
+    let streaming = Streaming {
+        streams: engine.streams.clone(),
+    };
+    add!(
+        routes,
+        config,
+        "streaming",
+        streaming::StreamingServer,
+        streaming
+    );
+    if let Some(transfers) = engine.transfers.clone() {
+        let transfer = Transfer { transfers };
+        add!(
+            routes,
+            config,
+            "transfer",
+            transfer::TransferServer,
+            transfer
+        );
+    }
 }
 
 fn manager(engine: &Engine) -> Arc<dyn TaskManager> {

@@ -22,6 +22,8 @@ mod serve;
 mod services;
 mod signals;
 mod store;
+mod streams;
+mod transfers;
 mod ttrpc_server;
 mod unclean;
 mod version;

@@ -14,5 +14,7 @@ mod import;
 mod stream;
 mod tar;
 
+pub(crate) use docker::descriptor_json;
 pub use export::{ExportOpts, export};
 pub use import::{Archive, OnBytes, import};
+pub(crate) use stream::decompress;

@@ -13,6 +13,7 @@
 
 pub mod archive;
 mod blob;
+mod convert;
 mod gc;
 mod media;
 mod model;
@@ -22,9 +23,11 @@ mod rootfs;
 mod store;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod testsuite;
+mod verify;
 mod walk;
 
 pub use blob::{digest_of, put_blob, read_blob};
+pub use convert::{Compress, ConvertOpts, Family, convert};
 pub use gc::{child_labels, label_children};
 pub use media::{
     is_config, is_docker, is_index, is_layer, is_manifest, is_non_distributable, ref_key,
@@ -33,6 +36,7 @@ pub use model::{Config, Entry, Index, Manifest, ProcessDefaults};
 pub use platforms::PlatformSet;
 pub use rootfs::{chain_ids, chain_of};
 pub use store::ImageStore;
+pub use verify::{BinDir, BinDirOpts, Judgement, Verifier};
 pub use walk::{
     Frontier, children, config, find_manifest, manifests, read_config, read_index, read_manifest,
 };

@@ -10,7 +10,7 @@ use crate::{Program, need, until};
 #[derive(Debug)]
 pub struct Registry {
     _dir: tempfile::TempDir,
-    port: u16,
+    host: String,
     child: Child,
 }
 
@@ -30,7 +30,7 @@ impl Registry {
             .expect("a free port for the registry");
         let made = Self {
             _dir: dir,
-            port,
+            host: format!("127.0.0.1:{port}"),
             child,
         };
         let archive = archive();
@@ -78,7 +78,13 @@ impl Registry {
     /// Reference of the test image in this registry.
     #[must_use]
     pub fn reference(&self) -> String {
-        format!("127.0.0.1:{}/demo/busybox:1", self.port)
+        format!("{}/demo/busybox:1", self.host)
+    }
+
+    /// Address and port of this registry.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
     }
 }
 

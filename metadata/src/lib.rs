@@ -210,6 +210,12 @@ impl Metadata {
         self.0.snapshotters.keys().map(String::as_str)
     }
 
+    /// Lets the collector end streams, too. The first call counts.
+    pub fn collect_streams(&self, streams: Arc<dyn gc::Streams>) {
+        // There is one daemon in a process, and it has one set of streams.
+        let _first = self.0.collector.streams.set(streams);
+    }
+
     /// Collects what nobody names any more, and waits for it. Calls that meet share one run.
     ///
     /// # Errors

@@ -3,6 +3,8 @@
 //! Invariant: what `to_wire` makes, `from_wire` reads back unchanged (tested for every type); what
 //! a peer sends is validated by the newtypes of `types` on its way in.
 
+pub mod transfer;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

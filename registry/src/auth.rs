@@ -4,14 +4,18 @@
 //! requests to that origin only. A secret goes to a token server over https, or in the clear only
 //! when the registry itself is talked to in the clear.
 
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request};
-use http_body_util::Full;
 use serde::Deserialize;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use types::{Error, Result};
 
+use crate::body::Outgoing;
 use crate::challenge::Challenge;
 use crate::http::{Http, status_error, whole};
 use crate::opts::Credentials;
@@ -21,53 +25,101 @@ use crate::url::{self, Origin, pair};
 pub(crate) const AGENT: HeaderValue =
     HeaderValue::from_static(concat!("containerd/", env!("CARGO_PKG_VERSION")));
 /// Largest token document.
-const MAX_TOKEN: usize = 1 << 20;
+const MAX_TOKEN: usize = 8 << 20;
 
-/// The authorization for one repository.
+/// Longest that a token is taken to live, whatever the server says.
+const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// A token without a stated life, by the token specification.
+const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+/// Scopes with a header of their own; a push mounts from a few repositories.
+const MAX_SCOPES: usize = 64;
+
+/// The authorization for one origin.
 #[derive(Debug)]
 pub(crate) struct Auth {
     origin: Origin,
-    scope: String,
     credentials: Option<Credentials>,
-    header: Mutex<Option<HeaderValue>>,
+    headers: Mutex<HashMap<String, Held>>,
+}
+
+/// A header, how it was asked for, and until when it is good.
+#[derive(Clone, Debug)]
+struct Held {
+    header: HeaderValue,
+    challenge: Challenge,
+    until: Option<Instant>,
+}
+
+impl Held {
+    fn is_good(&self) -> bool {
+        self.until.is_none_or(|until| Instant::now() < until)
+    }
 }
 
 impl Auth {
-    pub(crate) fn new(origin: Origin, path: &str, credentials: Option<Credentials>) -> Self {
-        let scope = format!("repository:{path}:pull");
+    pub(crate) fn new(origin: Origin, credentials: Option<Credentials>) -> Self {
         Self {
             origin,
-            scope,
             credentials,
-            header: Mutex::new(None),
+            headers: Mutex::new(HashMap::new()),
         }
     }
 
-    /// The origin that the header is for.
+    /// The origin that the headers are for.
     pub(crate) fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    /// The header to send, once there is one.
-    pub(crate) async fn header(&self) -> Option<HeaderValue> {
-        self.header.lock().await.clone()
+    /// The header to send for `scopes`, once there is one. A token that has run out is renewed first.
+    pub(crate) async fn header(
+        &self,
+        http: &Http,
+        scopes: &[String],
+    ) -> Result<Option<HeaderValue>> {
+        let mut headers = self.headers.lock().await;
+        let key = scopes.join(" ");
+        let Some(held) = headers.get(&key) else {
+            return Ok(None);
+        };
+        if held.is_good() {
+            return Ok(Some(held.header.clone()));
+        }
+        let challenge = held.challenge.clone();
+        headers.remove(&key);
+        let made = self.make(http, challenge, scopes).await?;
+        let header = made.header.clone();
+        headers.insert(key, made);
+        Ok(Some(header))
     }
 
     /// Makes a new header after `refused` was refused. Parallel requests share one answer.
     pub(crate) async fn answer(
         &self,
         http: &Http,
-        challenge: &Challenge,
+        challenge: Challenge,
+        scopes: &[String],
         refused: Option<&HeaderValue>,
     ) -> Result<()> {
-        let mut header = self.header.lock().await;
-        if header.is_some() && header.as_ref() != refused {
+        let mut headers = self.headers.lock().await;
+        let key = scopes.join(" ");
+        if let Some(held) = headers.get(&key)
+            && Some(&held.header) != refused
+        {
             return Ok(());
         }
-        *header = None;
-        *header = Some(match challenge {
+        headers.remove(&key);
+        if headers.len() >= MAX_SCOPES {
+            headers.clear();
+        }
+        let made = self.make(http, challenge, scopes).await?;
+        headers.insert(key, made);
+        Ok(())
+    }
+
+    async fn make(&self, http: &Http, challenge: Challenge, scopes: &[String]) -> Result<Held> {
+        let (header, until) = match &challenge {
             Challenge::Basic => match &self.credentials {
-                Some(credentials) => basic(credentials)?,
+                Some(credentials) => (basic(credentials)?, None),
                 None => {
                     return Err(Error::unauthenticated(
                         "registry wants a user and a password",
@@ -79,40 +131,22 @@ impl Auth {
                 service,
                 scope,
             } => {
-                let scope = scope.as_deref().unwrap_or(&self.scope);
-                let token = self.token(http, realm, service.as_deref(), scope).await?;
-                secret(&format!("Bearer {token}"))?
+                let scopes = merged(scopes, scope.as_deref());
+                let request = self.request(realm, service.as_deref(), &scopes)?;
+                let (token, life) = fetch(http, request)
+                    .await
+                    .map_err(|e| e.ctx("fetch token"))?;
+                (
+                    secret(&format!("Bearer {token}"))?,
+                    Some(Instant::now() + life),
+                )
             }
-        });
-        Ok(())
-    }
-
-    async fn token(
-        &self,
-        http: &Http,
-        realm: &str,
-        service: Option<&str>,
-        scope: &str,
-    ) -> Result<String> {
-        #[derive(Deserialize)]
-        struct Token {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
-        let request = self.request(realm, service, scope)?;
-        let answer = http.send(request).await.map_err(|e| e.ctx("fetch token"))?;
-        if !answer.status().is_success() {
-            return Err(status_error(answer, http.limits().read)
-                .await
-                .ctx("fetch token"));
-        }
-        let body = whole(answer.into_body(), MAX_TOKEN, http.limits().read)
-            .await
-            .map_err(|e| e.ctx("fetch token"))?;
-        let token: Token = serde_json::from_slice(&body)
-            .map_err(|error| Error::unauthenticated(format_args!("token answer: {error}")))?;
-        let given = token.access_token.or(token.token).filter(|t| !t.is_empty());
-        given.ok_or_else(|| Error::unauthenticated("token server gave no token"))
+        };
+        Ok(Held {
+            header,
+            challenge,
+            until,
+        })
     }
 
     /// GET for anonymous users and passwords, POST for a refresh token.
@@ -120,8 +154,8 @@ impl Auth {
         &self,
         realm: &str,
         service: Option<&str>,
-        scope: &str,
-    ) -> Result<Request<Full<Bytes>>> {
+        scopes: &[String],
+    ) -> Result<Request<Outgoing>> {
         let realm = url::parse(realm)?;
         let to = Origin::of(&realm)?;
         if self.credentials.is_some() && self.origin.https && !to.https {
@@ -131,18 +165,13 @@ impl Auth {
             )));
         }
         let mut pairs: Vec<String> = service.map(|s| pair("service", s)).into_iter().collect();
-        pairs.extend(
-            scope
-                .split(' ')
-                .filter(|s| !s.is_empty())
-                .map(|s| pair("scope", s)),
-        );
         let refresh = self.credentials.as_ref().filter(|c| c.user.is_empty());
         let request = Request::builder()
             .header(USER_AGENT, AGENT)
             .header(ACCEPT, "application/json");
         let built = if let Some(Credentials { secret, .. }) = refresh {
             pairs.extend([
+                pair("scope", &scopes.join(" ")),
                 pair("grant_type", "refresh_token"),
                 pair("client_id", "containerd-client"),
                 pair("refresh_token", secret),
@@ -151,17 +180,74 @@ impl Auth {
                 .method(Method::POST)
                 .uri(realm)
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(Full::from(pairs.join("&")))
+                .body(Outgoing::Whole(pairs.join("&").into()))
         } else {
+            pairs.extend(scopes.iter().map(|scope| pair("scope", scope)));
             let separator = if realm.query().is_some() { '&' } else { '?' };
             let mut request = request.uri(format!("{realm}{separator}{}", pairs.join("&")));
             if let Some(credentials) = &self.credentials {
                 request = request.header(AUTHORIZATION, basic(credentials)?);
             }
-            request.body(Full::default())
+            request.body(Outgoing::Whole(Bytes::new()))
         };
         built.map_err(|error| Error::invalid_argument(format_args!("token server: {error}")))
     }
+}
+
+/// The token and how long to use it.
+async fn fetch(http: &Http, request: Request<Outgoing>) -> Result<(String, Duration)> {
+    #[derive(Deserialize)]
+    struct Token {
+        token: Option<String>,
+        access_token: Option<String>,
+        expires_in: Option<u64>,
+    }
+    let read = http.limits().read;
+    let answer = http.send(request).await?;
+    if !answer.status().is_success() {
+        return Err(status_error(answer, read).await);
+    }
+    let body = whole(answer.into_body(), MAX_TOKEN, read).await?;
+    let token: Token = serde_json::from_slice(&body)
+        .map_err(|error| Error::unauthenticated(format_args!("token answer: {error}")))?;
+    let given = token.access_token.filter(|t| !t.is_empty());
+    let given = given.or(token.token).filter(|t| !t.is_empty());
+    let given = given.ok_or_else(|| Error::unauthenticated("token server gave no token"))?;
+    let life = match token.expires_in {
+        None | Some(0) => DEFAULT_LIFE,
+        Some(seconds) => Duration::from_secs(seconds).min(MAX_LIFE),
+    };
+    // A tenth less: it must still be good when the request arrives.
+    Ok((given, life.mul_f64(0.9)))
+}
+
+/// What we need and what the registry asks for, once each: the actions of one resource in one scope.
+///
+/// Parity: core/remotes/docker/scope.go: servers get sorted scopes.
+fn merged(own: &[String], asked: Option<&str>) -> Vec<String> {
+    let asked = asked
+        .unwrap_or_default()
+        .split(' ')
+        .filter(|s| !s.is_empty());
+    let mut all: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for scope in own.iter().map(String::as_str).chain(asked) {
+        let (resource, actions) = scope.rsplit_once(':').unwrap_or((scope, ""));
+        let known = all.entry(resource).or_default();
+        for action in actions.split(',') {
+            if !known.contains(&action) {
+                known.push(action);
+            }
+        }
+    }
+    all.into_iter()
+        .map(|(resource, mut actions)| {
+            actions.sort_unstable();
+            match actions.join(",") {
+                none if none.is_empty() => resource.to_owned(),
+                actions => format!("{resource}:{actions}"),
+            }
+        })
+        .collect()
 }
 
 fn basic(credentials: &Credentials) -> Result<HeaderValue> {
@@ -221,11 +307,15 @@ mod tests {
             user: "u".into(),
             secret: "p".into(),
         };
-        let auth = Auth::new(origin, "a", Some(credentials));
-        let error = auth.request("http://auth.io/t", None, "s").unwrap_err();
+        let auth = Auth::new(origin, Some(credentials));
+        let error = auth.request("http://auth.io/t", None, &[]).err().unwrap();
         assert!(error.is(types::Code::Unauthenticated));
         let request = auth
-            .request("https://auth.io/t?a=b", Some("s s"), "x y")
+            .request(
+                "https://auth.io/t?a=b",
+                Some("s s"),
+                &["x".into(), "y".into()],
+            )
             .unwrap();
         assert_eq!(
             request.uri().query(),
@@ -242,9 +332,31 @@ mod tests {
             user: String::new(),
             secret: "r".into(),
         };
-        let auth = Auth::new(origin, "a", Some(credentials));
-        let request = auth.request("https://auth.io/t", None, "s").unwrap();
+        let auth = Auth::new(origin, Some(credentials));
+        let request = auth.request("https://auth.io/t", None, &[]).unwrap();
         assert_eq!(request.method(), Method::POST);
         assert!(!request.headers().contains_key(AUTHORIZATION));
+    }
+
+    #[test]
+    fn scopes_are_merged_by_resource() {
+        let own = [
+            "repository:b:pull,push".to_owned(),
+            "repository:c:pull".into(),
+        ];
+        for (asked, want) in [
+            (None, "repository:b:pull,push repository:c:pull"),
+            (
+                Some("repository:b:pull repository:a:pull"),
+                "repository:a:pull repository:b:pull,push repository:c:pull",
+            ),
+            (
+                Some("aws repository:c:*"),
+                "aws repository:b:pull,push repository:c:*,pull",
+            ),
+        ] {
+            assert_eq!(merged(&own, asked).join(" "), want);
+        }
+        assert!(merged(&[], None).is_empty());
     }
 }

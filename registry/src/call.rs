@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE, RETRY_AFTER, USER_AGENT};
-use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::Full;
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderValue, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
+};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use rand::Rng as _;
 use tokio::time::{Instant, sleep};
 use types::{Code, Error, Result};
 
-use crate::auth::{AGENT, Auth};
+use crate::auth::AGENT;
+use crate::body::{Outgoing, Payload, Sent};
 use crate::challenge::challenge;
-use crate::http::{Http, status_error};
+use crate::host::Host;
+use crate::http::status_error;
+use crate::opts::Limits;
 use crate::url::{self, Origin};
 
 /// Redirects of one request.
@@ -23,14 +26,28 @@ const MAX_CHALLENGES: usize = 2;
 /// Longest pause between two tries.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
-/// What to ask.
+/// What to ask of a host.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) method: Method,
-    pub(crate) url: Uri,
+    pub(crate) target: Target,
     pub(crate) accept: String,
     /// First byte wanted.
     pub(crate) from: u64,
+    /// What the token must allow.
+    pub(crate) scopes: Vec<String>,
+    /// More headers.
+    pub(crate) headers: HeaderMap,
+    pub(crate) payload: Payload,
+}
+
+/// Where a call goes.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    /// Below the root of the host's API, with a query perhaps.
+    Path(String),
+    /// Where the host itself sent us.
+    Url(Uri),
 }
 
 /// Tries without progress, counted.
@@ -51,11 +68,10 @@ impl Tries {
     /// Waits before the next try, or gives up with `error`.
     pub(crate) async fn again(
         &mut self,
-        http: &Http,
+        limits: &Limits,
         error: Error,
         wish: Option<Duration>,
     ) -> Result<()> {
-        let limits = http.limits();
         self.failed += 1;
         let doubled = limits
             .backoff
@@ -74,93 +90,164 @@ impl Tries {
 }
 
 impl Call {
+    pub(crate) fn new(method: Method, path: impl Into<String>, scopes: &[String]) -> Self {
+        Self {
+            method,
+            target: Target::Path(path.into()),
+            accept: "*/*".to_owned(),
+            from: 0,
+            scopes: scopes.to_vec(),
+            headers: HeaderMap::new(),
+            payload: Payload::empty(),
+        }
+    }
+
     /// The answer with a status that is no failure.
-    pub(crate) async fn run(
-        &self,
-        http: &Http,
-        auth: &Auth,
-        tries: &mut Tries,
-    ) -> Result<Response<Incoming>> {
+    pub(crate) async fn run(&self, host: &Host, tries: &mut Tries) -> Result<Response<Incoming>> {
         loop {
-            let (error, wish) = match self.once(http, auth).await {
-                Ok(answer) if answer.status().is_success() => return Ok(answer),
-                Ok(answer) => {
-                    let wish = retry_after(&answer);
-                    (self.refused(http, answer).await, wish)
-                }
-                Err(error) => (error, None),
+            let (error, wish) = match self.once(host).await {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
             };
-            tries.again(http, error, wish).await?;
+            tries.again(host.http.limits(), error, wish).await?;
+        }
+    }
+
+    /// One try: the answer, or why there is none and when the server wants to be asked again.
+    pub(crate) async fn once(
+        &self,
+        host: &Host,
+    ) -> Result<Response<Incoming>, (Error, Option<Duration>)> {
+        match self.walk(host).await {
+            Ok(answer) if answer.status().is_success() => Ok(answer),
+            Ok(answer) => {
+                let wish = retry_after(&answer);
+                Err((self.refused(host, answer).await, wish))
+            }
+            Err(error) => Err((error, None)),
         }
     }
 
     /// Redirects followed, challenges answered.
-    async fn once(&self, http: &Http, auth: &Auth) -> Result<Response<Incoming>> {
-        let mut url = self.url.clone();
+    async fn walk(&self, host: &Host) -> Result<Response<Incoming>> {
+        let start = self.url(host)?;
+        let mut url = start.clone();
         let (mut redirects, mut challenges) = (0, 0);
         loop {
-            let home = Origin::of(&url)? == *auth.origin();
-            let header = if home { auth.header().await } else { None };
-            let answer = http.send(self.request(&url, header.as_ref())?).await?;
+            let home = Origin::of(&url)? == *host.auth.origin();
+            let header = if home {
+                let header = host.auth.header(&host.http, &self.scopes).await;
+                header.map_err(|error| error.ctx("authorization failed"))?
+            } else {
+                None
+            };
+            let (request, sent) = self.request(host, &url, header.as_ref())?;
+            let answer = host.http.send_watched(request, &sent).await?;
             let status = answer.status();
             if status == StatusCode::UNAUTHORIZED && home && challenges < MAX_CHALLENGES {
                 challenges += 1;
                 if let Some(challenge) = challenge(answer.headers()) {
                     // After a redirect within the registry the walk begins anew.
-                    auth.answer(http, &challenge, header.as_ref())
+                    host.auth
+                        .answer(&host.http, challenge, &self.scopes, header.as_ref())
                         .await
                         .map_err(|error| error.ctx("authorization failed"))?;
-                    url = self.url.clone();
+                    url = start.clone();
                     continue;
                 }
                 return Ok(answer);
             }
-            let moved = matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308);
-            if !moved {
+            // The others would turn a request with a body into another one.
+            let followed: &[u16] = match self.method {
+                Method::GET | Method::HEAD => &[301, 302, 303, 307, 308],
+                _ => &[307, 308],
+            };
+            if !followed.contains(&status.as_u16()) {
                 return Ok(answer);
             }
             redirects += 1;
             if redirects > MAX_REDIRECTS {
                 return Err(Error::unknown("registry redirects too often"));
             }
-            let location = answer.headers().get(LOCATION).and_then(|l| l.to_str().ok());
-            let next = url::join(&url, location.unwrap_or_default())?;
-            if Origin::of(&url)?.https && !Origin::of(&next)?.https {
-                return Err(Error::permission_denied(format_args!(
-                    "refusing a redirect from https to {}",
-                    url::shown(&next)
-                )));
-            }
-            url = next;
+            url = redirected(&url, &answer)?;
         }
     }
 
-    fn request(&self, url: &Uri, header: Option<&HeaderValue>) -> Result<Request<Full<Bytes>>> {
-        let mut request = Request::builder()
+    fn url(&self, host: &Host) -> Result<Uri> {
+        match &self.target {
+            Target::Path(path) => host.url(path),
+            Target::Url(url) => Ok(url.clone()),
+        }
+    }
+
+    fn request(
+        &self,
+        host: &Host,
+        url: &Uri,
+        header: Option<&HeaderValue>,
+    ) -> Result<(Request<Outgoing>, std::sync::Arc<Sent>)> {
+        let (body, sent) = self.payload.body();
+        let built = Request::builder()
             .method(self.method.clone())
             .uri(url.clone())
-            .header(USER_AGENT, AGENT)
-            .header(ACCEPT, self.accept.as_str());
+            .body(body);
+        let mut request =
+            built.map_err(|error| Error::invalid_argument(format_args!("request: {error}")))?;
+        let headers = request.headers_mut();
+        if Origin::of(url)? == *host.auth.origin() {
+            headers.extend(host.headers.clone());
+        }
+        headers.extend(self.headers.clone());
+        headers.entry(USER_AGENT).or_insert(AGENT);
+        let accept = HeaderValue::from_str(&self.accept)
+            .map_err(|_| Error::invalid_argument(format_args!("media type {:?}", self.accept)))?;
+        headers.insert(ACCEPT, accept);
+        let bodyless = matches!(self.method, Method::GET | Method::HEAD);
+        if !bodyless && matches!(&self.payload, Payload::Whole(bytes) if bytes.is_empty()) {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         if self.from > 0 {
-            request = request.header(RANGE, format!("bytes={}-", self.from));
+            let range = HeaderValue::from_str(&format!("bytes={}-", self.from));
+            headers.extend(range.ok().map(|range| (RANGE, range)));
         }
         if let Some(header) = header {
-            request = request.header(AUTHORIZATION, header);
+            headers.insert(AUTHORIZATION, header.clone());
         }
-        let built = request.body(Full::default());
-        built.map_err(|error| Error::invalid_argument(format_args!("request: {error}")))
+        Ok((request, sent))
     }
 
-    async fn refused(&self, http: &Http, answer: Response<Incoming>) -> Error {
+    async fn refused(&self, host: &Host, answer: Response<Incoming>) -> Error {
         let status = answer.status();
-        let error = status_error(answer, http.limits().read).await;
-        let error = error.ctx(format!("{} {}", self.method, url::shown(&self.url)));
+        let error = status_error(answer, host.http.limits().read).await;
+        let shown = self
+            .url(host)
+            .map_or_else(|_| host.base.clone(), |url| url::shown(&url));
+        let error = error.ctx(format!("{} {shown}", self.method));
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return error
-                .ctx("pull access denied, repository does not exist or may require authorization");
+            let what = if self.scopes.iter().any(|scope| scope.ends_with("push")) {
+                "push"
+            } else {
+                "pull"
+            };
+            return error.ctx(format!(
+                "{what} access denied, repository does not exist or may require authorization"
+            ));
         }
         error
     }
+}
+
+/// Where a redirect leads, when it may be followed.
+fn redirected(from: &Uri, answer: &Response<Incoming>) -> Result<Uri> {
+    let location = answer.headers().get(LOCATION).and_then(|l| l.to_str().ok());
+    let to = url::join(from, location.unwrap_or_default())?;
+    if Origin::of(from)?.https && !Origin::of(&to)?.https {
+        return Err(Error::permission_denied(format_args!(
+            "refusing a redirect from https to {}",
+            url::shown(&to)
+        )));
+    }
+    Ok(to)
 }
 
 /// How long to wait for who wants `wished`: whatever a server says is cut before it is reckoned with.

@@ -2,12 +2,13 @@
 //!
 //! Failures that may pass by themselves have class `Unavailable`; nothing else has.
 
+use std::pin::pin;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -16,25 +17,26 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 use types::{Code, Error, Result};
 
+use crate::body::{Outgoing, Sent};
 use crate::opts::Limits;
 use crate::{tls, url};
 
 /// Largest error document that is read.
 const MAX_ERROR: usize = 64 * 1024;
+/// Largest head of an answer.
+const MAX_HEAD: usize = 1 << 20;
 /// Longest text of a server that is shown.
 const MAX_TEXT: usize = 300;
 /// Connections kept for a while after their last use.
 const IDLE: Duration = Duration::from_secs(30);
-
-type Body = Full<Bytes>;
 
 /// The HTTP client: plain and, when first needed, TLS.
 #[derive(Debug)]
 pub(crate) struct Http {
     limits: Limits,
     skip_verify: bool,
-    plain: Client<HttpConnector, Body>,
-    tls: OnceLock<Client<HttpsConnector<HttpConnector>, Body>>,
+    plain: Client<HttpConnector, Outgoing>,
+    tls: OnceLock<Client<HttpsConnector<HttpConnector>, Outgoing>>,
 }
 
 impl Http {
@@ -53,29 +55,51 @@ impl Http {
     }
 
     /// Sends one request and waits for the head of the answer.
-    pub(crate) async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>> {
+    pub(crate) async fn send(&self, request: Request<Outgoing>) -> Result<Response<Incoming>> {
+        self.send_watched(request, &Sent::default()).await
+    }
+
+    /// The same for a body that takes its time: as long as enough of it goes out, all is well.
+    pub(crate) async fn send_watched(
+        &self,
+        request: Request<Outgoing>,
+        gone: &Sent,
+    ) -> Result<Response<Incoming>> {
         let shown = format!("{} {}", request.method(), url::shown(request.uri()));
-        let patience = self.limits.connect + self.limits.answer;
-        let sent = async {
-            if request.uri().scheme_str() == Some("https") {
-                self.tls()?
-                    .request(request)
-                    .await
-                    .map_err(|error| failure(&error))
-            } else {
-                self.plain
-                    .request(request)
-                    .await
-                    .map_err(|error| failure(&error))
-            }
-        };
-        match timeout(patience.min(self.limits.patience), sent).await {
-            Ok(answer) => answer.map_err(|error| error.ctx(shown)),
-            Err(_) => Err(Error::unavailable("no answer from the registry in time").ctx(shown)),
+        let mut patience = (self.limits.connect + self.limits.answer).min(self.limits.patience);
+        let mut sent = pin!(self.pass(request));
+        let mut before = 0;
+        loop {
+            let error = match timeout(patience, &mut sent).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let now = gone.bytes();
+                    if now - before >= self.limits.least(patience) {
+                        before = now;
+                        patience = self.limits.answer;
+                        continue;
+                    }
+                    Error::unavailable("no answer from the registry in time")
+                }
+            };
+            return Err(match gone.error() {
+                Some(source) => source,
+                None => error.ctx(shown),
+            });
         }
     }
 
-    fn tls(&self) -> Result<&Client<HttpsConnector<HttpConnector>, Body>> {
+    async fn pass(&self, request: Request<Outgoing>) -> Result<Response<Incoming>> {
+        let answer = if request.uri().scheme_str() == Some("https") {
+            self.tls()?.request(request).await
+        } else {
+            self.plain.request(request).await
+        };
+        answer.map_err(|error| failure(&error))
+    }
+
+    fn tls(&self) -> Result<&Client<HttpsConnector<HttpConnector>, Outgoing>> {
         if self.tls.get().is_none() {
             let mut connector = connector(&self.limits);
             connector.enforce_http(false);
@@ -98,6 +122,7 @@ fn builder() -> hyper_util::client::legacy::Builder {
     builder
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
+        .http1_max_buf_size(MAX_HEAD)
         .pool_max_idle_per_host(4);
     builder
 }
@@ -213,6 +238,7 @@ pub(crate) fn class(status: StatusCode) -> Code {
         403 => Code::PermissionDenied,
         404 | 410 => Code::NotFound,
         405 | 501 => Code::NotImplemented,
+        413 => Code::ResourceExhausted,
         408 | 425 | 429 | 500..=599 => Code::Unavailable,
         416 => Code::OutOfRange,
         _ => Code::Unknown,

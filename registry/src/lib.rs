@@ -10,22 +10,28 @@
 //! ```
 
 mod auth;
+mod body;
 mod call;
 mod challenge;
+mod host;
 mod http;
 mod opts;
+mod push;
 mod reader;
 mod reference;
 mod repository;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod testsuite;
 mod tls;
+mod upload;
 mod url;
 
 #[cfg(test)]
 mod tests;
 
+pub use body::{BlobSource, OnSent};
 pub use opts::{Credentials, Limits, RegistryOpts};
+pub use push::Pushed;
 pub use reader::BlobReader;
 pub use reference::Reference;
 pub use repository::Repository;

@@ -38,8 +38,10 @@ pub struct Limits {
     pub connect: Duration,
     /// For the head of an answer, from sending the request on.
     pub answer: Duration,
-    /// For [`Limits::PROGRESS`] bytes of a body.
+    /// For the next bytes of a body, and the window in which its speed is measured.
     pub read: Duration,
+    /// Bytes per second below which a transfer counts as stuck.
+    pub floor: u64,
     /// For all tries of one request together; begins anew with each progress.
     pub patience: Duration,
     /// Tries without progress.
@@ -49,8 +51,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Fewer bytes than this within [`Limits::read`] count as no progress.
-    pub const PROGRESS: u64 = 1024;
+    /// Bytes that a transfer must make in `window`: also in a short one more than a few.
+    pub(crate) fn least(&self, window: Duration) -> u64 {
+        let bytes = u128::from(self.floor) * window.as_millis() / 1000;
+        u64::try_from(bytes).unwrap_or(u64::MAX).max(1024)
+    }
 }
 
 impl Default for Limits {
@@ -59,6 +64,7 @@ impl Default for Limits {
             connect: Duration::from_secs(30),
             answer: Duration::from_secs(30),
             read: Duration::from_secs(30),
+            floor: 256,
             patience: Duration::from_secs(45),
             attempts: 5,
             backoff: Duration::from_millis(100),

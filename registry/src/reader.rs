@@ -11,7 +11,6 @@ use types::{Error, Result};
 
 use crate::call::{Call, Tries};
 use crate::http::next;
-use crate::opts::Limits;
 use crate::repository::Shared;
 
 /// A blob as it comes in. The digest is not checked here: the content store does that.
@@ -67,8 +66,8 @@ impl BlobReader {
                 }
                 Err(error) => {
                     self.body = None;
-                    let shared = Arc::clone(&self.shared);
-                    self.tries.again(&shared.http, error, None).await?;
+                    let limits = self.shared.host.http.limits();
+                    self.tries.again(limits, error, None).await?;
                 }
             }
         }
@@ -76,7 +75,7 @@ impl BlobReader {
 
     /// Bytes at `call.from`; empty when some were passed over.
     async fn read(&mut self) -> Result<Bytes> {
-        let deadline = self.shared.http.limits().read;
+        let deadline = self.shared.host.http.limits().read;
         let mut body = match self.body.take() {
             Some(body) => body,
             None => self.connect().await?,
@@ -100,10 +99,7 @@ impl BlobReader {
 
     async fn connect(&mut self) -> Result<Incoming> {
         let shared = Arc::clone(&self.shared);
-        let answer = self
-            .call
-            .run(&shared.http, &shared.auth, &mut self.tries)
-            .await?;
+        let answer = self.call.run(&shared.host, &mut self.tries).await?;
         self.window = (Instant::now(), 0);
         let header = |name| answer.headers().get(name).and_then(|v| v.to_str().ok());
         if answer.status() == StatusCode::PARTIAL_CONTENT {
@@ -137,15 +133,23 @@ impl BlobReader {
         ))
     }
 
-    /// Counts bytes; enough of them forgive the failures before.
+    /// Counts bytes; enough of them forgive the failures before, too few in their time are one.
     fn progress(&mut self, bytes: u64) -> Result<()> {
+        let limits = self.shared.host.http.limits();
         let (since, seen) = &mut self.window;
         *seen += bytes;
-        if *seen >= Limits::PROGRESS {
-            self.window = (Instant::now(), 0);
+        let least = limits.least(limits.read);
+        if *seen >= least {
             self.tries = Tries::new();
-        } else if since.elapsed() > self.shared.http.limits().read {
-            return Err(Error::unavailable("registry only trickles data"));
+        }
+        if since.elapsed() >= limits.read {
+            if *seen < least {
+                return Err(Error::unavailable(format_args!(
+                    "registry only trickles data: {seen} bytes in {:?}",
+                    limits.read
+                )));
+            }
+            self.window = (Instant::now(), 0);
         }
         Ok(())
     }

@@ -3,18 +3,17 @@
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Method};
 use sha2::{Digest as _, Sha256};
 use types::{Algorithm, Context as _, Descriptor, Digest, Error, Labels, Result, media_type as mt};
 
 use crate::MAX_MANIFEST;
-use crate::auth::Auth;
 use crate::call::{Call, Tries};
+use crate::host::Host;
 use crate::http::{Http, whole};
 use crate::opts::RegistryOpts;
 use crate::reader::BlobReader;
 use crate::reference::Reference;
-use crate::url::{self, Origin};
 
 /// The types that a name may resolve to, best first.
 const ACCEPT: [&str; 4] = [
@@ -32,10 +31,8 @@ pub struct Repository {
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    reference: Reference,
-    base: String,
-    pub(crate) http: Http,
-    pub(crate) auth: Auth,
+    pub(crate) reference: Reference,
+    pub(crate) host: Arc<Host>,
 }
 
 impl Repository {
@@ -55,14 +52,15 @@ impl Repository {
             host => host,
         };
         let scheme = if opts.plain_http { "http" } else { "https" };
-        let base = format!("{scheme}://{host}/v2/{}", reference.path());
-        let origin = Origin::of(&url::parse(&base)?)?;
+        let http = Http::new(opts.limits, opts.skip_verify);
         Ok(Self {
             shared: Arc::new(Shared {
                 reference: reference.clone(),
-                base,
-                http: Http::new(opts.limits, opts.skip_verify),
-                auth: Auth::new(origin, reference.path(), opts.credentials),
+                host: Arc::new(Host::new(
+                    format!("{scheme}://{host}/v2"),
+                    http,
+                    opts.credentials,
+                )?),
             }),
         })
     }
@@ -96,12 +94,8 @@ impl Repository {
     }
 
     async fn head(&self, object: &str, wanted: Option<&Digest>) -> Result<Descriptor> {
-        let call = self.call(Method::HEAD, "manifests", object, &ACCEPT.join(", "))?;
-        let shared = &self.shared;
-        let answer = match call
-            .run(&shared.http, &shared.auth, &mut Tries::new())
-            .await
-        {
+        let call = self.call(Method::HEAD, "manifests", object, &ACCEPT.join(", "));
+        let answer = match call.run(&self.shared.host, &mut Tries::new()).await {
             Ok(answer) => answer,
             Err(error) if error.is(types::Code::NotImplemented) => {
                 // A registry without HEAD.
@@ -135,13 +129,11 @@ impl Repository {
             method: Method::GET,
             ..call
         };
-        let shared = &self.shared;
-        let answer = call
-            .run(&shared.http, &shared.auth, &mut Tries::new())
-            .await?;
+        let host = &self.shared.host;
+        let answer = call.run(host, &mut Tries::new()).await?;
         let headers = answer.headers().clone();
         let limit = usize::try_from(MAX_MANIFEST).unwrap_or(usize::MAX);
-        let body = whole(answer.into_body(), limit, shared.http.limits().read).await?;
+        let body = whole(answer.into_body(), limit, host.http.limits().read).await?;
         // A wanted digest of another kind is checked when its blob is stored.
         let digest = match wanted {
             Some(digest) if digest.algorithm() != Algorithm::Sha256 => digest.clone(),
@@ -162,13 +154,8 @@ impl Repository {
                 descriptor.size
             )));
         }
-        let media_type = descriptor.media_type.as_str();
-        let (kind, accept) = if ACCEPT.contains(&media_type) {
-            ("manifests", media_type)
-        } else {
-            ("blobs", "*/*")
-        };
-        let mut call = self.call(Method::GET, kind, descriptor.digest.as_str(), accept)?;
+        let (kind, accept) = kind(descriptor);
+        let mut call = self.call(Method::GET, kind, descriptor.digest.as_str(), accept);
         call.from = offset;
         Ok(BlobReader::new(
             Arc::clone(&self.shared),
@@ -177,14 +164,41 @@ impl Repository {
         ))
     }
 
-    fn call(&self, method: Method, kind: &str, object: &str, accept: &str) -> Result<Call> {
-        let url: Uri = url::parse(&format!("{}/{kind}/{object}", self.shared.base))?;
-        Ok(Call {
-            method,
-            url,
-            accept: accept.to_owned(),
-            from: 0,
-        })
+    fn call(&self, method: Method, kind: &str, object: &str, accept: &str) -> Call {
+        let mut call = Call::new(method, self.path(kind, object), &[self.scope("pull")]);
+        accept.clone_into(&mut call.accept);
+        call
+    }
+
+    /// The host that takes what is pushed.
+    pub(crate) async fn push_host(&self) -> Result<Arc<Host>> {
+        Ok(Arc::clone(&self.shared.host))
+    }
+
+    /// Path of an object of this repository, below the root of a host.
+    pub(crate) fn path(&self, kind: &str, object: &str) -> String {
+        format!("{}/{kind}/{object}", self.shared.reference.path())
+    }
+
+    /// Host and path of this repository, as users write it.
+    pub(crate) fn reference(&self) -> String {
+        let reference = &self.shared.reference;
+        format!("{}/{}", reference.host(), reference.path())
+    }
+
+    /// The scope for `actions` on this repository.
+    pub(crate) fn scope(&self, actions: &str) -> String {
+        format!("repository:{}:{actions}", self.shared.reference.path())
+    }
+}
+
+/// Under which name the registry keeps the object, and which media type to ask for.
+pub(crate) fn kind(descriptor: &Descriptor) -> (&'static str, &str) {
+    let media_type = descriptor.media_type.as_str();
+    if ACCEPT.contains(&media_type) {
+        ("manifests", media_type)
+    } else {
+        ("blobs", "*/*")
     }
 }
 
@@ -227,7 +241,7 @@ fn descriptor(headers: &HeaderMap, digest: Digest, size: u64) -> Result<Descript
 }
 
 /// The rule for tags of the distribution specification.
-fn is_tag(tag: &str) -> bool {
+pub(crate) fn is_tag(tag: &str) -> bool {
     !tag.is_empty()
         && tag.len() <= 128
         && !tag.starts_with(['.', '-'])

@@ -9,6 +9,7 @@ use crate::testsuite::{Content, Reply, Request, Server};
 use crate::{Limits, RegistryOpts, Repository};
 
 mod auth;
+mod push;
 
 /// Nothing here waits for a deadline, save where a server is stuck on purpose.
 fn opts() -> RegistryOpts {

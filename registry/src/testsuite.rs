@@ -21,7 +21,7 @@ use types::{Algorithm, Descriptor, Digest, Labels};
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// `GET` or `HEAD`.
+    /// `GET`, `HEAD`, ...
     pub method: String,
     /// Path without the query.
     pub path: String,
@@ -29,6 +29,8 @@ pub struct Request {
     pub query: String,
     /// Headers, names in lower case.
     pub headers: BTreeMap<String, String>,
+    /// Body; a part of it when the connection was cut.
+    pub body: Bytes,
 }
 
 impl Request {
@@ -90,19 +92,32 @@ pub struct Server {
 impl Server {
     /// Starts answering with `handler`.
     pub async fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start_hanging_up(|_| None, handler).await
+    }
+
+    /// The same, but of requests for which `cut` has a number only so many bytes of the body are
+    /// read; then the connection is closed. They are noted all the same.
+    pub async fn start_hanging_up(
+        cut: impl Fn(&Request) -> Option<usize> + Send + Sync + 'static,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let log = Arc::new(Mutex::new(Vec::new()));
-        let (handler, seen) = (Arc::new(handler), Arc::clone(&log));
+        let shared = (Arc::new(cut), Arc::new(handler), Arc::clone(&log));
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (handler, seen) = (Arc::clone(&handler), Arc::clone(&seen));
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (cut, handler, seen) = shared.clone();
                 connections.spawn(async move {
-                    let mut stream = stream;
-                    if let Some(request) = read(&mut stream).await {
-                        seen.lock().unwrap().push(request.clone());
+                    let Some(mut request) = read(&mut stream).await else {
+                        return;
+                    };
+                    let cut = cut(&request);
+                    read_body(&mut stream, &mut request, cut.unwrap_or(usize::MAX)).await;
+                    seen.lock().unwrap().push(request.clone());
+                    if cut.is_none() {
                         answer(stream, &request, handler(&request)).await;
                     }
                 });
@@ -209,7 +224,16 @@ async fn read(stream: &mut TcpStream) -> Option<Request> {
         path: path.into(),
         query: query.into(),
         headers,
+        body: Bytes::new(),
     })
+}
+
+async fn read_body(stream: &mut TcpStream, request: &mut Request, most: usize) {
+    let length: usize = request.header("content-length").parse().unwrap_or_default();
+    let mut body = vec![0; length.min(most)];
+    // A client that gives up sends less.
+    let _read = stream.read_exact(&mut body).await;
+    request.body = body.into();
 }
 
 async fn answer(mut stream: TcpStream, request: &Request, reply: Reply) {

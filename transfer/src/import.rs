@@ -4,54 +4,45 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use images::archive::Archive;
-use images::name::{ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, Prefix};
 use images::{Entry, Frontier, PlatformSet};
 use types::{Context as _, Descriptor, Error, Image, Labels, Result};
 
 use crate::Deps;
+use crate::names::Names;
 use crate::progress::{OnProgress, Status};
 use crate::unpack::unpack_image;
 
 /// How to import.
 #[derive(Clone, Debug)]
 pub struct ImportOpts {
-    /// What bare tags are put behind.
-    pub prefix: Prefix,
-    /// Also name every image `prefix@digest`.
-    pub digests: bool,
-    /// But not those that have a name.
-    pub skip_digest_for_named: bool,
-    /// Name for the whole index of the archive.
-    pub index_name: Option<String>,
+    /// How images are named.
+    pub names: Names,
     /// Which platforms; this host's by default.
     pub platforms: PlatformSet,
     /// Labels of the image records.
     pub labels: Labels,
-    /// Unpack into snapshots.
-    pub unpack: bool,
+    /// What to unpack where.
+    pub unpacks: Vec<(Deps, PlatformSet)>,
     /// Who is told.
     pub progress: OnProgress,
 }
 
 impl ImportOpts {
-    /// Unpacks for this host; bare tags go behind `prefix`.
+    /// Unpacks nothing; takes what is for this host.
     #[must_use]
-    pub fn new(prefix: Prefix) -> Self {
+    pub fn new(names: Names) -> Self {
         Self {
-            prefix,
-            digests: false,
-            skip_digest_for_named: false,
-            index_name: None,
+            names,
             platforms: PlatformSet::default(),
             labels: Labels::new(),
-            unpack: true,
+            unpacks: Vec::new(),
             progress: OnProgress::default(),
         }
     }
 }
 
 /// Imports an OCI layout or a Docker archive and writes its image records, ordered by name. Images
-/// without a name get none unless `digests` is set.
+/// without a name get none unless a rule names them by digest.
 ///
 /// # Errors
 /// Those of [`images::archive::import`]; `NotFound` when no image is for the platform, none has a
@@ -83,21 +74,22 @@ pub async fn import(
         ));
     }
     complete(deps, &roots, &opts.platforms).await?;
-    let records = names(deps, &archive, &roots, &opts).await?;
+    let records = records(deps, &archive, &roots, &opts.names).await?;
     if records.is_empty() {
         // Without a record the collector would take all of it again.
         return Err(Error::not_found(
             "no image in the archive has a name to keep it under",
         ));
     }
-    if opts.unpack {
-        for root in records.values().collect::<Distinct<'_>>().0 {
-            unpack_root(deps, root, &opts).await?;
+    for root in records.values().collect::<Distinct<'_>>().0 {
+        for (deps, wanted) in &opts.unpacks {
+            unpack_root(deps, root, wanted, &opts).await?;
         }
     }
     let mut made = Vec::with_capacity(records.len());
     for (name, target) in records {
-        made.push(deps.images.put(&name, target, opts.labels.clone()).await?);
+        let labels = opts.names.labels(&name, &opts.labels)?;
+        made.push(deps.images.put(&name, target, labels).await?);
         opts.progress.tell(&name, Status::Done, 0, 0);
     }
     Ok(made)
@@ -136,50 +128,37 @@ async fn complete(deps: &Deps, roots: &[Entry], wanted: &PlatformSet) -> Result<
 }
 
 /// The records to write, by name.
-async fn names(
+async fn records(
     deps: &Deps,
     archive: &Archive,
     roots: &[Entry],
-    opts: &ImportOpts,
+    names: &Names,
 ) -> Result<BTreeMap<String, Descriptor>> {
     let mut records = BTreeMap::new();
     for root in roots {
-        let annotations = &root.descriptor.annotations;
-        let name = match annotations
-            .get(ANNOTATION_IMAGE_NAME)
-            .filter(|name| !name.is_empty())
-        {
-            Some(name) => Some(name.clone()),
-            None => annotations
-                .get(ANNOTATION_REF_NAME)
-                .and_then(|tag| opts.prefix.name(tag)),
-        };
-        let skip = opts.skip_digest_for_named && name.is_some();
-        if opts.digests && !skip {
-            let name = opts.prefix.by_digest(&root.descriptor.digest);
-            records.insert(name, root.descriptor.clone());
-        }
-        if let Some(name) = name {
+        for name in names.of(&root.descriptor) {
             records.insert(name, root.descriptor.clone());
         }
     }
-    if let Some(name) = &opts.index_name {
+    let of_index = names.whole(&archive.digest()?);
+    if !of_index.is_empty() {
         let index = archive.put_index(deps.content.as_ref()).await?;
         images::label_children(deps.content.as_ref(), &index.digest, roots).await?;
-        records.insert(name.clone(), index);
+        let named = of_index.into_iter().map(|name| (name, index.clone()));
+        records.extend(named);
     }
     Ok(records)
 }
 
-/// Of all platforms only this host's is unpacked: the others are for keeping.
-async fn unpack_root(deps: &Deps, root: &Descriptor, opts: &ImportOpts) -> Result<()> {
-    let host = PlatformSet::default();
-    let (wanted, all) = match &opts.platforms {
-        PlatformSet::All => (&host, true),
-        only => (only, false),
-    };
+/// Of an archive for many platforms, an image need not be for the one that is unpacked.
+async fn unpack_root(
+    deps: &Deps,
+    root: &Descriptor,
+    wanted: &PlatformSet,
+    opts: &ImportOpts,
+) -> Result<()> {
     match unpack_image(deps, root, wanted, &opts.progress).await {
-        Err(error) if all && error.is_not_found() => Ok(()),
+        Err(error) if opts.platforms == PlatformSet::All && error.is_not_found() => Ok(()),
         done => done.map(drop),
     }
 }

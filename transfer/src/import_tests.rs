@@ -1,6 +1,10 @@
 //! Imports of archives into stores in memory.
 
 use content::ContentStore as _;
+use std::collections::BTreeSet;
+
+use images::name::ANNOTATION_REF_NAME;
+use types::transfer::NameRule;
 use types::{Code, media_type as mt};
 
 use super::*;
@@ -85,8 +89,29 @@ fn archive(mut files: Files, entries: &[(&Descriptor, &str, &str)]) -> Box<dyn R
     Box::new(std::io::Cursor::new(builder.into_inner().unwrap()))
 }
 
+fn rule(flags: &str) -> NameRule {
+    NameRule {
+        name: "import".into(),
+        is_prefix: true,
+        allow_overwrite: !flags.contains('f'),
+        add_digest: flags.contains('d'),
+        skip_named_digest: flags.contains('s'),
+    }
+}
+
 fn opts() -> ImportOpts {
-    ImportOpts::new(Prefix::Add("import".into()))
+    ImportOpts::new(Names {
+        rules: vec![rule("")],
+        ..Names::default()
+    })
+}
+
+/// The same with unpacking for this host.
+fn unpacking(world: &World, opts: ImportOpts) -> ImportOpts {
+    ImportOpts {
+        unpacks: vec![(world.deps(), PlatformSet::default())],
+        ..opts
+    }
 }
 
 fn host() -> String {
@@ -100,9 +125,13 @@ async fn images_are_named_labelled_and_unpacked() {
     let two = manifest(&mut files, &host(), &[b"a", b"c"]);
     let world = World::new();
     let entries = [(&one, "latest", ""), (&two, "r.io/x/y:1", "")];
-    let made = import(archive(files, &entries), &world.deps(), opts())
-        .await
-        .unwrap();
+    let made = import(
+        archive(files, &entries),
+        &world.deps(),
+        unpacking(&world, opts()),
+    )
+    .await
+    .unwrap();
     let names: Vec<_> = made.iter().map(|image| image.name.as_str()).collect();
     assert_eq!(names, ["import:latest", "r.io/x/y:1"]);
     assert_eq!(made[0].target.digest, one.digest);
@@ -128,46 +157,48 @@ async fn names_follow_the_options() {
     let one = manifest(&mut files, &host(), &[b"a"]);
     let two = manifest(&mut files, &host(), &[b"b"]);
     let entries = [(&one, "1", ""), (&two, "", "")];
-    let by_digest = |d: &Descriptor| format!("import@{}", d.digest);
-    let filter = ImportOpts {
-        prefix: Prefix::Filter("other".into()),
-        ..opts()
-    };
-    for (opts, mut want) in [
-        (opts(), vec!["import:1".to_owned()]),
+    let by_digest = |digest: &types::Digest| format!("import@{digest}");
+    let whole = images::digest_of(&index(&entries)).unwrap();
+    for (flags, name, want) in [
+        ("", "", vec!["import:1".to_owned()]),
         (
-            ImportOpts {
-                digests: true,
-                ..opts()
-            },
-            vec!["import:1".to_owned(), by_digest(&one), by_digest(&two)],
+            "d",
+            "",
+            vec![
+                "import:1".to_owned(),
+                by_digest(&one.digest),
+                by_digest(&two.digest),
+                by_digest(&whole),
+            ],
         ),
         (
-            ImportOpts {
-                digests: true,
-                skip_digest_for_named: true,
-                ..opts()
-            },
-            vec!["import:1".to_owned(), by_digest(&two)],
+            "ds",
+            "",
+            vec![
+                "import:1".to_owned(),
+                by_digest(&two.digest),
+                by_digest(&whole),
+            ],
         ),
-        (
-            ImportOpts {
-                index_name: Some("all".into()),
-                unpack: false,
-                ..opts()
-            },
-            vec!["all".to_owned(), "import:1".to_owned()],
-        ),
-        (filter, vec!["other:1".to_owned()]),
+        ("", "all", vec!["all".to_owned(), "import:1".to_owned()]),
     ] {
         let world = World::new();
-        let unpack = opts.unpack;
+        let names = Names {
+            name: name.into(),
+            rules: vec![rule(flags)],
+        };
+        let opts = ImportOpts::new(names);
         import(archive(files.clone(), &entries), &world.deps(), opts)
             .await
             .unwrap();
-        want.sort();
-        assert_eq!(world.names(), want);
-        assert_eq!(world.chains().is_empty(), !unpack);
+        let want: BTreeSet<_> = want.into_iter().collect();
+        assert_eq!(world.names().into_iter().collect::<BTreeSet<_>>(), want);
+        assert!(world.chains().is_empty());
+        let expires = |name: &str| {
+            let records = world.records.0.lock().unwrap();
+            records[name].labels.contains_key("containerd.io/gc.expire")
+        };
+        assert_eq!(expires("import:1"), !name.is_empty());
     }
 }
 
@@ -175,12 +206,13 @@ async fn names_follow_the_options() {
 async fn an_import_that_would_keep_nothing_is_refused() {
     let mut files = Files::new();
     let one = manifest(&mut files, &host(), &[b"a"]);
-    let filter = ImportOpts {
-        prefix: Prefix::Filter("x".into()),
-        ..opts()
-    };
+    let filter = ImportOpts::new(Names {
+        rules: vec![rule("f")],
+        ..Names::default()
+    });
     for (name, opts) in [("", opts()), ("r.io/y:1", filter)] {
         let (world, reader) = (World::new(), archive(files.clone(), &[(&one, name, "")]));
+        let opts = unpacking(&world, opts);
         let error = import(reader, &world.deps(), opts).await.unwrap_err();
         assert!(
             error.is_not_found() && error.to_string().contains("has a name"),
@@ -199,9 +231,13 @@ async fn only_wanted_platforms_need_be_complete() {
     let nested = blob(&mut files, mt::OCI_INDEX, &nested);
     let entries = [(&nested, "multi", ""), (&missing, "other", "s390x")];
     let world = World::new();
-    import(archive(files.clone(), &entries), &world.deps(), opts())
-        .await
-        .unwrap();
+    import(
+        archive(files.clone(), &entries),
+        &world.deps(),
+        unpacking(&world, opts()),
+    )
+    .await
+    .unwrap();
     assert_eq!(world.names(), ["import:multi"]);
     assert_eq!(world.chains().len(), 1);
 
@@ -210,9 +246,13 @@ async fn only_wanted_platforms_need_be_complete() {
         ..opts()
     };
     let world = World::new();
-    let error = import(archive(files.clone(), &entries), &world.deps(), all)
-        .await
-        .unwrap_err();
+    let error = import(
+        archive(files.clone(), &entries),
+        &world.deps(),
+        unpacking(&world, all),
+    )
+    .await
+    .unwrap_err();
     assert!(
         error.is_not_found() && error.to_string().contains("image is incomplete"),
         "{error}"
@@ -220,9 +260,13 @@ async fn only_wanted_platforms_need_be_complete() {
     assert!(world.names().is_empty() && world.chains().is_empty());
 
     let entries = [(&missing, "other", "s390x")];
-    let error = import(archive(files, &entries), &world.deps(), opts())
-        .await
-        .unwrap_err();
+    let error = import(
+        archive(files, &entries),
+        &world.deps(),
+        unpacking(&world, opts()),
+    )
+    .await
+    .unwrap_err();
     assert!(
         error.is_not_found() && error.to_string().contains("for this platform"),
         "{error}"
@@ -240,9 +284,13 @@ async fn all_platforms_are_kept_and_the_host_is_unpacked() {
     };
     let world = World::new();
     // A manifest without an index around it is what it is: it unpacks.
-    import(archive(files, &entries), &world.deps(), all)
-        .await
-        .unwrap();
+    import(
+        archive(files, &entries),
+        &world.deps(),
+        unpacking(&world, all),
+    )
+    .await
+    .unwrap();
     assert_eq!(world.names(), ["import:x"]);
 }
 
@@ -280,9 +328,13 @@ async fn bad_images_leave_no_record_and_no_snapshot() {
         (bomb_files, &bomb, Code::ResourceExhausted, "nested deeper"),
     ] {
         let world = World::new();
-        let error = import(archive(files, &[(root, "1", "")]), &world.deps(), opts())
-            .await
-            .unwrap_err();
+        let error = import(
+            archive(files, &[(root, "1", "")]),
+            &world.deps(),
+            unpacking(&world, opts()),
+        )
+        .await
+        .unwrap_err();
         assert!(
             error.is(code) && error.to_string().contains(text),
             "{error}"

@@ -7,14 +7,18 @@
 //!
 //! ```text
 //! pull    registry --fetch--> content --unpack--> snapshots --> image record
-//! import  archive  --------->    ^
+//! import  archive  --------->    |
+//! push    registry <-------------'
 //! ```
 
 mod fetch;
 mod import;
+mod names;
 mod progress;
 mod pull;
+mod push;
 mod unpack;
+mod verify;
 
 #[cfg(test)]
 mod fake;
@@ -27,9 +31,12 @@ use images::ImageStore;
 use snapshotters::Snapshotter;
 
 pub use import::{ImportOpts, import};
+pub use names::Names;
 pub use progress::{OnProgress, Progress, Status};
 pub use pull::{PullOpts, pull};
+pub use push::{PushOpts, push};
 pub use unpack::{unpack, unpack_image};
+pub use verify::verify;
 
 /// What a transfer works on; local or remote, scoped to one namespace and lease.
 #[derive(Clone, Debug)]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use types::Descriptor;
+
 /// Where one blob, layer or name stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -29,6 +31,8 @@ pub enum Status {
     Downloading,
     /// It is coming in from an archive.
     Saving,
+    /// It is going out to a registry.
+    Uploading,
     /// It was there already.
     Exists,
     /// It is there now.
@@ -49,6 +53,7 @@ impl Status {
             Self::Waiting => "waiting",
             Self::Downloading => "downloading",
             Self::Saving => "saving",
+            Self::Uploading => "uploading",
             Self::Exists => "exists",
             Self::Done => "done",
             Self::Extracting => "extracting",
@@ -58,19 +63,42 @@ impl Status {
 }
 
 type Listener = dyn Fn(&Progress) + Send + Sync;
+type Family = dyn Fn(&str, &Descriptor) + Send + Sync;
 
 /// Who listens; nobody by default. Called from the transfer's own task: it must not block.
 #[derive(Clone, Default)]
-pub struct OnProgress(Option<Arc<Listener>>);
+pub struct OnProgress {
+    listener: Option<Arc<Listener>>,
+    family: Option<Arc<Family>>,
+}
 
 impl OnProgress {
     /// Tells `listener`.
     pub fn new(listener: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(listener)))
+        Self {
+            listener: Some(Arc::new(listener)),
+            family: None,
+        }
+    }
+
+    /// Also tells `family` what belongs to what: the reference of a parent, as in [`Progress`], and
+    /// one child, before anything is told of that child.
+    #[must_use]
+    pub fn with_family(self, family: impl Fn(&str, &Descriptor) + Send + Sync + 'static) -> Self {
+        Self {
+            family: Some(Arc::new(family)),
+            ..self
+        }
+    }
+
+    pub(crate) fn child(&self, parent: &str, child: &Descriptor) {
+        if let Some(family) = &self.family {
+            family(parent, child);
+        }
     }
 
     pub(crate) fn tell(&self, reference: &str, status: Status, offset: u64, total: u64) {
-        if let Some(listener) = &self.0 {
+        if let Some(listener) = &self.listener {
             listener(&Progress {
                 reference: reference.to_owned(),
                 status,
@@ -83,7 +111,7 @@ impl OnProgress {
 
 impl fmt::Debug for OnProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() {
+        f.write_str(if self.listener.is_some() {
             "OnProgress(..)"
         } else {
             "OnProgress"

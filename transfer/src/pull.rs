@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use images::{Entry, Frontier, Manifest, PlatformSet};
+use images::{Entry, Frontier, Index, Manifest, PlatformSet, Verifier};
 use registry::{Reference, RegistryOpts, Repository};
 use tokio::sync::oneshot;
 use types::{Descriptor, Error, Image, Labels, Result};
@@ -12,6 +12,7 @@ use crate::Deps;
 use crate::fetch::Fetcher;
 use crate::progress::{OnProgress, Status};
 use crate::unpack::{is_image, unpack_arriving};
+use crate::verify::verify;
 
 /// Layers fetched at a time.
 const CONCURRENT: usize = 3;
@@ -29,6 +30,12 @@ pub struct PullOpts {
     pub max_concurrent: usize,
     /// How to talk to the registry.
     pub registry: RegistryOpts,
+    /// Also fetch manifests and configs of the other platforms.
+    pub all_metadata: bool,
+    /// Most manifests of an index; 0: all that are wanted.
+    pub manifest_limit: usize,
+    /// Who must agree before anything is fetched.
+    pub verifiers: Vec<Arc<dyn Verifier>>,
     /// Who is told.
     pub progress: OnProgress,
 }
@@ -40,7 +47,7 @@ pub struct PullOpts {
 /// # Errors
 /// `InvalidArgument` for a bad reference, document or layer; those of [`Repository::resolve`];
 /// `NotFound` when there is nothing for the platform; `FailedPrecondition` when bytes are not what
-/// their digest says.
+/// their digest says; those of [`crate::verify()`].
 pub async fn pull(reference: &str, deps: &Deps, opts: PullOpts) -> Result<Image> {
     let on = opts.progress.clone();
     let parsed: Reference = reference.parse()?;
@@ -48,6 +55,8 @@ pub async fn pull(reference: &str, deps: &Deps, opts: PullOpts) -> Result<Image>
     let repository = Repository::new(&parsed, opts.registry.clone())?;
     let target = repository.resolve().await?;
     on.tell(reference, Status::Resolved, 0, 0);
+    verify(&opts.verifiers, reference, &target).await?;
+    on.child(reference, &target);
     let pull = Pull {
         deps,
         fetcher: Arc::new(Fetcher::new(&deps.content, repository, &parsed, &on)),
@@ -88,11 +97,19 @@ impl Pull<'_> {
                     .iter()
                     .map(|entry| entry.platform.clone())
                     .collect();
-                let chosen = self.opts.platforms.choose(&platforms);
+                let mut chosen = self.opts.platforms.choose(&platforms);
+                if self.opts.manifest_limit > 0 {
+                    chosen.truncate(self.opts.manifest_limit);
+                }
+                if self.opts.all_metadata {
+                    self.metadata(descriptor, &index, &chosen).await?;
+                }
                 let next = chosen
                     .into_iter()
                     .filter_map(|at| index.manifests.get(at).cloned());
-                frontier.push(next.collect(), depth)?;
+                let next: Vec<Entry> = next.collect();
+                self.family(descriptor, &next);
+                frontier.push(next, depth)?;
             } else if images::is_manifest(&descriptor.media_type) {
                 if let Some(manifest) = self.manifest(&entry, depth).await? {
                     found.push(manifest);
@@ -108,6 +125,37 @@ impl Pull<'_> {
             )));
         }
         Ok(found)
+    }
+
+    /// Fetches what the manifests that were not chosen say of themselves: without it the index cannot
+    /// be pushed, and nobody can tell what else there is.
+    async fn metadata(&self, parent: &Descriptor, index: &Index, chosen: &[usize]) -> Result<()> {
+        let store = self.deps.content.as_ref();
+        for (at, entry) in index.manifests.iter().enumerate() {
+            let descriptor = &entry.descriptor;
+            if chosen.contains(&at) || !images::is_manifest(&descriptor.media_type) {
+                continue;
+            }
+            self.opts
+                .progress
+                .child(&images::ref_key(parent), descriptor);
+            limited(descriptor)?;
+            self.fetcher.fetch(descriptor).await?;
+            let config = images::read_manifest(store, descriptor).await?.config;
+            if images::is_config(&config.media_type) && config.size <= images::MAX_CONFIG {
+                self.family(descriptor, &[config.clone().into()]);
+                self.fetcher.fetch(&config).await?;
+                images::label_children(store, &descriptor.digest, &[config.into()]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn family(&self, parent: &Descriptor, children: &[Entry]) {
+        let parent = images::ref_key(parent);
+        for child in children {
+            self.opts.progress.child(&parent, &child.descriptor);
+        }
     }
 
     async fn manifest(&self, entry: &Entry, depth: usize) -> Result<Option<Manifest>> {
@@ -128,6 +176,7 @@ impl Pull<'_> {
             .chain(&manifest.layers)
             .map(|child| Entry::from(child.clone()))
             .collect();
+        self.family(descriptor, &children);
         self.fetcher.fetch(config).await?;
         images::label_children(store, &descriptor.digest, &children).await?;
         if depth > 0 && entry.platform.is_none() && images::is_config(&config.media_type) {

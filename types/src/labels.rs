@@ -33,6 +33,8 @@ pub mod gc_label {
     pub const REF_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
     /// Prefix: keeps an image.
     pub const REF_IMAGE: &str = "containerd.io/gc.ref.image";
+    /// Prefix: keeps a stream between a client and the daemon.
+    pub const REF_STREAM: &str = "containerd.io/gc.ref.stream";
     /// Prefix: is kept by an image.
     pub const BREF_IMAGE: &str = "containerd.io/gc.bref.image";
     /// Prefix: is kept by a container.

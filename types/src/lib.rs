@@ -20,6 +20,7 @@ mod mount;
 mod platform;
 mod record;
 mod scope;
+pub mod transfer;
 
 pub use any::Any;
 pub use bundle::{BUNDLES_DIR, DEFAULT_RUNTIME, Exit, SPEC_URL, bundle_file};

@@ -12,7 +12,7 @@ use types::{
 use crate::context::Context;
 use crate::out::{self, Pad, Table};
 use crate::text;
-use crate::{import, pull};
+use crate::{export, image_care, image_mounts, import, pull, push, tag};
 
 /// Manage images.
 #[derive(Debug, clap::Args)]
@@ -25,17 +25,31 @@ pub(crate) struct Args {
 enum Command {
     /// Pull an image from a registry
     Pull(pull::Args),
+    /// Push an image to a registry
+    Push(push::Args),
     /// Import images from a tar archive
     Import(import::Args),
+    /// Export images as a tar archive
+    Export(export::Args),
     /// List images known to containerd
     #[command(visible_alias = "ls")]
     List(List),
     /// Check that all content of images is available locally
     Check(Check),
     /// Tag an image
-    Tag(Tag),
+    Tag(tag::Args),
     /// Set and clear labels of an image
     Label(Label),
+    /// Mount an image to a target path
+    Mount(image_mounts::Mount),
+    /// Unmount the image from the target
+    Unmount(image_mounts::Unmount),
+    /// Display usage of snapshots for an image
+    Usage(image_care::Usage),
+    /// Convert an image
+    Convert(image_care::Convert),
+    /// Remove unused images
+    Prune(image_care::Prune),
     /// Remove images by reference
     #[command(visible_aliases = ["del", "remove", "rm"])]
     Delete(Delete),
@@ -63,21 +77,6 @@ struct Check {
 }
 
 #[derive(Debug, clap::Args)]
-struct Tag {
-    /// Replace the target reference when it exists
-    #[arg(long)]
-    force: bool,
-    /// Do not check the target references
-    #[arg(long)]
-    skip_reference_check: bool,
-    /// Image to tag
-    source: String,
-    /// New references
-    #[arg(required = true)]
-    targets: Vec<String>,
-}
-
-#[derive(Debug, clap::Args)]
 struct Label {
     /// Replace all labels
     #[arg(short, long)]
@@ -101,11 +100,18 @@ struct Delete {
 pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     match args.command {
         Command::Pull(args) => pull::run(ctx, args).await,
+        Command::Push(args) => push::run(ctx, args).await,
         Command::Import(args) => import::run(ctx, args).await,
+        Command::Export(args) => export::run(ctx, args).await,
         Command::List(args) => list(ctx, args).await,
         Command::Check(args) => check(ctx, args).await,
-        Command::Tag(args) => tag(ctx, args).await,
+        Command::Tag(args) => tag::run(ctx, args).await,
         Command::Label(args) => label(ctx, args).await,
+        Command::Mount(args) => image_mounts::mount(ctx, args).await,
+        Command::Unmount(args) => image_mounts::unmount(ctx, args).await,
+        Command::Usage(args) => image_care::usage(ctx, args).await,
+        Command::Convert(args) => image_care::convert(ctx, args).await,
+        Command::Prune(args) => image_care::prune(ctx, args).await,
         Command::Delete(args) => delete(ctx, args).await,
     }
 }
@@ -312,34 +318,6 @@ impl Found {
             format!("{present}/?")
         }
     }
-}
-
-async fn tag(ctx: &Context, args: Tag) -> Result<u8> {
-    if !args.skip_reference_check {
-        for target in &args.targets {
-            ::images::name::normalize(target).ctx_with(|| {
-                format!("error parsing reference: {target:?} is not a valid repository/tag")
-            })?;
-        }
-    }
-    let client = ctx.client().await?;
-    let work = async |client: Client| {
-        let images = client.images();
-        let mut image = images.get(&args.source).await?;
-        for target in &args.targets {
-            image.name.clone_from(target);
-            match images.create(&image).await {
-                Err(e) if e.is_already_exists() && args.force => {
-                    let fields = Fields::new(vec!["target".into(), "labels".into()]);
-                    images.update(&image, &fields).await?;
-                }
-                other => drop(other?),
-            }
-            out::line(target)?;
-        }
-        Ok(0)
-    };
-    client.with_lease(work).await
 }
 
 async fn label(ctx: &Context, args: Label) -> Result<u8> {

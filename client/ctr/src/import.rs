@@ -1,13 +1,14 @@
 //! `ctr images import`.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use ::images::name::Prefix;
 use client::Client;
-use transfer::ImportOpts;
+use transfer::{ImportOpts, Names};
+use types::transfer::{Endpoint, ImportStream, NameRule, Store, Unpack};
 use types::{Error, Platform, Result};
 
 use crate::context::Context;
@@ -45,8 +46,8 @@ pub(crate) struct Args {
     /// Labels of the images
     #[arg(long)]
     label: Vec<String>,
-    /// Import in this process, as is always done
-    #[arg(long, hide = true)]
+    /// Import in this process instead of the daemon
+    #[arg(long)]
     local: bool,
     /// Archive, `-` for standard input
     archive: PathBuf,
@@ -60,36 +61,113 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
         Box::new(file.map_err(|e| Error::os(format_args!("open {}", args.archive.display()), e))?)
     };
     let client = ctx.client().await?;
-    let name = client.snapshotter_name(&args.snapshotter).await?;
-    let prefix = if args.base_name.is_empty() {
-        Prefix::dated(SystemTime::now())
-    } else {
-        Prefix::Filter(args.base_name.clone())
-    };
-    let given: Vec<Platform> = args.platform.iter().cloned().collect();
-    let work = async move |client: Client| {
+    let snapshotter = client.snapshotter_name(&args.snapshotter).await?;
+    let work = async |client: Client| {
         let display = Display::new();
-        let opts = ImportOpts {
-            digests: args.digests,
-            skip_digest_for_named: args.skip_digest_for_named,
-            index_name: args.index_name,
-            platforms: platforms(&given, args.all_platforms),
-            labels: text::parse_labels(&args.label),
-            unpack: !args.no_unpack,
-            progress: display.listener(),
-            ..ImportOpts::new(prefix)
+        let done = if args.local {
+            interruptible(here(&client, &snapshotter, &args, reader, &display)).await
+        } else {
+            interruptible(there(&client, &snapshotter, &args, reader, &display)).await
         };
-        let deps = deps(&client, &name);
-        let imported = interruptible(transfer::import(reader, &deps, opts)).await;
         display.finish();
-        for image in imported? {
-            let how = if args.no_unpack { "saved" } else { "unpacking" };
-            out::line(&format_args!(
-                "{how} {} ({})...done",
-                image.name, image.target.digest
-            ))?;
-        }
-        Ok(0)
+        done
     };
-    client.with_lease(work).await
+    client.with_lease(work).await?;
+    Ok(0)
+}
+
+/// Imports in this process, over the daemon's stores.
+async fn here(
+    client: &Client,
+    snapshotter: &str,
+    args: &Args,
+    reader: Box<dyn Read + Send>,
+    display: &Display,
+) -> Result<()> {
+    let deps = deps(client, snapshotter);
+    let mut opts = ImportOpts {
+        platforms: platforms(&given(args), args.all_platforms),
+        labels: text::parse_labels(&args.label),
+        progress: display.listener(),
+        ..ImportOpts::new(Names {
+            name: args.index_name.clone().unwrap_or_default(),
+            rules: vec![rule(args)],
+        })
+    };
+    if !args.no_unpack {
+        let wanted = platforms(&given(args), false);
+        opts.unpacks = vec![(deps.clone(), wanted)];
+    }
+    for image in transfer::import(reader, &deps, opts).await? {
+        let how = if args.no_unpack { "saved" } else { "unpacking" };
+        out::line(&format_args!(
+            "{how} {} ({})...done",
+            image.name, image.target.digest
+        ))?;
+    }
+    Ok(())
+}
+
+/// Has the daemon import what is sent to it.
+async fn there(
+    client: &Client,
+    snapshotter: &str,
+    args: &Args,
+    reader: Box<dyn Read + Send>,
+    display: &Display,
+) -> Result<()> {
+    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let unpack = Unpack {
+        platform: platform.clone(),
+        snapshotter: snapshotter.to_owned(),
+    };
+    let store = Store {
+        name: args.index_name.clone().unwrap_or_default(),
+        labels: text::parse_labels(&args.label),
+        platforms: (!args.all_platforms)
+            .then_some(platform)
+            .into_iter()
+            .collect(),
+        references: vec![rule(args)],
+        unpacks: (!args.no_unpack).then_some(unpack).into_iter().collect(),
+        ..Store::default()
+    };
+    let (stream, mut sent) = client.send_bytes(reader).await?;
+    let import = ImportStream {
+        stream,
+        ..ImportStream::default()
+    };
+    let (import, store) = (Endpoint::Import(import), Endpoint::Store(store));
+    let told = |event| display.event(&event);
+    let done = client.transfer(&import, &store, told).await;
+    match sent.try_recv() {
+        // What could not be read is why the daemon found the archive cut.
+        Ok(Err(error)) if done.is_err() && error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::os("read archive", error))
+        }
+        _ => done,
+    }
+}
+
+fn given(args: &Args) -> Vec<Platform> {
+    args.platform.iter().cloned().collect()
+}
+
+/// How images without a full name are named.
+fn rule(args: &Args) -> NameRule {
+    let dated = Prefix::dated(SystemTime::now());
+    let (Prefix::Add(dated) | Prefix::Filter(dated)) = dated;
+    let is_dated = args.base_name.is_empty();
+    NameRule {
+        name: if is_dated {
+            dated
+        } else {
+            args.base_name.clone()
+        },
+        is_prefix: true,
+        // A name that was made up gives way to a real one.
+        allow_overwrite: is_dated,
+        add_digest: args.digests,
+        skip_named_digest: args.skip_digest_for_named,
+    }
 }

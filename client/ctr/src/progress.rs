@@ -6,7 +6,8 @@ use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use transfer::{OnProgress, Progress, Status};
+use transfer::OnProgress;
+use types::transfer::TransferEvent;
 
 use crate::out;
 
@@ -18,10 +19,14 @@ pub(crate) struct Display(Arc<Mutex<State>>);
 enum State {
     Bars {
         all: MultiProgress,
-        bars: HashMap<String, (ProgressBar, Status)>,
+        bars: HashMap<String, (ProgressBar, String)>,
     },
-    Lines(HashSet<(String, Status)>),
+    Lines(HashSet<(String, String)>),
+    Silent,
 }
+
+/// Names on their way at most: more than an image has.
+const MAX_NAMES: usize = 100_000;
 
 impl Display {
     /// Bars when standard error is a terminal.
@@ -37,42 +42,61 @@ impl Display {
         Self(Arc::new(Mutex::new(state)))
     }
 
-    /// Shows what it is told.
-    pub(crate) fn listener(&self) -> OnProgress {
-        let display = self.clone();
-        OnProgress::new(move |progress| display.show(progress))
+    /// Nothing at all: standard output is for something else.
+    pub(crate) fn silent() -> Self {
+        Self(Arc::new(Mutex::new(State::Silent)))
     }
 
-    fn show(&self, progress: &Progress) {
+    /// Shows what a transfer in this process tells.
+    pub(crate) fn listener(&self) -> OnProgress {
+        let display = self.clone();
+        OnProgress::new(move |progress| {
+            let word = progress.status.word();
+            display.show(&progress.reference, word, progress.offset, progress.total);
+        })
+    }
+
+    /// Shows what a transfer in the daemon tells.
+    pub(crate) fn event(&self, event: &TransferEvent) {
+        self.show(&event.name, &event.event, event.progress, event.total);
+    }
+
+    fn show(&self, reference: &str, word: &str, offset: u64, total: u64) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *state {
             State::Bars { all, bars } => {
-                let name = short(&progress.reference);
-                let (bar, status) = bars.entry(progress.reference.clone()).or_insert_with(|| {
-                    let bar = all.add(ProgressBar::new(progress.total).with_prefix(name));
-                    bar.set_style(style(Status::Waiting));
-                    bar.set_message(Status::Waiting.word());
-                    (bar, Status::Waiting)
+                if bars.len() >= MAX_NAMES && !bars.contains_key(reference) {
+                    return;
+                }
+                let name = short(reference);
+                let (bar, shown) = bars.entry(reference.to_owned()).or_insert_with(|| {
+                    let bar = all.add(ProgressBar::new(total).with_prefix(name));
+                    (bar, String::new())
                 });
-                if *status != progress.status {
-                    *status = progress.status;
-                    bar.set_style(style(progress.status));
-                    bar.set_message(progress.status.word());
+                if shown != word {
+                    word.clone_into(shown);
+                    bar.set_style(style(reference, word));
+                    bar.set_message(word.to_owned());
                 }
-                if progress.total > 0 {
-                    bar.set_length(progress.total);
+                if total > 0 {
+                    bar.set_length(total);
                 }
-                bar.set_position(progress.offset);
+                bar.set_position(offset);
                 bar.tick();
             }
             State::Lines(told) => {
                 // Bytes are for bars: a line tells each step once.
-                if told.insert((progress.reference.clone(), progress.status)) {
-                    let (name, word) = (short(&progress.reference), progress.status.word());
+                let step = (reference.to_owned(), word.to_owned());
+                if told.len() < 8 * MAX_NAMES && told.insert(step) {
+                    let line = match short(reference) {
+                        name if name.is_empty() => word.to_owned(),
+                        name => format!("{name}: {word}"),
+                    };
                     // A reader that is gone must not end the transfer; the last line tells of it.
-                    drop(out::line(&format_args!("{name}: {word}")));
+                    drop(out::line(&line));
                 }
             }
+            State::Silent => {}
         }
     }
 
@@ -89,17 +113,14 @@ impl Display {
 
 /// Bytes count while something moves, and the bar takes the width that is left: a line that does not
 /// fit would be drawn again and again. Names are whole where nothing follows that could be cut off.
-fn style(status: Status) -> ProgressStyle {
-    let template = match status {
-        Status::Downloading | Status::Saving => {
+fn style(reference: &str, word: &str) -> ProgressStyle {
+    let template = match word {
+        _ if reference.is_empty() => "{msg}",
+        "downloading" | "saving" | "uploading" => {
             "{prefix:32!} {msg:<11} [{wide_bar:.green}] {bytes:>10}/{total_bytes}"
         }
-        Status::Waiting | Status::Resolving | Status::Extracting => {
-            "{prefix:32} {msg:<11} {spinner}"
-        }
-        Status::Resolved | Status::Exists | Status::Done | Status::Unpacked => {
-            "{prefix:32} {msg:<11}"
-        }
+        "waiting" | "resolving" | "extracting" => "{prefix:32} {msg:<11} {spinner}",
+        _ => "{prefix:32} {msg:<11}",
     };
     ProgressStyle::with_template(template).map_or_else(
         |_| ProgressStyle::default_bar(),
@@ -179,9 +200,9 @@ mod tests {
             let screen = Screen(width, Arc::default());
             let target = indicatif::ProgressDrawTarget::term_like(Box::new(screen.clone()));
             let bar = ProgressBar::with_draw_target(Some(10 << 20), target);
-            bar.set_style(style(Status::Downloading));
+            bar.set_style(style("layer", "downloading"));
             bar.set_prefix("layer (abababababab)");
-            bar.set_message(Status::Downloading.word());
+            bar.set_message("downloading");
             bar.set_position(5 << 20);
             bar.force_draw();
             let shown = screen.1.lock().unwrap().trim_end().to_owned();
@@ -192,9 +213,14 @@ mod tests {
 
     #[test]
     fn every_status_has_a_style() {
-        for status in [Status::Resolving, Status::Downloading, Status::Done] {
+        for (name, word) in [
+            ("", "Pulling"),
+            ("a", "uploading"),
+            ("a", "waiting"),
+            ("a", "done"),
+        ] {
             let bar = ProgressBar::hidden();
-            bar.set_style(style(status));
+            bar.set_style(style(name, word));
         }
     }
 }

@@ -4,30 +4,21 @@ use std::time::Instant;
 
 use ::images::PlatformSet;
 use client::Client;
-use registry::{Credentials, RegistryOpts};
 use transfer::{Deps, PullOpts};
+use types::transfer::{Endpoint, Store, Unpack};
 use types::{Error, Platform, Result};
 
 use crate::context::Context;
 use crate::out;
 use crate::progress::Display;
+use crate::registry::{self, only_local};
 use crate::text;
 
 /// Pull an image from a registry
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Skip SSL certificate validation
-    #[arg(short = 'k', long)]
-    skip_verify: bool,
-    /// Allow connections using plain HTTP
-    #[arg(long)]
-    plain_http: bool,
-    /// Registry user and password, `user[:password]`
-    #[arg(short, long)]
-    user: Option<String>,
-    /// Refresh token for the authorization server
-    #[arg(long, conflicts_with = "user")]
-    refresh: Option<String>,
+    #[command(flatten)]
+    registry: registry::Flags,
     /// Snapshotter name; empty for the namespace's default
     #[arg(long, env = "CONTAINERD_SNAPSHOTTER", default_value = "")]
     snapshotter: String,
@@ -40,61 +31,107 @@ pub(crate) struct Args {
     /// Pull content and metadata from all platforms
     #[arg(long)]
     all_platforms: bool,
+    /// Skip metadata for unused platforms; such an image can only be pushed by platform
+    #[arg(long)]
+    skip_metadata: bool,
     /// Print the resulting image's chain ID
     #[arg(long)]
     print_chainid: bool,
     /// Layers fetched at a time
     #[arg(long, default_value_t = 0)]
     max_concurrent_downloads: usize,
-    /// Pull in this process, as is always done
-    #[arg(long, hide = true)]
+    /// Pull in this process instead of the daemon
+    #[arg(long)]
     local: bool,
     /// Image reference
     reference: String,
 }
 
 pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
-    let credentials = credentials(&args)?;
     let client = ctx.client().await?;
     let name = client.snapshotter_name(&args.snapshotter).await?;
     let start = Instant::now();
     let work = async |client: Client| {
         let deps = deps(&client, &name);
         let display = Display::new();
-        let platforms = platforms(&args.platform, args.all_platforms);
-        let opts = PullOpts {
-            platforms: platforms.clone(),
-            labels: text::parse_labels(&args.label),
-            unpack: true,
-            max_concurrent: args.max_concurrent_downloads,
-            registry: RegistryOpts {
-                plain_http: args.plain_http,
-                skip_verify: args.skip_verify,
-                credentials: credentials.clone(),
-                ..RegistryOpts::default()
-            },
-            progress: display.listener(),
+        let pulled = if args.local {
+            interruptible(here(&args, &deps, &display)).await
+        } else {
+            interruptible(there(&client, &name, &args, &display)).await
         };
-        let pulled = interruptible(transfer::pull(&args.reference, &deps, opts)).await;
         display.finish();
-        let image = pulled?;
-        for platform in unpacked(&deps, &image.target, &platforms).await? {
-            out::line(&format_args!("unpacked {platform} {}", image.target.digest))?;
-        }
+        pulled?;
         if args.print_chainid {
-            let store = deps.content.as_ref();
-            for (_, manifest) in ::images::manifests(store, &image.target, &platforms).await? {
-                let config = ::images::read_config(store, &manifest.config).await?;
-                if let Some(chain) = ::images::chain_of(&config.diff_ids)? {
-                    out::line(&format_args!("image chain ID: {chain}"))?;
-                }
-            }
+            print_chains(&client, &args).await?;
         }
         Ok(())
     };
     client.with_lease(work).await?;
     out::line(&format_args!("done: {:.3?}", start.elapsed()))?;
     Ok(0)
+}
+
+/// Pulls in this process, over the daemon's stores.
+async fn here(args: &Args, deps: &Deps, display: &Display) -> Result<()> {
+    let platforms = platforms(&args.platform, args.all_platforms);
+    let opts = PullOpts {
+        platforms: platforms.clone(),
+        labels: text::parse_labels(&args.label),
+        unpack: true,
+        max_concurrent: args.max_concurrent_downloads,
+        registry: args.registry.opts()?,
+        all_metadata: !args.skip_metadata,
+        progress: display.listener(),
+        ..PullOpts::default()
+    };
+    let image = transfer::pull(&args.reference, deps, opts).await?;
+    for platform in unpacked(deps, &image.target, &platforms).await? {
+        out::line(&format_args!("unpacked {platform} {}", image.target.digest))?;
+    }
+    Ok(())
+}
+
+/// Has the daemon pull.
+async fn there(client: &Client, snapshotter: &str, args: &Args, display: &Display) -> Result<()> {
+    only_local(&[(
+        "max-concurrent-downloads",
+        args.max_concurrent_downloads > 0,
+    )])?;
+    let wanted = match (args.platform.as_slice(), args.all_platforms) {
+        (_, true) => Vec::new(),
+        ([], false) => vec![Platform::host()],
+        (given, false) => given.to_vec(),
+    };
+    let unpack = |platform: &Platform| Unpack {
+        platform: platform.clone(),
+        snapshotter: snapshotter.to_owned(),
+    };
+    let store = Store {
+        name: args.reference.clone(),
+        labels: text::parse_labels(&args.label),
+        all_metadata: !args.skip_metadata,
+        unpacks: wanted.iter().map(unpack).collect(),
+        platforms: wanted,
+        ..Store::default()
+    };
+    let remote = args.registry.remote(client, &args.reference).await?;
+    let (remote, store) = (Endpoint::Registry(remote), Endpoint::Store(store));
+    let told = |event| display.event(&event);
+    client.transfer(&remote, &store, told).await
+}
+
+async fn print_chains(client: &Client, args: &Args) -> Result<()> {
+    let platforms = platforms(&args.platform, args.all_platforms);
+    let target = client.images().get(&args.reference).await?.target;
+    let content = client.content();
+    let store = content.as_ref();
+    for (_, manifest) in ::images::manifests(store, &target, &platforms).await? {
+        let config = ::images::read_config(store, &manifest.config).await?;
+        if let Some(chain) = ::images::chain_of(&config.diff_ids)? {
+            out::line(&format_args!("image chain ID: {chain}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// The platforms of the images that were unpacked.
@@ -115,27 +152,6 @@ async fn unpacked(
         }
     }
     Ok(found)
-}
-
-fn credentials(args: &Args) -> Result<Option<Credentials>> {
-    if let Some(token) = &args.refresh {
-        return Ok(Some(Credentials {
-            user: String::new(),
-            secret: token.clone(),
-        }));
-    }
-    let Some(user) = &args.user else {
-        return Ok(None);
-    };
-    if let Some((user, secret)) = user.split_once(':') {
-        return Ok(Some(Credentials {
-            user: user.to_owned(),
-            secret: secret.to_owned(),
-        }));
-    }
-    Err(Error::invalid_argument(
-        "--user needs a password: user:password",
-    ))
 }
 
 /// The set that `--platform` and `--all-platforms` name.

@@ -10,6 +10,7 @@ mod metrics;
 mod namespaces;
 mod process;
 mod tasks;
+mod transfer;
 
 pub use containers::Containers;
 pub use events::{Envelope, Events, Subscription};

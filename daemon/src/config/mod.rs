@@ -15,7 +15,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use types::{Error, Result};
 
-pub(crate) use plugins::{Diff, Metadata, Overlay, RootPath, Scheduler, Sharing, Tasks};
+pub(crate) use plugins::{
+    BinDir, Diff, Metadata, Overlay, RootPath, Scheduler, Sharing, Tasks, Transfer,
+};
 pub(crate) use read::{Overrides, load};
 
 /// Where the configuration is looked for when no path is given.

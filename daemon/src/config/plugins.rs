@@ -126,6 +126,69 @@ impl Default for Tasks {
     }
 }
 
+/// `io.containerd.transfer.v1.local`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Transfer {
+    /// Layers that a pull fetches at a time.
+    pub(crate) max_concurrent_downloads: usize,
+    /// Blobs that a push sends at a time.
+    pub(crate) max_concurrent_uploaded_layers: usize,
+    /// Unpack only for the configured platforms, not for all of their systems.
+    pub(crate) check_platform_supported: bool,
+    /// What is unpacked where; left out: every snapshotter for this host's platform.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) unpack_config: Option<Vec<UnpackConfig>>,
+}
+
+impl Default for Transfer {
+    fn default() -> Self {
+        Self {
+            max_concurrent_downloads: 3,
+            max_concurrent_uploaded_layers: 3,
+            check_platform_supported: false,
+            unpack_config: None,
+        }
+    }
+}
+
+/// Images of a platform into a snapshotter.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct UnpackConfig {
+    /// Platform.
+    pub(crate) platform: String,
+    /// Snapshotter.
+    pub(crate) snapshotter: String,
+    /// Differ; empty: those of the diff service.
+    pub(crate) differ: String,
+    /// It may be missing.
+    pub(crate) optional: bool,
+}
+
+/// `io.containerd.image-verifier.v1.bindir`: programs that judge images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct BinDir {
+    /// Their directory.
+    pub(crate) bin_dir: PathBuf,
+    /// How many of them are asked; negative: all.
+    pub(crate) max_verifiers: i64,
+    /// Time of each.
+    #[serde(with = "duration")]
+    pub(crate) per_verifier_timeout: Duration,
+}
+
+impl Default for BinDir {
+    fn default() -> Self {
+        Self {
+            bin_dir: "/opt/containerd/image-verifier/bin".into(),
+            max_verifiers: 10,
+            per_verifier_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
 /// Reads a table and writes it again in full, with the defaults filled in.
 type Complete = fn(toml::Table) -> Result<toml::Table>;
 
@@ -137,8 +200,12 @@ fn complete_as<T: DeserializeOwned + Serialize>(table: toml::Table) -> Result<to
 }
 
 /// Every section that exists.
-const SECTIONS: [(&str, Complete); 6] = [
+const SECTIONS: [(&str, Complete); 8] = [
     ("io.containerd.gc.v1.scheduler", complete_as::<Scheduler>),
+    (
+        "io.containerd.image-verifier.v1.bindir",
+        complete_as::<BinDir>,
+    ),
     ("io.containerd.metadata.v1.bolt", complete_as::<Metadata>),
     ("io.containerd.runtime.v2.task", complete_as::<Tasks>),
     ("io.containerd.service.v1.diff-service", complete_as::<Diff>),
@@ -150,6 +217,7 @@ const SECTIONS: [(&str, Complete); 6] = [
         "io.containerd.snapshotter.v1.overlayfs",
         complete_as::<Overlay>,
     ),
+    ("io.containerd.transfer.v1.local", complete_as::<Transfer>),
 ];
 
 /// All sections in full. Those of unknown plugins are left out.

@@ -14,7 +14,9 @@ pub(crate) mod introspection;
 pub(crate) mod leases;
 pub(crate) mod namespaces;
 pub(crate) mod snapshots;
+pub(crate) mod streaming;
 pub(crate) mod tasks;
+pub(crate) mod transfer;
 pub(crate) mod version;
 
 use std::str::FromStr;

@@ -114,7 +114,7 @@ fn descriptor(file: &File, media_type: &str) -> Descriptor {
     }
 }
 
-pub(super) fn descriptor_json(descriptor: &Descriptor) -> Value {
+pub(crate) fn descriptor_json(descriptor: &Descriptor) -> Value {
     let mut value = json!({
         "mediaType": descriptor.media_type,
         "digest": descriptor.digest.as_str(),

@@ -78,7 +78,7 @@ fn read(reader: Box<dyn Read>, sender: &mpsc::Sender<Result<Part>>) -> Result<()
 }
 
 /// Undoes gzip or zstd around the whole archive.
-fn decompress(reader: Box<dyn Read + Send>) -> Result<Box<dyn Read>> {
+pub(crate) fn decompress(reader: Box<dyn Read + Send>) -> Result<Box<dyn Read>> {
     let mut buffered = BufReader::with_capacity(256 * 1024, reader);
     let head = buffered
         .fill_buf()

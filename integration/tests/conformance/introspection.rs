@@ -29,6 +29,7 @@ rules! {
     }
     ours {
         native_tells_its_root
+        what_moves_images_is_listed
         the_server_tells_its_pid_and_pid_namespace
         a_plugin_is_asked_for_by_type_and_id
         a_plugin_without_more_to_tell_is_not_implemented
@@ -275,4 +276,19 @@ async fn the_runtime_understands_both_forms_of_a_type(peer: &Peer) {
     let plain = ask(peer, question.clone()).await;
     question.type_url.insert_str(0, "type.googleapis.com/");
     assert_eq!(ask(peer, question).await, plain);
+}
+
+async fn what_moves_images_is_listed(peer: &Peer) {
+    let all = plugins(peer, &[]).await;
+    for (kind, id) in [
+        ("io.containerd.transfer.v1", "local"),
+        ("io.containerd.streaming.v1", "manager"),
+        ("io.containerd.image-verifier.v1", "bindir"),
+        (GRPC, "streaming"),
+        (GRPC, "transfer"),
+    ] {
+        let row = all.iter().find(|row| row.type_ == kind && row.id == id);
+        let row = row.unwrap_or_else(|| panic!("no row {kind}.{id}"));
+        assert!(row.init_err.is_none(), "{row:?}");
+    }
 }

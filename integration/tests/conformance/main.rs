@@ -32,4 +32,6 @@ mod matrix;
 mod namespaces;
 mod snapshots;
 mod stock;
+mod streaming;
+mod transfer;
 mod transport;

@@ -17,6 +17,8 @@ pub(crate) enum Node {
     Container(String),
     /// A lease, by id.
     Lease(String),
+    /// A stream, by id. It has no record.
+    Stream(String),
 }
 
 /// What one label means.
@@ -42,6 +44,9 @@ fn link(key: &str, value: &str) -> Option<Link> {
     let value = || value.to_owned();
     if named(key, gc_label::REF_CONTENT) {
         return Some(Link::Keeps(Node::Content(value())));
+    }
+    if named(key, gc_label::REF_STREAM) {
+        return Some(Link::Keeps(Node::Stream(value())));
     }
     if named(key, gc_label::REF_IMAGE) {
         return Some(Link::Keeps(Node::Image(value())));
@@ -108,6 +113,10 @@ mod tests {
             (
                 "containerd.io/gc.ref.image.a",
                 Some(Link::Keeps(Node::Image("v".into()))),
+            ),
+            (
+                "containerd.io/gc.ref.stream.a",
+                Some(Link::Keeps(Node::Stream("v".into()))),
             ),
             (
                 "containerd.io/gc.bref.content",

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use types::{Labels, Namespace, Resource, Result, gc_label};
 
+use super::LeasedStream;
 use super::condition::{Condition, conditions, used_at};
 use super::link::{Link, Node, links};
 use super::spare::node;
@@ -71,10 +72,12 @@ pub(super) struct Doubt {
 
 impl Marked {
     /// Marks what is reachable at `now` in the state that `tx` sees.
-    pub(crate) fn new(tx: &dyn Read, now: SystemTime) -> Result<Self> {
+    pub(crate) fn new(tx: &dyn Read, now: SystemTime, streams: &[LeasedStream]) -> Result<Self> {
         let mut doubts = Vec::new();
         for namespace in namespaces::known(tx)? {
-            let doubt = Graph::load(tx, &namespace, now)?.unmarked();
+            let mut graph = Graph::load(tx, &namespace, now)?;
+            graph.add_streams(&namespace, streams);
+            let doubt = graph.unmarked();
             doubts.push((namespace, doubt));
         }
         Ok(Self { doubts })
@@ -235,6 +238,16 @@ impl Graph {
             }
         }
         self.objects.insert(node, refs);
+    }
+
+    /// A stream lives as long as its lease, or as what names it.
+    fn add_streams(&mut self, namespace: &Namespace, streams: &[LeasedStream]) {
+        for stream in streams.iter().filter(|s| s.namespace == *namespace) {
+            let node = Node::Stream(stream.id.clone());
+            let lease = Node::Lease(stream.lease.to_string());
+            self.kept_by.entry(lease).or_default().push(node.clone());
+            self.objects.insert(node, Refs::default());
+        }
     }
 
     fn root(&mut self, node: Node) {

@@ -21,11 +21,12 @@ mod scheduler;
 mod spare;
 mod sweep;
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use types::{Error, Result};
+use types::{Error, LeaseId, Namespace, Result};
 
 pub use self::scheduler::{Scheduler, SchedulerOpts};
 
@@ -33,6 +34,26 @@ use self::mark::Marked;
 use self::sweep::{STEP, Swept};
 use crate::Metadata;
 use crate::db::{Marks, Outlet, WriteTx};
+
+/// The streams between clients and this daemon. They are nowhere but in its memory.
+pub trait Streams: Send + Sync + fmt::Debug {
+    /// Those under a lease; all others live as long as their connections.
+    fn leased(&self) -> Vec<LeasedStream>;
+
+    /// Ends a stream under a lease, if it is still there.
+    fn end(&self, namespace: &Namespace, id: &str);
+}
+
+/// A stream that a lease keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeasedStream {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its id there.
+    pub id: String,
+    /// The lease.
+    pub lease: LeaseId,
+}
 
 /// What one run did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +95,8 @@ pub(crate) struct Collector {
     started: AtomicU64,
     /// The last run, when it went well.
     last: tokio::sync::Mutex<Option<Stats>>,
+    /// Collected beside the records.
+    pub(crate) streams: OnceLock<Arc<dyn Streams>>,
 }
 
 /// Collects once.
@@ -101,6 +124,12 @@ pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats
     let mut stats = Stats::default();
     let swept = sweep(metadata, now, &mut work.marks, &mut stats).await?;
     work.is_swept = true;
+    if let Some(streams) = metadata.0.collector.streams.get() {
+        for (namespace, id) in &swept.streams {
+            tracing::debug!(%namespace, id, "stream that nobody keeps is ended");
+            streams.end(namespace, id);
+        }
+    }
     swept.collect(metadata, &mut work.marks, &mut stats).await;
     stats.elapsed = begin.elapsed();
     tracing::debug!(?stats, "garbage collected");
@@ -116,22 +145,26 @@ async fn sweep(
     marks: &mut Marks,
     stats: &mut Stats,
 ) -> Result<Swept> {
+    // Listed first: the lease of a stream is older than the stream, so the snapshot has it.
+    let streams = metadata.0.collector.streams.get();
+    let streams: Arc<[_]> = streams.map(|s| s.leased()).unwrap_or_default().into();
     let watch = metadata.0.db.kv.watch().await?;
     let snapshot = metadata.0.db.kv.read()?;
-    let mark = move || Marked::new(&snapshot, now);
+    let listed = Arc::clone(&streams);
+    let mark = move || Marked::new(&snapshot, now, &listed);
     let marked = tokio::task::spawn_blocking(mark).await;
     let mut marked = marked.map_err(|e| Error::internal("mark garbage").with_source(e))??;
     let watch = Arc::new(watch);
     let mut swept = Swept::default();
     while !marked.is_clean() {
-        let watch = Arc::clone(&watch);
+        let (watch, streams) = (Arc::clone(&watch), Arc::clone(&streams));
         let step = move |tx: &mut WriteTx<'_, '_>| {
             let begin = Instant::now();
             match watch.take() {
                 Some(touched) if marked.spare(&**tx, &touched)? => tx.mark(),
                 Some(_) => {}
                 // Too much has happened to look at it all: mark again.
-                None => marked = Marked::new(&**tx, now)?,
+                None => marked = Marked::new(&**tx, now, &streams)?,
             }
             let swept = marked.sweep(tx, STEP)?;
             Ok((marked, swept, begin.elapsed()))

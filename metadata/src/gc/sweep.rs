@@ -29,6 +29,8 @@ pub(crate) struct Swept {
     pub(super) content: bool,
     /// Snapshotters that lost records.
     pub(super) snapshotters: BTreeSet<String>,
+    /// Streams that nobody keeps.
+    pub(super) streams: Vec<(Namespace, String)>,
 }
 
 impl Marked {
@@ -69,6 +71,7 @@ impl Swept {
         sum.leases += more.leases;
         self.content |= later.content;
         self.snapshotters.extend(later.snapshotters);
+        self.streams.extend(later.streams);
     }
 
     fn remove(&mut self, tx: &mut WriteTx<'_, '_>, ns: &Namespace, node: Node) -> Result<()> {
@@ -107,6 +110,7 @@ impl Swept {
                 leases::remove(tx, ns, &id)?;
                 self.removed.leases += 1;
             }
+            Node::Stream(id) => self.streams.push((ns.clone(), id)),
             // Always a root.
             Node::Container(_) => {}
         }

@@ -14,6 +14,7 @@ use crate::fixture::{
 mod model;
 mod naive;
 mod steps;
+mod streams;
 
 const PAST: &str = "2001-01-01T00:00:00Z";
 const FUTURE: &str = "2999-01-01T00:00:00+02:00";

@@ -55,6 +55,12 @@ impl<R> Sender<R> {
             .map_err(|_| Error::cancelled(""))
     }
 
+    /// Completes when all that was sent is on its way, or the client is gone.
+    pub async fn drained(&self) {
+        // Room for everything is an empty queue.
+        drop(self.0.reserve_many(self.0.max_capacity()).await);
+    }
+
     /// Completes when the client is gone.
     pub async fn closed(&self) {
         self.0.closed().await;
@@ -91,6 +97,17 @@ mod tests {
             let sizes: Vec<usize> = stream.map(|page| page.unwrap()).collect().await;
             assert_eq!(sizes, want);
         }
+    }
+
+    #[tokio::test]
+    async fn a_sender_learns_that_its_queue_is_empty() {
+        let (sender, mut stream) = channel::<u8>(2);
+        sender.send(1).await.unwrap();
+        let mut drained = Box::pin(sender.drained());
+        let mut unheard = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(drained.as_mut().poll(&mut unheard).is_pending());
+        stream.next().await.unwrap().unwrap();
+        drained.await;
     }
 
     #[tokio::test]

@@ -133,7 +133,7 @@ async fn refused_credentials_end_the_pull() {
         assert!(error.to_string().contains(text), "{name}: {error}");
         assert!(tokens.requests().len() <= 2, "{name}");
     }
-    let tokens = Server::start(|_| Reply::status(200).body(vec![b' '; 2 << 20])).await;
+    let tokens = Server::start(|_| Reply::status(200).body(vec![b' '; 9 << 20])).await;
     let server = Server::start(guarded(
         image().0,
         format!("http://{}/token", tokens.host()),

@@ -25,7 +25,7 @@ use types::{Error, Result};
 use crate::error::{at, last, op};
 use crate::pidfd;
 
-pub use output::Output;
+pub use output::{Answer, Output};
 pub use tree::{children, command_line, kill_tree};
 
 /// How a process ended.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -11,6 +11,9 @@ use types::{Error, Result};
 use super::{Child, Spawn, Status};
 use crate::error::op;
 use crate::pipe;
+
+/// Reads in a row: the content of a pipe.
+const ROUNDS: usize = 32;
 
 /// What a helper left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +24,62 @@ pub struct Output {
     pub text: Vec<u8>,
 }
 
+/// What a program answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// How it ended.
+    pub status: Status,
+    /// The beginning of its standard output.
+    pub text: Vec<u8>,
+    /// There was more of it.
+    pub is_cut: bool,
+    /// The beginning of its standard error.
+    pub errors: Vec<u8>,
+}
+
 impl Spawn {
+    /// Starts the process in a group of its own, writes `input` to it, and waits for its end. Blocks.
+    /// Of each of its outputs `limit` bytes are kept; more is read and forgotten.
+    ///
+    /// # Errors
+    /// As [`Spawn::spawn`]; `DeadlineExceeded`: it is killed with all that it started.
+    pub fn answer(self, input: &[u8], limit: usize, deadline: Duration) -> Result<Answer> {
+        let name = self.program.display().to_string();
+        let (their_in, our_in) = pipe::new()?;
+        let (our_out, their_out) = pipe::new()?;
+        let (our_err, their_err) = pipe::new()?;
+        let child = self
+            .new_group()
+            .stdin(their_in)
+            .stdout(their_out)
+            .stderr(their_err)
+            .spawn()?;
+        crate::fs::set_nonblocking(&our_in, true)?;
+        let mut exchange = Exchange {
+            child: &child,
+            stdin: Some(File::from(our_in)),
+            input,
+            outputs: vec![
+                Collected::new(our_out, limit, false)?,
+                Collected::new(our_err, limit, false)?,
+            ],
+        };
+        let status = exchange.run(Instant::now() + deadline).inspect_err(|_| {
+            drop(super::kill_tree(child.pid()));
+            drop(child.wait());
+        });
+        let status = status.map_err(|e| e.ctx(name))?;
+        let errors = exchange.outputs.pop().map(|o| o.text).unwrap_or_default();
+        let output = exchange.outputs.pop();
+        let (text, is_cut) = output.map(|o| (o.text, o.is_cut)).unwrap_or_default();
+        Ok(Answer {
+            status,
+            text,
+            is_cut,
+            errors,
+        })
+    }
+
     /// Starts the process, writes `input` to it, and waits for its end. Blocks.
     ///
     /// What it wrote until then is returned, also when a child of its own keeps the pipe open.
@@ -40,23 +98,21 @@ impl Spawn {
             .stderr(their_err)
             .spawn()?;
         crate::fs::set_nonblocking(&our_in, true)?;
-        crate::fs::set_nonblocking(&our_out, true)?;
         let mut exchange = Exchange {
             child: &child,
             stdin: Some(File::from(our_in)),
-            stdout: Some(File::from(our_out)),
             input,
-            text: Vec::new(),
-            limit,
+            outputs: vec![Collected::new(our_out, limit, true)?],
         };
         let status = exchange.run(Instant::now() + deadline).inspect_err(|_| {
             // It is ours and unwanted: end it, and reap it.
             drop(child.kill(libc::SIGKILL));
             drop(child.wait());
         });
+        let text = exchange.outputs.pop().map(|o| o.text).unwrap_or_default();
         Ok(Output {
             status: status.map_err(|e| e.ctx(name))?,
-            text: exchange.text,
+            text,
         })
     }
 }
@@ -64,10 +120,18 @@ impl Spawn {
 struct Exchange<'a> {
     child: &'a Child,
     stdin: Option<File>,
-    stdout: Option<File>,
     input: &'a [u8],
+    outputs: Vec<Collected>,
+}
+
+/// What came out of one pipe.
+struct Collected {
+    pipe: Option<File>,
     text: Vec<u8>,
     limit: usize,
+    /// More than the limit is an error.
+    strict: bool,
+    is_cut: bool,
 }
 
 impl Exchange<'_> {
@@ -93,7 +157,7 @@ impl Exchange<'_> {
         if let Some(file) = &self.stdin {
             fds.push(PollFd::from_borrowed_fd(file.as_fd(), PollFlags::OUT));
         }
-        if let Some(file) = &self.stdout {
+        for file in self.outputs.iter().filter_map(|o| o.pipe.as_ref()) {
             fds.push(PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN));
         }
         let timeout = Timespec {
@@ -124,15 +188,42 @@ impl Exchange<'_> {
     }
 
     fn collect(&mut self) -> Result<()> {
+        self.outputs.iter_mut().try_for_each(Collected::collect)
+    }
+}
+
+impl Collected {
+    fn new(pipe: OwnedFd, limit: usize, strict: bool) -> Result<Self> {
+        crate::fs::set_nonblocking(&pipe, true)?;
+        Ok(Self {
+            pipe: Some(File::from(pipe)),
+            text: Vec::new(),
+            limit,
+            strict,
+            is_cut: false,
+        })
+    }
+
+    /// Takes what is there, but a pipe's worth at most: who writes without end shall not keep its
+    /// reader from looking at the clock.
+    fn collect(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
-        while let Some(file) = &mut self.stdout {
+        for _ in 0..ROUNDS {
+            let Some(file) = &mut self.pipe else {
+                break;
+            };
             match file.read(&mut buffer) {
-                Ok(0) => self.stdout = None,
+                Ok(0) => self.pipe = None,
                 Ok(read) if self.text.len() + read > self.limit => {
-                    return Err(Error::resource_exhausted(format_args!(
-                        "output of more than {} bytes",
-                        self.limit
-                    )));
+                    if self.strict {
+                        return Err(Error::resource_exhausted(format_args!(
+                            "output of more than {} bytes",
+                            self.limit
+                        )));
+                    }
+                    let room = self.limit - self.text.len();
+                    self.text.extend_from_slice(&buffer[..room]);
+                    self.is_cut = true;
                 }
                 Ok(read) => self.text.extend_from_slice(&buffer[..read]),
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => break,

@@ -204,3 +204,27 @@ fn a_start_time_tells_processes_of_one_pid_apart() {
     child.wait().unwrap();
     assert_eq!(start_time(child.pid()), None);
 }
+
+#[test]
+fn an_answer_is_cut_and_its_errors_are_apart() {
+    let script = "echo no >&2; cat; head -c 300000 /dev/zero; exit 3";
+    let said = shell(script).answer(b"in", 1000, SOON).unwrap();
+    assert_eq!(said.status, Status::Exited(3));
+    assert_eq!(said.errors, b"no\n");
+    assert!(said.text.starts_with(b"in\0\0") && said.text.len() == 1000 && said.is_cut);
+    let said = shell("printf x").answer(b"", 1, SOON).unwrap();
+    assert_eq!((said.text.as_slice(), said.is_cut), (&b"x"[..], false));
+}
+
+#[test]
+fn who_answers_too_late_is_killed_with_its_children() {
+    let (hold, released) = pipe::new().unwrap();
+    let script = shell("sleep 1000 & yes").fd(released, 9);
+    let error = script
+        .answer(b"", 10, Duration::from_millis(50))
+        .unwrap_err();
+    assert!(error.is(types::Code::DeadlineExceeded), "{error}");
+    // The end of the pipe comes when nobody has it open: all of them are gone.
+    let mut rest = Vec::new();
+    File::from(hold).read_to_end(&mut rest).unwrap();
+}

@@ -214,6 +214,7 @@ fn record_key(ns: &Namespace, node: &Node) -> Vec<u8> {
         Node::Snapshot(sn, name) => key(Bucket::Snapshot, &[ns.as_str(), sn, name]),
         Node::Image(name) => own(Bucket::Image, ns, name),
         Node::Ingest(reference) => own(Bucket::Ingest, ns, reference),
+        Node::Stream(_) => unreachable!("streams have no records"),
         Node::Container(id) => own(Bucket::Container, ns, id),
         Node::Lease(id) => own(Bucket::Lease, ns, id),
     }
@@ -366,7 +367,7 @@ impl Both {
     ) -> Result<(), TestCaseError> {
         let hour = self.hour;
         let mut before = self.map.0.clone();
-        let mut marked = Marked::new(&self.map, at(hour)).unwrap();
+        let mut marked = Marked::new(&self.map, at(hour), &[]).unwrap();
         let origin = self.worlds.clone();
         let mut gone = BTreeSet::new();
         for step in during {
@@ -415,7 +416,7 @@ impl Both {
 
     /// Marks, compares and removes the garbage from both.
     fn collect(&mut self) -> Result<(), TestCaseError> {
-        let marked = Marked::new(&self.map, at(self.hour)).unwrap();
+        let marked = Marked::new(&self.map, at(self.hour), &[]).unwrap();
         let mut found: BTreeMap<_, _> = marked.doubts.into_iter().collect();
         for (here, ns) in SPACES.into_iter().enumerate() {
             let nodes = found.remove(space(here)).unwrap_or_default();

@@ -58,7 +58,11 @@ async fn a_sweep_goes_in_small_steps_and_one_that_is_cut_off_is_finished_by_the_
     let house = House::new().await;
     let (blobs, most) = (1000, 100);
     litter(&house, blobs).await;
-    let marked = Marked::new(&house.metadata.0.db.kv.read().unwrap(), SystemTime::now());
+    let marked = Marked::new(
+        &house.metadata.0.db.kv.read().unwrap(),
+        SystemTime::now(),
+        &[],
+    );
     let mut marked = marked.unwrap();
     let mut before = (count(&house, Bucket::Blob), count(&house, Bucket::Leased));
     for _ in 0..5 {

@@ -1,0 +1,127 @@
+//! Flags of commands that talk to a registry.
+
+use client::Client;
+use registry::{Credentials, RegistryOpts};
+use types::transfer::{AuthAnswer, Remote};
+use types::{Error, Result};
+
+/// How to reach a registry
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Flags {
+    /// Skip SSL certificate validation
+    #[arg(short = 'k', long)]
+    skip_verify: bool,
+    /// Allow connections using plain HTTP
+    #[arg(long)]
+    plain_http: bool,
+    /// Registry user and password, `user[:password]`
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Refresh token for the authorization server
+    #[arg(long, conflicts_with = "user")]
+    refresh: Option<String>,
+}
+
+impl Flags {
+    /// Options for a registry client in this process.
+    pub(crate) fn opts(&self) -> Result<RegistryOpts> {
+        let credentials = match self.answer()? {
+            AuthAnswer::Password { user, secret } => Some(Credentials { user, secret }),
+            AuthAnswer::Refresh(secret) => Some(Credentials {
+                user: String::new(),
+                secret,
+            }),
+            AuthAnswer::None | AuthAnswer::Header(_) => None,
+        };
+        Ok(RegistryOpts {
+            plain_http: self.plain_http,
+            skip_verify: self.skip_verify,
+            credentials,
+            ..RegistryOpts::default()
+        })
+    }
+
+    /// The registry's end of a transfer in the daemon, which asks for credentials when there are any.
+    pub(crate) async fn remote(&self, client: &Client, reference: &str) -> Result<Remote> {
+        only_local(&[("skip-verify", self.skip_verify)])?;
+        let mut remote = Remote {
+            reference: reference.to_owned(),
+            ..Remote::default()
+        };
+        if self.plain_http {
+            remote.default_scheme = "http".to_owned();
+        }
+        let answer = self.answer()?;
+        if answer != AuthAnswer::None {
+            let told = move |_: &_| answer.clone();
+            remote.auth_stream = client.lend_credentials(told).await?;
+        }
+        Ok(remote)
+    }
+
+    fn answer(&self) -> Result<AuthAnswer> {
+        if let Some(token) = &self.refresh {
+            return Ok(AuthAnswer::Refresh(token.clone()));
+        }
+        let Some(user) = &self.user else {
+            return Ok(AuthAnswer::None);
+        };
+        let Some((user, secret)) = user.split_once(':') else {
+            return Err(Error::invalid_argument(
+                "--user needs a password: user:password",
+            ));
+        };
+        Ok(AuthAnswer::Password {
+            user: user.to_owned(),
+            secret: secret.to_owned(),
+        })
+    }
+}
+
+/// Refuses flags that a transfer in the daemon cannot follow.
+///
+/// Parity: cmd/ctr/commands/images/pull.go: the words of the refusal.
+pub(crate) fn only_local(flags: &[(&str, bool)]) -> Result<()> {
+    match flags.iter().find(|(_, is_set)| *is_set) {
+        Some((name, _)) => Err(Error::invalid_argument(format_args!(
+            "\"--{name}\" requires \"--local\" flag"
+        ))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_come_from_flags() {
+        let flags = |user: Option<&str>, refresh: Option<&str>| Flags {
+            skip_verify: false,
+            plain_http: false,
+            user: user.map(str::to_owned),
+            refresh: refresh.map(str::to_owned),
+        };
+        let answer = flags(Some("me:a:b"), None).answer().unwrap();
+        let want = AuthAnswer::Password {
+            user: "me".into(),
+            secret: "a:b".into(),
+        };
+        assert_eq!(answer, want);
+        let token = flags(None, Some("t")).answer().unwrap();
+        assert_eq!(token, AuthAnswer::Refresh("t".into()));
+        assert_eq!(flags(None, None).answer().unwrap(), AuthAnswer::None);
+        assert!(flags(Some("me"), None).answer().is_err());
+    }
+
+    #[test]
+    fn what_only_works_here_is_refused() {
+        only_local(&[("a", false)]).unwrap();
+        let error = only_local(&[("a", false), ("b", true)]).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("\"--b\" requires \"--local\" flag")
+        );
+    }
+}

@@ -1,0 +1,135 @@
+//! The plugins of transfers: what may be unpacked, who verifies, and the limits.
+
+use std::sync::Arc;
+
+use images::{BinDir, BinDirOpts, Verifier};
+use types::{Error, Platform, Result};
+
+use super::{Parts, Transfers, Unpacking};
+use crate::config::{self, Config};
+use crate::engine::{Differ, Differs};
+use crate::point::{Candidate, Facts, Point, Row};
+use crate::store::Store;
+use crate::streams::Streams;
+
+/// Kind of transfers.
+const TRANSFER: &str = "io.containerd.transfer.v1";
+/// Kind of image verifiers.
+const VERIFIER: &str = "io.containerd.image-verifier.v1";
+
+/// Puts transfers together; `None` when they are disabled or do not work, as a row tells.
+///
+/// # Errors
+/// That of a required plugin.
+pub(crate) fn open(
+    store: &Store,
+    differs: &Point<dyn Differ>,
+    streams: &Streams,
+    config: &Config,
+) -> Result<(Option<Transfers>, Vec<Row>)> {
+    let verifiers = verifiers(config)?;
+    let agree: Vec<Arc<dyn Verifier>> = verifiers.ready().values().cloned().collect();
+    let local = || {
+        let section: config::Transfer = config.section(&format!("{TRANSFER}.local"))?;
+        let parts = Parts {
+            metadata: store.metadata.clone(),
+            streams: streams.clone(),
+            unpacking: unpacking(store, differs, &section, config)?,
+            strict: section.check_platform_supported,
+            verifiers: agree,
+            max_downloads: section.max_concurrent_downloads,
+            max_uploads: section.max_concurrent_uploaded_layers,
+        };
+        Ok((Arc::new(Transfers::new(parts)), Facts::default()))
+    };
+    let candidates = vec![Candidate {
+        id: "local",
+        requires: &[
+            "io.containerd.lease.v1",
+            "io.containerd.metadata.v1",
+            "io.containerd.differ.v1",
+            VERIFIER,
+            "io.containerd.snapshotter.v1",
+        ],
+        build: Box::new(local),
+    }];
+    let made: Point<Transfers> = Point::build(TRANSFER, config, candidates)?;
+    let mut rows = verifiers.rows().to_vec();
+    rows.extend_from_slice(made.rows());
+    let local = made.ready().get("local").map(|local| (**local).clone());
+    Ok((local, rows))
+}
+
+fn verifiers(config: &Config) -> Result<Point<dyn Verifier>> {
+    let bindir = || {
+        let section: config::BinDir = config.section(&format!("{VERIFIER}.bindir"))?;
+        let opts = BinDirOpts {
+            directory: section.bin_dir,
+            // Parity: pkg/imageverifier/bindir: a negative number is no limit.
+            most: usize::try_from(section.max_verifiers).ok(),
+            patience: section.per_verifier_timeout,
+        };
+        let made: Arc<dyn Verifier> = Arc::new(BinDir::new(opts));
+        Ok((made, Facts::default()))
+    };
+    let candidates = vec![Candidate {
+        id: "bindir",
+        requires: &[],
+        build: Box::new(bindir),
+    }];
+    Point::build(VERIFIER, config, candidates)
+}
+
+/// What is configured; without that, every snapshotter for the host's platform.
+fn unpacking(
+    store: &Store,
+    differs: &Point<dyn Differ>,
+    section: &config::Transfer,
+    config: &Config,
+) -> Result<Vec<Unpacking>> {
+    let order: config::Diff = config.section("io.containerd.service.v1.diff-service")?;
+    let snapshotters = store.ground.snapshotters.ready();
+    let Some(configured) = &section.unpack_config else {
+        let applier = Arc::new(Differs::select(differs, &order));
+        let all = snapshotters.keys().map(|name| Unpacking {
+            platform: Platform::host(),
+            snapshotter: name.clone(),
+            applier: Arc::clone(&applier) as _,
+        });
+        return Ok(all.collect());
+    };
+    let mut all = Vec::new();
+    for one in configured {
+        let unpacking = || {
+            if !snapshotters.contains_key(&one.snapshotter) {
+                return Err(Error::not_found(format_args!(
+                    "snapshotter {:?}",
+                    one.snapshotter
+                )));
+            }
+            if !one.differ.is_empty() && !differs.ready().contains_key(&one.differ) {
+                return Err(Error::not_found(format_args!("differ {:?}", one.differ)));
+            }
+            let order = match one.differ.as_str() {
+                "" => order.clone(),
+                differ => config::Diff {
+                    default: vec![differ.to_owned()],
+                    ..order.clone()
+                },
+            };
+            Ok(Unpacking {
+                platform: one.platform.parse()?,
+                snapshotter: one.snapshotter.clone(),
+                applier: Arc::new(Differs::select(differs, &order)),
+            })
+        };
+        match unpacking() {
+            Ok(made) => all.push(made),
+            Err(error) if one.optional => {
+                tracing::info!(%error, "optional unpack configuration is left out");
+            }
+            Err(error) => return Err(error.ctx("unpack_config")),
+        }
+    }
+    Ok(all)
+}

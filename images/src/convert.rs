@@ -1,0 +1,549 @@
+//! Conversion: the same image with other compression or other media types.
+//!
+//! Invariant: what is unpacked stays the same, byte for byte, so configs and chain ids do too; a layer
+//! whose decompressed digest is not what its config says is refused. Memory is bounded: a layer goes
+//! through in pieces, decoder and encoder on a thread of their own.
+//!
+//! ```text
+//! index -> manifest -> layer: store ==> decode -> hash -> encode ==> store
+//! ```
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use content::{ContentStore, Hasher, IngestSpec};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use types::{
+    Algorithm, Context as _, Descriptor, Digest, Error, Fields, IngestRef, Labels, Result, label,
+    media_type as mt,
+};
+
+use crate::archive::{decompress, descriptor_json};
+use crate::blob::{put_blob, read_blob};
+use crate::media::{is_config, is_docker, is_index, is_layer, is_manifest, is_non_distributable};
+use crate::model::{Entry, json as parse};
+use crate::platforms::PlatformSet;
+use crate::walk::{read_config, read_manifest};
+use crate::{MAX_CONFIG, MAX_MANIFEST, label_children};
+
+/// Bytes of a piece.
+const PIECE: usize = 1 << 20;
+/// Pieces on their way.
+const QUEUE: usize = 4;
+/// Deepest nesting of indexes.
+const MAX_DEPTH: usize = 8;
+/// zstd's own default: three times gzip's speed at its ratio.
+const ZSTD_LEVEL: i32 = 3;
+
+/// How layers are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compress {
+    /// Not.
+    None,
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+}
+
+/// Whose media types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Those of the OCI.
+    Oci,
+    /// Docker's.
+    Docker,
+}
+
+/// How to convert.
+#[derive(Clone, Debug, Default)]
+pub struct ConvertOpts {
+    /// Compression of layers; `None`: as it is.
+    pub compress: Option<Compress>,
+    /// Media types; `None`: as they are.
+    pub family: Option<Family>,
+    /// Which platforms of an index the new one has; this host's by default.
+    pub platforms: PlatformSet,
+}
+
+/// Converts the image `target` and returns the new one's descriptor, the old one's when nothing
+/// changes. Its blobs are in the store; the caller holds a lease and makes the record.
+///
+/// # Errors
+/// `NotFound` for a blob or when no platform is left; `InvalidArgument` for a damaged layer or document.
+pub async fn convert(
+    store: &Arc<dyn ContentStore>,
+    target: &Descriptor,
+    opts: &ConvertOpts,
+) -> Result<Descriptor> {
+    let mut convert = Convert {
+        store,
+        opts,
+        layers: HashMap::new(),
+    };
+    Box::pin(convert.document(target, 0)).await
+}
+
+struct Convert<'a> {
+    store: &'a Arc<dyn ContentStore>,
+    opts: &'a ConvertOpts,
+    /// Converted layers, by the digest of the old one: images share them.
+    layers: HashMap<Digest, Descriptor>,
+}
+
+impl Convert<'_> {
+    async fn document(&mut self, old: &Descriptor, depth: usize) -> Result<Descriptor> {
+        if is_index(&old.media_type) && depth < MAX_DEPTH {
+            return self.index(old, depth).await;
+        }
+        if is_manifest(&old.media_type) {
+            return self.manifest(old).await;
+        }
+        Err(Error::invalid_argument(format_args!(
+            "cannot convert {} of type {:?}",
+            old.digest, old.media_type
+        )))
+    }
+
+    async fn index(&mut self, old: &Descriptor, depth: usize) -> Result<Descriptor> {
+        let text = read_blob(self.store.as_ref(), old, MAX_MANIFEST).await?;
+        let index = crate::Index::parse(&text, &old.media_type)?;
+        let named: Vec<_> = index.manifests.iter().map(|m| m.platform.clone()).collect();
+        let chosen = self.opts.platforms.choose(&named);
+        let mut document: Value = parse(&text, "index")?;
+        let entries = document["manifests"].take();
+        let (mut kept, mut children) = (Vec::new(), Vec::new());
+        for at in chosen {
+            let Some(entry) = index.manifests.get(at) else {
+                continue;
+            };
+            let new = Box::pin(self.document(&entry.descriptor, depth + 1)).await?;
+            let mut value = entries[at].clone();
+            point(&mut value, &new);
+            kept.push(value);
+            children.push(Entry {
+                descriptor: new,
+                platform: entry.platform.clone(),
+            });
+        }
+        if kept.is_empty() {
+            return Err(Error::not_found(format_args!(
+                "no match for platform in manifest {}",
+                old.digest
+            )));
+        }
+        document["manifests"] = kept.into();
+        self.put(old, document, &children).await
+    }
+
+    async fn manifest(&mut self, old: &Descriptor) -> Result<Descriptor> {
+        let store = self.store.as_ref();
+        let manifest = read_manifest(store, old).await?;
+        let text = read_blob(store, old, MAX_MANIFEST).await?;
+        let mut document: Value = parse(&text, "manifest")?;
+        let ids = if is_config(&manifest.config.media_type) {
+            read_config(store, &manifest.config).await?.diff_ids
+        } else {
+            Vec::new()
+        };
+        let mut children = Vec::new();
+        if manifest.config.size > MAX_CONFIG {
+            return Err(Error::resource_exhausted("image config is too large"));
+        }
+        let config = Descriptor {
+            media_type: self.media_type(&manifest.config.media_type, None),
+            ..manifest.config.clone()
+        };
+        point(&mut document["config"], &config);
+        children.push(Entry::from(config));
+        for (at, layer) in manifest.layers.iter().enumerate() {
+            let new = self
+                .layer(layer, ids.get(at))
+                .await
+                .ctx_with(|| format!("convert layer {}", layer.digest))?;
+            point(&mut document["layers"][at], &new);
+            children.push(new.into());
+        }
+        self.put(old, document, &children).await
+    }
+
+    /// Stores a changed document with the labels that keep its children.
+    async fn put(
+        &self,
+        old: &Descriptor,
+        mut document: Value,
+        children: &[Entry],
+    ) -> Result<Descriptor> {
+        let media_type = self.media_type(&old.media_type, None);
+        if document.get("mediaType").is_some() || is_docker(&media_type) {
+            document["mediaType"] = json!(media_type);
+        }
+        let store = self.store.as_ref();
+        let text = read_blob(store, old, MAX_MANIFEST).await?;
+        let before: Value = parse(&text, "document")?;
+        if before == document {
+            return Ok(old.clone());
+        }
+        let text: Bytes = document.to_string().into();
+        let size = text.len() as u64;
+        let digest = put_blob(store, text, Labels::new()).await?;
+        label_children(store, &digest, children).await?;
+        Ok(Descriptor {
+            media_type,
+            digest,
+            size,
+            annotations: old.annotations.clone(),
+        })
+    }
+
+    async fn layer(&mut self, old: &Descriptor, id: Option<&Digest>) -> Result<Descriptor> {
+        let media_type = self.media_type(&old.media_type, self.opts.compress);
+        let wanted = self.opts.compress.filter(|wanted| {
+            is_layer(&old.media_type)
+                && !is_non_distributable(&old.media_type)
+                && compression(&old.media_type) != Some(*wanted)
+        });
+        let Some(wanted) = wanted else {
+            return Ok(Descriptor {
+                media_type,
+                ..old.clone()
+            });
+        };
+        let known = self.layers.get(&old.digest);
+        let mut new = match known {
+            Some(known) => known.clone(),
+            None => recode(self.store, old, id, wanted).await?,
+        };
+        self.layers.insert(old.digest.clone(), new.clone());
+        new.media_type = media_type;
+        new.annotations = old.annotations.clone();
+        Ok(new)
+    }
+
+    /// The media type of what had `old`, of the wanted family and compression.
+    fn media_type(&self, old: &str, compress: Option<Compress>) -> String {
+        let family = self.opts.family.unwrap_or(if is_docker(old) {
+            Family::Docker
+        } else {
+            Family::Oci
+        });
+        let docker = family == Family::Docker;
+        let pick =
+            |of_docker: &str, of_oci: &str| (if docker { of_docker } else { of_oci }).to_owned();
+        if is_index(old) {
+            return pick(mt::DOCKER_INDEX, mt::OCI_INDEX);
+        }
+        if is_manifest(old) {
+            return pick(mt::DOCKER_MANIFEST, mt::OCI_MANIFEST);
+        }
+        if is_config(old) {
+            return pick(mt::DOCKER_CONFIG, mt::OCI_CONFIG);
+        }
+        match compression(old) {
+            Some(now) if !is_non_distributable(old) => match compress.unwrap_or(now) {
+                Compress::None => pick(mt::DOCKER_LAYER, mt::OCI_LAYER),
+                Compress::Gzip => pick(mt::DOCKER_LAYER_GZIP, mt::OCI_LAYER_GZIP),
+                Compress::Zstd => pick(mt::DOCKER_LAYER_ZSTD, mt::OCI_LAYER_ZSTD),
+            },
+            _ => old.to_owned(),
+        }
+    }
+}
+
+/// How a layer of this type is compressed; `None` for types that are not known well enough.
+fn compression(media_type: &str) -> Option<Compress> {
+    match media_type {
+        mt::OCI_LAYER | mt::DOCKER_LAYER => Some(Compress::None),
+        mt::OCI_LAYER_GZIP | mt::DOCKER_LAYER_GZIP => Some(Compress::Gzip),
+        mt::OCI_LAYER_ZSTD | mt::DOCKER_LAYER_ZSTD => Some(Compress::Zstd),
+        _ => None,
+    }
+}
+
+/// Makes a descriptor in a document point at another blob, leaving what else it says.
+fn point(value: &mut Value, new: &Descriptor) {
+    let fresh = descriptor_json(new);
+    for key in ["mediaType", "digest", "size"] {
+        value[key] = fresh[key].clone();
+    }
+}
+
+/// Writes a layer anew with another compression.
+async fn recode(
+    store: &Arc<dyn ContentStore>,
+    old: &Descriptor,
+    id: Option<&Digest>,
+    wanted: Compress,
+) -> Result<Descriptor> {
+    let blob = store.open(&old.digest).await?;
+    let (feed, input) = mpsc::channel::<Bytes>(QUEUE);
+    let (output, mut made) = mpsc::channel::<Bytes>(QUEUE);
+    let worker = tokio::task::spawn_blocking(move || recode_blocking(input, output, wanted));
+    let reference: IngestRef =
+        format!("convert-{:016x}-{}", rand::random::<u64>(), old.digest).try_into()?;
+    let spec = IngestSpec {
+        reference: reference.clone(),
+        total: None,
+        expected: None,
+    };
+    let mut ingest = store.ingest(spec).await?;
+    let feeding = async {
+        let mut at = 0;
+        while at < blob.size() {
+            let piece = blob.read_at(at, PIECE).await?;
+            if piece.is_empty() {
+                return Err(Error::data_loss(format_args!(
+                    "{} ends at byte {at}",
+                    old.digest
+                )));
+            }
+            at += piece.len() as u64;
+            if feed.send(piece).await.is_err() {
+                // The decoder has seen enough, or failed: it will say.
+                break;
+            }
+        }
+        drop(feed);
+        Ok(())
+    };
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let writing = async {
+        let mut size = 0;
+        while let Some(piece) = made.recv().await {
+            size += piece.len() as u64;
+            hasher.update(&piece);
+            ingest.write(piece).await?;
+        }
+        Ok::<_, Error>((size, ingest))
+    };
+    let moved = futures::future::try_join(feeding, writing).await;
+    let worked = worker.await;
+    let worked = worked.map_err(|e| Error::internal("convert").with_source(e))?;
+    let done = async {
+        // What the decoder says is why the rest failed.
+        let plain = worked.map_err(|e| Error::invalid_argument(format_args!("layer: {e}")))?;
+        let (size, ingest) = moved?.1;
+        if id.is_some_and(|id| *id != plain) {
+            return Err(Error::invalid_argument(format_args!(
+                "layer decompresses to {plain}, its config says otherwise"
+            )));
+        }
+        let digest = hasher.finish()?;
+        let labels = Labels::new().with(label::UNCOMPRESSED, plain.as_str());
+        let committed = ingest
+            .commit(Some(size), Some(digest.clone()), labels.clone())
+            .await;
+        match committed {
+            Err(error) if error.is_already_exists() => {
+                let fields = Fields::new(vec![format!("labels.{}", label::UNCOMPRESSED)]);
+                store.update(&digest, labels, &fields).await?;
+            }
+            done => drop(done?),
+        }
+        Ok(Descriptor {
+            digest,
+            size,
+            ..old.clone()
+        })
+    };
+    let done = done.await;
+    if done.is_err() {
+        // What was written is of no use to anybody.
+        let _gone = store.abort(&reference).await;
+    }
+    done
+}
+
+/// Decodes and encodes; returns the digest of what is in between.
+fn recode_blocking(
+    input: mpsc::Receiver<Bytes>,
+    output: mpsc::Sender<Bytes>,
+    wanted: Compress,
+) -> io::Result<Digest> {
+    let source = Source {
+        input,
+        held: Bytes::new(),
+    };
+    let mut plain = decompress(Box::new(source)).map_err(io::Error::other)?;
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let sink = io::BufWriter::with_capacity(PIECE, Sink(output));
+    match wanted {
+        Compress::None => {
+            let mut sink = sink;
+            pump(&mut plain, &mut sink, &mut hasher)?;
+            sink.flush()?;
+        }
+        Compress::Gzip => {
+            let mut gzip = flate2::write::GzEncoder::new(sink, flate2::Compression::default());
+            pump(&mut plain, &mut gzip, &mut hasher)?;
+            gzip.finish()?.flush()?;
+        }
+        Compress::Zstd => {
+            let mut zstd = zstd::stream::write::Encoder::new(sink, ZSTD_LEVEL)?;
+            pump(&mut plain, &mut zstd, &mut hasher)?;
+            zstd.finish()?.flush()?;
+        }
+    }
+    hasher.finish().map_err(io::Error::other)
+}
+
+fn pump(from: &mut dyn Read, to: &mut dyn Write, hasher: &mut Hasher) -> io::Result<()> {
+    let mut buffer = vec![0; 128 * 1024];
+    loop {
+        let n = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        hasher.update(&buffer[..n]);
+        to.write_all(&buffer[..n])?;
+    }
+}
+
+/// The pieces of a blob.
+struct Source {
+    input: mpsc::Receiver<Bytes>,
+    held: Bytes,
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.held.is_empty() {
+            match self.input.blocking_recv() {
+                Some(piece) => self.held = piece,
+                None => return Ok(0),
+            }
+        }
+        let n = buffer.len().min(self.held.len());
+        buffer[..n].copy_from_slice(&self.held.split_to(n));
+        Ok(n)
+    }
+}
+
+/// Where pieces go.
+struct Sink(mpsc::Sender<Bytes>);
+
+impl Write for Sink {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let sent = self.0.blocking_send(Bytes::copy_from_slice(data));
+        sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testsuite::{Store, fields_of, image};
+    use types::Code;
+
+    fn opts(compress: Option<Compress>, family: Option<Family>) -> ConvertOpts {
+        ConvertOpts {
+            compress,
+            family,
+            platforms: PlatformSet::All,
+        }
+    }
+
+    async fn run(store: &Store, target: &Descriptor, opts: &ConvertOpts) -> Result<Descriptor> {
+        let shared: Arc<dyn ContentStore> = Arc::new(store.clone());
+        convert(&shared, target, opts).await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn there_and_back_gives_the_same_image() {
+        let store = Store::default();
+        let big: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 253) as u8).collect();
+        let plain = image(&store, "linux/amd64", &[b"one", &big]).await;
+        let root = store.index(&[(&plain, Some("linux/amd64"))]).await;
+        for compress in [Compress::Gzip, Compress::Zstd] {
+            let packed = run(&store, &root, &opts(Some(compress), None))
+                .await
+                .unwrap();
+            let (at, manifest) = crate::find_manifest(&store, &packed, &PlatformSet::All)
+                .await
+                .unwrap();
+            for layer in &manifest.layers {
+                assert_eq!(compression(&layer.media_type), Some(compress));
+                let labels = store.info(&layer.digest).await.unwrap().labels;
+                assert!(labels.contains_key(label::UNCOMPRESSED));
+            }
+            assert!(manifest.layers[1].size < 1_000_000);
+            let labels = store.info(&at.digest).await.unwrap().labels;
+            assert_eq!(labels.len(), 3);
+            let back = opts(Some(Compress::None), None);
+            let back = run(&store, &packed, &back).await.unwrap();
+            let (_, manifest) = crate::find_manifest(&store, &back, &PlatformSet::All)
+                .await
+                .unwrap();
+            let want = crate::read_manifest(&store, &plain).await.unwrap();
+            let digests = |m: &crate::Manifest| -> Vec<Digest> {
+                m.layers.iter().map(|l| l.digest.clone()).collect()
+            };
+            assert_eq!(digests(&manifest), digests(&want));
+        }
+        assert!(store.ingests().is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn media_types_change_and_bytes_stay() {
+        let store = Store::default();
+        let plain = image(&store, "linux/amd64", &[b"one"]).await;
+        let docker = run(&store, &plain, &opts(None, Some(Family::Docker)))
+            .await
+            .unwrap();
+        assert_eq!(docker.media_type, mt::DOCKER_MANIFEST);
+        let manifest = crate::read_manifest(&store, &docker).await.unwrap();
+        assert_eq!(manifest.config.media_type, mt::DOCKER_CONFIG);
+        let oci = run(&store, &docker, &opts(None, Some(Family::Oci)))
+            .await
+            .unwrap();
+        let before = crate::read_manifest(&store, &plain).await.unwrap();
+        let after = crate::read_manifest(&store, &oci).await.unwrap();
+        assert_eq!(after.config.digest, before.config.digest);
+        assert_eq!(after.layers[0].digest, before.layers[0].digest);
+        let same = run(&store, &plain, &opts(None, None)).await.unwrap();
+        assert_eq!(same, plain);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_damaged_or_missing_is_refused_and_leaves_nothing() {
+        let store = Store::default();
+        let lie = store
+            .put(mt::OCI_LAYER_GZIP, &[0x1f, 0x8b, 8, 1, 2, 3])
+            .await;
+        let config = store
+            .put(
+                mt::OCI_CONFIG,
+                br#"{"os":"linux","architecture":"amd64","rootfs":{"diff_ids":[]}}"#,
+            )
+            .await;
+        let text = format!(
+            r#"{{"schemaVersion":2,"config":{{{}}},"layers":[{{{}}}]}}"#,
+            fields_of(&config),
+            fields_of(&lie)
+        );
+        let root = store.put(mt::OCI_MANIFEST, text.as_bytes()).await;
+        let error = run(&store, &root, &opts(Some(Compress::Zstd), None)).await;
+        let error = error.unwrap_err();
+        assert!(error.is(Code::InvalidArgument), "{error}");
+        assert!(store.ingests().is_empty());
+        let arm = image(&store, "linux/arm64", &[b"a"]).await;
+        let index = store.index(&[(&arm, Some("linux/arm64"))]).await;
+        let none = ConvertOpts {
+            platforms: PlatformSet::Only(vec!["linux/s390x".parse().unwrap()]),
+            ..ConvertOpts::default()
+        };
+        assert!(run(&store, &index, &none).await.unwrap_err().is_not_found());
+        let odd = run(&store, &config, &opts(None, None)).await.unwrap_err();
+        assert!(odd.is(Code::InvalidArgument), "{odd}");
+    }
+}

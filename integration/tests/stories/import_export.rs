@@ -1,0 +1,133 @@
+//! Import and export: archives that others read, over files and pipes.
+
+use std::process::{Command, Stdio};
+
+use integration::{Host, IMAGE, Oci, Whose, bin_dir, until};
+
+use crate::push::{digest, inspect};
+
+#[test]
+fn others_read_what_we_export_and_digests_stay() {
+    let host = Host::new("export");
+    host.image();
+    let want = digest(&host, IMAGE);
+    let files = ["there.tar", "here.tar"].map(|name| host.path(name));
+    for (flags, file) in [(&[][..], &files[0]), (&["--local"], &files[1])] {
+        let export = host.ctr_program().args(["images", "export"]).args(flags);
+        drop(export.args([file.as_os_str(), IMAGE.as_ref()]).run().ok());
+        assert_eq!(inspect(&format!("oci-archive:{}", file.display())), want);
+    }
+    let data = files
+        .each_ref()
+        .map(|file| std::fs::read(file).expect("read"));
+    assert!(data[0] == data[1], "both ways give the same archive");
+    let debian = Host::mixed("export-debian", Oci::Runc, Whose::Debian, Whose::Debian);
+    let import = debian.go_ctr_program().args(["images", "import"]);
+    drop(import.args([&files[0]]).run().ok());
+    assert!(debian.go_ctr(["images", "ls"]).ok().contains(&want));
+    debian.finish();
+    drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+    let import = host.ctr_program().args(["images", "import"]);
+    let told = import.args([&files[0]]).run().ok();
+    assert!(told.contains(&format!("{IMAGE}: saved")), "{told}");
+    assert!(told.contains("Completed import"), "{told}");
+    assert_eq!(digest(&host, IMAGE), want);
+    let out = host.ctr(["run", "--rm", IMAGE, "x", "echo", "back"]).ok();
+    assert_eq!(out, "back\n");
+    host.finish();
+}
+
+#[test]
+fn an_image_goes_through_a_pipe() {
+    let host = Host::new("export-pipe");
+    host.image();
+    let want = digest(&host, IMAGE);
+    let ctr = |args: &[&str]| {
+        let mut command = Command::new(bin_dir().join("ctr"));
+        command.arg("--address").arg(host.address());
+        command.args(["-n", host.namespace()]).args(args);
+        command
+    };
+    for local in [None, Some("--local")] {
+        let mut export = vec!["images", "export"];
+        export.extend(local);
+        export.extend(["-", IMAGE]);
+        let mut import = vec!["images", "import", "--base-name", "piped", "--digests"];
+        import.extend(local);
+        import.push("-");
+        let mut first = ctr(&export).stdout(Stdio::piped()).spawn().expect("export");
+        let pipe = first.stdout.take().expect("stdout");
+        let second = ctr(&import).stdin(pipe).output().expect("import");
+        assert!(first.wait().expect("wait").success());
+        let errors = String::from_utf8_lossy(&second.stderr);
+        assert!(second.status.success(), "{errors}");
+        let by_digest = format!("piped@{want}");
+        assert_eq!(digest(&host, &by_digest), want);
+        drop(host.ctr(["images", "rm", "--sync", &by_digest]).ok());
+    }
+    host.finish();
+}
+
+#[test]
+fn an_interrupted_import_leaves_nothing() {
+    let host = Host::new("import-int");
+    let mut import = Command::new(bin_dir().join("ctr"));
+    import.arg("--address").arg(host.address());
+    import.args(["-n", host.namespace(), "images", "import", "-"]);
+    let mut import = import
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("import");
+    let mut stdin = import.stdin.take().expect("stdin");
+    let archive = std::fs::read(integration::archive()).expect("archive");
+    let half = &archive[..archive.len() / 2];
+    std::io::Write::write_all(&mut stdin, half).expect("write");
+    until("an ingest has begun", || {
+        !host.ctr(["content", "active"]).ok().trim().is_empty()
+            && host.ctr(["content", "active"]).ok().lines().count() > 1
+    });
+    let pid = rustix::process::Pid::from_child(&import);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupt");
+    assert!(!import.wait().expect("wait").success());
+    drop(stdin);
+    until("nothing is left", || {
+        let active = host.ctr(["content", "active"]).ok().lines().count() <= 1;
+        let leases = host.ctr(["leases", "ls", "-q"]).ok().trim().is_empty();
+        active && leases
+    });
+    assert_eq!(host.ctr(["images", "ls", "-q"]).ok(), "");
+    host.finish();
+}
+
+#[test]
+fn a_second_index_and_bad_archives_are_told() {
+    let host = Host::new("import-bad");
+    let import = ["images", "import", "--index-name", "whole.test/all:1"];
+    let import = host.ctr_program().args(import);
+    drop(import.args([integration::archive()]).run().ok());
+    let names = host.ctr(["images", "ls", "-q"]).ok();
+    assert!(
+        names.contains("whole.test/all:1") && names.contains(IMAGE),
+        "{names}"
+    );
+    let file = host.path("bad.tar");
+    std::fs::write(&file, "no archive").expect("write");
+    for flags in [&[][..], &["--local"]] {
+        let import = host.ctr_program().args(["images", "import"]).args(flags);
+        let told = import.args([&file]).run().err();
+        assert!(told.contains("unrecognized image format"), "{told}");
+    }
+    let missing = host
+        .ctr(["images", "export", "/nonexistent/x.tar", IMAGE])
+        .err();
+    assert!(missing.contains("No such file"), "{missing}");
+    let none = host.path("none.tar");
+    let export = host.ctr_program().args(["images", "export"]);
+    let told = export
+        .args([none.as_os_str(), "nobody".as_ref()])
+        .run()
+        .err();
+    assert!(told.contains("not found") && !none.exists(), "{told}");
+    host.finish();
+}
