@@ -17,6 +17,7 @@ mod report;
 mod select;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ::transfer::{Deps, ImportOpts, PullOpts, PushOpts};
@@ -52,6 +53,7 @@ struct Shared {
     verifiers: Vec<Arc<dyn Verifier>>,
     max_downloads: usize,
     max_uploads: usize,
+    host_dirs: Vec<PathBuf>,
 }
 
 /// What [`Transfers::new`] needs.
@@ -70,6 +72,8 @@ struct Parts {
     max_downloads: usize,
     /// Blobs sent at a time by each push.
     max_uploads: usize,
+    /// Directories with what is configured for registries.
+    host_dirs: Vec<PathBuf>,
 }
 
 impl Transfers {
@@ -83,6 +87,7 @@ impl Transfers {
             verifiers: parts.verifiers,
             max_downloads: parts.max_downloads,
             max_uploads: parts.max_uploads,
+            host_dirs: parts.host_dirs,
         }))
     }
 
@@ -101,7 +106,7 @@ impl Transfers {
         let this = &self.0;
         let report = Report::open(&this.streams, &scope, progress)?;
         let leased = Leased::hold(&this.metadata, scope).await?;
-        let work = this.transfer(&leased.scope, source, destination, &report);
+        let work = Box::pin(this.transfer(&leased.scope, source, destination, &report));
         let done = report.during(work).await;
         leased.release().await;
         done
@@ -160,7 +165,7 @@ impl Shared {
         let from = Endpoint::Registry(remote.clone()).to_string();
         report.say(format!("Resolving from {from}"));
         report.on_resolved(format!("Pulling from {from}"));
-        let (registry, _auth) = self.registry(scope, &remote).await?;
+        let (registry, _auth) = self.registry(scope, &remote)?;
         let chosen = self.chosen(scope, &store)?;
         let (during, later) = chosen.for_pull(&store.platforms);
         let unpack = during.is_some();
@@ -200,7 +205,7 @@ impl Shared {
         let to = Endpoint::Registry(remote.clone()).to_string();
         report.say(format!("Pushing to {to}"));
         report.image("pushing content", &image.name, &image.target);
-        let (registry, _auth) = self.registry(scope, &remote).await?;
+        let (registry, _auth) = self.registry(scope, &remote)?;
         let opts = PushOpts {
             platforms: set(&store.platforms),
             max_concurrent: self.max_uploads,

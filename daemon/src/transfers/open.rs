@@ -1,5 +1,6 @@
 //! The plugins of transfers: what may be unpacked, who verifies, and the limits.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use images::{BinDir, BinDirOpts, Verifier};
@@ -39,6 +40,7 @@ pub(crate) fn open(
             verifiers: agree,
             max_downloads: section.max_concurrent_downloads,
             max_uploads: section.max_concurrent_uploaded_layers,
+            host_dirs: directories(&section.config_path),
         };
         Ok((Arc::new(Transfers::new(parts)), Facts::default()))
     };
@@ -58,6 +60,12 @@ pub(crate) fn open(
     rows.extend_from_slice(made.rows());
     let local = made.ready().get("local").map(|local| (**local).clone());
     Ok((local, rows))
+}
+
+/// Directories, separated by colons.
+fn directories(text: &str) -> Vec<PathBuf> {
+    let named = text.split(':').filter(|directory| !directory.is_empty());
+    named.map(PathBuf::from).collect()
 }
 
 fn verifiers(config: &Config) -> Result<Point<dyn Verifier>> {
