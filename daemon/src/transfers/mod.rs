@@ -255,6 +255,8 @@ impl Shared {
         export: ExportStream,
         report: &Report,
     ) -> Result<()> {
+        // Taken first: it ends with a failure, too.
+        let (stream, held) = self.streams.take(&scope.namespace, &export.stream)?;
         let images = self.metadata.images(scope);
         let mut found: Vec<(String, Descriptor)> = Vec::new();
         let main = Some(&store.name).filter(|name| !name.is_empty());
@@ -270,7 +272,6 @@ impl Shared {
             let image = images.get(name).await?;
             found.push((image.name, image.target));
         }
-        let (stream, held) = self.streams.take(&scope.namespace, &export.stream)?;
         report.say("Exporting".into());
         let opts = ExportOpts {
             platforms: match export.all_platforms {

@@ -96,7 +96,7 @@ fn prune_leaves_what_containers_use() {
         "b.test/unused:1\n"
     );
     assert_eq!(host.ctr(["images", "ls", "-q"]).ok().trim(), IMAGE);
-    host.remove("user");
+    drop(host.ctr(["containers", "rm", "user"]).ok());
     drop(host.ctr(["images", "prune", "--all"]).ok());
     assert_eq!(host.ctr(["images", "ls", "-q"]).ok(), "");
     host.finish();
