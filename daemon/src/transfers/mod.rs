@@ -54,6 +54,7 @@ struct Shared {
     max_downloads: usize,
     max_uploads: usize,
     host_dirs: Vec<PathBuf>,
+    applier: Arc<dyn Applier>,
 }
 
 /// What [`Transfers::new`] needs.
@@ -74,6 +75,8 @@ struct Parts {
     max_uploads: usize,
     /// Directories with what is configured for registries.
     host_dirs: Vec<PathBuf>,
+    /// Where nothing is to be unpacked: never asked.
+    applier: Arc<dyn Applier>,
 }
 
 impl Transfers {
@@ -88,6 +91,7 @@ impl Transfers {
             max_downloads: parts.max_downloads,
             max_uploads: parts.max_uploads,
             host_dirs: parts.host_dirs,
+            applier: parts.applier,
         }))
     }
 
@@ -315,9 +319,9 @@ impl Shared {
 
     /// The stores of the namespace, for transfers that unpack nothing.
     fn plain(&self, scope: &Scope) -> Result<Deps> {
-        let first = self.targets.first();
-        let first = first.ok_or_else(|| Error::failed_precondition("no snapshotter works"))?;
-        self.deps(scope, &first.snapshotter, &first.applier)
+        let any = self.metadata.snapshotters().next();
+        let any = any.ok_or_else(|| Error::failed_precondition("no snapshotter works"))?;
+        self.deps(scope, any, &self.applier)
     }
 
     fn deps(&self, scope: &Scope, snapshotter: &str, applier: &Arc<dyn Applier>) -> Result<Deps> {
