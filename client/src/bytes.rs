@@ -190,7 +190,7 @@ mod tests {
         let writer = thread::spawn(move || ByteWriter::new(near).write(&[7; 100_000]).unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         runtime.unwrap().block_on(async {
-            assert!(far.receiver.try_recv().is_err());
+            far.receiver.try_recv().unwrap_err();
             let grant = Frame::Window(GRANT).to_any().unwrap();
             assert!(far.sink.send(Ok(grant)).await);
             let frame = far.receiver.recv().await.unwrap();

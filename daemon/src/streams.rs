@@ -226,7 +226,7 @@ mod tests {
         ended.await.unwrap_err();
         let _new = streams.register(&a, "s".into()).unwrap();
         drop(held);
-        assert!(streams.take(&a.namespace, "s").is_ok());
+        drop(streams.take(&a.namespace, "s").unwrap());
     }
 
     #[tokio::test]
@@ -239,7 +239,7 @@ mod tests {
         let ids: Vec<_> = streams.leased().into_iter().map(|s| s.id).collect();
         assert_eq!(ids, ["l"]);
         streams.end(&"a".parse().unwrap(), "f");
-        assert!(streams.take(&"a".parse().unwrap(), "f").is_ok());
+        drop(streams.take(&"a".parse().unwrap(), "f").unwrap());
         drop(free);
     }
 

@@ -21,10 +21,31 @@ impl Registry {
     /// When the registry does not serve or skopeo fails.
     #[must_use]
     pub fn start() -> Self {
+        Self::serve("", &[])
+    }
+
+    /// The same for one user only.
+    ///
+    /// # Panics
+    /// When the registry does not serve or skopeo fails.
+    #[must_use]
+    pub fn with_password(user: &str, secret: &str) -> Self {
+        // The C library knows the hash that the registry wants.
+        let script = r"print crypt($ARGV[0], '$2y$05$abcdefghijklmnopqrstuu')";
+        let hash = Program::new(need("perl")).args(["-e", script, secret]);
+        let line = format!("{user}:{}\n", hash.run().ok());
+        let credentials = format!("--dest-creds={user}:{secret}");
+        Self::serve(&line, &[credentials])
+    }
+
+    fn serve(passwords: &str, more: &[String]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("ctd-registry-")
             .tempdir()
             .expect("directory");
+        if !passwords.is_empty() {
+            std::fs::write(dir.path().join("htpasswd"), passwords).expect("write passwords");
+        }
         let (port, child) = (0..5)
             .find_map(|_| Self::try_start(dir.path()))
             .expect("a free port for the registry");
@@ -40,6 +61,7 @@ impl Registry {
         drop(
             Program::new(need("skopeo"))
                 .args(flags)
+                .args(more)
                 .args([from, to])
                 .run()
                 .ok(),
@@ -58,7 +80,16 @@ impl Registry {
              http: {{addr: \"127.0.0.1:{port}\"}}\n",
             dir.join("data").display()
         );
-        std::fs::write(&config, text).expect("write the registry's config");
+        let passwords = dir.join("htpasswd");
+        let auth = if passwords.exists() {
+            format!(
+                "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+                passwords.display()
+            )
+        } else {
+            String::new()
+        };
+        std::fs::write(&config, text + &auth).expect("write the registry's config");
         let mut child = Command::new(need("docker-registry"))
             .arg("serve")
             .arg(&config)

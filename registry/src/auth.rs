@@ -12,13 +12,14 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request};
 use serde::Deserialize;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use types::{Error, Result};
 
+use crate::base64;
 use crate::body::Outgoing;
-use crate::challenge::Challenge;
+use crate::challenge::{Bearer, Challenge, Challenged};
+use crate::credentials::{Answer, Credentials, Question, Source};
 use crate::http::{Http, status_error, whole};
-use crate::opts::Credentials;
 use crate::url::{self, Origin, pair};
 
 /// What we call ourselves.
@@ -34,11 +35,13 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 /// Scopes with a header of their own; a push mounts from a few repositories.
 const MAX_SCOPES: usize = 64;
 
-/// The authorization for one origin.
+/// The authorization for one host.
 #[derive(Debug)]
 pub(crate) struct Auth {
-    origin: Origin,
-    credentials: Option<Credentials>,
+    source: Source,
+    /// How the host is called when credentials are asked for.
+    host: String,
+    reference: String,
     headers: Mutex<HashMap<String, Held>>,
 }
 
@@ -46,7 +49,7 @@ pub(crate) struct Auth {
 #[derive(Clone, Debug)]
 struct Held {
     header: HeaderValue,
-    challenge: Challenge,
+    challenged: Challenged,
     until: Option<Instant>,
 }
 
@@ -57,23 +60,21 @@ impl Held {
 }
 
 impl Auth {
-    pub(crate) fn new(origin: Origin, credentials: Option<Credentials>) -> Self {
+    pub(crate) fn new(source: Source, host: String, reference: String) -> Self {
         Self {
-            origin,
-            credentials,
+            source,
+            host,
+            reference,
             headers: Mutex::new(HashMap::new()),
         }
     }
 
-    /// The origin that the headers are for.
-    pub(crate) fn origin(&self) -> &Origin {
-        &self.origin
-    }
-
-    /// The header to send for `scopes`, once there is one. A token that has run out is renewed first.
+    /// The header to send to `origin` for `scopes`, once there is one. A token that has run out is
+    /// renewed first.
     pub(crate) async fn header(
         &self,
         http: &Http,
+        origin: &Origin,
         scopes: &[String],
     ) -> Result<Option<HeaderValue>> {
         let mut headers = self.headers.lock().await;
@@ -84,19 +85,20 @@ impl Auth {
         if held.is_good() {
             return Ok(Some(held.header.clone()));
         }
-        let challenge = held.challenge.clone();
+        let challenged = held.challenged.clone();
         headers.remove(&key);
-        let made = self.make(http, challenge, scopes).await?;
+        let made = self.make(http, origin, challenged, scopes).await?;
         let header = made.header.clone();
         headers.insert(key, made);
         Ok(Some(header))
     }
 
-    /// Makes a new header after `refused` was refused. Parallel requests share one answer.
+    /// Makes a new header after `origin` refused `refused`. Parallel requests share one answer.
     pub(crate) async fn answer(
         &self,
         http: &Http,
-        challenge: Challenge,
+        origin: &Origin,
+        challenged: Challenged,
         scopes: &[String],
         refused: Option<&HeaderValue>,
     ) -> Result<()> {
@@ -111,87 +113,95 @@ impl Auth {
         if headers.len() >= MAX_SCOPES {
             headers.clear();
         }
-        let made = self.make(http, challenge, scopes).await?;
+        let made = self.make(http, origin, challenged, scopes).await?;
         headers.insert(key, made);
         Ok(())
     }
 
-    async fn make(&self, http: &Http, challenge: Challenge, scopes: &[String]) -> Result<Held> {
-        let (header, until) = match &challenge {
-            Challenge::Basic => match &self.credentials {
-                Some(credentials) => (basic(credentials)?, None),
-                None => {
-                    return Err(Error::unauthenticated(
-                        "registry wants a user and a password",
-                    ));
-                }
-            },
-            Challenge::Bearer {
-                realm,
-                service,
-                scope,
-            } => {
-                let scopes = merged(scopes, scope.as_deref());
-                let request = self.request(realm, service.as_deref(), &scopes)?;
-                let (token, life) = fetch(http, request)
-                    .await
-                    .map_err(|e| e.ctx("fetch token"))?;
-                (
-                    secret(&format!("Bearer {token}"))?,
-                    Some(Instant::now() + life),
-                )
+    async fn make(
+        &self,
+        http: &Http,
+        origin: &Origin,
+        challenged: Challenged,
+        scopes: &[String],
+    ) -> Result<Held> {
+        let question = Question {
+            host: self.host.clone(),
+            reference: self.reference.clone(),
+            challenges: challenged.raw.clone(),
+        };
+        // As long as a server may take to answer: credentials can come from afar, too.
+        let asked = timeout(http.limits().answer, self.source.answer(&question)).await;
+        let who = asked
+            .map_err(|_| Error::unavailable("no credentials in time"))?
+            .map_err(|error| error.ctx(format!("credentials for {}", self.host)))?;
+        let (header, until) = match (&challenged.choice, &who) {
+            (_, Answer::Header(value)) => (secret(value)?, None),
+            (Challenge::Basic, Answer::User(credentials)) => (basic(credentials)?, None),
+            (Challenge::Basic, Answer::Anonymous | Answer::Refresh(_)) => {
+                return Err(Error::unauthenticated(
+                    "registry wants a user and a password",
+                ));
+            }
+            (Challenge::Bearer(bearer), who) => {
+                let request = token_request(origin, bearer, who, scopes)?;
+                let token = fetch(http, request).await;
+                let (token, life) = token.map_err(|error| error.ctx("fetch token"))?;
+                let header = secret(&format!("Bearer {token}"))?;
+                (header, Some(Instant::now() + life))
             }
         };
         Ok(Held {
             header,
-            challenge,
+            challenged,
             until,
         })
     }
+}
 
-    /// GET for anonymous users and passwords, POST for a refresh token.
-    fn request(
-        &self,
-        realm: &str,
-        service: Option<&str>,
-        scopes: &[String],
-    ) -> Result<Request<Outgoing>> {
-        let realm = url::parse(realm)?;
-        let to = Origin::of(&realm)?;
-        if self.credentials.is_some() && self.origin.https && !to.https {
-            return Err(Error::unauthenticated(format_args!(
-                "refusing to send a password unencrypted to {}",
-                url::shown(&realm)
-            )));
-        }
-        let mut pairs: Vec<String> = service.map(|s| pair("service", s)).into_iter().collect();
-        let refresh = self.credentials.as_ref().filter(|c| c.user.is_empty());
-        let request = Request::builder()
-            .header(USER_AGENT, AGENT)
-            .header(ACCEPT, "application/json");
-        let built = if let Some(Credentials { secret, .. }) = refresh {
-            pairs.extend([
-                pair("scope", &scopes.join(" ")),
-                pair("grant_type", "refresh_token"),
-                pair("client_id", "containerd-client"),
-                pair("refresh_token", secret),
-            ]);
-            request
-                .method(Method::POST)
-                .uri(realm)
-                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(Outgoing::Whole(pairs.join("&").into()))
-        } else {
-            pairs.extend(scopes.iter().map(|scope| pair("scope", scope)));
-            let separator = if realm.query().is_some() { '&' } else { '?' };
-            let mut request = request.uri(format!("{realm}{separator}{}", pairs.join("&")));
-            if let Some(credentials) = &self.credentials {
-                request = request.header(AUTHORIZATION, basic(credentials)?);
-            }
-            request.body(Outgoing::Whole(Bytes::new()))
-        };
-        built.map_err(|error| Error::invalid_argument(format_args!("token server: {error}")))
+/// GET for anonymous users and passwords, POST for a refresh token.
+fn token_request(
+    origin: &Origin,
+    bearer: &Bearer,
+    who: &Answer,
+    scopes: &[String],
+) -> Result<Request<Outgoing>> {
+    let scopes = merged(scopes, bearer.scope.as_deref());
+    let realm = url::parse(&bearer.realm)?;
+    let to = Origin::of(&realm)?;
+    if *who != Answer::Anonymous && origin.https && !to.https {
+        return Err(Error::unauthenticated(format_args!(
+            "refusing to send a password unencrypted to {}",
+            url::shown(&realm)
+        )));
     }
+    let service = bearer.service.as_deref();
+    let mut pairs: Vec<String> = service.map(|s| pair("service", s)).into_iter().collect();
+    let request = Request::builder()
+        .header(USER_AGENT, AGENT)
+        .header(ACCEPT, "application/json");
+    let built = if let Answer::Refresh(secret) = who {
+        pairs.extend([
+            pair("scope", &scopes.join(" ")),
+            pair("grant_type", "refresh_token"),
+            pair("client_id", "containerd-client"),
+            pair("refresh_token", secret),
+        ]);
+        request
+            .method(Method::POST)
+            .uri(realm)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Outgoing::Whole(pairs.join("&").into()))
+    } else {
+        pairs.extend(scopes.iter().map(|scope| pair("scope", scope)));
+        let separator = if realm.query().is_some() { '&' } else { '?' };
+        let mut request = request.uri(format!("{realm}{separator}{}", pairs.join("&")));
+        if let Answer::User(credentials) = who {
+            request = request.header(AUTHORIZATION, basic(credentials)?);
+        }
+        request.body(Outgoing::Whole(Bytes::new()))
+    };
+    built.map_err(|error| Error::invalid_argument(format_args!("token server: {error}")))
 }
 
 /// The token and how long to use it.
@@ -252,7 +262,7 @@ fn merged(own: &[String], asked: Option<&str>) -> Vec<String> {
 
 fn basic(credentials: &Credentials) -> Result<HeaderValue> {
     let pair = format!("{}:{}", credentials.user, credentials.secret);
-    secret(&format!("Basic {}", base64(pair.as_bytes())))
+    secret(&format!("Basic {}", base64::encode(pair.as_bytes())))
 }
 
 fn secret(text: &str) -> Result<HeaderValue> {
@@ -262,78 +272,50 @@ fn secret(text: &str) -> Result<HeaderValue> {
     Ok(value)
 }
 
-fn base64(data: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(data.len().div_ceil(3) * 4);
-    for part in data.chunks(3) {
-        let byte = |at: usize| u32::from(part.get(at).copied().unwrap_or_default());
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for digit in 0..4 {
-            if digit > part.len() {
-                text.push('=');
-            } else {
-                let value = (bits >> (18 - 6 * digit)) & 63;
-                text.push(char::from(DIGITS[value as usize]));
-            }
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn base64_is_that_of_rfc_4648() {
-        for (data, want) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(base64(data.as_bytes()), want);
+    fn origin() -> Origin {
+        Origin::of(&"https://r.example.test/".parse().unwrap()).unwrap()
+    }
+
+    fn bearer(realm: &str) -> Bearer {
+        Bearer {
+            realm: realm.into(),
+            service: Some("s s".into()),
+            scope: None,
         }
-        assert_eq!(base64(&[0xff, 0xfe, 0xfd]), "//79");
     }
 
     #[test]
     fn a_password_does_not_go_out_in_the_clear() {
-        let origin = Origin::of(&"https://r.io/".parse().unwrap()).unwrap();
-        let credentials = Credentials {
+        let who = Answer::User(Credentials {
             user: "u".into(),
             secret: "p".into(),
-        };
-        let auth = Auth::new(origin, Some(credentials));
-        let error = auth.request("http://auth.io/t", None, &[]).err().unwrap();
-        assert!(error.is(types::Code::Unauthenticated));
-        let request = auth
-            .request(
-                "https://auth.io/t?a=b",
-                Some("s s"),
-                &["x".into(), "y".into()],
-            )
-            .unwrap();
+        });
+        let plain = bearer("http://auth.example.test/t");
+        for who in [&who, &Answer::Refresh("r".into())] {
+            let error = token_request(&origin(), &plain, who, &[]).err().unwrap();
+            assert!(error.is(types::Code::Unauthenticated));
+        }
+        token_request(&origin(), &plain, &Answer::Anonymous, &[]).unwrap();
+        let scopes = ["x".into(), "y".into()];
+        let secure = bearer("https://auth.example.test/t?a=b");
+        let request = token_request(&origin(), &secure, &who, &scopes).unwrap();
         assert_eq!(
             request.uri().query(),
             Some("a=b&service=s%20s&scope=x&scope=y")
         );
         assert!(request.headers()[AUTHORIZATION].is_sensitive());
-        assert!(!format!("{auth:?}").contains("secret: \"p\""));
+        assert!(!format!("{who:?}").contains('p'));
     }
 
     #[test]
     fn a_refresh_token_is_posted() {
-        let origin = Origin::of(&"https://r.io/".parse().unwrap()).unwrap();
-        let credentials = Credentials {
-            user: String::new(),
-            secret: "r".into(),
-        };
-        let auth = Auth::new(origin, Some(credentials));
-        let request = auth.request("https://auth.io/t", None, &[]).unwrap();
+        let who = Answer::Refresh("r".into());
+        let to = bearer("https://auth.example.test/t");
+        let request = token_request(&origin(), &to, &who, &[]).unwrap();
         assert_eq!(request.method(), Method::POST);
         assert!(!request.headers().contains_key(AUTHORIZATION));
     }

@@ -1,5 +1,6 @@
 //! A request with all that can come between it and its answer: challenges, redirects, retries.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{
@@ -15,8 +16,9 @@ use crate::auth::AGENT;
 use crate::body::{Outgoing, Payload, Sent};
 use crate::challenge::challenge;
 use crate::host::Host;
-use crate::http::status_error;
+use crate::http::{is_no_tls, status_error};
 use crate::opts::Limits;
+use crate::race::Failure;
 use crate::url::{self, Origin};
 
 /// Redirects of one request.
@@ -34,6 +36,8 @@ pub(crate) struct Call {
     pub(crate) accept: String,
     /// First byte wanted.
     pub(crate) from: u64,
+    /// End of the bytes wanted, when that is not the end of all.
+    pub(crate) to: Option<u64>,
     /// What the token must allow.
     pub(crate) scopes: Vec<String>,
     /// More headers.
@@ -96,13 +100,14 @@ impl Call {
             target: Target::Path(path.into()),
             accept: "*/*".to_owned(),
             from: 0,
+            to: None,
             scopes: scopes.to_vec(),
             headers: HeaderMap::new(),
             payload: Payload::empty(),
         }
     }
 
-    /// The answer with a status that is no failure.
+    /// The answer of this host with a status that is no failure.
     pub(crate) async fn run(&self, host: &Host, tries: &mut Tries) -> Result<Response<Incoming>> {
         loop {
             let (error, wish) = match self.once(host).await {
@@ -114,11 +119,12 @@ impl Call {
     }
 
     /// One try: the answer, or why there is none and when the server wants to be asked again.
-    pub(crate) async fn once(
-        &self,
-        host: &Host,
-    ) -> Result<Response<Incoming>, (Error, Option<Duration>)> {
-        match self.walk(host).await {
+    pub(crate) async fn once(&self, host: &Host) -> Result<Response<Incoming>, Failure> {
+        let walked = match self.walk(host).await {
+            Err(error) if is_no_tls(&error) && host.become_plain() => self.walk(host).await,
+            walked => walked,
+        };
+        match walked {
             Ok(answer) if answer.status().is_success() => Ok(answer),
             Ok(answer) => {
                 let wish = retry_after(&answer);
@@ -130,26 +136,26 @@ impl Call {
 
     /// Redirects followed, challenges answered.
     async fn walk(&self, host: &Host) -> Result<Response<Incoming>> {
-        let start = self.url(host)?;
+        let (origin, start) = (host.origin(), self.url(host)?);
         let mut url = start.clone();
         let (mut redirects, mut challenges) = (0, 0);
         loop {
-            let home = Origin::of(&url)? == *host.auth.origin();
+            let home = Origin::of(&url)? == *origin;
             let header = if home {
-                let header = host.auth.header(&host.http, &self.scopes).await;
+                let header = host.auth.header(&host.http, origin, &self.scopes).await;
                 header.map_err(|error| error.ctx("authorization failed"))?
             } else {
                 None
             };
-            let (request, sent) = self.request(host, &url, header.as_ref())?;
+            let (request, sent) = self.request(home.then_some(host), &url, header.as_ref())?;
             let answer = host.http.send_watched(request, &sent).await?;
             let status = answer.status();
             if status == StatusCode::UNAUTHORIZED && home && challenges < MAX_CHALLENGES {
                 challenges += 1;
-                if let Some(challenge) = challenge(answer.headers()) {
+                if let Some(challenged) = challenge(answer.headers()) {
                     // After a redirect within the registry the walk begins anew.
-                    host.auth
-                        .answer(&host.http, challenge, &self.scopes, header.as_ref())
+                    let (auth, http) = (&host.auth, &host.http);
+                    auth.answer(http, origin, challenged, &self.scopes, header.as_ref())
                         .await
                         .map_err(|error| error.ctx("authorization failed"))?;
                     url = start.clone();
@@ -182,10 +188,10 @@ impl Call {
 
     fn request(
         &self,
-        host: &Host,
+        home: Option<&Host>,
         url: &Uri,
         header: Option<&HeaderValue>,
-    ) -> Result<(Request<Outgoing>, std::sync::Arc<Sent>)> {
+    ) -> Result<(Request<Outgoing>, Arc<Sent>)> {
         let (body, sent) = self.payload.body();
         let built = Request::builder()
             .method(self.method.clone())
@@ -194,7 +200,7 @@ impl Call {
         let mut request =
             built.map_err(|error| Error::invalid_argument(format_args!("request: {error}")))?;
         let headers = request.headers_mut();
-        if Origin::of(url)? == *host.auth.origin() {
+        if let Some(host) = home {
             headers.extend(host.headers.clone());
         }
         headers.extend(self.headers.clone());
@@ -206,8 +212,11 @@ impl Call {
         if !bodyless && matches!(&self.payload, Payload::Whole(bytes) if bytes.is_empty()) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        if self.from > 0 {
-            let range = HeaderValue::from_str(&format!("bytes={}-", self.from));
+        if self.from > 0 || self.to.is_some() {
+            let last = self
+                .to
+                .map_or(String::new(), |to| to.saturating_sub(1).to_string());
+            let range = HeaderValue::from_str(&format!("bytes={}-{last}", self.from));
             headers.extend(range.ok().map(|range| (RANGE, range)));
         }
         if let Some(header) = header {
@@ -221,7 +230,7 @@ impl Call {
         let error = status_error(answer, host.http.limits().read).await;
         let shown = self
             .url(host)
-            .map_or_else(|_| host.base.clone(), |url| url::shown(&url));
+            .map_or_else(|_| host.root().to_owned(), |url| url::shown(&url));
         let error = error.ctx(format!("{} {shown}", self.method));
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             let what = if self.scopes.iter().any(|scope| scope.ends_with("push")) {

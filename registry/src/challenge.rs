@@ -8,30 +8,47 @@ use http::header::WWW_AUTHENTICATE;
 /// Longest header that is looked at.
 const MAX: usize = 16 * 1024;
 
+/// Headers that are looked at.
+const MAX_HEADERS: usize = 16;
+
 /// What a server asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
     /// Name and password.
     Basic,
-    /// A token from `realm`.
-    Bearer {
-        realm: String,
-        service: Option<String>,
-        scope: Option<String>,
-    },
+    /// A token.
+    Bearer(Bearer),
+}
+
+/// Where to get a token, and for what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bearer {
+    pub(crate) realm: String,
+    pub(crate) service: Option<String>,
+    pub(crate) scope: Option<String>,
+}
+
+/// The challenge to answer, and all of them as they came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Challenged {
+    pub(crate) choice: Challenge,
+    pub(crate) raw: Vec<String>,
 }
 
 /// The challenge to answer: a token is preferred.
-pub(crate) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
-    let all: Vec<Challenge> = headers
+pub(crate) fn challenge(headers: &HeaderMap) -> Option<Challenged> {
+    let raw: Vec<String> = headers
         .get_all(WWW_AUTHENTICATE)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .filter(|value| value.len() <= MAX)
-        .flat_map(parse)
+        .take(MAX_HEADERS)
+        .map(str::to_owned)
         .collect();
-    let bearer = all.iter().find(|c| matches!(c, Challenge::Bearer { .. }));
-    bearer.or(all.first()).cloned()
+    let all: Vec<Challenge> = raw.iter().flat_map(|value| parse(value)).collect();
+    let bearer = all.iter().find(|c| matches!(c, Challenge::Bearer(_)));
+    let choice = bearer.or(all.first())?.clone();
+    Some(Challenged { choice, raw })
 }
 
 /// All challenges of one header value that are understood.
@@ -64,11 +81,11 @@ fn parse(value: &str) -> Vec<Challenge> {
 fn understand((scheme, mut parameters): (String, BTreeMap<String, String>)) -> Option<Challenge> {
     match scheme.as_str() {
         "basic" => Some(Challenge::Basic),
-        "bearer" => Some(Challenge::Bearer {
+        "bearer" => Some(Challenge::Bearer(Bearer {
             realm: parameters.remove("realm")?,
             service: parameters.remove("service"),
             scope: parameters.remove("scope"),
-        }),
+        })),
         _ => None,
     }
 }
@@ -105,11 +122,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
-        Challenge::Bearer {
+        Challenge::Bearer(Bearer {
             realm: realm.into(),
             service: service.map(Into::into),
             scope: scope.map(Into::into),
-        }
+        })
     }
 
     #[test]
@@ -150,7 +167,11 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(WWW_AUTHENTICATE, "Basic realm=x".parse().unwrap());
         headers.append(WWW_AUTHENTICATE, "Bearer realm=y".parse().unwrap());
-        assert_eq!(challenge(&headers), Some(bearer("y", None, None)));
+        let want = Challenged {
+            choice: bearer("y", None, None),
+            raw: vec!["Basic realm=x".into(), "Bearer realm=y".into()],
+        };
+        assert_eq!(challenge(&headers), Some(want));
         assert_eq!(challenge(&HeaderMap::new()), None);
     }
 

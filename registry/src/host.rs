@@ -1,37 +1,219 @@
 //! One way to a registry: its own server or a mirror, with the connections and the authorization.
+//!
+//! Invariant: credentials and headers of a host are for its origin. A host that may turn out to
+//! speak no TLS has two origins; it is the one or the other, not both.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Uri};
-use types::Result;
+use types::{Error, Result};
 
 use crate::auth::Auth;
+use crate::credentials::Source;
+use crate::hosts::{self, Capabilities, HostConfig};
 use crate::http::Http;
-use crate::opts::Credentials;
-use crate::url::{self, Origin};
+use crate::opts::RegistryOpts;
+use crate::proxy::Proxies;
+use crate::reference::Reference;
+use crate::tls::Trust;
+use crate::url::{self, Origin, pair};
 
 /// A host that serves the registry's API.
 #[derive(Debug)]
 pub(crate) struct Host {
-    /// Root of its API, `https://example.test/v2`.
-    pub(crate) base: String,
+    main: Face,
+    /// The same without TLS, for when the server does not speak it.
+    plain: Option<Face>,
+    is_plain: AtomicBool,
+    /// The registry that is meant, told to a mirror.
+    namespace: Option<String>,
+    pub(crate) capabilities: Capabilities,
     /// Sent with every request to it.
     pub(crate) headers: HeaderMap,
     pub(crate) http: Http,
     pub(crate) auth: Auth,
 }
 
+/// How a host is addressed.
+#[derive(Debug)]
+struct Face {
+    /// Root of its API, `https://example.test/v2`.
+    root: String,
+    origin: Origin,
+}
+
+impl Face {
+    fn new(root: String) -> Result<Self> {
+        let origin = Origin::of(&url::parse(&root)?)?;
+        Ok(Self { root, origin })
+    }
+}
+
 impl Host {
-    pub(crate) fn new(base: String, http: Http, credentials: Option<Credentials>) -> Result<Self> {
-        let origin = Origin::of(&url::parse(&base)?)?;
-        Ok(Self {
-            base,
-            headers: HeaderMap::new(),
-            http,
-            auth: Auth::new(origin, credentials),
-        })
+    fn face(&self) -> &Face {
+        let plain = self.is_plain.load(Ordering::Relaxed);
+        self.plain.as_ref().filter(|_| plain).unwrap_or(&self.main)
+    }
+
+    /// Root of its API.
+    pub(crate) fn root(&self) -> &str {
+        &self.face().root
+    }
+
+    /// What credentials are for.
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.face().origin
     }
 
     /// The URL of `path` below the root.
     pub(crate) fn url(&self, path: &str) -> Result<Uri> {
-        url::parse(&format!("{}/{path}", self.base))
+        let root = self.root();
+        match &self.namespace {
+            None => url::parse(&format!("{root}/{path}")),
+            Some(namespace) => {
+                let separator = if path.contains('?') { '&' } else { '?' };
+                let namespace = pair("ns", namespace);
+                url::parse(&format!("{root}/{path}{separator}{namespace}"))
+            }
+        }
     }
+
+    /// Gives TLS up, if that is allowed here and was not done before.
+    pub(crate) fn become_plain(&self) -> bool {
+        let could = self.plain.is_some() && !self.is_plain.swap(true, Ordering::Relaxed);
+        if could {
+            tracing::info!(host = self.root(), "no TLS there, going on without");
+        }
+        could
+    }
+}
+
+/// The hosts by which `reference` is reached, in the order of their configuration. Reads files:
+/// blocks.
+///
+/// # Errors
+/// `InvalidArgument` for options that make no sense, those of the file system.
+pub(crate) fn hosts(reference: &Reference, opts: &RegistryOpts) -> Result<Vec<Arc<Host>>> {
+    if !matches!(opts.default_scheme.as_str(), "" | "http" | "https") {
+        return Err(Error::invalid_argument(format_args!(
+            "scheme {:?} is neither http nor https",
+            opts.default_scheme
+        )));
+    }
+    let found = hosts::load(&opts.host_dirs, reference.host())
+        .map_err(|error| error.ctx(format!("hosts of {}", reference.host())))?;
+    let configured = found.unwrap_or_else(|| vec![HostConfig::default()]);
+    let proxies = Arc::new(opts.proxies.clone().unwrap_or_else(Proxies::from_env));
+    configured
+        .into_iter()
+        .map(|config| host(reference, opts, config, &proxies).map(Arc::new))
+        .collect()
+}
+
+fn host(
+    reference: &Reference,
+    opts: &RegistryOpts,
+    config: HostConfig,
+    proxies: &Arc<Proxies>,
+) -> Result<Host> {
+    let upstream = upstream(reference);
+    let tls_said = opts.tls != crate::TlsFiles::default()
+        || opts.skip_verify
+        || config.skip_verify.is_some()
+        || !config.ca.is_empty()
+        || !config.client.is_empty();
+    let mut skip_verify = config.skip_verify.unwrap_or(opts.skip_verify);
+    let (scheme, may_be_plain, rest) = match &config.root {
+        Some(root) => {
+            let origin = Origin::of(&url::parse(root)?)?;
+            // Parity: core/remotes/docker/config/hosts.go: who configures TLS for an http host wants
+            // it tried; port 80 is plain for sure.
+            let tried = !origin.https && tls_said && origin.port() != 80;
+            let rest = root.split_once("://").map_or("", |(_, rest)| rest);
+            (
+                if tried { "https" } else { origin.scheme() },
+                tried,
+                rest.to_owned(),
+            )
+        }
+        None => {
+            let origin = Origin::of(&url::parse(&format!("http://{upstream}/"))?)?;
+            let chosen = if opts.plain_http {
+                "http"
+            } else {
+                &opts.default_scheme
+            };
+            let open = chosen.is_empty() && origin.is_loopback() && origin.port() != 443;
+            let port_80 = open && origin.port() == 80 && upstream.ends_with(":80");
+            if open && !tls_said {
+                // Nobody issues certificates for this name.
+                skip_verify = true;
+            }
+            let scheme = match chosen {
+                "" if port_80 => "http",
+                "" => "https",
+                chosen => chosen,
+            };
+            let plain = open && !port_80 && upstream.contains(':');
+            (scheme, plain, format!("{upstream}/v2"))
+        }
+    };
+    let main = Face::new(format!("{scheme}://{rest}"))?;
+    let plain = may_be_plain
+        .then(|| Face::new(format!("http://{rest}")))
+        .transpose()?;
+    let is_upstream = rest.split('/').next() == Some(upstream);
+    let mut limits = opts.limits;
+    limits.connect = config.dial_timeout.unwrap_or(limits.connect);
+    let tls = &opts.tls;
+    let trust = Trust {
+        skip_verify,
+        only: tls.ca.iter().cloned().collect(),
+        also: config.ca,
+        client: (tls.cert.iter().map(|cert| (cert.clone(), tls.key.clone())))
+            .chain(config.client)
+            .collect(),
+    };
+    let source = match (&opts.credentials, &opts.authenticator) {
+        (Some(credentials), _) if is_upstream => Source::Fixed(credentials.clone()),
+        (_, Some(authenticator)) => Source::Ask(Arc::clone(authenticator)),
+        _ => Source::None,
+    };
+    let name = rest.split('/').next().unwrap_or_default().to_owned();
+    Ok(Host {
+        main,
+        plain,
+        is_plain: AtomicBool::new(false),
+        namespace: (!is_upstream).then(|| reference.host().to_owned()),
+        capabilities: config.capabilities,
+        headers: headers(opts, config.headers, is_upstream),
+        http: Http::new(limits, trust, Arc::clone(proxies)),
+        auth: Auth::new(source, name, reference.to_string()),
+    })
+}
+
+/// The host that serves the registry which the reference names.
+fn upstream(reference: &Reference) -> &str {
+    // Parity: core/remotes/docker: the name that everybody uses is not the host that serves it.
+    match reference.host() {
+        "docker.io" => "registry-1.docker.io",
+        host => host,
+    }
+}
+
+/// The operation's headers, under those of the host.
+fn headers(opts: &RegistryOpts, own: HeaderMap, is_upstream: bool) -> HeaderMap {
+    let mut headers = opts.headers.clone();
+    if !is_upstream {
+        headers.remove(AUTHORIZATION);
+    }
+    for name in own.keys() {
+        headers.remove(name);
+    }
+    for (name, value) in &own {
+        headers.append(name.clone(), value.clone());
+    }
+    headers
 }

@@ -3,23 +3,26 @@
 //! Failures that may pass by themselves have class `Unavailable`; nothing else has.
 
 use std::pin::pin;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response, StatusCode};
+use http::header::PROXY_AUTHORIZATION;
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 use types::{Code, Error, Result};
 
 use crate::body::{Outgoing, Sent};
+use crate::connect::Connector;
 use crate::opts::Limits;
-use crate::{tls, url};
+use crate::proxy::Proxies;
+use crate::tls::{self, Trust};
+use crate::url::{self, Origin};
 
 /// Largest error document that is read.
 const MAX_ERROR: usize = 64 * 1024;
@@ -27,6 +30,10 @@ const MAX_ERROR: usize = 64 * 1024;
 const MAX_HEAD: usize = 1 << 20;
 /// Longest text of a server that is shown.
 const MAX_TEXT: usize = 300;
+/// Parity: net/http: the words by which people find `--plain-http`.
+const PLAIN_ANSWER: &str = "http: server gave HTTP response to HTTPS client";
+/// What the TLS client says when the server hangs up instead of greeting.
+const NO_HANDSHAKE: &str = "tls handshake eof";
 /// Connections kept for a while after their last use.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -34,18 +41,22 @@ const IDLE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Http {
     limits: Limits,
-    skip_verify: bool,
-    plain: Client<HttpConnector, Outgoing>,
-    tls: OnceLock<Client<HttpsConnector<HttpConnector>, Outgoing>>,
+    trust: Trust,
+    proxies: Arc<Proxies>,
+    connector: Connector,
+    plain: Client<Connector, Outgoing>,
+    tls: OnceLock<Client<HttpsConnector<Connector>, Outgoing>>,
 }
 
 impl Http {
-    pub(crate) fn new(limits: Limits, skip_verify: bool) -> Self {
-        let plain = builder().build(connector(&limits));
+    pub(crate) fn new(limits: Limits, trust: Trust, proxies: Arc<Proxies>) -> Self {
+        let connector = Connector::new(Arc::clone(&proxies), limits.connect);
         Self {
             limits,
-            skip_verify,
-            plain,
+            trust,
+            proxies,
+            plain: builder().build(connector.clone()),
+            connector,
             tls: OnceLock::new(),
         }
     }
@@ -90,24 +101,30 @@ impl Http {
         }
     }
 
-    async fn pass(&self, request: Request<Outgoing>) -> Result<Response<Incoming>> {
+    async fn pass(&self, mut request: Request<Outgoing>) -> Result<Response<Incoming>> {
         let answer = if request.uri().scheme_str() == Some("https") {
             self.tls()?.request(request).await
         } else {
+            // A proxy that passes plain requests on reads its own header in each of them.
+            let proxy = self.proxies.for_origin(&Origin::of(request.uri())?)?;
+            if let Some(value) = proxy.and_then(|proxy| proxy.authorization)
+                && let Ok(mut value) = HeaderValue::try_from(value)
+            {
+                value.set_sensitive(true);
+                request.headers_mut().insert(PROXY_AUTHORIZATION, value);
+            }
             self.plain.request(request).await
         };
         answer.map_err(|error| failure(&error))
     }
 
-    fn tls(&self) -> Result<&Client<HttpsConnector<HttpConnector>, Outgoing>> {
+    fn tls(&self) -> Result<&Client<HttpsConnector<Connector>, Outgoing>> {
         if self.tls.get().is_none() {
-            let mut connector = connector(&self.limits);
-            connector.enforce_http(false);
             let connector = HttpsConnectorBuilder::new()
-                .with_tls_config(tls::config(self.skip_verify)?)
+                .with_tls_config(tls::config(&self.trust)?)
                 .https_only()
                 .enable_http1()
-                .wrap_connector(connector);
+                .wrap_connector(self.connector.clone());
             // Another request may have been first: then its client is kept.
             let _kept = self.tls.set(builder().build(connector));
         }
@@ -127,21 +144,19 @@ fn builder() -> hyper_util::client::legacy::Builder {
     builder
 }
 
-fn connector(limits: &Limits) -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(limits.connect));
-    connector.set_nodelay(true);
-    connector
+/// Whether a request failed because the server does not speak TLS.
+pub(crate) fn is_no_tls(error: &Error) -> bool {
+    let text = error.to_string();
+    [PLAIN_ANSWER, NO_HANDSHAKE]
+        .iter()
+        .any(|said| text.contains(said))
 }
 
 /// A failed request. A refused certificate stays refused; all else may pass.
 fn failure(error: &(dyn std::error::Error + 'static)) -> Error {
     if let Some(tls) = tls_error(error) {
         return Error::unknown(match tls {
-            // Parity: net/http: the words by which people find `--plain-http`.
-            rustls::Error::InvalidMessage(_) => {
-                "http: server gave HTTP response to HTTPS client".to_owned()
-            }
+            rustls::Error::InvalidMessage(_) => PLAIN_ANSWER.to_owned(),
             tls => format!("tls: {tls}"),
         });
     }

@@ -10,13 +10,23 @@
 //! ```
 
 mod auth;
+mod base64;
 mod body;
+mod budget;
 mod call;
 mod challenge;
+mod connect;
+mod credentials;
+pub mod docker_config;
+mod health;
 mod host;
+pub mod hosts;
 mod http;
+mod listing;
 mod opts;
+mod proxy;
 mod push;
+mod race;
 mod reader;
 mod reference;
 mod repository;
@@ -30,7 +40,13 @@ mod url;
 mod tests;
 
 pub use body::{BlobSource, OnSent};
-pub use opts::{Credentials, Limits, RegistryOpts};
+pub use budget::Budget;
+pub use credentials::{Answer, Authenticator, Credentials, Question};
+pub use docker_config::DockerConfig;
+pub use health::Health;
+pub use listing::Referrer;
+pub use opts::{Limits, RegistryOpts, TlsFiles};
+pub use proxy::Proxies;
 pub use push::Pushed;
 pub use reader::BlobReader;
 pub use reference::Reference;

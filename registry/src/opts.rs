@@ -1,34 +1,55 @@
 //! How to talk to a registry.
 
-use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use http::HeaderMap;
+
+use crate::budget::Budget;
+use crate::credentials::{Authenticator, Credentials};
+use crate::health::Health;
+use crate::proxy::Proxies;
 
 /// Options of a [`crate::Repository`].
 #[derive(Clone, Debug, Default)]
 pub struct RegistryOpts {
-    /// Talk http instead of https.
+    /// Talk http instead of https to the registry that the reference names.
     pub plain_http: bool,
     /// Accept any certificate.
     pub skip_verify: bool,
-    /// Who we are.
+    /// Who we are: for the registry that the reference names, never for a mirror of it.
     pub credentials: Option<Credentials>,
+    /// Asked by the registry when there are no `credentials`, and by mirrors.
+    pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// Directories with one directory for each host (`certs.d`), the first that has it is used.
+    pub host_dirs: Vec<PathBuf>,
+    /// Sent with each request to the registry and its mirrors; `authorization` to the registry only.
+    pub headers: HeaderMap,
+    /// `http` or `https` for the registry that the reference names, when its hosts file does not say;
+    /// empty: https, on this machine http when https does not work.
+    pub default_scheme: String,
+    /// Certificates and keys for this operation.
+    pub tls: TlsFiles,
+    /// Proxies; `None`: those of the environment.
+    pub proxies: Option<Proxies>,
+    /// What is known about hosts; by default shared by the whole process.
+    pub health: Health,
+    /// For all that is done with the repository together, on top of the limits of each request.
+    pub budget: Option<Budget>,
     /// How long to wait and how often to try.
     pub limits: Limits,
 }
 
-/// A user and a password; with an empty user the password is a refresh token.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// User name.
-    pub user: String,
-    /// Password or refresh token.
-    pub secret: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Credentials(..)")
-    }
+/// Files with certificates and keys (PEM).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Authorities that are trusted instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// Our certificate.
+    pub cert: Option<PathBuf>,
+    /// Its key; in the file of the certificate when it is not given.
+    pub key: Option<PathBuf>,
 }
 
 /// Deadlines and tries. The defaults give up on a stuck registry within a minute or so.
@@ -42,6 +63,10 @@ pub struct Limits {
     pub read: Duration,
     /// Bytes per second below which a transfer counts as stuck.
     pub floor: u64,
+    /// After this long without an answer a second host is tried as well.
+    pub hedge: Duration,
+    /// For the next bytes of a body while other hosts could give them.
+    pub stall: Duration,
     /// For all tries of one request together; begins anew with each progress.
     pub patience: Duration,
     /// Tries without progress.
@@ -65,6 +90,8 @@ impl Default for Limits {
             answer: Duration::from_secs(30),
             read: Duration::from_secs(30),
             floor: 256,
+            hedge: Duration::from_millis(500),
+            stall: Duration::from_secs(5),
             patience: Duration::from_secs(45),
             attempts: 5,
             backoff: Duration::from_millis(100),

@@ -16,6 +16,7 @@ use types::{Algorithm, Code, Context as _, Descriptor, Digest, Error, Result};
 
 use crate::MAX_MANIFEST;
 use crate::body::{BlobSource, OnSent, Payload};
+use crate::budget::within;
 use crate::call::{Call, Tries};
 use crate::host::Host;
 use crate::repository::{Repository, is_tag, kind};
@@ -49,7 +50,9 @@ impl Repository {
             call.accept = format!("{media_type}, */*");
         }
         let host = self.push_host().await?;
-        let answer = call.run(&host, &mut Tries::new()).await.absent_ok();
+        let mut tries = Tries::new();
+        let asked = within(self.budget(), call.run(&host, &mut tries));
+        let answer = asked.await.absent_ok();
         let Some(answer) = answer.ctx_with(|| format!("look for {}", descriptor.digest))? else {
             return Ok(false);
         };
@@ -59,7 +62,7 @@ impl Repository {
             Some(length) if length != descriptor.size => {
                 Err(Error::failed_precondition(format_args!(
                     "{} has {} for {} with {length} bytes, it has {}",
-                    host.base,
+                    host.root(),
                     self.reference(),
                     descriptor.digest,
                     descriptor.size
@@ -86,6 +89,7 @@ impl Repository {
         on: OnSent,
     ) -> Result<Pushed> {
         let host = self.push_host().await?;
+        let on = self.counted(on);
         let push = async {
             if self.exists(descriptor).await? {
                 return Ok(Pushed::Existed);
@@ -109,14 +113,25 @@ impl Repository {
             upload.run(session).await?;
             Ok(Pushed::Uploaded)
         };
-        push.await.ctx_with(|| {
+        within(self.budget(), push).await.ctx_with(|| {
             format!(
                 "push blob {} to {} at {}",
                 descriptor.digest,
                 self.reference(),
-                host.base
+                host.root()
             )
         })
+    }
+
+    /// Tells the budget, too.
+    fn counted(&self, on: OnSent) -> OnSent {
+        match self.budget().cloned() {
+            None => on,
+            Some(budget) => Arc::new(move |sent| {
+                budget.progress();
+                on(sent);
+            }),
+        }
     }
 
     async fn mount(&self, host: &Host, descriptor: &Descriptor, from: &str) -> Result<Mount> {
@@ -181,12 +196,12 @@ impl Repository {
             let answer = call.run(&host, &mut Tries::new()).await?;
             stored(&answer, &descriptor.digest)
         };
-        push.await.ctx_with(|| {
+        within(self.budget(), push).await.ctx_with(|| {
             format!(
                 "push manifest {} to {} at {}",
                 descriptor.digest,
                 self.reference(),
-                host.base
+                host.root()
             )
         })
     }

@@ -1,41 +1,70 @@
-//! Reading a blob: exactly as many bytes as its descriptor says, over as many connections as needed.
+//! Reading a blob: exactly as many bytes as its descriptor says, over as many connections and hosts as
+//! needed.
 
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
-use http::StatusCode;
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
+use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
-use types::{Error, Result};
+use types::{Code, Digest, Error, Result};
 
+use crate::budget::within;
 use crate::call::{Call, Tries};
+use crate::host::Host;
 use crate::http::next;
+use crate::race::{self, Failure};
 use crate::repository::Shared;
 
-/// A blob as it comes in. The digest is not checked here: the content store does that.
+/// A blob, or a part of one, as it comes in. The digest is not checked here: the content store does
+/// that.
 #[derive(Debug)]
 pub struct BlobReader {
     shared: Arc<Shared>,
+    digest: Digest,
     /// `call.from` is where the next byte comes from.
     call: Call,
+    /// Length of the blob.
     size: u64,
-    body: Option<Incoming>,
-    /// Bytes to pass over: the server did not honour the range.
-    skip: u64,
+    /// Where reading ends.
+    end: u64,
+    open: Option<Open>,
+    /// Who sent bytes last.
+    host: Option<Arc<Host>>,
     tries: Tries,
     /// Bytes since when, to notice a server that only trickles.
     window: (Instant, u64),
 }
 
+/// A connection that gives the blob.
+#[derive(Debug)]
+struct Open {
+    body: Incoming,
+    host: Arc<Host>,
+    /// Bytes to pass over: the server did not honour the range.
+    skip: u64,
+    /// Other hosts could give it, too.
+    alternatives: bool,
+}
+
 impl BlobReader {
-    pub(crate) fn new(shared: Arc<Shared>, call: Call, size: u64) -> Self {
+    /// Reads `call` from where it says up to `end`.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        digest: Digest,
+        call: Call,
+        size: u64,
+        end: u64,
+    ) -> Self {
         Self {
             shared,
+            digest,
             call,
             size,
-            body: None,
-            skip: 0,
+            end,
+            open: None,
+            host: None,
             tries: Tries::new(),
             window: (Instant::now(), 0),
         }
@@ -47,15 +76,35 @@ impl BlobReader {
         self.call.from
     }
 
+    /// Who sent the last bytes, `https://example.test/v2`; empty before the first.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        self.host.as_ref().map_or("", |host| host.root())
+    }
+
+    /// What was read is not what the digest says: other hosts are asked first from now on.
+    pub fn distrust(&self) {
+        if let Some(host) = &self.host {
+            self.shared.health.failed(host.origin());
+        }
+    }
+
     /// The next bytes; `None` at the end. A connection that breaks is resumed from where it broke.
+    /// Cancel safe: bytes are counted when they are returned.
     ///
     /// # Errors
     /// As [`crate::Repository::resolve`]; `FailedPrecondition` when the registry has more or fewer
     /// bytes than the descriptor says.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        let shared = Arc::clone(&self.shared);
+        let read = within(shared.budget.as_ref(), self.resumed()).await;
+        read.map_err(|error| self.named(error))
+    }
+
+    async fn resumed(&mut self) -> Result<Option<Bytes>> {
         loop {
-            if self.call.from == self.size {
-                self.body = None;
+            if self.call.from == self.end {
+                self.open = None;
                 return Ok(None);
             }
             match self.read().await {
@@ -64,43 +113,86 @@ impl BlobReader {
                     self.call.from += data.len() as u64;
                     return Ok(Some(data));
                 }
-                Err(error) => {
-                    self.body = None;
-                    let limits = self.shared.host.http.limits();
-                    self.tries.again(limits, error, None).await?;
+                Err((error, wish)) => {
+                    if let Some(open) = self.open.take()
+                        && open.alternatives
+                    {
+                        self.shared.health.failed(open.host.origin());
+                    }
+                    self.tries.again(&self.shared.limits, error, wish).await?;
                 }
             }
         }
     }
 
     /// Bytes at `call.from`; empty when some were passed over.
-    async fn read(&mut self) -> Result<Bytes> {
-        let deadline = self.shared.host.http.limits().read;
-        let mut body = match self.body.take() {
-            Some(body) => body,
-            None => self.connect().await?,
-        };
-        let Some(mut data) = next(&mut body, deadline).await? else {
-            return Err(Error::unavailable(format_args!(
-                "connection ended at byte {} of {}: unexpected EOF",
-                self.call.from, self.size
-            )));
-        };
-        let passed = usize::try_from(self.skip).map_or(data.len(), |skip| skip.min(data.len()));
-        data.advance(passed);
-        self.skip -= passed as u64;
-        if data.len() as u64 > self.size - self.call.from {
-            return Err(self.longer());
+    async fn read(&mut self) -> Result<Bytes, Failure> {
+        let limits = self.shared.limits;
+        if self.open.is_none() {
+            let open = self.connect().await?;
+            self.host = Some(Arc::clone(&open.host));
+            self.window = (Instant::now(), 0);
+            self.open = Some(open);
         }
-        self.progress((passed + data.len()) as u64)?;
-        self.body = Some(body);
+        let Some(open) = &mut self.open else {
+            return Err((Error::internal("no connection"), None));
+        };
+        let deadline = if open.alternatives {
+            limits.stall.min(limits.read)
+        } else {
+            limits.read
+        };
+        let Some(mut data) = next(&mut open.body, deadline).await.map_err(forever)? else {
+            let at = self.call.from;
+            let text = format!(
+                "connection ended at byte {at} of {}: unexpected EOF",
+                self.end
+            );
+            return Err(forever(Error::unavailable(text)));
+        };
+        let passed = usize::try_from(open.skip).map_or(data.len(), |skip| skip.min(data.len()));
+        data.advance(passed);
+        open.skip -= passed as u64;
+        let left = self.end - self.call.from;
+        if data.len() as u64 > left {
+            if self.end == self.size {
+                return Err(forever(self.longer()));
+            }
+            // A server that does not know ranges goes on where we stop.
+            data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        }
+        self.progress((passed + data.len()) as u64, deadline)
+            .map_err(forever)?;
+        if let Some(budget) = &self.shared.budget {
+            budget.progress();
+        }
         Ok(data)
     }
 
-    async fn connect(&mut self) -> Result<Incoming> {
-        let shared = Arc::clone(&self.shared);
-        let answer = self.call.run(&shared.host, &mut self.tries).await?;
-        self.window = (Instant::now(), 0);
+    async fn connect(&self) -> Result<Open, Failure> {
+        let hosts = self.shared.able(|c| c.pull).await.map_err(forever)?;
+        let (shared, this) = (&self.shared, self);
+        let asked = race::first(
+            &hosts,
+            &shared.health,
+            shared.limits.hedge,
+            |host| async move {
+                let answer = this.call.once(&host).await?;
+                let skip = this.vet(&answer).map_err(forever)?;
+                Ok((answer.into_body(), skip))
+            },
+        );
+        let (host, (body, skip)) = asked.await?;
+        Ok(Open {
+            body,
+            host,
+            skip,
+            alternatives: hosts.len() > 1,
+        })
+    }
+
+    /// How many bytes of the answer come before those that were asked for.
+    fn vet(&self, answer: &Response<Incoming>) -> Result<u64> {
         let header = |name| answer.headers().get(name).and_then(|v| v.to_str().ok());
         if answer.status() == StatusCode::PARTIAL_CONTENT {
             // `bytes first-last/total`
@@ -111,19 +203,16 @@ impl BlobReader {
                     "registry answers with another range",
                 ));
             }
-            self.skip = 0;
-        } else {
-            self.skip = self.call.from;
-            let length: Option<u64> = header(CONTENT_LENGTH).and_then(|l| l.parse().ok());
-            if length.is_some_and(|length| length != self.size) {
-                return Err(Error::failed_precondition(format_args!(
-                    "registry has {} bytes for a blob of {}",
-                    length.unwrap_or_default(),
-                    self.size
-                )));
-            }
+            return Ok(0);
         }
-        Ok(answer.into_body())
+        let length: Option<u64> = header(CONTENT_LENGTH).and_then(|l| l.parse().ok());
+        match length {
+            Some(length) if length != self.size => Err(Error::failed_precondition(format_args!(
+                "registry has {length} bytes for a blob of {}",
+                self.size
+            ))),
+            _ => Ok(self.call.from),
+        }
     }
 
     fn longer(&self) -> Error {
@@ -134,23 +223,35 @@ impl BlobReader {
     }
 
     /// Counts bytes; enough of them forgive the failures before, too few in their time are one.
-    fn progress(&mut self, bytes: u64) -> Result<()> {
-        let limits = self.shared.host.http.limits();
+    fn progress(&mut self, bytes: u64, window: std::time::Duration) -> Result<()> {
+        let least = self.shared.limits.least(window);
         let (since, seen) = &mut self.window;
         *seen += bytes;
-        let least = limits.least(limits.read);
         if *seen >= least {
             self.tries = Tries::new();
         }
-        if since.elapsed() >= limits.read {
+        if since.elapsed() >= window {
             if *seen < least {
                 return Err(Error::unavailable(format_args!(
-                    "registry only trickles data: {seen} bytes in {:?}",
-                    limits.read
+                    "registry only trickles data: {seen} bytes in {window:?}"
                 )));
             }
             self.window = (Instant::now(), 0);
         }
         Ok(())
     }
+
+    /// Says which blob from where, as far as the error does not.
+    fn named(&self, error: Error) -> Error {
+        let said = error.to_string();
+        let error = match self.host() {
+            host if host.is_empty() || said.contains(host) || error.is(Code::Internal) => error,
+            host => error.ctx(host.to_owned()),
+        };
+        error.ctx(format!("read {} at byte {}", self.digest, self.call.from))
+    }
+}
+
+fn forever(error: Error) -> Failure {
+    (error, None)
 }

@@ -1,17 +1,23 @@
 //! One repository of one registry: names become descriptors, descriptors become bytes.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Method};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
 use types::{Algorithm, Context as _, Descriptor, Digest, Error, Labels, Result, media_type as mt};
 
 use crate::MAX_MANIFEST;
+use crate::budget::{Budget, within};
 use crate::call::{Call, Tries};
-use crate::host::Host;
-use crate::http::{Http, whole};
-use crate::opts::RegistryOpts;
+use crate::health::Health;
+use crate::host::{self, Host};
+use crate::hosts::Capabilities;
+use crate::http::whole;
+use crate::opts::{Limits, RegistryOpts};
+use crate::race::{self, Failure};
 use crate::reader::BlobReader;
 use crate::reference::Reference;
 
@@ -32,11 +38,41 @@ pub struct Repository {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) reference: Reference,
-    pub(crate) host: Arc<Host>,
+    opts: RegistryOpts,
+    hosts: OnceCell<Vec<Arc<Host>>>,
+    pub(crate) health: Health,
+    pub(crate) limits: Limits,
+    pub(crate) budget: Option<Budget>,
+}
+
+impl Shared {
+    /// The hosts that may be asked for something, in the order of their configuration; at least one.
+    pub(crate) async fn able(&self, can: fn(&Capabilities) -> bool) -> Result<Vec<Arc<Host>>> {
+        let hosts = self.hosts.get_or_try_init(|| async {
+            let (reference, opts) = (self.reference.clone(), self.opts.clone());
+            tokio::task::spawn_blocking(move || host::hosts(&reference, &opts))
+                .await
+                .map_err(|error| Error::internal(format_args!("hosts: {error}")))?
+        });
+        let able: Vec<_> = hosts
+            .await?
+            .iter()
+            .filter(|host| can(&host.capabilities))
+            .cloned()
+            .collect();
+        if able.is_empty() {
+            return Err(Error::not_found(format_args!(
+                "no host of {} is configured for this",
+                self.reference.host()
+            )));
+        }
+        Ok(able)
+    }
 }
 
 impl Repository {
-    /// The repository that `reference` is in. Nothing is asked yet.
+    /// The repository that `reference` is in. Nothing is asked yet; the hosts files are read with the
+    /// first request.
     ///
     /// # Errors
     /// `InvalidArgument` when the reference names no repository.
@@ -46,21 +82,14 @@ impl Repository {
                 "no repository in {reference}"
             )));
         }
-        // Parity: core/remotes/docker: the name that everybody uses is not the host that serves it.
-        let host = match reference.host() {
-            "docker.io" => "registry-1.docker.io",
-            host => host,
-        };
-        let scheme = if opts.plain_http { "http" } else { "https" };
-        let http = Http::new(opts.limits, opts.skip_verify);
         Ok(Self {
             shared: Arc::new(Shared {
                 reference: reference.clone(),
-                host: Arc::new(Host::new(
-                    format!("{scheme}://{host}/v2"),
-                    http,
-                    opts.credentials,
-                )?),
+                hosts: OnceCell::new(),
+                health: opts.health.clone(),
+                limits: opts.limits,
+                budget: opts.budget.clone(),
+                opts,
             }),
         })
     }
@@ -88,25 +117,55 @@ impl Repository {
                 )));
             }
         };
-        self.head(object, digest.as_ref())
+        let asked = within(self.budget(), self.find(object, digest.as_ref()));
+        asked
             .await
             .ctx_with(|| format!("failed to resolve reference \"{reference}\""))
     }
 
-    async fn head(&self, object: &str, wanted: Option<&Digest>) -> Result<Descriptor> {
+    /// Asks all hosts, again and again when that may help.
+    async fn find(&self, object: &str, wanted: Option<&Digest>) -> Result<Descriptor> {
+        let shared = &self.shared;
+        let by_digest = wanted.is_some();
+        let hosts = match by_digest {
+            true => shared.able(|c| c.pull || c.resolve).await?,
+            false => shared.able(|c| c.resolve).await?,
+        };
+        let mut tries = Tries::new();
+        loop {
+            let asked = race::first(
+                &hosts,
+                &shared.health,
+                shared.limits.hedge,
+                |host| async move { self.head(&host, object, wanted).await },
+            );
+            match asked.await {
+                Ok((_, descriptor)) => return Ok(descriptor),
+                Err((error, wish)) => tries.again(&shared.limits, error, wish).await?,
+            }
+        }
+    }
+
+    async fn head(
+        &self,
+        host: &Host,
+        object: &str,
+        wanted: Option<&Digest>,
+    ) -> Result<Descriptor, Failure> {
         let call = self.call(Method::HEAD, "manifests", object, &ACCEPT.join(", "));
-        let answer = match call.run(&self.shared.host, &mut Tries::new()).await {
+        let answer = match call.once(host).await {
             Ok(answer) => answer,
-            Err(error) if error.is(types::Code::NotImplemented) => {
+            Err((error, _)) if error.is(types::Code::NotImplemented) => {
                 // A registry without HEAD.
                 tracing::debug!(%error, "asking for the whole manifest");
-                return self.get(call, wanted).await;
+                return self.get(host, call, wanted).await;
             }
-            Err(error) if error.is_not_found() => {
+            Err((error, _)) if error.is_not_found() => {
                 tracing::debug!(%error, "no such manifest");
-                return Err(Error::not_found(&self.shared.reference));
+                let error = Error::not_found(&self.shared.reference);
+                return Err(forever(error.ctx(host.root().to_owned())));
             }
-            Err(error) => return Err(error),
+            Err(failure) => return Err(failure),
         };
         let headers = answer.headers();
         let named = headers
@@ -116,31 +175,42 @@ impl Repository {
             .get(CONTENT_LENGTH)
             .and_then(|l| l.to_str().ok()?.parse().ok());
         let (Some(digest), Some(size)) = (named, length) else {
-            return self.get(call, wanted).await;
+            return self.get(host, call, wanted).await;
         };
-        let digest: Digest = digest.parse().ctx("digest in the registry's answer")?;
-        same(&digest, wanted)?;
-        descriptor(headers, digest, size)
+        let made = digest.parse().ctx("digest in the registry's answer");
+        let made = made.and_then(|digest| {
+            same(&digest, wanted)?;
+            descriptor(headers, digest, size)
+        });
+        made.map_err(|error| forever(error.ctx(host.root().to_owned())))
     }
 
     /// Learns digest and size from the manifest itself.
-    async fn get(&self, call: Call, wanted: Option<&Digest>) -> Result<Descriptor> {
+    async fn get(
+        &self,
+        host: &Host,
+        call: Call,
+        wanted: Option<&Digest>,
+    ) -> Result<Descriptor, Failure> {
         let call = Call {
             method: Method::GET,
             ..call
         };
-        let host = &self.shared.host;
-        let answer = call.run(host, &mut Tries::new()).await?;
+        let answer = call.once(host).await?;
         let headers = answer.headers().clone();
         let limit = usize::try_from(MAX_MANIFEST).unwrap_or(usize::MAX);
-        let body = whole(answer.into_body(), limit, host.http.limits().read).await?;
-        // A wanted digest of another kind is checked when its blob is stored.
-        let digest = match wanted {
-            Some(digest) if digest.algorithm() != Algorithm::Sha256 => digest.clone(),
-            _ => Digest::from_bytes(Algorithm::Sha256, &Sha256::digest(&body))?,
+        let made = async {
+            let body = whole(answer.into_body(), limit, host.http.limits().read).await?;
+            // A wanted digest of another kind is checked when its blob is stored.
+            let digest = match wanted {
+                Some(digest) if digest.algorithm() != Algorithm::Sha256 => digest.clone(),
+                _ => Digest::from_bytes(Algorithm::Sha256, &Sha256::digest(&body))?,
+            };
+            same(&digest, wanted)?;
+            descriptor(&headers, digest, body.len() as u64)
         };
-        same(&digest, wanted)?;
-        descriptor(&headers, digest, body.len() as u64)
+        made.await
+            .map_err(|error| forever(error.ctx(host.root().to_owned())))
     }
 
     /// Opens a blob or a manifest at byte `offset`, to resume an earlier read.
@@ -148,20 +218,32 @@ impl Repository {
     /// # Errors
     /// `OutOfRange` for an offset beyond the end. The registry is asked at the first read.
     pub fn open(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobReader> {
-        if offset > descriptor.size {
+        self.reader(descriptor, offset, descriptor.size)
+    }
+
+    /// Opens the bytes `range` of a blob, which may be read beside others of the same blob. A server
+    /// that does not know ranges sends what comes before as well: ask for a part only when another one
+    /// has shown that it saves something.
+    ///
+    /// # Errors
+    /// `OutOfRange` when it is no part of the blob. The registry is asked at the first read.
+    pub fn open_range(&self, descriptor: &Descriptor, range: Range<u64>) -> Result<BlobReader> {
+        self.reader(descriptor, range.start, range.end)
+    }
+
+    fn reader(&self, descriptor: &Descriptor, from: u64, to: u64) -> Result<BlobReader> {
+        let size = descriptor.size;
+        if from > to || to > size {
             return Err(Error::out_of_range(format_args!(
-                "offset {offset} in a blob of {} bytes",
-                descriptor.size
+                "offset {from} to {to} in a blob of {size} bytes"
             )));
         }
         let (kind, accept) = kind(descriptor);
         let mut call = self.call(Method::GET, kind, descriptor.digest.as_str(), accept);
-        call.from = offset;
-        Ok(BlobReader::new(
-            Arc::clone(&self.shared),
-            call,
-            descriptor.size,
-        ))
+        call.from = from;
+        call.to = (to < size).then_some(to);
+        let (shared, digest) = (Arc::clone(&self.shared), descriptor.digest.clone());
+        Ok(BlobReader::new(shared, digest, call, size, to))
     }
 
     fn call(&self, method: Method, kind: &str, object: &str, accept: &str) -> Call {
@@ -172,7 +254,14 @@ impl Repository {
 
     /// The host that takes what is pushed.
     pub(crate) async fn push_host(&self) -> Result<Arc<Host>> {
-        Ok(Arc::clone(&self.shared.host))
+        let able = self.shared.able(|c| c.push).await?;
+        let first = able.into_iter().next();
+        first.ok_or_else(|| Error::not_found("no push hosts"))
+    }
+
+    /// What all requests together may take.
+    pub(crate) fn budget(&self) -> Option<&Budget> {
+        self.shared.budget.as_ref()
     }
 
     /// Path of an object of this repository, below the root of a host.
@@ -200,6 +289,10 @@ pub(crate) fn kind(descriptor: &Descriptor) -> (&'static str, &str) {
     } else {
         ("blobs", "*/*")
     }
+}
+
+fn forever(error: Error) -> Failure {
+    (error, None)
 }
 
 fn same(got: &Digest, wanted: Option<&Digest>) -> Result<()> {

@@ -9,6 +9,8 @@ use crate::testsuite::{Content, Reply, Request, Server};
 use crate::{Limits, RegistryOpts, Repository};
 
 mod auth;
+mod listing;
+mod mirrors;
 mod push;
 
 /// Nothing here waits for a deadline, save where a server is stuck on purpose.
@@ -22,6 +24,19 @@ fn opts() -> RegistryOpts {
         plain_http: true,
         limits,
         ..RegistryOpts::default()
+    }
+}
+
+/// Each test with what it knows about hosts: a port may have been another server before.
+fn with_hosts(text: &str, dir: &std::path::Path, host: &str) -> RegistryOpts {
+    let of_host = dir.join(host);
+    std::fs::create_dir_all(&of_host).unwrap();
+    std::fs::write(of_host.join("hosts.toml"), text).unwrap();
+    RegistryOpts {
+        plain_http: false,
+        host_dirs: vec![dir.to_owned()],
+        health: crate::Health::new(),
+        ..opts()
     }
 }
 

@@ -189,17 +189,16 @@ impl Content {
                 .with("content-type", media_type)
                 .with("docker-content-digest", digest.as_str())
         };
-        let from = request.header("range").strip_prefix("bytes=");
-        match from
-            .and_then(|r| r.strip_suffix('-'))
-            .map(|r| r.parse::<usize>().unwrap())
-        {
+        let range = request.header("range").strip_prefix("bytes=");
+        match range.and_then(|range| range.split_once('-')) {
             None => reply(200).body(data.clone()),
-            Some(from) => {
-                let range = format!("bytes {from}-{}/{}", data.len() - 1, data.len());
+            Some((from, last)) => {
+                let from: usize = from.parse().unwrap();
+                let end = last.parse().map_or(data.len(), |last: usize| last + 1);
+                let range = format!("bytes {from}-{}/{}", end - 1, data.len());
                 reply(206)
                     .with("content-range", range)
-                    .body(data.slice(from..))
+                    .body(data.slice(from..end))
             }
         }
     }

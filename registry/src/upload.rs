@@ -10,7 +10,6 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderName, LOCATION, RANGE};
 use http::{HeaderValue, Method, Response, StatusCode, Uri};
@@ -21,6 +20,7 @@ use crate::body::{BlobSource, OnSent, Payload};
 use crate::call::{Call, Target, Tries};
 use crate::host::Host;
 use crate::push::stored;
+use crate::race::Failure;
 use crate::url::{self, Origin, pair};
 
 /// Least size of a chunk that a registry may ask for (distribution specification, "Pushing a blob in
@@ -53,8 +53,6 @@ impl Session {
         })
     }
 }
-
-type Failure = (Error, Option<Duration>);
 
 /// What to upload, and where to.
 pub(crate) struct Upload<'a> {

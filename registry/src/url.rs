@@ -6,7 +6,7 @@ use http::Uri;
 use types::{Error, Result};
 
 /// Scheme, host and port: what credentials are bound to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Origin {
     pub(crate) https: bool,
     host: String,
@@ -33,10 +33,32 @@ impl Origin {
     }
 }
 
+impl Origin {
+    /// `https` or `http`.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.https { "https" } else { "http" }
+    }
+
+    /// Host without port, in lower case; an IPv6 address has no brackets.
+    pub(crate) fn host(&self) -> &str {
+        self.host.trim_matches(['[', ']'])
+    }
+
+    /// Port, also when it is the scheme's own.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether this is the machine itself.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let address = self.host().parse::<std::net::IpAddr>();
+        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.https { "https" } else { "http" };
-        write!(f, "{scheme}://{}:{}", self.host, self.port)
+        write!(f, "{}://{}:{}", self.scheme(), self.host, self.port)
     }
 }
 
@@ -101,6 +123,19 @@ pub(crate) fn pair(key: &str, value: &str) -> String {
     text
 }
 
+/// The opposite of escaping; what is no escape stays as it is.
+pub(crate) fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..2).filter(|_| *first == b'%');
+        let code = code.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn bad(url: &Uri, why: &str) -> Error {
     Error::invalid_argument(format_args!("{} {why}", shown(url)))
 }
@@ -141,6 +176,25 @@ mod tests {
         assert_ne!(of("https://r.io/x"), of("http://r.io/x"));
         assert_ne!(of("http://r.io/x"), of("http://r.io:81/x"));
         assert_ne!(of("http://r.io/x"), of("http://r.io.evil/x"));
+    }
+
+    #[test]
+    fn escapes_are_undone() {
+        for (text, want) in [
+            ("a%40b", "a@b"),
+            ("%", "%"),
+            ("%zz%4", "%zz%4"),
+            ("%c3%a9", "\u{e9}"),
+        ] {
+            assert_eq!(unescape(text), want);
+        }
+    }
+
+    #[test]
+    fn loopback_is_known() {
+        let of = |text: &str| Origin::of(&text.parse().unwrap()).unwrap().is_loopback();
+        assert!(of("http://localhost:5/") && of("http://127.1.2.3/") && of("http://[::1]/"));
+        assert!(!of("http://localhost.example.test/") && !of("http://10.0.0.1/"));
     }
 
     #[test]

@@ -277,7 +277,8 @@ impl Push {
                 (Arc::clone(&missing) as Arc<dyn BlobSource>, Some(missing))
             }
         };
-        let pushed = self.repository.push_blob(blob, source, &from, sent).await;
+        let pushing = self.repository.push_blob(blob, source, &from, sent);
+        let pushed = Box::pin(pushing).await;
         if missing.is_some_and(|missing| missing.asked.load(Ordering::Relaxed)) {
             return Err(Error::not_found(format_args!("content {}", blob.digest)));
         }

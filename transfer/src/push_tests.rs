@@ -99,6 +99,7 @@ async fn children_go_before_parents_and_the_name_last() {
     let opts = PushOpts { progress, ..opts() };
     let name = format!("{}/r:v1", server.host());
     push(&name, &root, &shared(&store), opts).await.unwrap();
+    let manifest = images::read_manifest(&store, &one).await.unwrap();
     let kept = kept.lock().unwrap();
     let at = |d: &Descriptor| {
         let path = format!("/v2/r/manifests/{}", d.digest);
@@ -107,7 +108,6 @@ async fn children_go_before_parents_and_the_name_last() {
     assert!(at(&two) < at(&inner));
     assert_eq!(kept.puts.last().unwrap(), "/v2/r/manifests/v1");
     assert_eq!(kept.puts.len(), 4);
-    let manifest = images::read_manifest(&store, &one).await.unwrap();
     for layer in &manifest.layers {
         assert!(
             kept.files

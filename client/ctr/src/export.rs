@@ -99,7 +99,7 @@ async fn there(
         references: args.images.iter().map(named).collect(),
         ..Store::default()
     };
-    let (stream, written) = client.receive_bytes(writer).await?;
+    let (stream, mut written) = client.receive_bytes(writer).await?;
     let export = ExportStream {
         stream,
         platforms: args.platform.clone(),
@@ -110,16 +110,15 @@ async fn there(
     };
     let (store, export) = (Endpoint::Store(store), Endpoint::Export(export));
     let told = |event| display.event(&event);
-    let done = client.transfer(&store, &export, told).await;
+    if let Err(error) = client.transfer(&store, &export, told).await {
+        return Err(match written.try_recv() {
+            // The archive could not be written: that is why the daemon could not send it.
+            Ok(Err(cause)) if error.is(types::Code::Cancelled) => Error::os("write archive", cause),
+            _ => error,
+        });
+    }
     let written = written
         .await
         .unwrap_or_else(|_| Err(ErrorKind::Interrupted.into()));
-    match (done, written) {
-        // The archive could not be written: that is why the daemon could not send it.
-        (Err(error), Err(cause)) if error.is(types::Code::Cancelled) => {
-            Err(Error::os("write archive", cause))
-        }
-        (Err(error), _) => Err(error),
-        (Ok(()), written) => written.map_err(|e| Error::os("write archive", e)),
-    }
+    written.map_err(|e| Error::os("write archive", e))
 }

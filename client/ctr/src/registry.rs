@@ -1,7 +1,9 @@
 //! Flags of commands that talk to a registry.
 
+use std::path::PathBuf;
+
 use client::Client;
-use registry::{Credentials, RegistryOpts};
+use registry::{Credentials, RegistryOpts, TlsFiles};
 use types::transfer::{AuthAnswer, Remote};
 use types::{Error, Result};
 
@@ -20,6 +22,18 @@ pub(crate) struct Flags {
     /// Refresh token for the authorization server
     #[arg(long, conflicts_with = "user")]
     refresh: Option<String>,
+    /// Directory with a directory for each registry host (hosts.toml, certificates)
+    #[arg(long)]
+    hosts_dir: Option<PathBuf>,
+    /// Certificate authorities that are trusted instead of the system's
+    #[arg(long)]
+    tlscacert: Option<PathBuf>,
+    /// Client certificate
+    #[arg(long)]
+    tlscert: Option<PathBuf>,
+    /// Key of the client certificate
+    #[arg(long)]
+    tlskey: Option<PathBuf>,
 }
 
 impl Flags {
@@ -37,19 +51,36 @@ impl Flags {
             plain_http: self.plain_http,
             skip_verify: self.skip_verify,
             credentials,
+            host_dirs: self.hosts_dir.iter().cloned().collect(),
+            tls: TlsFiles {
+                ca: self.tlscacert.clone(),
+                cert: self.tlscert.clone(),
+                key: self.tlskey.clone(),
+            },
             ..RegistryOpts::default()
         })
     }
 
     /// The registry's end of a transfer in the daemon, which asks for credentials when there are any.
     pub(crate) async fn remote(&self, client: &Client, reference: &str) -> Result<Remote> {
-        only_local(&[("skip-verify", self.skip_verify)])?;
+        only_local(&[
+            ("skip-verify", self.skip_verify),
+            ("tlscacert", self.tlscacert.is_some()),
+            ("tlscert", self.tlscert.is_some()),
+            ("tlskey", self.tlskey.is_some()),
+        ])?;
         let mut remote = Remote {
             reference: reference.to_owned(),
             ..Remote::default()
         };
         if self.plain_http {
             remote.default_scheme = "http".to_owned();
+        }
+        if let Some(directory) = &self.hosts_dir {
+            // The daemon has another working directory.
+            let directory = std::path::absolute(directory)
+                .map_err(|e| Error::os(format_args!("find {}", directory.display()), e))?;
+            remote.host_dir = directory.display().to_string();
         }
         let answer = self.answer()?;
         if answer != AuthAnswer::None {
@@ -101,6 +132,10 @@ mod tests {
             plain_http: false,
             user: user.map(str::to_owned),
             refresh: refresh.map(str::to_owned),
+            hosts_dir: None,
+            tlscacert: None,
+            tlscert: None,
+            tlskey: None,
         };
         let answer = flags(Some("me:a:b"), None).answer().unwrap();
         let want = AuthAnswer::Password {
@@ -111,7 +146,7 @@ mod tests {
         let token = flags(None, Some("t")).answer().unwrap();
         assert_eq!(token, AuthAnswer::Refresh("t".into()));
         assert_eq!(flags(None, None).answer().unwrap(), AuthAnswer::None);
-        assert!(flags(Some("me"), None).answer().is_err());
+        flags(Some("me"), None).answer().unwrap_err();
     }
 
     #[test]

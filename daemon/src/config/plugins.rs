@@ -134,6 +134,9 @@ pub(crate) struct Transfer {
     pub(crate) max_concurrent_downloads: usize,
     /// Blobs that a push sends at a time.
     pub(crate) max_concurrent_uploaded_layers: usize,
+    /// Directories with a directory for each registry host (`certs.d`), separated by colons; empty:
+    /// none.
+    pub(crate) config_path: String,
     /// Unpack only for the configured platforms, not for all of their systems.
     pub(crate) check_platform_supported: bool,
     /// What is unpacked where; left out: every snapshotter for this host's platform.
@@ -146,6 +149,7 @@ impl Default for Transfer {
         Self {
             max_concurrent_downloads: 3,
             max_concurrent_uploaded_layers: 3,
+            config_path: String::new(),
             check_platform_supported: false,
             unpack_config: None,
         }

@@ -33,7 +33,7 @@ impl Service for Transfer {
             );
             let progress = request.options.unwrap_or_default().progress_stream;
             let work = transfers.run(scope, source, destination, &progress);
-            work.await.map(|()| Empty::new())
+            Box::pin(work).await.map(|()| Empty::new())
         })
         .await
     }

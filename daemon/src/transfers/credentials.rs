@@ -1,85 +1,163 @@
-//! How a registry is reached, and who we are there: the client is asked over its stream.
+//! How a registry is reached, and who we are there: the client is asked over its stream, when a
+//! registry wants to know.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
 use client::stream::Duplex;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use protos::wire::transfer::{auth_answer_from_any, auth_request_to_any};
-use registry::{Credentials, Reference, RegistryOpts};
+use registry::{Answer, Authenticator, Credentials, Question, RegistryOpts};
+use tokio::sync::Mutex;
 use types::transfer::{AuthAnswer, AuthRequest, Remote};
-use types::{Context as _, Error, Result, Scope};
+use types::{Context as _, Error, Labels, Result, Scope};
 
 use super::Shared;
 use crate::streams::Held;
 
 /// How long a client may think: people type passwords.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Shared {
     /// How to talk to the registry of `remote`. The stream for credentials stays open with the guard.
     ///
     /// # Errors
-    /// `NotFound` for the stream; `InvalidArgument` for a bad reference or scheme; `NotImplemented`
-    /// for what cannot be had here.
-    pub(super) async fn registry(
+    /// `NotFound` for the stream; `InvalidArgument` for a bad scheme or header; `NotImplemented` for
+    /// what cannot be had here.
+    pub(super) fn registry(
         &self,
         scope: &Scope,
         remote: &Remote,
     ) -> Result<(RegistryOpts, Option<Held>)> {
-        let refused = |what: &str| Err(Error::not_implemented(what));
-        if !remote.headers.is_empty() {
-            return refused("header fields for registries");
-        }
         if remote.dump || remote.trace {
-            return refused("dumps of what registries are asked");
+            return Err(Error::not_implemented("dumps of what registries are asked"));
         }
-        let plain_http = match remote.default_scheme.as_str() {
-            "" | "https" => false,
-            "http" => true,
-            scheme => {
-                return Err(Error::invalid_argument(format_args!(
-                    "scheme {scheme:?} of a registry"
-                )));
-            }
-        };
+        if !matches!(remote.default_scheme.as_str(), "" | "http" | "https") {
+            return Err(Error::invalid_argument(format_args!(
+                "scheme {:?} of a registry",
+                remote.default_scheme
+            )));
+        }
         let mut opts = RegistryOpts {
-            plain_http,
+            host_dirs: if remote.host_dir.is_empty() {
+                self.host_dirs.clone()
+            } else {
+                vec![PathBuf::from(&remote.host_dir)]
+            },
+            headers: headers(&remote.headers)?,
+            default_scheme: remote.default_scheme.clone(),
             ..RegistryOpts::default()
         };
         if remote.auth_stream.is_empty() {
             return Ok((opts, None));
         }
         let (stream, held) = self.streams.take(&scope.namespace, &remote.auth_stream)?;
-        let reference: Reference = remote.reference.parse()?;
-        let request = AuthRequest {
-            host: reference.host().to_owned(),
-            reference: remote.reference.clone(),
-            challenges: Vec::new(),
-        };
-        opts.credentials = ask(stream, &request).await?;
+        opts.authenticator = Some(Arc::new(Client(Mutex::new(stream))));
         Ok((opts, Some(held)))
     }
 }
 
-/// Asks the client once.
-async fn ask(mut stream: Duplex, request: &AuthRequest) -> Result<Option<Credentials>> {
-    let asked = async {
-        stream.send(auth_request_to_any(request)?).await?;
-        let answer = stream.receive().await?;
-        let nobody = || Error::unauthenticated("the client gives no credentials");
-        auth_answer_from_any(&answer.ok_or_else(nobody)?)
-    };
-    let late = |_| Err(Error::deadline_exceeded(""));
-    let answer = tokio::time::timeout(PATIENCE, asked).await;
-    let answer = answer.unwrap_or_else(late);
-    Ok(
-        match answer.ctx_with(|| format!("ask for credentials for {}", request.host))? {
-            AuthAnswer::None => None,
-            AuthAnswer::Password { user, secret } => Some(Credentials { user, secret }),
-            AuthAnswer::Refresh(secret) => Some(Credentials {
-                user: String::new(),
-                secret,
-            }),
-            AuthAnswer::Header(_) => {
-                return Err(Error::not_implemented("credentials as a header field"));
-            }
-        },
-    )
+fn headers(labels: &Labels) -> Result<HeaderMap> {
+    let mut made = HeaderMap::new();
+    for (name, value) in labels.iter() {
+        let bad = || Error::invalid_argument(format_args!("header field {name:?} of a registry"));
+        let field = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?;
+        made.insert(field, HeaderValue::from_str(value).map_err(|_| bad())?);
+    }
+    Ok(made)
+}
+
+/// A client that knows credentials. It is asked one thing at a time.
+#[derive(Debug)]
+struct Client(Mutex<Duplex>);
+
+#[async_trait]
+impl Authenticator for Client {
+    async fn answer(&self, question: &Question) -> Result<Answer> {
+        let request = AuthRequest {
+            host: question.host.clone(),
+            reference: question.reference.clone(),
+            challenges: question.challenges.clone(),
+        };
+        let asked = async {
+            let mut stream = self.0.lock().await;
+            stream.send(auth_request_to_any(&request)?).await?;
+            let answer = stream.receive().await?;
+            let nobody = || Error::unauthenticated("the client gives no credentials");
+            auth_answer_from_any(&answer.ok_or_else(nobody)?)
+        };
+        let late = |_| Err(Error::deadline_exceeded(""));
+        let answer = tokio::time::timeout(PATIENCE, asked).await;
+        let answer = answer.unwrap_or_else(late);
+        let answer = answer.ctx_with(|| format!("ask for credentials for {}", question.host))?;
+        Ok(match answer {
+            AuthAnswer::None => Answer::Anonymous,
+            AuthAnswer::Password { user, secret } => Answer::User(Credentials { user, secret }),
+            AuthAnswer::Refresh(secret) => Answer::Refresh(secret),
+            AuthAnswer::Header(value) => Answer::Header(value),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use client::stream::pair;
+    use protos::wire::transfer::{auth_answer_to_any, auth_request_from_any};
+    use types::Code;
+
+    use super::*;
+
+    fn question() -> Question {
+        Question {
+            host: "r.test".into(),
+            reference: "r.test/a:1".into(),
+            challenges: vec!["Basic".into()],
+        }
+    }
+
+    #[tokio::test]
+    async fn the_client_is_asked_what_the_registry_asks() {
+        let (near, mut far) = pair();
+        let client = Client(Mutex::new(near));
+        let asking = tokio::spawn(async move { client.answer(&question()).await });
+        let request = far.receiver.recv().await.unwrap();
+        let request = auth_request_from_any(&request).unwrap();
+        assert_eq!(request.host, "r.test");
+        assert_eq!(request.challenges, ["Basic"]);
+        let answer = AuthAnswer::Password {
+            user: "u".into(),
+            secret: "s".into(),
+        };
+        assert!(far.sink.send(auth_answer_to_any(&answer)).await);
+        let want = Answer::User(Credentials {
+            user: "u".into(),
+            secret: "s".into(),
+        });
+        assert_eq!(asking.await.unwrap().unwrap(), want);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_is_an_error() {
+        let (near, far) = pair();
+        far.sink.finish();
+        drop(far.receiver);
+        let error = Client(Mutex::new(near)).answer(&question()).await;
+        let error = error.unwrap_err();
+        assert!(error.is(Code::Cancelled), "{error}");
+        assert!(error.to_string().contains("r.test"), "{error}");
+    }
+
+    #[test]
+    fn header_fields_are_checked() {
+        assert_eq!(
+            headers(&Labels::new().with("X-A", "b")).unwrap()["x-a"],
+            "b"
+        );
+        for (name, value) in [("a b", "c"), ("a", "b\n")] {
+            let error = headers(&Labels::new().with(name, value)).unwrap_err();
+            assert!(error.is(Code::InvalidArgument), "{error}");
+        }
+    }
 }

@@ -17,6 +17,7 @@ mod report;
 mod select;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ::transfer::{Deps, ImportOpts, PullOpts, PushOpts};
@@ -52,6 +53,8 @@ struct Shared {
     verifiers: Vec<Arc<dyn Verifier>>,
     max_downloads: usize,
     max_uploads: usize,
+    host_dirs: Vec<PathBuf>,
+    applier: Arc<dyn Applier>,
 }
 
 /// What [`Transfers::new`] needs.
@@ -70,6 +73,10 @@ struct Parts {
     max_downloads: usize,
     /// Blobs sent at a time by each push.
     max_uploads: usize,
+    /// Directories with what is configured for registries.
+    host_dirs: Vec<PathBuf>,
+    /// Where nothing is to be unpacked: never asked.
+    applier: Arc<dyn Applier>,
 }
 
 impl Transfers {
@@ -83,6 +90,8 @@ impl Transfers {
             verifiers: parts.verifiers,
             max_downloads: parts.max_downloads,
             max_uploads: parts.max_uploads,
+            host_dirs: parts.host_dirs,
+            applier: parts.applier,
         }))
     }
 
@@ -101,7 +110,7 @@ impl Transfers {
         let this = &self.0;
         let report = Report::open(&this.streams, &scope, progress)?;
         let leased = Leased::hold(&this.metadata, scope).await?;
-        let work = this.transfer(&leased.scope, source, destination, &report);
+        let work = Box::pin(this.transfer(&leased.scope, source, destination, &report));
         let done = report.during(work).await;
         leased.release().await;
         done
@@ -160,7 +169,7 @@ impl Shared {
         let from = Endpoint::Registry(remote.clone()).to_string();
         report.say(format!("Resolving from {from}"));
         report.on_resolved(format!("Pulling from {from}"));
-        let (registry, _auth) = self.registry(scope, &remote).await?;
+        let (registry, _auth) = self.registry(scope, &remote)?;
         let chosen = self.chosen(scope, &store)?;
         let (during, later) = chosen.for_pull(&store.platforms);
         let unpack = during.is_some();
@@ -200,7 +209,7 @@ impl Shared {
         let to = Endpoint::Registry(remote.clone()).to_string();
         report.say(format!("Pushing to {to}"));
         report.image("pushing content", &image.name, &image.target);
-        let (registry, _auth) = self.registry(scope, &remote).await?;
+        let (registry, _auth) = self.registry(scope, &remote)?;
         let opts = PushOpts {
             platforms: set(&store.platforms),
             max_concurrent: self.max_uploads,
@@ -250,6 +259,8 @@ impl Shared {
         export: ExportStream,
         report: &Report,
     ) -> Result<()> {
+        // Taken first: it ends with a failure, too.
+        let (stream, held) = self.streams.take(&scope.namespace, &export.stream)?;
         let images = self.metadata.images(scope);
         let mut found: Vec<(String, Descriptor)> = Vec::new();
         let main = Some(&store.name).filter(|name| !name.is_empty());
@@ -265,7 +276,6 @@ impl Shared {
             let image = images.get(name).await?;
             found.push((image.name, image.target));
         }
-        let (stream, held) = self.streams.take(&scope.namespace, &export.stream)?;
         report.say("Exporting".into());
         let opts = ExportOpts {
             platforms: match export.all_platforms {
@@ -309,9 +319,9 @@ impl Shared {
 
     /// The stores of the namespace, for transfers that unpack nothing.
     fn plain(&self, scope: &Scope) -> Result<Deps> {
-        let first = self.targets.first();
-        let first = first.ok_or_else(|| Error::failed_precondition("no snapshotter works"))?;
-        self.deps(scope, &first.snapshotter, &first.applier)
+        let any = self.metadata.snapshotters().next();
+        let any = any.ok_or_else(|| Error::failed_precondition("no snapshotter works"))?;
+        self.deps(scope, any, &self.applier)
     }
 
     fn deps(&self, scope: &Scope, snapshotter: &str, applier: &Arc<dyn Applier>) -> Result<Deps> {

@@ -1,5 +1,6 @@
 //! The plugins of transfers: what may be unpacked, who verifies, and the limits.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use images::{BinDir, BinDirOpts, Verifier};
@@ -14,6 +15,8 @@ use crate::streams::Streams;
 
 /// Kind of transfers.
 const TRANSFER: &str = "io.containerd.transfer.v1";
+/// Section with the order of differs.
+const DIFF: &str = "io.containerd.service.v1.diff-service";
 /// Kind of image verifiers.
 const VERIFIER: &str = "io.containerd.image-verifier.v1";
 
@@ -31,14 +34,17 @@ pub(crate) fn open(
     let agree: Vec<Arc<dyn Verifier>> = verifiers.ready().values().cloned().collect();
     let local = || {
         let section: config::Transfer = config.section(&format!("{TRANSFER}.local"))?;
+        let order: config::Diff = config.section(DIFF)?;
         let parts = Parts {
             metadata: store.metadata.clone(),
             streams: streams.clone(),
-            unpacking: unpacking(store, differs, &section, config)?,
+            unpacking: unpacking(store, differs, &section, &order)?,
             strict: section.check_platform_supported,
             verifiers: agree,
             max_downloads: section.max_concurrent_downloads,
             max_uploads: section.max_concurrent_uploaded_layers,
+            host_dirs: directories(&section.config_path),
+            applier: Arc::new(Differs::select(differs, &order)),
         };
         Ok((Arc::new(Transfers::new(parts)), Facts::default()))
     };
@@ -58,6 +64,12 @@ pub(crate) fn open(
     rows.extend_from_slice(made.rows());
     let local = made.ready().get("local").map(|local| (**local).clone());
     Ok((local, rows))
+}
+
+/// Directories, separated by colons.
+fn directories(text: &str) -> Vec<PathBuf> {
+    let named = text.split(':').filter(|directory| !directory.is_empty());
+    named.map(PathBuf::from).collect()
 }
 
 fn verifiers(config: &Config) -> Result<Point<dyn Verifier>> {
@@ -85,12 +97,11 @@ fn unpacking(
     store: &Store,
     differs: &Point<dyn Differ>,
     section: &config::Transfer,
-    config: &Config,
+    order: &config::Diff,
 ) -> Result<Vec<Unpacking>> {
-    let order: config::Diff = config.section("io.containerd.service.v1.diff-service")?;
     let snapshotters = store.ground.snapshotters.ready();
     let Some(configured) = &section.unpack_config else {
-        let applier = Arc::new(Differs::select(differs, &order));
+        let applier = Arc::new(Differs::select(differs, order));
         let all = snapshotters.keys().map(|name| Unpacking {
             platform: Platform::host(),
             snapshotter: name.clone(),

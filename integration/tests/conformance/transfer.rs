@@ -375,3 +375,28 @@ async fn options_that_cannot_be_followed_are_refused(peer: &Peer) {
     let answer = transfer(peer, any(&Endpoint::Store(prefix)), any(&to), "").await;
     refused(Code::Unimplemented, answer);
 }
+
+mod without_unpacking {
+    use super::*;
+
+    rules! {
+        configured "[plugins.\"io.containerd.transfer.v1.local\"]\nunpack_config = []\n"
+        both {}
+        ours { an_import_is_only_kept }
+    }
+
+    async fn an_import_is_only_kept(peer: &Peer) {
+        import(peer, named(Some(""))).await;
+        let client = client(peer);
+        client
+            .images()
+            .get(integration::IMAGE)
+            .await
+            .expect("image");
+        let all = client
+            .snapshotter("overlayfs")
+            .list(&Filter::default())
+            .await;
+        assert!(all.expect("list").is_empty());
+    }
+}

@@ -121,7 +121,7 @@ fn a_second_index_and_bad_archives_are_told() {
     let missing = host
         .ctr(["images", "export", "/nonexistent/x.tar", IMAGE])
         .err();
-    assert!(missing.contains("No such file"), "{missing}");
+    assert!(missing.contains("no such file"), "{missing}");
     let none = host.path("none.tar");
     let export = host.ctr_program().args(["images", "export"]);
     let told = export

@@ -40,9 +40,9 @@ async fn a_namespace_is_required_and_must_be_an_identifier() {
 #[tokio::test]
 async fn what_is_not_served_is_unimplemented_by_name() {
     let daemon = Daemon::start_with(|config| {
-        config
-            .disabled_plugins
-            .push("io.containerd.grpc.v1.containers".into());
+        let disabled = ["containers", "streaming"];
+        let uris = disabled.map(|id| format!("io.containerd.grpc.v1.{id}"));
+        config.disabled_plugins.extend(uris);
     })
     .await;
     let mut client = ContainersClient::new(daemon.channel());

@@ -1,0 +1,102 @@
+//! Asking several hosts: the next one early when one is silent, at once when one fails.
+//!
+//! Invariant: the first good answer wins and the others are dropped; a host that had its chance and
+//! stayed silent is put to the back for those who come after.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep_until};
+use types::{Code, Error, Result};
+
+use crate::health::Health;
+use crate::host::Host;
+
+/// An error, and when the server wants to be asked again.
+pub(crate) type Failure = (Error, Option<Duration>);
+
+/// `hosts` in the order in which to ask them: those that are not known to be ill first.
+pub(crate) fn in_order(hosts: &[Arc<Host>], health: &Health) -> Vec<Arc<Host>> {
+    let (ill, well): (Vec<_>, Vec<_>) = hosts
+        .iter()
+        .cloned()
+        .partition(|host| health.is_ill(host.origin()));
+    well.into_iter().chain(ill).collect()
+}
+
+/// The first good answer to `ask` of one of `hosts`, at least one, and who gave it.
+///
+/// # Errors
+/// That of the host which comes last in the configuration, the registry itself: the others may
+/// lack what it has.
+pub(crate) async fn first<T, F>(
+    hosts: &[Arc<Host>],
+    health: &Health,
+    hedge: Duration,
+    ask: impl Fn(Arc<Host>) -> F,
+) -> Result<(Arc<Host>, T), Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let order = in_order(hosts, health);
+    let mut left = order.into_iter();
+    let mut running = FuturesUnordered::new();
+    let mut began: Vec<(Arc<Host>, Instant)> = Vec::new();
+    let mut failures: Vec<(Arc<Host>, Failure)> = Vec::new();
+    let mut next = left.next();
+    let mut at = Instant::now();
+    loop {
+        let due = running.is_empty() || Instant::now() >= at;
+        if due && let Some(host) = next.take() {
+            began.push((Arc::clone(&host), Instant::now()));
+            let answer = ask(Arc::clone(&host));
+            running.push(async move { (host, answer.await) });
+            next = left.next();
+            at = Instant::now() + hedge;
+        }
+        tokio::select! {
+            Some((host, answer)) = running.next() => {
+                let since = began.iter().find(|(b, _)| Arc::ptr_eq(b, &host)).map(|(_, at)| *at);
+                began.retain(|(b, _)| !Arc::ptr_eq(b, &host));
+                match answer {
+                    Ok(answer) => {
+                        if since.is_some_and(|since| since.elapsed() < hedge) {
+                            health.well(host.origin());
+                        }
+                        silent(&began, health, hedge);
+                        return Ok((host, answer));
+                    }
+                    Err(failure) => {
+                        if failure.0.is(Code::Unavailable) && hosts.len() > 1 {
+                            health.failed(host.origin());
+                        }
+                        tracing::debug!(host = host.root(), error = %failure.0, "host failed");
+                        failures.push((host, failure));
+                        // No need to wait for the next one's turn.
+                        at = Instant::now();
+                    }
+                }
+            }
+            () = sleep_until(at), if next.is_some() => {}
+            else => return Err(worst(hosts, failures)),
+        }
+    }
+}
+
+/// Those that have been asked for longer than it takes and said nothing.
+fn silent(began: &[(Arc<Host>, Instant)], health: &Health, hedge: Duration) {
+    for (host, since) in began {
+        if since.elapsed() >= hedge {
+            health.failed(host.origin());
+        }
+    }
+}
+
+fn worst(hosts: &[Arc<Host>], mut failures: Vec<(Arc<Host>, Failure)>) -> Failure {
+    let place = |host: &Arc<Host>| hosts.iter().position(|h| Arc::ptr_eq(h, host));
+    failures.sort_by_key(|(host, _)| place(host));
+    let last = failures.pop().map(|(_, failure)| failure);
+    last.unwrap_or_else(|| (Error::not_found("no host to ask"), None))
+}
