@@ -120,8 +120,11 @@ impl Call {
 
     /// One try: the answer, or why there is none and when the server wants to be asked again.
     pub(crate) async fn once(&self, host: &Host) -> Result<Response<Incoming>, Failure> {
-        let walked = match self.walk(host).await {
-            Err(error) if is_no_tls(&error) && host.become_plain() => self.walk(host).await,
+        // Boxed: this future is a part of many others, which would all be as large.
+        let walked = match Box::pin(self.walk(host)).await {
+            Err(error) if is_no_tls(&error) && host.become_plain() => {
+                Box::pin(self.walk(host)).await
+            }
             walked => walked,
         };
         match walked {

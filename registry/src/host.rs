@@ -188,7 +188,7 @@ fn host(
         is_plain: AtomicBool::new(false),
         namespace: (!is_upstream).then(|| reference.host().to_owned()),
         capabilities: config.capabilities,
-        headers: headers(opts, config.headers, is_upstream),
+        headers: headers(opts, &config.headers, is_upstream),
         http: Http::new(limits, trust, Arc::clone(proxies)),
         auth: Auth::new(source, name, reference.to_string()),
     })
@@ -204,7 +204,7 @@ fn upstream(reference: &Reference) -> &str {
 }
 
 /// The operation's headers, under those of the host.
-fn headers(opts: &RegistryOpts, own: HeaderMap, is_upstream: bool) -> HeaderMap {
+fn headers(opts: &RegistryOpts, own: &HeaderMap, is_upstream: bool) -> HeaderMap {
     let mut headers = opts.headers.clone();
     if !is_upstream {
         headers.remove(AUTHORIZATION);
@@ -212,7 +212,7 @@ fn headers(opts: &RegistryOpts, own: HeaderMap, is_upstream: bool) -> HeaderMap 
     for name in own.keys() {
         headers.remove(name);
     }
-    for (name, value) in &own {
+    for (name, value) in own {
         headers.append(name.clone(), value.clone());
     }
     headers
