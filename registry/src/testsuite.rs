@@ -19,6 +19,18 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use types::{Algorithm, Descriptor, Digest, Labels};
 
+/// How many challenges a `WWW-Authenticate` header of these bytes holds: for fuzz targets.
+#[must_use]
+pub fn challenges(value: &[u8]) -> usize {
+    crate::challenge::count(value)
+}
+
+/// What is shown of an error answer with this body: for fuzz targets.
+#[must_use]
+pub fn error_text(body: &[u8]) -> String {
+    crate::http::message(body)
+}
+
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Request {

@@ -27,6 +27,7 @@ mod oom;
 mod our_shim_under_debian_containerd;
 mod parallel;
 mod power_cut;
+mod pull_faults;
 mod records;
 mod registry_push;
 mod restart;
