@@ -9,6 +9,7 @@ use crate::testsuite::{Content, Reply, Request, Server};
 use crate::{Limits, RegistryOpts, Repository};
 
 mod auth;
+mod credentials;
 mod faults;
 mod listing;
 mod mirrors;
