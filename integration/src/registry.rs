@@ -1,6 +1,7 @@
 //! Debian's docker-registry on a loopback port, with a data directory of its own.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::host::archive;
@@ -21,18 +22,7 @@ impl Registry {
     /// When the registry does not serve or skopeo fails.
     #[must_use]
     pub fn start() -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("ctd-registry-")
-            .tempdir()
-            .expect("directory");
-        let (port, child) = (0..5)
-            .find_map(|_| Self::try_start(dir.path()))
-            .expect("a free port for the registry");
-        let made = Self {
-            _dir: dir,
-            host: format!("127.0.0.1:{port}"),
-            child,
-        };
+        let made = Self::serve("", "");
         let archive = archive();
         let from = format!("oci-archive:{}", archive.display());
         let to = format!("docker://{}", made.reference());
@@ -47,15 +37,47 @@ impl Registry {
         made
     }
 
+    /// Starts an empty one that speaks TLS with the certificate `cert` and its key, and serves only the
+    /// users of the file `users` (as `htpasswd -B` makes it).
+    ///
+    /// # Panics
+    /// When the registry does not serve.
+    #[must_use]
+    pub fn secured(cert: &Path, key: &Path, users: &Path) -> Self {
+        let (cert, key) = (cert.display(), key.display());
+        Self::serve(
+            &format!(", tls: {{certificate: \"{cert}\", key: \"{key}\"}}"),
+            &format!(
+                "auth: {{htpasswd: {{realm: test, path: \"{}\"}}}}\n",
+                users.display()
+            ),
+        )
+    }
+
+    fn serve(http: &str, more: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("ctd-registry-")
+            .tempdir()
+            .expect("directory");
+        let (port, child) = (0..5)
+            .find_map(|_| Self::try_start(dir.path(), http, more))
+            .expect("a free port for the registry");
+        Self {
+            _dir: dir,
+            host: format!("127.0.0.1:{port}"),
+            child,
+        }
+    }
+
     /// Another process may take the port between the probe and the start: the caller tries again.
-    fn try_start(dir: &std::path::Path) -> Option<(u16, Child)> {
+    fn try_start(dir: &Path, http: &str, more: &str) -> Option<(u16, Child)> {
         let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
         let port = probe.local_addr().expect("address").port();
         drop(probe);
         let config = dir.join("config.yml");
         let text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: \"127.0.0.1:{port}\"}}\n",
+             http: {{addr: \"127.0.0.1:{port}\"{http}}}\n{more}",
             dir.join("data").display()
         );
         std::fs::write(&config, text).expect("write the registry's config");

@@ -30,6 +30,7 @@ mod power_cut;
 mod pull_faults;
 mod records;
 mod registry_push;
+mod registry_secured;
 mod restart;
 mod run;
 mod runtime_hangs;
