@@ -1,6 +1,7 @@
 //! Debian's docker-registry on a loopback port, with a data directory of its own.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::host::archive;
@@ -21,7 +22,7 @@ impl Registry {
     /// When the registry does not serve or skopeo fails.
     #[must_use]
     pub fn start() -> Self {
-        Self::serve("", &[])
+        Self::serve("", "").filled(&[])
     }
 
     /// The same for one user only.
@@ -33,30 +34,18 @@ impl Registry {
         // The C library knows the hash that the registry wants.
         let script = r"print crypt($ARGV[0], '$2y$05$abcdefghijklmnopqrstuu')";
         let hash = Program::new(need("perl")).args(["-e", script, secret]);
+        let users = tempfile::NamedTempFile::new().expect("a file");
         let line = format!("{user}:{}\n", hash.run().ok());
-        let credentials = format!("--dest-creds={user}:{secret}");
-        Self::serve(&line, &[credentials])
+        std::fs::write(users.path(), line).expect("write passwords");
+        // The registry reads it once, at its start.
+        Self::serve("", &only(users.path())).filled(&[format!("--dest-creds={user}:{secret}")])
     }
 
-    fn serve(passwords: &str, more: &[String]) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("ctd-registry-")
-            .tempdir()
-            .expect("directory");
-        if !passwords.is_empty() {
-            std::fs::write(dir.path().join("htpasswd"), passwords).expect("write passwords");
-        }
-        let (port, child) = (0..5)
-            .find_map(|_| Self::try_start(dir.path()))
-            .expect("a free port for the registry");
-        let made = Self {
-            _dir: dir,
-            host: format!("127.0.0.1:{port}"),
-            child,
-        };
+    /// Pushes the test image.
+    fn filled(self, more: &[String]) -> Self {
         let archive = archive();
         let from = format!("oci-archive:{}", archive.display());
-        let to = format!("docker://{}", made.reference());
+        let to = format!("docker://{}", self.reference());
         let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", "-q"];
         drop(
             Program::new(need("skopeo"))
@@ -66,30 +55,50 @@ impl Registry {
                 .run()
                 .ok(),
         );
-        made
+        self
+    }
+
+    /// Starts an empty one that speaks TLS with the certificate `cert` and its key, and serves only the
+    /// users of the file `users` (as `htpasswd -B` makes it).
+    ///
+    /// # Panics
+    /// When the registry does not serve.
+    #[must_use]
+    pub fn secured(cert: &Path, key: &Path, users: &Path) -> Self {
+        let (cert, key) = (cert.display(), key.display());
+        Self::serve(
+            &format!(", tls: {{certificate: \"{cert}\", key: \"{key}\"}}"),
+            &only(users),
+        )
+    }
+
+    fn serve(http: &str, more: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("ctd-registry-")
+            .tempdir()
+            .expect("directory");
+        let (port, child) = (0..5)
+            .find_map(|_| Self::try_start(dir.path(), http, more))
+            .expect("a free port for the registry");
+        Self {
+            _dir: dir,
+            host: format!("127.0.0.1:{port}"),
+            child,
+        }
     }
 
     /// Another process may take the port between the probe and the start: the caller tries again.
-    fn try_start(dir: &std::path::Path) -> Option<(u16, Child)> {
+    fn try_start(dir: &Path, http: &str, more: &str) -> Option<(u16, Child)> {
         let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
         let port = probe.local_addr().expect("address").port();
         drop(probe);
         let config = dir.join("config.yml");
         let text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: \"127.0.0.1:{port}\"}}\n",
+             http: {{addr: \"127.0.0.1:{port}\"{http}}}\n{more}",
             dir.join("data").display()
         );
-        let passwords = dir.join("htpasswd");
-        let auth = if passwords.exists() {
-            format!(
-                "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
-                passwords.display()
-            )
-        } else {
-            String::new()
-        };
-        std::fs::write(&config, text + &auth).expect("write the registry's config");
+        std::fs::write(&config, text).expect("write the registry's config");
         let mut child = Command::new(need("docker-registry"))
             .arg("serve")
             .arg(&config)
@@ -117,6 +126,12 @@ impl Registry {
     pub fn host(&self) -> &str {
         &self.host
     }
+}
+
+/// Serves only the users of this file.
+fn only(users: &Path) -> String {
+    let users = users.display();
+    format!("auth: {{htpasswd: {{realm: test, path: \"{users}\"}}}}\n")
 }
 
 impl Drop for Registry {

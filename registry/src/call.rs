@@ -120,8 +120,12 @@ impl Call {
 
     /// One try: the answer, or why there is none and when the server wants to be asked again.
     pub(crate) async fn once(&self, host: &Host) -> Result<Response<Incoming>, Failure> {
-        let walked = match self.walk(host).await {
-            Err(error) if is_no_tls(&error) && host.become_plain() => self.walk(host).await,
+        let was_plain = host.is_plain();
+        // Boxed: this future is a part of many others, which would all be as large.
+        let walked = match Box::pin(self.walk(host)).await {
+            Err(error) if is_no_tls(&error) && !was_plain && host.become_plain() => {
+                Box::pin(self.walk(host)).await
+            }
             walked => walked,
         };
         match walked {
@@ -136,7 +140,12 @@ impl Call {
 
     /// Redirects followed, challenges answered.
     async fn walk(&self, host: &Host) -> Result<Response<Incoming>> {
-        let (origin, start) = (host.origin(), self.url(host)?);
+        let start = self.url(host)?;
+        // Taken from the URL: the host may turn out to speak no TLS at any moment.
+        let origin = &match &self.target {
+            Target::Path(_) => Origin::of(&start)?,
+            Target::Url(_) => host.origin().clone(),
+        };
         let mut url = start.clone();
         let (mut redirects, mut challenges) = (0, 0);
         loop {

@@ -51,6 +51,12 @@ pub(crate) fn challenge(headers: &HeaderMap) -> Option<Challenged> {
     Some(Challenged { choice, raw })
 }
 
+/// How many challenges are understood in one header.
+#[cfg(any(test, feature = "testsuite"))]
+pub(crate) fn count(value: &[u8]) -> usize {
+    std::str::from_utf8(value).map_or(0, |value| parse(value).len())
+}
+
 /// All challenges of one header value that are understood.
 fn parse(value: &str) -> Vec<Challenge> {
     let mut found = Vec::new();

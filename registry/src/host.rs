@@ -14,7 +14,7 @@ use crate::auth::Auth;
 use crate::credentials::Source;
 use crate::hosts::{self, Capabilities, HostConfig};
 use crate::http::Http;
-use crate::opts::RegistryOpts;
+use crate::opts::{RegistryOpts, TlsFiles};
 use crate::proxy::Proxies;
 use crate::reference::Reference;
 use crate::tls::Trust;
@@ -80,13 +80,21 @@ impl Host {
         }
     }
 
-    /// Gives TLS up, if that is allowed here and was not done before.
+    /// Whether it has been found to speak no TLS.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain.is_some() && self.is_plain.load(Ordering::Relaxed)
+    }
+
+    /// Gives TLS up; false where that is not allowed. Requests that ran into it together all may
+    /// call this.
     pub(crate) fn become_plain(&self) -> bool {
-        let could = self.plain.is_some() && !self.is_plain.swap(true, Ordering::Relaxed);
-        if could {
+        if self.plain.is_none() {
+            return false;
+        }
+        if !self.is_plain.swap(true, Ordering::Relaxed) {
             tracing::info!(host = self.root(), "no TLS there, going on without");
         }
-        could
+        true
     }
 }
 
@@ -119,57 +127,24 @@ fn host(
     proxies: &Arc<Proxies>,
 ) -> Result<Host> {
     let upstream = upstream(reference);
-    let tls_said = opts.tls != crate::TlsFiles::default()
-        || opts.skip_verify
-        || config.skip_verify.is_some()
-        || !config.ca.is_empty()
-        || !config.client.is_empty();
-    let mut skip_verify = config.skip_verify.unwrap_or(opts.skip_verify);
-    let (scheme, may_be_plain, rest) = match &config.root {
-        Some(root) => {
-            let origin = Origin::of(&url::parse(root)?)?;
-            // Parity: core/remotes/docker/config/hosts.go: who configures TLS for an http host wants
-            // it tried; port 80 is plain for sure.
-            let tried = !origin.https && tls_said && origin.port() != 80;
-            let rest = root.split_once("://").map_or("", |(_, rest)| rest);
-            (
-                if tried { "https" } else { origin.scheme() },
-                tried,
-                rest.to_owned(),
-            )
-        }
-        None => {
-            let origin = Origin::of(&url::parse(&format!("http://{upstream}/"))?)?;
-            let chosen = if opts.plain_http {
-                "http"
-            } else {
-                &opts.default_scheme
-            };
-            let open = chosen.is_empty() && origin.is_loopback() && origin.port() != 443;
-            let port_80 = open && origin.port() == 80 && upstream.ends_with(":80");
-            if open && !tls_said {
-                // Nobody issues certificates for this name.
-                skip_verify = true;
-            }
-            let scheme = match chosen {
-                "" if port_80 => "http",
-                "" => "https",
-                chosen => chosen,
-            };
-            let plain = open && !port_80 && upstream.contains(':');
-            (scheme, plain, format!("{upstream}/v2"))
-        }
-    };
-    let main = Face::new(format!("{scheme}://{rest}"))?;
-    let plain = may_be_plain
-        .then(|| Face::new(format!("http://{rest}")))
+    let address = address(upstream, opts, &config)?;
+    let main = Face::new(format!("{}://{}", address.scheme, address.rest))?;
+    let plain = address
+        .may_be_plain
+        .then(|| Face::new(format!("http://{}", address.rest)))
         .transpose()?;
-    let is_upstream = rest.split('/').next() == Some(upstream);
+    let name = address
+        .rest
+        .split('/')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let is_upstream = name == upstream;
     let mut limits = opts.limits;
     limits.connect = config.dial_timeout.unwrap_or(limits.connect);
     let tls = &opts.tls;
     let trust = Trust {
-        skip_verify,
+        skip_verify: address.skip_verify,
         only: tls.ca.iter().cloned().collect(),
         also: config.ca,
         client: (tls.cert.iter().map(|cert| (cert.clone(), tls.key.clone())))
@@ -181,16 +156,67 @@ fn host(
         (_, Some(authenticator)) => Source::Ask(Arc::clone(authenticator)),
         _ => Source::None,
     };
-    let name = rest.split('/').next().unwrap_or_default().to_owned();
     Ok(Host {
         main,
         plain,
         is_plain: AtomicBool::new(false),
         namespace: (!is_upstream).then(|| reference.host().to_owned()),
         capabilities: config.capabilities,
-        headers: headers(opts, config.headers, is_upstream),
+        headers: headers(opts, &config.headers, is_upstream),
         http: Http::new(limits, trust, Arc::clone(proxies)),
         auth: Auth::new(source, name, reference.to_string()),
+    })
+}
+
+/// Where a host is, and how safely.
+struct Address {
+    scheme: &'static str,
+    /// Everything after the scheme.
+    rest: String,
+    /// Without TLS when the server does not speak it.
+    may_be_plain: bool,
+    skip_verify: bool,
+}
+
+fn address(upstream: &str, opts: &RegistryOpts, config: &HostConfig) -> Result<Address> {
+    let tls_said = opts.tls != TlsFiles::default()
+        || opts.skip_verify
+        || config.skip_verify.is_some()
+        || !config.ca.is_empty()
+        || !config.client.is_empty();
+    let skip_verify = config.skip_verify.unwrap_or(opts.skip_verify);
+    if let Some(root) = &config.root {
+        let origin = Origin::of(&url::parse(root)?)?;
+        // Parity: core/remotes/docker/config/hosts.go: who configures TLS for an http host wants it
+        // tried; port 80 is plain for sure.
+        let may_be_plain = !origin.https && tls_said && origin.port() != 80;
+        let rest = root.split_once("://").map_or("", |(_, rest)| rest);
+        return Ok(Address {
+            scheme: if may_be_plain {
+                "https"
+            } else {
+                origin.scheme()
+            },
+            rest: rest.to_owned(),
+            may_be_plain,
+            skip_verify,
+        });
+    }
+    let origin = Origin::of(&url::parse(&format!("http://{upstream}/"))?)?;
+    // Only with a port on this machine it is open which of the two is meant.
+    let open = opts.default_scheme.is_empty()
+        && !opts.plain_http
+        && origin.is_loopback()
+        && upstream != origin.host()
+        && origin.port() != 443;
+    let is_plain =
+        opts.plain_http || opts.default_scheme == "http" || (open && origin.port() == 80);
+    Ok(Address {
+        scheme: if is_plain { "http" } else { "https" },
+        rest: format!("{upstream}/v2"),
+        may_be_plain: open && !is_plain,
+        // Nobody issues certificates for such a name.
+        skip_verify: skip_verify || (open && !tls_said),
     })
 }
 
@@ -204,7 +230,7 @@ fn upstream(reference: &Reference) -> &str {
 }
 
 /// The operation's headers, under those of the host.
-fn headers(opts: &RegistryOpts, own: HeaderMap, is_upstream: bool) -> HeaderMap {
+fn headers(opts: &RegistryOpts, own: &HeaderMap, is_upstream: bool) -> HeaderMap {
     let mut headers = opts.headers.clone();
     if !is_upstream {
         headers.remove(AUTHORIZATION);
@@ -212,7 +238,7 @@ fn headers(opts: &RegistryOpts, own: HeaderMap, is_upstream: bool) -> HeaderMap 
     for name in own.keys() {
         headers.remove(name);
     }
-    for (name, value) in &own {
+    for (name, value) in own {
         headers.append(name.clone(), value.clone());
     }
     headers

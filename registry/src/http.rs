@@ -261,7 +261,7 @@ pub(crate) fn class(status: StatusCode) -> Code {
 }
 
 /// What an error document says, fit for one line.
-fn message(body: &[u8]) -> String {
+pub(crate) fn message(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Document {
         errors: Vec<Item>,

@@ -178,7 +178,9 @@ impl BlobReader {
             shared.limits.hedge,
             |host| async move {
                 let answer = this.call.once(&host).await?;
-                let skip = this.vet(&answer).map_err(forever)?;
+                let skip = this
+                    .vet(&answer)
+                    .map_err(|error| forever(error.ctx(host.root().to_owned())))?;
                 Ok((answer.into_body(), skip))
             },
         );

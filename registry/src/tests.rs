@@ -9,9 +9,13 @@ use crate::testsuite::{Content, Reply, Request, Server};
 use crate::{Limits, RegistryOpts, Repository};
 
 mod auth;
+mod credentials;
+mod faults;
 mod listing;
 mod mirrors;
+mod proxied;
 mod push;
+mod secure;
 
 /// Nothing here waits for a deadline, save where a server is stuck on purpose.
 fn opts() -> RegistryOpts {

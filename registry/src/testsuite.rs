@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -17,6 +18,18 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use types::{Algorithm, Descriptor, Digest, Labels};
+
+/// How many challenges a `WWW-Authenticate` header of these bytes holds: for fuzz targets.
+#[must_use]
+pub fn challenges(value: &[u8]) -> usize {
+    crate::challenge::count(value)
+}
+
+/// What is shown of an error answer with this body: for fuzz targets.
+#[must_use]
+pub fn error_text(body: &[u8]) -> String {
+    crate::http::message(body)
+}
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -54,6 +67,19 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Say nothing more after so many bytes of the body.
     pub stall: Option<usize>,
+    /// Pause before each byte of the body.
+    pub drip: Option<Duration>,
+    /// Say a part again and again until the client has enough.
+    pub endless: Option<Part>,
+}
+
+/// A part of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The headers.
+    Head,
+    /// The body.
+    Body,
 }
 
 impl Reply {
@@ -204,10 +230,20 @@ impl Content {
     }
 }
 
+/// First byte of a TLS connection.
+const TLS_HANDSHAKE: u8 = 22;
+
 async fn read(stream: &mut TcpStream) -> Option<Request> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
+        if head == [TLS_HANDSHAKE] {
+            // As servers do that are spoken to by TLS where they do not expect it.
+            let text = b"HTTP/1.0 400 Bad Request\r\n\r\nthis is no TLS server\n";
+            let _sent = stream.write_all(text).await;
+            let _closed = stream.shutdown().await;
+            return None;
+        }
     }
     let text = String::from_utf8(head).unwrap();
     let mut lines = text.lines();
@@ -240,26 +276,47 @@ async fn answer(mut stream: TcpStream, request: &Request, reply: Reply) {
         std::future::pending::<()>().await;
     }
     let mut head = format!("HTTP/1.1 {} Word\r\nconnection: close\r\n", reply.status);
-    if reply
-        .headers
-        .iter()
-        .all(|(name, _)| name != "content-length" && name != "transfer-encoding")
+    if reply.endless.is_none()
+        && reply
+            .headers
+            .iter()
+            .all(|(name, _)| name != "content-length" && name != "transfer-encoding")
     {
         head += &format!("content-length: {}\r\n", reply.body.len());
     }
     for (name, value) in &reply.headers {
         head += &format!("{name}: {value}\r\n");
     }
-    head += "\r\n";
+    if reply.endless == Some(Part::Head) {
+        head += "x-endless: ";
+    } else {
+        head += "\r\n";
+    }
     // The client may have gone: that is its business.
     let _sent = stream.write_all(head.as_bytes()).await;
+    if reply.endless.is_some() {
+        while stream.write_all(&[b' '; 8192]).await.is_ok() {}
+        return;
+    }
     if request.method != "HEAD" {
         let end = reply.cut.or(reply.stall).unwrap_or(reply.body.len());
-        let _sent = stream.write_all(&reply.body[..end]).await;
+        match reply.drip {
+            Some(pause) => drip(&mut stream, &reply.body[..end], pause).await,
+            None => drop(stream.write_all(&reply.body[..end]).await),
+        }
         let _sent = stream.flush().await;
         if reply.stall.is_some() {
             std::future::pending::<()>().await;
         }
     }
     let _closed = stream.shutdown().await;
+}
+
+async fn drip(stream: &mut TcpStream, body: &[u8], pause: Duration) {
+    for byte in body {
+        tokio::time::sleep(pause).await;
+        if stream.write_all(&[*byte]).await.is_err() {
+            return;
+        }
+    }
 }

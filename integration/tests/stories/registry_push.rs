@@ -47,27 +47,47 @@ fn json(descriptor: &Descriptor) -> String {
     )
 }
 
+/// An image of one layer.
+struct Image {
+    layer: (Descriptor, Bytes),
+    config: (Descriptor, Bytes),
+    manifest: (Descriptor, Bytes),
+}
+
+impl Image {
+    fn new() -> Self {
+        let data: Bytes = (0..3_000_000u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+            .collect::<Vec<u8>>()
+            .into();
+        let layer = describe(mt::OCI_LAYER, &data);
+        let config_text = format!(
+            r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+            layer.digest
+        );
+        let config = describe(mt::OCI_CONFIG, config_text.as_bytes());
+        let manifest_text = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","config":{},"layers":[{}]}}"#,
+            mt::OCI_MANIFEST,
+            json(&config),
+            json(&layer)
+        );
+        let manifest = describe(mt::OCI_MANIFEST, manifest_text.as_bytes());
+        Self {
+            layer: (layer, data),
+            config: (config, config_text.into()),
+            manifest: (manifest, manifest_text.into()),
+        }
+    }
+}
+
 #[test]
 fn an_image_goes_in_is_mounted_elsewhere_and_reads_back_the_same() {
     let registry = Registry::start();
     let host = registry.host();
-    let data: Bytes = (0..3_000_000u32)
-        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
-        .collect::<Vec<u8>>()
-        .into();
-    let layer = describe(mt::OCI_LAYER, &data);
-    let config_text = format!(
-        r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
-        layer.digest
-    );
-    let config = describe(mt::OCI_CONFIG, config_text.as_bytes());
-    let manifest_text = format!(
-        r#"{{"schemaVersion":2,"mediaType":"{}","config":{},"layers":[{}]}}"#,
-        mt::OCI_MANIFEST,
-        json(&config),
-        json(&layer)
-    );
-    let manifest = describe(mt::OCI_MANIFEST, manifest_text.as_bytes());
+    let image = Image::new();
+    let (manifest, manifest_text) = &image.manifest;
+    let (layer, data) = &image.layer;
     let from = ["made/first".to_owned()];
     block_on(async {
         for (path, candidates, want) in [
@@ -76,35 +96,31 @@ fn an_image_goes_in_is_mounted_elsewhere_and_reads_back_the_same() {
             ("made/second:1", &from, Pushed::Mounted(from[0].clone())),
         ] {
             let to = repository(host, path);
-            let texts = [
-                (&layer, data.clone()),
-                (&config, config_text.clone().into()),
-            ];
-            for (descriptor, bytes) in texts {
+            for (descriptor, bytes) in [&image.layer, &image.config] {
                 let pushed = to
-                    .push_blob(descriptor, Arc::new(bytes), candidates, quiet())
+                    .push_blob(descriptor, Arc::new(bytes.clone()), candidates, quiet())
                     .await;
                 assert_eq!(pushed.expect("push a blob"), want, "{path}");
             }
-            to.push_manifest(&manifest, manifest_text.clone().into(), Some("1"))
+            to.push_manifest(manifest, manifest_text.clone(), Some("1"))
                 .await
                 .expect("push the manifest");
-            assert!(to.exists(&manifest).await.expect("look for the manifest"));
-            assert_eq!(to.resolve().await.expect("resolve"), manifest);
+            assert!(to.exists(manifest).await.expect("look for the manifest"));
+            assert_eq!(to.resolve().await.expect("resolve"), *manifest);
         }
         let from = repository(host, "made/second:1");
-        let mut reader = from.open(&layer, 0).expect("open");
+        let mut reader = from.open(layer, 0).expect("open");
         let mut back = Vec::new();
         while let Some(chunk) = reader.chunk().await.expect("read") {
             back.extend_from_slice(&chunk);
         }
-        assert!(back == data, "the layer came back changed");
+        assert!(back == *data, "the layer came back changed");
     });
     for path in ["made/first:1", "made/second:1"] {
         let from = format!("docker://{host}/{path}");
         let flags = ["inspect", "--tls-verify=false", "--raw"];
         let raw = Program::new(need("skopeo")).args(flags).args([&from]).run();
-        assert_eq!(raw.ok(), manifest_text);
+        assert_eq!(raw.ok().as_bytes(), manifest_text);
         let to = tempfile::tempdir().expect("directory");
         let to = format!("dir:{}", to.path().join("copy").display());
         let flags = ["--insecure-policy", "copy", "--src-tls-verify=false", "-q"];

@@ -1,7 +1,7 @@
 //! Pushing to a registry that keeps what it gets, and to one that makes it hard.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -124,8 +124,11 @@ fn describe(media_type: &str, data: &[u8]) -> Descriptor {
 }
 
 fn blob() -> (Descriptor, Bytes) {
-    let data: Vec<u8> = (0..900_000u32).flat_map(u32::to_le_bytes).collect();
-    (describe(mt::OCI_LAYER, &data), data.into())
+    static BLOB: LazyLock<(Descriptor, Bytes)> = LazyLock::new(|| {
+        let data: Vec<u8> = (0..900_000u32).flat_map(u32::to_le_bytes).collect();
+        (describe(mt::OCI_LAYER, &data), data.into())
+    });
+    BLOB.clone()
 }
 
 async fn registry(manners: Manners) -> (Server, Arc<Mutex<Store>>) {
@@ -449,7 +452,7 @@ async fn a_registry_that_does_not_take_the_bytes_is_given_up() {
     .await;
     let mut options: RegistryOpts = super::impatient();
     options.limits.attempts = 2;
-    let data = Bytes::from(vec![1; 64 << 20]);
+    let data = Bytes::from(vec![1; 16 << 20]);
     let descriptor = describe(mt::OCI_LAYER, &data);
     let error = repository(&server, "", options)
         .push_blob(&descriptor, Arc::new(data), &[], quiet())

@@ -1,0 +1,95 @@
+//! A real registry with TLS and users, reached by its hosts file and docker's own configuration.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use integration::{Program, Registry, need};
+use registry::{DockerConfig, Pushed, RegistryOpts, Repository};
+use types::{Code, Descriptor, Labels, media_type as mt};
+
+/// The name by which the registry is known: only its hosts file says where it is.
+const NAME: &str = "registry.example.test";
+/// `user` with the password `pass`.
+const USERS: &str = "user:$2b$04$LfMysTTOsVNg4VyKKZGwyelIf2HgchgHyhfogjYxrHUMFMOAfx0ma\n";
+
+fn pem(name: &str) -> PathBuf {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    top.join("registry/src/tests/tls").join(name)
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime")
+        .block_on(future)
+}
+
+fn repository(opts: RegistryOpts) -> Repository {
+    let reference = format!("{NAME}/secured/blobs:1")
+        .parse()
+        .expect("reference");
+    Repository::new(&reference, opts).expect("repository")
+}
+
+#[test]
+fn only_who_trusts_it_and_is_trusted_gets_in() {
+    let dir = tempfile::tempdir().expect("directory");
+    let users = dir.path().join("users");
+    fs::write(&users, USERS).expect("write users");
+    let registry = Registry::secured(&pem("server.crt"), &pem("server.key"), &users);
+    let certs = dir.path().join("certs.d");
+    let of_name = certs.join(NAME);
+    fs::create_dir_all(&of_name).expect("directory");
+    let hosts = |more: &str| {
+        let text = format!("server = \"https://{}\"\n{more}", registry.host());
+        fs::write(of_name.join("hosts.toml"), text).expect("write hosts.toml");
+    };
+    let config = dir.path().join("config.json");
+    let known = format!(
+        r#"{{"auths": {{"https://{}": {{"auth": "dXNlcjpwYXNz"}}}}}}"#,
+        registry.host()
+    );
+    fs::write(&config, known).expect("write config.json");
+    let opts = |config: &Path| RegistryOpts {
+        host_dirs: vec![certs.clone()],
+        authenticator: Some(Arc::new(DockerConfig::new(config))),
+        ..RegistryOpts::default()
+    };
+    let data = Bytes::from(vec![7; 200_000]);
+    let said = Program::new(need("sha256sum")).input(&data).run().ok();
+    let hex = said.split(' ').next().expect("a digest");
+    let blob = Descriptor {
+        media_type: mt::OCI_LAYER.into(),
+        digest: format!("sha256:{hex}").parse().expect("digest"),
+        size: data.len() as u64,
+        annotations: Labels::new(),
+    };
+    block_on(async {
+        hosts("");
+        let error = repository(opts(&config)).exists(&blob).await;
+        let error = error.expect_err("an unknown authority is not trusted");
+        assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+
+        hosts(&format!("ca = {:?}", pem("ca.crt")));
+        let nobody = dir.path().join("none.json");
+        let error = repository(opts(&nobody)).exists(&blob).await;
+        let error = error.expect_err("strangers are not served");
+        assert!(error.is(Code::Unauthenticated), "{error}");
+
+        let to = repository(opts(&config));
+        let pushed = to
+            .push_blob(&blob, Arc::new(data.clone()), &[], Arc::new(|_| {}))
+            .await;
+        assert_eq!(pushed.expect("push"), Pushed::Uploaded);
+        let mut reader = repository(opts(&config)).open(&blob, 0).expect("open");
+        let mut back = Vec::new();
+        while let Some(chunk) = reader.chunk().await.expect("read") {
+            back.extend_from_slice(&chunk);
+        }
+        assert!(back == data, "the blob came back changed");
+    });
+}
