@@ -5,20 +5,15 @@ use std::time::{Duration, SystemTime};
 use ::content::testsuite::spec;
 use types::{Code, Filter, Labels, Resource, Scope, gc_label};
 
-use super::mark::Marked;
 use super::{Removed, run_at};
 use crate::content::INGEST_LIFETIME;
-use crate::db::WriteTx;
 use crate::fixture::{
     House, SNAPSHOTTER, code, container, fields, image, labels, name, put, scope, sha,
 };
 
-use crate::key::{Bucket, own};
-use crate::kv::{Flow, Read as _};
-use crate::record::BlobRecord;
-
 mod model;
 mod naive;
+mod steps;
 
 const PAST: &str = "2001-01-01T00:00:00Z";
 const FUTURE: &str = "2999-01-01T00:00:00+02:00";
@@ -479,77 +474,6 @@ async fn a_collection_goes_on_when_its_caller_goes_away() {
     tokio::time::timeout(Duration::from_secs(30), empty)
         .await
         .unwrap();
-}
-
-/// Records of blobs that nobody names, and a lease that is over with as many entries: one change.
-async fn litter(house: &House, count: u32) {
-    let past = labels(&[(gc_label::EXPIRE, PAST)]);
-    let leased = house.leased("a", past).await;
-    let change = move |tx: &mut WriteTx<'_, '_>| {
-        let (namespace, lease) = (&leased.namespace, leased.lease.as_ref().unwrap());
-        for n in 0..count {
-            let digest = sha(&n.to_le_bytes());
-            let record = BlobRecord {
-                size: 4,
-                labels: Labels::new(),
-                created_at: SystemTime::now(),
-                updated_at: SystemTime::now(),
-            };
-            tx.put(
-                own(Bucket::Blob, namespace, digest.as_str()),
-                record.encode(),
-            );
-            let entry = crate::leases::leased(namespace, lease, &Resource::Content(digest));
-            tx.put(entry, Vec::new());
-        }
-        Ok(())
-    };
-    house.metadata.0.db.write(change).await.unwrap();
-}
-
-/// How many records there are of a kind.
-fn count(house: &House, bucket: Bucket) -> usize {
-    let mut found = 0;
-    let tx = house.metadata.0.db.kv.read().unwrap();
-    tx.scan(
-        &crate::key::all(bucket, &scope("a").namespace),
-        &mut |_, _| {
-            found += 1;
-            Ok(Flow::Continue(()))
-        },
-    )
-    .unwrap();
-    found
-}
-
-#[tokio::test]
-async fn a_sweep_goes_in_small_steps_and_one_that_is_cut_off_is_finished_by_the_next_run() {
-    let house = House::new().await;
-    let (blobs, most) = (1000, 100);
-    litter(&house, blobs).await;
-    let marked = Marked::new(&house.metadata.0.db.kv.read().unwrap(), SystemTime::now());
-    let mut marked = marked.unwrap();
-    let mut before = (count(&house, Bucket::Blob), count(&house, Bucket::Leased));
-    for _ in 0..5 {
-        let step = move |tx: &mut WriteTx<'_, '_>| {
-            marked.sweep(tx, most)?;
-            Ok(marked)
-        };
-        marked = house.metadata.0.db.write(step).await.unwrap();
-        assert!(!marked.is_clean());
-        let after = (count(&house, Bucket::Blob), count(&house, Bucket::Leased));
-        let gone = (before.0 - after.0) + (before.1 - after.1);
-        assert!((1..=2 * most + 1).contains(&gone), "{gone} in one step");
-        before = after;
-    }
-    // Cut off here: the daemon was killed.
-    let house = house.restart().await;
-    let stats = house.metadata.gc().await.unwrap();
-    assert_eq!(stats.records.content, before.0 as u64);
-    assert_eq!(stats.records.leases, 1);
-    assert!(stats.longest < stats.pause, "{stats:?}");
-    assert_eq!(count(&house, Bucket::Blob), 0);
-    assert_eq!(count(&house, Bucket::Leased), 0);
 }
 
 /// A remote snapshotter may be slow about one removal: nobody but who wants that very snapshot waits.
