@@ -127,6 +127,7 @@ async fn sweep(
         let watch = Arc::clone(&watch);
         let step = move |tx: &mut WriteTx<'_, '_>| {
             let begin = Instant::now();
+            tx.collecting();
             match watch.take() {
                 Some(touched) if marked.spare(&**tx, &touched)? => tx.mark(),
                 Some(_) => {}
