@@ -12,6 +12,7 @@ use std::sync::Arc;
 use metadata::Metadata;
 use runtime_v2::Survey;
 use tokio::sync::{Mutex, Semaphore};
+use tracing::Instrument as _;
 use types::{CheckOpts, Code, Error, Fault, Repair, Report, Result, Scope};
 
 use crate::config::Config;
@@ -63,17 +64,31 @@ impl Checker {
         self.metadata.check(opts).await
     }
 
-    /// Checks records, content, snapshots and bundles, after the check that is under way.
+    /// Checks records, content, snapshots and bundles, after the check that is under way. It may be
+    /// dropped at any await: then it ends, unless it has begun to repair.
     ///
     /// # Errors
     /// `ResourceExhausted` when enough of them wait for that already.
     pub(crate) async fn check(&self, opts: CheckOpts) -> Result<Report> {
-        let _place = self.places.try_acquire().map_err(|_| {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             Error::resource_exhausted(format_args!(
                 "a check is under way and {MOST_WAITING} wait for it: try again later"
             ))
         })?;
-        let _turn = self.turn.lock().await;
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        if !opts.repair {
+            return Ok(self.look(opts).await);
+        }
+        let this = self.clone();
+        let repair = async move {
+            let _held = (place, turn);
+            this.look(opts).await
+        };
+        let done = tokio::spawn(repair.in_current_span()).await;
+        done.map_err(|e| Error::internal("repair").with_source(e))
+    }
+
+    async fn look(&self, opts: CheckOpts) -> Report {
         // What a daemon at work is making or removing looks broken for a moment: what was there before
         // the long part of the check and is there after it is not that.
         let before = self.survey().await;
@@ -93,7 +108,7 @@ impl Checker {
                 Repair::Impossible,
             ),
         }
-        Ok(report)
+        report
     }
 
     async fn survey(&self) -> Result<Survey> {

@@ -1,8 +1,10 @@
 //! Tests of module `fsck`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Repair, Report};
 
@@ -10,6 +12,23 @@ use super::{Checker, MOST_WAITING, judge};
 use crate::config::Config;
 use crate::ground::Ground;
 use crate::store::Store;
+
+impl Checker {
+    /// Takes the turn, as a check does.
+    pub(crate) async fn hold(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// Somebody has the turn.
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.turn.try_lock().is_err()
+    }
+
+    /// Places for checks that are free.
+    pub(crate) fn free_places(&self) -> usize {
+        self.places.available_permits()
+    }
+}
 
 /// A checker of a root that nobody has used; the directory is that root.
 async fn setup() -> (TempDir, Checker) {
