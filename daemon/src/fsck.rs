@@ -12,11 +12,12 @@ use std::sync::Arc;
 use metadata::Metadata;
 use runtime_v2::Survey;
 use tokio::sync::{Mutex, Semaphore};
+use tracing::Instrument as _;
 use types::{CheckOpts, Code, Error, Fault, Repair, Report, Result, Scope};
 
 use crate::config::Config;
 use crate::engine::TEMPORARY;
-use crate::ground::Ground;
+use crate::ground::{self, Ground};
 use crate::lock::{self, Lock};
 use crate::store::{self, Store};
 
@@ -30,6 +31,8 @@ pub(crate) const FAILED: u8 = 8;
 const MOST_WAITING: usize = 8;
 /// Directory under the state for copies of what is looked at.
 const SCRATCH: &str = "fsck";
+/// Room for copies, in their sizes: one that is damaged is written anew beside itself.
+const COPIES: u64 = 2;
 
 /// Checks what a daemon keeps: one check at a time, for all clones. Each reads every byte that there
 /// is, and two that repair would meet.
@@ -63,17 +66,31 @@ impl Checker {
         self.metadata.check(opts).await
     }
 
-    /// Checks records, content, snapshots and bundles, after the check that is under way.
+    /// Checks records, content, snapshots and bundles, after the check that is under way. It may be
+    /// dropped at any await: then it ends, unless it has begun to repair.
     ///
     /// # Errors
     /// `ResourceExhausted` when enough of them wait for that already.
     pub(crate) async fn check(&self, opts: CheckOpts) -> Result<Report> {
-        let _place = self.places.try_acquire().map_err(|_| {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             Error::resource_exhausted(format_args!(
                 "a check is under way and {MOST_WAITING} wait for it: try again later"
             ))
         })?;
-        let _turn = self.turn.lock().await;
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        if !opts.repair {
+            return Ok(self.look(opts).await);
+        }
+        let this = self.clone();
+        let repair = async move {
+            let _held = (place, turn);
+            this.look(opts).await
+        };
+        let done = tokio::spawn(repair.in_current_span()).await;
+        done.map_err(|e| Error::internal("repair").with_source(e))
+    }
+
+    async fn look(&self, opts: CheckOpts) -> Report {
         // What a daemon at work is making or removing looks broken for a moment: what was there before
         // the long part of the check and is there after it is not that.
         let before = self.survey().await;
@@ -93,7 +110,7 @@ impl Checker {
                 Repair::Impossible,
             ),
         }
-        Ok(report)
+        report
     }
 
     async fn survey(&self) -> Result<Survey> {
@@ -215,7 +232,7 @@ async fn check_stopped(config: &Config, opts: CheckOpts) -> Result<Report> {
         let store = Store::open(Ground::open(config)?, config).await?;
         (store, Repair::Done)
     } else {
-        let records = scratch.make()?;
+        let records = scratch.make(store::copied(config).chain(ground::copied(config)?))?;
         let ground = Ground::examine(config, &scratch.0)?;
         let store = Store::examine(ground, config, &records).await?;
         (store, Repair::Possible)
@@ -244,9 +261,23 @@ impl Scratch {
         self.0.join("records")
     }
 
-    /// Makes it, empty, and tells where the records go. One that was killed may have left its own.
-    fn make(&self) -> Result<PathBuf> {
+    /// Makes it, empty, with room for copies of `files`, and tells where the records go. One that was
+    /// killed may have left its own.
+    fn make(&self, files: impl Iterator<Item = PathBuf>) -> Result<PathBuf> {
         self.clear()?;
+        let mut needed = 0_u64;
+        for file in files {
+            needed = needed.saturating_add(size(&file)?.saturating_mul(COPIES));
+        }
+        let state = self.0.parent().unwrap_or(&self.0);
+        let free = sys::fs::free_bytes(state)?;
+        if needed > free {
+            return Err(Error::resource_exhausted(format_args!(
+                "a check works on copies of records and indexes, which need {needed} bytes under {}, \
+                 and {free} are free: make room there",
+                state.display()
+            )));
+        }
         let records = self.records();
         lock::create(&records, lock::ROOT_MODE)?;
         Ok(records)
@@ -266,6 +297,15 @@ impl Scratch {
     fn named(&self, text: &str, directory: &Path) -> String {
         let copy = self.records();
         text.replace(&*copy.to_string_lossy(), &directory.to_string_lossy())
+    }
+}
+
+/// Bytes of a file, if there is one.
+fn size(path: &Path) -> Result<u64> {
+    match path.metadata() {
+        Ok(found) => Ok(found.len()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(Error::os(format_args!("stat {}", path.display()), e)),
     }
 }
 

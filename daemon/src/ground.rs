@@ -51,7 +51,10 @@ impl Ground {
 
     fn assemble(config: &Config, scratch: Option<&Path>) -> Result<Self> {
         let directory = config.root.join(format!("{CONTENT}.content"));
-        let content = Local::open(&directory).map_err(|e| e.ctx("open content store"))?;
+        let content = match scratch {
+            None => Local::open(&directory).map_err(|e| e.ctx("open content store"))?,
+            Some(_) => Local::examine(&directory),
+        };
         let snapshotters = snapshotters(config, scratch)?;
 
         let mut rows = vec![
@@ -75,8 +78,7 @@ impl Ground {
 fn snapshotters(config: &Config, scratch: Option<&Path>) -> Result<Point<dyn Snapshotter>> {
     let facts = |root: &Path| Facts::of_host().export("root", root.display());
     let overlay = || {
-        let section: config::Overlay = config.section(&format!("{SNAPSHOTTER}.overlayfs"))?;
-        let root = root_of(config, "overlayfs", section.root_path);
+        let (root, section) = overlay_of(config)?;
         let settings = OverlayConfig {
             upperdir_label: section.upperdir_label,
             sync_remove: section.sync_remove,
@@ -89,8 +91,7 @@ fn snapshotters(config: &Config, scratch: Option<&Path>) -> Result<Point<dyn Sna
         Ok((made, facts(&root)))
     };
     let native = || {
-        let section: config::RootPath = config.section(&format!("{SNAPSHOTTER}.native"))?;
-        let root = root_of(config, "native", section.root_path);
+        let root = native_of(config)?;
         let made: Arc<dyn Snapshotter> = Arc::new(match scratch {
             None => Native::open(&root)?,
             Some(scratch) => Native::examine(&root, &scratch.join("native"))?,
@@ -110,6 +111,27 @@ fn snapshotters(config: &Config, scratch: Option<&Path>) -> Result<Point<dyn Sna
         },
     ];
     Point::build(SNAPSHOTTER, config, candidates)
+}
+
+/// The files of indexes that [`Ground::examine`] copies, as far as they are there.
+///
+/// # Errors
+/// `InvalidArgument` for a section that does not fit.
+pub(crate) fn copied(config: &Config) -> Result<impl Iterator<Item = PathBuf>> {
+    let roots = [overlay_of(config)?.0, native_of(config)?];
+    let files = |root: PathBuf| snapshotters::index_files(&root);
+    Ok(roots.into_iter().flat_map(files))
+}
+
+fn overlay_of(config: &Config) -> Result<(PathBuf, config::Overlay)> {
+    let mut section: config::Overlay = config.section(&format!("{SNAPSHOTTER}.overlayfs"))?;
+    let root = root_of(config, "overlayfs", std::mem::take(&mut section.root_path));
+    Ok((root, section))
+}
+
+fn native_of(config: &Config) -> Result<PathBuf> {
+    let section: config::RootPath = config.section(&format!("{SNAPSHOTTER}.native"))?;
+    Ok(root_of(config, "native", section.root_path))
 }
 
 /// The configured directory of a snapshotter, or its own under the root.

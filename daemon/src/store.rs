@@ -108,6 +108,11 @@ pub(crate) fn directory(config: &Config) -> PathBuf {
     config.root.join(format!("{METADATA}.bolt"))
 }
 
+/// The files of the records that [`Store::examine`] copies, as far as they are there.
+pub(crate) fn copied(config: &Config) -> impl Iterator<Item = PathBuf> {
+    metadata::store_files(&directory(config).join(FILE)).into_iter()
+}
+
 /// What the bundles know, for a store that has lost its records.
 fn tasks(config: &Config) -> TasksOf {
     let (state, root) = (config.state.clone(), config.root.clone());

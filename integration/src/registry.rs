@@ -11,6 +11,8 @@ use crate::{Program, need, until};
 #[derive(Debug)]
 pub struct Registry {
     _dir: tempfile::TempDir,
+    /// Who may, when not everybody.
+    users: Option<tempfile::NamedTempFile>,
     host: String,
     child: Child,
 }
@@ -37,8 +39,10 @@ impl Registry {
         let users = tempfile::NamedTempFile::new().expect("a file");
         let line = format!("{user}:{}\n", hash.run().ok());
         std::fs::write(users.path(), line).expect("write passwords");
-        // The registry reads it once, at its start.
-        Self::serve("", &only(users.path())).filled(&[format!("--dest-creds={user}:{secret}")])
+        let mut made = Self::serve("", &only(users.path()));
+        // Looked at again with each request.
+        made.users = Some(users);
+        made.filled(&[format!("--dest-creds={user}:{secret}")])
     }
 
     /// Pushes the test image.
@@ -82,6 +86,7 @@ impl Registry {
             .expect("a free port for the registry");
         Self {
             _dir: dir,
+            users: None,
             host: format!("127.0.0.1:{port}"),
             child,
         }

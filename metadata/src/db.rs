@@ -25,7 +25,7 @@ const SEQUENCE_BLOCK: u64 = 1024;
 /// What was removed since the last collection.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Marks {
-    /// Changes of any kind.
+    /// Changes of any kind, but the collector's own.
     pub(crate) mutations: u64,
     /// Changes that removed a reference.
     pub(crate) deletions: u64,
@@ -135,12 +135,18 @@ pub(crate) struct WriteTx<'a, 'b> {
     tx: &'a mut Tx<'b>,
     events: Vec<(Namespace, Event)>,
     marks: Marks,
+    is_collecting: bool,
 }
 
 impl WriteTx<'_, '_> {
     /// Publishes an event if and when this change is durable.
     pub(crate) fn event(&mut self, namespace: &Namespace, event: Event) {
         self.events.push((namespace.clone(), event));
+    }
+
+    /// This change is the collector's own: it does not count as one that makes a collection due.
+    pub(crate) fn collecting(&mut self) {
+        self.is_collecting = true;
     }
 
     /// A reference went away.
@@ -232,12 +238,16 @@ impl Db {
                     tx,
                     events: Vec::new(),
                     marks: Marks::default(),
+                    is_collecting: false,
                 };
                 let value = change(&mut write)?;
                 let WriteTx {
-                    events, mut marks, ..
+                    events,
+                    mut marks,
+                    is_collecting,
+                    ..
                 } = write;
-                marks.mutations = tx.is_changed().into();
+                marks.mutations = (tx.is_changed() && !is_collecting).into();
                 tx.on_commit(move || outlet.release(&events, marks));
                 Ok(value)
             })

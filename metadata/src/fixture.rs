@@ -276,6 +276,7 @@ pub(crate) struct Memory {
 struct State {
     all: BTreeMap<SnapshotKey, SnapshotInfo>,
     remote: bool,
+    fleeting: usize,
     fail: Option<Code>,
     cleanups: usize,
 }
@@ -305,6 +306,11 @@ impl Memory {
     /// From now on behaves as a remote snapshotter: it has every target that it is asked for.
     pub(crate) fn be_remote(&self) {
         self.state.lock().unwrap().remote = true;
+    }
+
+    /// As many targets are gone again before anybody can list them; the keys made for them stay.
+    pub(crate) fn be_fleeting(&self, targets: usize) {
+        self.state.lock().unwrap().fleeting = targets;
     }
 
     /// The next call that changes something fails with this.
@@ -345,14 +351,19 @@ impl Memory {
             created_at: now,
             updated_at: now,
         };
+        if state.all.contains_key(key) {
+            return Err(Error::already_exists(key));
+        }
         if state.remote && info.labels.contains_key(label::SNAPSHOT_REF) {
+            if state.fleeting > 0 {
+                state.fleeting -= 1;
+                state.all.insert(key.clone(), info);
+                return Err(Error::already_exists("target"));
+            }
             info.kind = SnapshotKind::Committed;
             info.name = format!("remote-{}", info.labels[label::SNAPSHOT_REF]).try_into()?;
             state.all.insert(info.name.clone(), info);
             return Err(Error::already_exists("target"));
-        }
-        if state.all.contains_key(key) {
-            return Err(Error::already_exists(key));
         }
         state.all.insert(key.clone(), info);
         Ok(vec![mount(key)])

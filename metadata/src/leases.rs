@@ -207,31 +207,28 @@ pub(crate) fn check(tx: &dyn Read, scope: &Scope) -> Result<()> {
     Err(Error::not_found("lease does not exist"))
 }
 
-/// Removes up to `most` entries of a lease's list; true when no more than that are left for
-/// [`remove`], so that a list of any length goes in steps. Only for a lease that keeps nothing.
+/// Removes up to `most` entries of a lease's list and returns how many, fewer than `most` when nothing
+/// of it is left: a list of any length goes in steps. Only for a lease that keeps nothing.
 pub(crate) fn shorten(
     tx: &mut WriteTx<'_, '_>,
     namespace: &Namespace,
     id: &str,
     most: usize,
-) -> Result<bool> {
+) -> Result<usize> {
     let prefix = below(Bucket::Leased, &[namespace.as_str(), id]);
     let mut found = Vec::new();
     tx.scan(&prefix, &mut |rest, _| {
+        if found.len() == most {
+            return Ok(Flow::Break(()));
+        }
         found.push([&prefix, rest].concat());
-        Ok(if found.len() > most {
-            Flow::Break(())
-        } else {
-            Flow::Continue(())
-        })
+        Ok(Flow::Continue(()))
     })?;
-    if found.len() <= most {
-        return Ok(true);
-    }
+    let entries = found.len();
     for entry in found {
         tx.remove(entry);
     }
-    Ok(false)
+    Ok(entries)
 }
 
 /// Removes a lease and its list.

@@ -36,7 +36,7 @@ mod snapshots;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -102,16 +102,23 @@ pub(crate) struct Shared {
     damage: Option<String>,
 }
 
+/// The files that the store at `path` may have. That of another containerd is one of them: it is
+/// refused, and so is one beside a copy.
+#[must_use]
+pub fn store_files(path: &Path) -> [PathBuf; 3] {
+    let [store, journal] = kv::files(path);
+    [store, journal, path.with_file_name(FOREIGN)]
+}
+
 /// Copies the files of the store at `from` to where the one at `to` would have them.
 ///
 /// # Errors
 /// I/O.
 pub fn copy_store(from: &Path, to: &Path) -> Result<()> {
-    for (from, to) in kv::files(from).iter().zip(kv::files(to)) {
+    for (from, to) in store_files(from).iter().zip(store_files(to)) {
         sys::fs::copy_if_there(from, &to)?;
     }
-    // That of another containerd is refused, and so is one beside a copy.
-    sys::fs::copy_if_there(&from.with_file_name(FOREIGN), &to.with_file_name(FOREIGN))
+    Ok(())
 }
 
 impl Metadata {

@@ -21,6 +21,7 @@ use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, Snapshot
 
 pub use native::Native;
 pub use overlay::{Overlay, OverlayConfig};
+pub use store::index_files;
 
 /// A store of layered file systems.
 ///

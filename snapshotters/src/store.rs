@@ -68,6 +68,12 @@ pub(crate) struct Wanted {
     pub(crate) labels: Labels,
 }
 
+/// The files that the index of the snapshotter in `root` may have: what `examine` copies.
+#[must_use]
+pub fn index_files(root: &Path) -> [PathBuf; 3] {
+    FILES.map(|name| root.join(name))
+}
+
 /// Makes a directory and the missing ones above it, each with `mode`.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
     std::fs::DirBuilder::new()
@@ -103,8 +109,8 @@ impl Store {
     /// As [`Store::open`].
     pub(crate) fn examine(root: &Path, scratch: &Path, notes: Notes) -> Result<Self> {
         make_dir(scratch, 0o700)?;
-        for name in FILES {
-            sys::fs::copy_if_there(&root.join(name), &scratch.join(name))?;
+        for (from, to) in index_files(root).iter().zip(index_files(scratch)) {
+            sys::fs::copy_if_there(from, &to)?;
         }
         let directories = root.join("snapshots");
         let index = Index::open(scratch, &notes.of(Directories::look(&directories)?))?;

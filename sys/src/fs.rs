@@ -96,6 +96,15 @@ pub fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
+/// Bytes that the file system of `path` has left for this process.
+///
+/// # Errors
+/// The errno of `statvfs`, with the path.
+pub fn free_bytes(path: &Path) -> Result<u64> {
+    let found = rustix::fs::statvfs(path).map_err(|e| at("statvfs", path, e))?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Whether [`write_atomic_with`] waits for the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flush {
@@ -232,6 +241,19 @@ mod tests {
         std::fs::create_dir_all(path.join("sub")).unwrap();
         write_atomic(&path, b"x", 0o600).unwrap_err();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_free_is_some_of_what_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = rustix::fs::statvfs(dir.path()).unwrap();
+        let free = free_bytes(dir.path()).unwrap();
+        assert!(
+            (1..=whole.f_blocks * whole.f_frsize).contains(&free),
+            "{free}"
+        );
+        let error = free_bytes(&dir.path().join("absent")).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::ENOENT));
     }
 
     #[test]

@@ -16,12 +16,17 @@ use crate::Hasher;
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) root: PathBuf,
+    /// Nothing was made: what is not there is empty. Else it has been lost.
+    is_examined: bool,
 }
 
 impl Layout {
     pub(super) fn open(root: PathBuf) -> Result<Self> {
         make_dir(&root, 0o700)?;
-        let layout = Self { root };
+        let layout = Self {
+            root,
+            is_examined: false,
+        };
         make_dir(&layout.ingests(), 0o755)?;
         for algorithm in Algorithm::ALL {
             make_dir(&layout.blobs(algorithm), 0o755)?;
@@ -29,6 +34,14 @@ impl Layout {
         sync_dir(&layout.root.join("blobs"))?;
         sync_dir(&layout.root)?;
         Ok(layout)
+    }
+
+    /// As it is, down to its directories.
+    pub(super) fn examine(root: PathBuf) -> Self {
+        Self {
+            root,
+            is_examined: true,
+        }
     }
 
     pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
@@ -50,8 +63,16 @@ impl Layout {
 
     /// Names of the ingest directories, among them those of no use any more.
     pub(super) fn tickets(&self) -> Result<Vec<OsString>> {
-        let entries = read_dir(&self.ingests())?;
+        let entries = self.entries(&self.ingests())?;
         Ok(entries.iter().map(fs::DirEntry::file_name).collect())
+    }
+
+    fn entries(&self, path: &Path) -> Result<Vec<fs::DirEntry>> {
+        match fs::read_dir(path).and_then(Iterator::collect) {
+            Ok(entries) => Ok(entries),
+            Err(e) if self.is_examined && e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(os("read directory", path, e)),
+        }
     }
 
     pub(super) fn info(&self, digest: &Digest) -> Result<BlobInfo> {
@@ -65,7 +86,7 @@ impl Layout {
     pub(super) fn list(&self, filter: &Filter) -> Result<Vec<BlobInfo>> {
         let mut all = Vec::new();
         for algorithm in Algorithm::ALL {
-            for entry in read_dir(&self.blobs(algorithm))? {
+            for entry in self.entries(&self.blobs(algorithm))? {
                 let name = entry.file_name();
                 let text = format!("{}:{}", algorithm.name(), name.to_string_lossy());
                 let Ok(digest) = text.parse::<Digest>() else {
@@ -145,12 +166,6 @@ fn blob_info(digest: Digest, found: &Metadata) -> BlobInfo {
         updated_at: found.accessed().unwrap_or(SystemTime::UNIX_EPOCH),
         labels: Labels::new(),
     }
-}
-
-fn read_dir(path: &Path) -> Result<Vec<fs::DirEntry>> {
-    fs::read_dir(path)
-        .and_then(Iterator::collect)
-        .map_err(|e| os("read directory", path, e))
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<()> {

@@ -51,11 +51,20 @@ impl Local {
     /// # Errors
     /// I/O, with the path.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let layout = Layout::open(root.into())?;
-        Ok(Self(Arc::new(Store {
+        Ok(Self::of(Layout::open(root.into())?))
+    }
+
+    /// The store at `root` as it is: nothing is made or flushed there, and directories that are not
+    /// there are empty. For looking and for nothing else.
+    pub fn examine(root: impl Into<PathBuf>) -> Self {
+        Self::of(Layout::examine(root.into()))
+    }
+
+    fn of(layout: Layout) -> Self {
+        Self(Arc::new(Store {
             layout,
             writers: Mutex::default(),
-        })))
+        }))
     }
 
     /// Runs file work off the async threads.

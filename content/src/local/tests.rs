@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use types::{Code, Labels};
+use types::{Code, Filter, Labels};
 
 use super::Local;
 use crate::testsuite::{self, Caps, get, put, spec};
@@ -21,6 +21,29 @@ fn store() -> (tempfile::TempDir, Local) {
 async fn conforms() {
     let (_root, local) = store();
     testsuite::run(&local, Caps::default()).await;
+}
+
+#[tokio::test]
+async fn an_examined_store_is_as_it_is_and_what_it_has_not_is_empty() {
+    let root = tempfile::tempdir().unwrap();
+    let looked = Local::examine(root.path().join("content"));
+    let all = Filter::default();
+    assert!(looked.list(&all).await.unwrap().is_empty());
+    assert!(looked.statuses(&all).await.unwrap().is_empty());
+    let absent = looked.info(&Hasher::digest(b"x").unwrap()).await;
+    assert_eq!(absent.unwrap_err().code(), Code::NotFound);
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+
+    let local = Local::open(root.path().join("content")).unwrap();
+    let digest = put(&local, "r", b"hello").await;
+    fs::remove_dir(root.path().join("content/ingest")).unwrap();
+    let found = looked.list(&all).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(get(&looked, &digest).await, b"hello");
+    assert!(looked.statuses(&all).await.unwrap().is_empty());
+    assert!(!root.path().join("content/ingest").exists());
+    // One at work has lost it: that is no empty list.
+    local.statuses(&all).await.unwrap_err();
 }
 
 #[tokio::test]

@@ -1,15 +1,36 @@
 //! Tests of module `fsck`.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Repair, Report};
 
-use super::{Checker, MOST_WAITING, judge};
+use super::{Checker, MOST_WAITING, check_stopped, judge};
 use crate::config::Config;
-use crate::ground::Ground;
-use crate::store::Store;
+use crate::ground::{self, Ground};
+use crate::store::{self, Store};
+
+impl Checker {
+    /// Takes the turn, as a check does.
+    pub(crate) async fn hold(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// Somebody has the turn.
+    pub(crate) fn is_at_work(&self) -> bool {
+        self.turn.try_lock().is_err()
+    }
+
+    /// Places for checks that are free.
+    pub(crate) fn free_places(&self) -> usize {
+        self.places.available_permits()
+    }
+}
 
 /// A checker of a root that nobody has used; the directory is that root.
 async fn setup() -> (TempDir, Checker) {
@@ -66,6 +87,81 @@ async fn checks_that_wait_are_bounded_and_the_daemons_own_takes_its_turn() {
         assert!(check.await.unwrap().is_clean());
     }
     assert!(own.await.is_clean() && next.await.unwrap().is_clean());
+}
+
+/// The files of a daemon that has ended.
+async fn stopped() -> (TempDir, Config) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        root: dir.path().join("root"),
+        state: dir.path().join("state"),
+        ..Config::default()
+    };
+    for path in [&config.root, &config.state] {
+        std::fs::create_dir(path).unwrap();
+    }
+    drop(Store::open(Ground::open(&config).unwrap(), &config).await);
+    (dir, config)
+}
+
+/// Everything under a directory, with what a change of it changes.
+fn tree(root: &Path) -> BTreeMap<PathBuf, (u64, SystemTime)> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(path) = open.pop() {
+        let facts = path.symlink_metadata().unwrap();
+        if facts.is_dir() {
+            let entries = std::fs::read_dir(&path).unwrap();
+            open.extend(entries.map(|entry| entry.unwrap().path()));
+        }
+        found.insert(path, (facts.len(), facts.modified().unwrap()));
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_check_of_a_stopped_daemon_makes_nothing_under_its_root() {
+    let (_dir, config) = stopped().await;
+    let content = config.root.join("io.containerd.content.v1.content");
+    std::fs::remove_dir(content.join("ingest")).unwrap();
+    std::fs::remove_dir(content.join("blobs/sha512")).unwrap();
+    for is_gone in [false, true] {
+        if is_gone {
+            std::fs::remove_dir_all(&content).unwrap();
+        }
+        let before = tree(&config.root);
+        let report = check_stopped(&config, CheckOpts::default()).await.unwrap();
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(tree(&config.root), before);
+    }
+}
+
+#[tokio::test]
+async fn copies_for_which_there_is_no_room_are_not_begun() {
+    let (_dir, config) = stopped().await;
+    for file in store::copied(&config).chain(ground::copied(&config).unwrap()) {
+        let there = file.metadata().map(|found| found.len()).ok();
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        let mut options = std::fs::File::options();
+        let open = options.create(true).append(true).open(&file).unwrap();
+        // It takes nothing, and its copy would take more than any disk has.
+        open.set_len(1 << 43).unwrap();
+        let error = check_stopped(&config, CheckOpts::default()).await;
+        let error = error.unwrap_err();
+        assert_eq!(error.code(), Code::ResourceExhausted, "{}", file.display());
+        let said = error.to_string();
+        assert!(
+            said.contains(" bytes under ") && said.contains(" are free: "),
+            "{said}"
+        );
+        assert_eq!(std::fs::read_dir(&config.state).unwrap().count(), 0);
+        match there {
+            Some(length) => open.set_len(length).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+    }
+    let report = check_stopped(&config, CheckOpts::default()).await.unwrap();
+    assert!(report.is_clean(), "{report}");
 }
 
 /// The findings as lines, without the directory of the test.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use client::fsck;
 use grpc::introspection::Introspection as Service;
-use grpc::{serve_unscoped, status};
+use grpc::{serve_unscoped, serve_unscoped_cancellable, status};
 use protos::MessageField;
 use protos::rpc;
 use protos::services::introspection::{
@@ -76,7 +76,8 @@ impl Service for Introspection {
     ) -> Result<Response<PluginInfoResponse>, Status> {
         let (rows, tasks) = (Arc::clone(&self.rows), Arc::clone(&self.tasks));
         let checker = self.checker.clone();
-        serve_unscoped(request, |request| async move {
+        // A plugin may take its time to look: it ends with its client. A repair is its own affair.
+        serve_unscoped_cancellable(request, |request| async move {
             let row = find(&rows, &request.type_, &request.id)?;
             let extra = match Option::<Any>::from_wire(request.options)? {
                 Some(options) => Some(look(row, options, &*tasks, &checker).await?),

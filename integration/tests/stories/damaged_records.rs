@@ -304,6 +304,9 @@ fn fsck_restores_only_when_it_is_told_to_repair() {
         let file = std::fs::File::options().write(true).open(&path);
         file.and_then(|file| file.set_len(half)).expect("cut");
     }
+    // Opening the store would make it.
+    let ingests = host.root().join("io.containerd.content.v1.content/ingest");
+    std::fs::remove_dir(ingests).expect("remove directory");
     let before = tree(&host.root());
     let records = host.root().join(METADATA);
     let records = format!("damaged records: open metadata {}: ", records.display());

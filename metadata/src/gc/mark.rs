@@ -92,20 +92,18 @@ impl Marked {
 }
 
 impl Doubt {
-    /// Takes about `most` objects out of the garbage, none before one that names it: who takes up
-    /// what is left finds all of it. A circle goes in one piece.
-    pub(super) fn step(&mut self, most: usize) -> Vec<(Node, Refs)> {
-        let mut step = Vec::new();
-        while step.len() < most || self.line.len() < self.circle {
-            let Some(node) = self.line.pop_front() else {
-                break;
-            };
+    /// Takes the next object out of the garbage, none before one that names it: who takes up what is
+    /// left finds all of it. A circle goes in one piece, so with nothing `left` to take there is a next
+    /// one within it still.
+    pub(super) fn next(&mut self, left: usize) -> Option<(Node, Refs)> {
+        while left > 0 || self.line.len() < self.circle {
+            let node = self.line.pop_front()?;
             // Else it was taken up.
             if let Some(refs) = self.garbage.remove(&node) {
-                step.push((node, refs));
+                return Some((node, refs));
             }
         }
-        step
+        None
     }
 
     /// Puts the garbage into an order in which it can go step by step.
@@ -152,11 +150,9 @@ impl Doubt {
     }
 
     /// Puts back what was taken last and has not gone.
-    pub(super) fn put_back(&mut self, step: impl DoubleEndedIterator<Item = (Node, Refs)>) {
-        for (node, refs) in step.rev() {
-            self.garbage.insert(node.clone(), refs);
-            self.line.push_front(node);
-        }
+    pub(super) fn put_back(&mut self, node: Node, refs: Refs) {
+        self.garbage.insert(node.clone(), refs);
+        self.line.push_front(node);
     }
 
     /// An object that is no garbage of ours any more.

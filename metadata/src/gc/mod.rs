@@ -160,6 +160,7 @@ async fn sweep(
         let (watch, streams) = (Arc::clone(&watch), Arc::clone(&streams));
         let step = move |tx: &mut WriteTx<'_, '_>| {
             let begin = Instant::now();
+            tx.collecting();
             match watch.take() {
                 Some(touched) if marked.spare(&**tx, &touched)? => tx.mark(),
                 Some(_) => {}

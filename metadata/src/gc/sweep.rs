@@ -17,7 +17,7 @@ use crate::leases;
 use crate::record::SnapshotRecord;
 use crate::snapshots::{child_key, record_key};
 
-/// Records that one transaction removes, circles of references apart: less than a group of writers
+/// Keys that one transaction removes, circles of references apart: less than a group of writers
 /// that commit together, so that one of them waits no longer for a sweep than for the others.
 pub(super) const STEP: usize = 256;
 
@@ -34,26 +34,20 @@ pub(crate) struct Swept {
 }
 
 impl Marked {
-    /// Removes the records of about `most` of what is not marked; more is left unless
-    /// [`Marked::is_clean`].
+    /// Removes what is not marked, about `most` keys of it; more is left unless [`Marked::is_clean`].
     pub(crate) fn sweep(&mut self, tx: &mut WriteTx<'_, '_>, most: usize) -> Result<Swept> {
         let mut swept = Swept::default();
         let mut left = most;
         for (namespace, doubt) in &mut self.doubts {
-            let step = doubt.step(left);
-            left = left.saturating_sub(step.len());
-            let mut step = step.into_iter();
-            while let Some((node, refs)) = step.next() {
-                if let Node::Lease(id) = &node
-                    && !leases::shorten(tx, namespace, id, most)?
-                {
-                    doubt.put_back(std::iter::once((node, refs)).chain(step));
-                    return Ok(swept);
+            while let Some((node, refs)) = doubt.next(left) {
+                if let Node::Lease(id) = &node {
+                    left -= leases::shorten(tx, namespace, id, left)?;
+                    if left == 0 {
+                        doubt.put_back(node, refs);
+                        return Ok(swept);
+                    }
                 }
-                swept.remove(tx, namespace, node)?;
-            }
-            if left == 0 {
-                break;
+                left = left.saturating_sub(swept.remove(tx, namespace, node)?);
             }
         }
         Ok(swept)
@@ -74,7 +68,9 @@ impl Swept {
         self.streams.extend(later.streams);
     }
 
-    fn remove(&mut self, tx: &mut WriteTx<'_, '_>, ns: &Namespace, node: Node) -> Result<()> {
+    /// Removes what belongs to an object, of a lease what is left of it, and returns how many keys.
+    fn remove(&mut self, tx: &mut WriteTx<'_, '_>, ns: &Namespace, node: Node) -> Result<usize> {
+        let mut keys = 1;
         match node {
             Node::Content(digest) => {
                 tx.remove(own(Bucket::Blob, ns, &digest));
@@ -95,6 +91,7 @@ impl Swept {
                     .transpose()?;
                 if let Some(parent) = record.and_then(|record| record.parent) {
                     tx.remove(child_key(ns, &snapshotter, &parent, &key));
+                    keys += 1;
                 }
                 tx.remove(at);
                 self.removed.snapshots += 1;
@@ -112,8 +109,8 @@ impl Swept {
             }
             Node::Stream(id) => self.streams.push((ns.clone(), id)),
             // Always a root.
-            Node::Container(_) => {}
+            Node::Container(_) => keys = 0,
         }
-        Ok(())
+        Ok(keys)
     }
 }

@@ -14,7 +14,7 @@ use crate::leases;
 use crate::record::SnapshotRecord;
 
 /// How often the snapshotter is asked for a target that the collector takes each time.
-const ADOPTIONS: usize = 3;
+const ADOPTIONS: u32 = 3;
 
 /// What the look before the backend's work found.
 enum Look {
@@ -48,10 +48,13 @@ impl ScopedSnapshotter {
                 return Err(error);
             }
         };
-        let number = self.metadata.0.db.next().await?;
-        let _busy = Busy::new(backend, number);
-        let made: SnapshotKey = format!("{}/{number}/{key}", self.scope.namespace).try_into()?;
-        for _ in 0..ADOPTIONS {
+        let mut tries = 1..ADOPTIONS;
+        loop {
+            // A new one for each try: that of the last one may be there still.
+            let number = self.metadata.0.db.next().await?;
+            let _busy = Busy::new(backend, number);
+            let made: SnapshotKey =
+                format!("{}/{number}/{key}", self.scope.namespace).try_into()?;
             let seen = labels.for_snapshotter();
             let parent_key = parent_key.as_ref();
             let asked = &backend.snapshotter;
@@ -72,8 +75,11 @@ impl ScopedSnapshotter {
                     return stored.map(|()| mounts);
                 }
                 (Err(error), Some(target)) if error.is_already_exists() => {
-                    self.adopt(backend, target, parent, parent_key, &labels)
-                        .await?;
+                    let adopting = self.adopt(backend, target, parent, parent_key, &labels);
+                    let missed = adopting.await?;
+                    if tries.next().is_none() {
+                        return Err(missed);
+                    }
                 }
                 // The key is new and unique: this is the backend's trouble, not the caller's.
                 (Err(error), None) if error.is_already_exists() => {
@@ -84,9 +90,6 @@ impl ScopedSnapshotter {
                 (Err(error), _) => return Err(error),
             }
         }
-        Err(Error::unavailable(format_args!(
-            "snapshot {key}: its target is collected each time that it is found"
-        )))
     }
 
     fn look(
@@ -117,8 +120,9 @@ impl ScopedSnapshotter {
     }
 
     /// A remote snapshotter says that it has `target`: its snapshot becomes the namespace's, and the
-    /// caller learns by `AlreadyExists` that there is nothing to unpack. `Ok` when the collector has
-    /// taken it meanwhile: the snapshotter is to be asked again.
+    /// caller learns by `AlreadyExists` that there is nothing to unpack. `Ok` when it is not there, as
+    /// after the collector has taken it meanwhile: the snapshotter is to be asked again, and this is
+    /// the error for one that is not.
     async fn adopt(
         &self,
         backend: &Backend,
@@ -126,7 +130,7 @@ impl ScopedSnapshotter {
         parent: Option<&SnapshotKey>,
         parent_key: Option<&SnapshotKey>,
         labels: &Labels,
-    ) -> Result<()> {
+    ) -> Result<Error> {
         let fits = |info: &SnapshotInfo| {
             info.kind == SnapshotKind::Committed
                 && info.parent.as_ref() == parent_key
@@ -136,16 +140,17 @@ impl ScopedSnapshotter {
                     .is_some_and(|l| l == target.as_str())
         };
         let all = backend.snapshotter.list(&Filter::default()).await?;
-        let found = all.into_iter().find(fits).ok_or_else(|| {
-            Error::not_found(format_args!(
-                "target snapshot {:?} in backend",
-                target.as_str()
-            ))
-        })?;
+        let missing = || {
+            let target = target.as_str();
+            Error::not_found(format_args!("target snapshot {target:?} in backend"))
+        };
+        let Some(found) = all.into_iter().find(fits) else {
+            return Ok(missing());
+        };
         let _held = backend.adopting.together(found.name.as_str()).await;
         let there = backend.snapshotter.stat(&found.name).await;
         if there.absent_ok()?.is_none() {
-            return Ok(());
+            return Ok(missing());
         }
         let mut labels = labels.clone();
         for (key, value) in found.labels {

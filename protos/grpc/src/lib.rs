@@ -21,7 +21,7 @@ pub use pull::serve_unscoped_pull;
 pub use scope::{LEASE, NAMESPACE, request, scope, unscoped};
 pub use serve::{
     Method, serve, serve_cancellable, serve_duplex, serve_stream, serve_unscoped,
-    serve_unscoped_stream,
+    serve_unscoped_cancellable, serve_unscoped_stream,
 };
 pub use stream::{PAGE, ResponseStream, Sender, items, pages};
 pub use written::Written;

@@ -2,7 +2,7 @@
 //!
 //! A body of [`serve`] runs to its end even when the client hangs up or its deadline passes: a
 //! mutation is never left half-done. What may be dropped at any await (waiting, listing) uses
-//! [`serve_cancellable`] or a stream.
+//! [`serve_cancellable`], [`serve_unscoped_cancellable`] or a stream.
 
 use std::fmt;
 use std::future::Future;
@@ -93,6 +93,24 @@ where
         }
         Err(error) => Err(error),
     };
+    call.answer(done)
+}
+
+/// As [`serve_cancellable`], for services that know no namespaces.
+///
+/// # Errors
+/// As [`serve`], without those of the scope.
+pub async fn serve_unscoped_cancellable<Q, R, F, Fut>(
+    request: Request<Q>,
+    body: F,
+) -> Result<Response<R>, Status>
+where
+    F: FnOnce(Q) -> Fut,
+    Fut: Future<Output = Result<R>>,
+{
+    let call = Call::of(&request);
+    let work = body(request.into_inner()).instrument(call.span.clone());
+    let done = call.within(work).await;
     call.answer(done)
 }
 
@@ -379,6 +397,18 @@ mod tests {
         let (held, gone) = oneshot::channel::<()>();
         let request = called(&[(crate::NAMESPACE, "a"), ("grpc-timeout", "1m")]);
         let call = serve_cancellable::<_, (), _, _>(request, |_, ()| async move {
+            let _held = held;
+            std::future::pending().await
+        });
+        assert_eq!(
+            call.await.unwrap_err().code(),
+            tonic::Code::DeadlineExceeded
+        );
+        assert!(gone.await.is_err());
+
+        let (held, gone) = oneshot::channel::<()>();
+        let request = called(&[("grpc-timeout", "1m")]);
+        let call = serve_unscoped_cancellable::<_, (), _, _>(request, |()| async move {
             let _held = held;
             std::future::pending().await
         });

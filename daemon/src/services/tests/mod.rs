@@ -5,6 +5,7 @@
 mod basics;
 mod content;
 mod events;
+mod fsck;
 mod records;
 mod snapshots;
 mod tasks;
@@ -21,6 +22,7 @@ use types::Scope;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::face;
+use crate::fsck::Checker;
 use crate::ground::Ground;
 use crate::listen::Socket;
 use crate::store::Store;
@@ -40,7 +42,8 @@ struct Daemon {
     /// Path of the shims' socket.
     ttrpc: String,
     server: JoinHandle<()>,
-    _directory: TempDir,
+    checker: Checker,
+    directory: TempDir,
 }
 
 impl Drop for Daemon {
@@ -72,7 +75,7 @@ impl Daemon {
             .unwrap();
         let engine = Engine::open(store, &config).unwrap();
         let exchange = Arc::clone(&engine.store.ground.events);
-        let checker = crate::fsck::Checker::new(&engine.store.metadata, &config);
+        let checker = Checker::new(&engine.store.metadata, &config);
         let routes = face::routes(&engine, &checker, &config).unwrap();
         let ttrpc = config.ttrpc_address();
         let shims = Socket::bind(ttrpc.as_ref(), 0, 0).unwrap();
@@ -92,7 +95,8 @@ impl Daemon {
             address: config.grpc.address,
             ttrpc,
             server,
-            _directory: directory,
+            checker,
+            directory,
         }
     }
 

@@ -386,7 +386,9 @@ impl Both {
                 let here = here.unwrap();
                 let kept = self.worlds[here].kept(hour);
                 let kept: BTreeSet<Node> = kept.into_iter().map(node).collect();
-                for (swept, _) in doubt.step(most) {
+                let mut left = most;
+                while let Some((swept, _)) = doubt.next(left) {
+                    left = left.saturating_sub(1);
                     prop_assert!(!kept.contains(&swept), "{swept:?} in {namespace} at {hour}");
                     self.sweep(here, &swept);
                     gone.insert((here, swept));

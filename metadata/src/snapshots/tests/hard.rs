@@ -71,6 +71,34 @@ async fn a_remote_snapshot_is_adopted_and_answered_with_already_exists() {
     );
 }
 
+/// A collection had the target on its list already, and took it between the answer of the backend and
+/// the look for it.
+#[tokio::test]
+async fn a_remote_snapshot_that_is_collected_before_its_adoption_is_asked_for_again() {
+    let house = House::new().await;
+    house.memory.be_remote();
+    let leased = house.leased("a", Labels::new()).await;
+    let a = house.snapshots(&leased);
+    let target = labels(&[(label::SNAPSHOT_REF, "chain-1")]);
+    house.memory.be_fleeting(2);
+    let prepared = a.prepare(&name("extract-1"), None, target).await;
+    assert_eq!(code(prepared), Code::AlreadyExists);
+    assert_eq!(names(a.as_ref(), "").await, ["chain-1"]);
+    assert_eq!(house.held(&leased).await, ["snapshots/memory chain-1"]);
+    house.metadata.gc().await.unwrap();
+    assert_eq!(
+        house.memory.keys(),
+        ["remote-chain-1"],
+        "what the tries left goes"
+    );
+    // One that is never there is told of at last.
+    let target = labels(&[(label::SNAPSHOT_REF, "chain-2")]);
+    house.memory.be_fleeting(usize::MAX);
+    let error = a.prepare(&name("extract-2"), None, target).await;
+    let error = error.unwrap_err().to_string();
+    assert_eq!(error, "target snapshot \"chain-2\" in backend: not found");
+}
+
 #[tokio::test]
 async fn an_unexpected_already_exists_of_the_backend_is_not_passed_on() {
     let house = House::new().await;
