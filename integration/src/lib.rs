@@ -24,7 +24,7 @@ mod watch;
 
 pub use daemon::{Oci, Whose};
 pub use disk::{Disk, FileSystem, apart};
-pub use host::{Host, IMAGE, archive};
+pub use host::{Host, IMAGE, archive, layers};
 pub use program::{Output, Program, bin_dir, need, until};
 pub use registry::Registry;
 pub use trap::Trap;

@@ -2,9 +2,13 @@
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::host::archive;
 use crate::{Program, need, until};
+
+/// How long a push of a few hundred MB may take on a busy machine.
+const PUSH: Duration = Duration::from_secs(120);
 
 /// A running registry that holds the test image as `demo/busybox:1`.
 #[derive(Debug)]
@@ -33,18 +37,33 @@ impl Registry {
             port,
             child,
         };
-        let archive = archive();
-        let from = format!("oci-archive:{}", archive.display());
-        let to = format!("docker://{}", made.reference());
-        let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", "-q"];
-        drop(
-            Program::new(need("skopeo"))
-                .args(flags)
-                .args([from, to])
-                .run()
-                .ok(),
+        made.push(
+            &format!("oci-archive:{}", archive().display()),
+            &made.reference(),
         );
         made
+    }
+
+    /// Pushes the image `from`, in skopeo's words, as `name` with the tag `1`; its reference.
+    ///
+    /// # Panics
+    /// When skopeo fails.
+    #[must_use]
+    pub fn add(&self, from: &str, name: &str) -> String {
+        let reference = format!("127.0.0.1:{}/{name}:1", self.port);
+        self.push(from, &reference);
+        reference
+    }
+
+    fn push(&self, from: &str, reference: &str) {
+        let to = format!("docker://{reference}");
+        let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", "-q"];
+        let copied = Program::new(need("skopeo"))
+            .args(flags)
+            .args([from, &to])
+            .limit(PUSH)
+            .run();
+        drop(copied.ok());
     }
 
     /// Another process may take the port between the probe and the start: the caller tries again.

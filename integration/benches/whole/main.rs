@@ -13,7 +13,8 @@
 //!       ├─ stdio    bytes through a fifo                   usage  figures from /proc
 //!       ├─ density  two hundred containers up, restart     spec   what runs in the containers
 //!       ├─ count    execs and syncs, by strace             bars   the table
-//!       └─ records, content, events, memory                       what a daemon keeps and tells
+//!       ├─ records, content, events, memory                       what a daemon keeps and tells
+//!       └─ unpack, pull                                           layers onto disk, images off the net
 //! ```
 
 #![expect(
@@ -34,10 +35,12 @@ mod group;
 mod life;
 mod memory;
 mod peer;
+mod pull;
 mod raw;
 mod records;
 mod spec;
 mod stdio;
+mod unpack;
 mod usage;
 
 use std::path::{Path, PathBuf};
@@ -50,9 +53,9 @@ use raw::Raw;
 use tokio::runtime::Runtime;
 
 /// What can be asked for.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 13] = [
     "cold", "life", "rate", "exec", "stdio", "density", "count", "records", "content", "events",
-    "memory",
+    "memory", "unpack", "pull",
 ];
 /// Cold starts of each daemon.
 const STARTS: usize = 15;
@@ -143,6 +146,14 @@ fn main() {
     if wanted("memory") {
         say("memory");
         memory::measure(&bench, &mut table);
+    }
+    if wanted("unpack") {
+        say("unpack");
+        unpack::measure(&bench, &mut table);
+    }
+    if wanted("pull") {
+        say("pull");
+        pull::measure(&bench, &mut table);
     }
     bench.ours.stop();
     bench.debian.stop();
