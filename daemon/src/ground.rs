@@ -70,7 +70,9 @@ fn snapshotters(config: &Config) -> Result<Point<dyn Snapshotter>> {
             mount_options: section.mount_options,
         };
         let made: Arc<dyn Snapshotter> = Arc::new(Overlay::open(&root, settings)?);
-        Ok((made, facts(&root)))
+        // Parity: core/snapshots: clients unpack several layers at a time where they find this word.
+        let facts = facts(&root).capability("rebase", made.rebases());
+        Ok((made, facts))
     };
     let native = || {
         let section: config::RootPath = config.section(&format!("{SNAPSHOTTER}.native"))?;

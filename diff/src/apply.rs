@@ -393,9 +393,10 @@ fn place(mounts: &[Mount]) -> Result<Place> {
 
 /// An overlay is written straight into its upper directory when its options are the plain ones.
 fn overlay(mount: &Mount) -> Place {
-    let (Some(upper), Some(lower)) = (mount.option("upperdir"), mount.option("lowerdir")) else {
+    let Some(upper) = mount.option("upperdir") else {
         return Place::Mounted;
     };
+    let lower = mount.option("lowerdir").unwrap_or_default();
     let odd = |option: &String| {
         option.starts_with("redirect_dir=on")
             || option.starts_with("metacopy=on")
@@ -406,6 +407,10 @@ fn overlay(mount: &Mount) -> Place {
     let odd_path = |path: &str| path.contains('\\') || path.contains("::");
     if mount.options.iter().any(odd) || odd_path(upper) || odd_path(lower) || in_user_namespace() {
         return Place::Mounted;
+    }
+    if lower.is_empty() {
+        // A layer on its own: clients unpack several at a time so, and commit each onto its parent.
+        return Place::Here(upper.into(), Target::Detached);
     }
     let target = Target::Upper {
         lowers: lower.split(':').map(PathBuf::from).collect(),

@@ -456,6 +456,26 @@ impl Snapshotter for Memory {
         done
     }
 
+    fn rebases(&self) -> bool {
+        true
+    }
+
+    async fn rebase(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        self.state.lock().unwrap().get(parent)?;
+        self.turn(name, key, labels)?;
+        let mut state = self.state.lock().unwrap();
+        if let Some(info) = state.all.get_mut(name) {
+            info.parent = Some(parent.clone());
+        }
+        Ok(())
+    }
+
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {
         let mut state = self.state.lock().unwrap();
         state.check()?;

@@ -10,6 +10,7 @@
 //! import  archive  --------->    ^
 //! ```
 
+mod extract;
 mod fetch;
 mod import;
 mod progress;

@@ -59,7 +59,10 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     let name = client.snapshotter_name(&args.snapshotter).await?;
     let start = Instant::now();
     let work = async |client: Client| {
-        let deps = deps(&client, &name);
+        let deps = Deps {
+            snapshotter: client.transfer_snapshotter(&name).await?,
+            ..deps(&client, &name)
+        };
         let display = Display::new();
         let platforms = platforms(&args.platform, args.all_platforms);
         let opts = PullOpts {

@@ -41,6 +41,7 @@ impl Service for Diff {
                 sync: request.sync_fs,
             };
             let store = diff.metadata.scoped(&scope).content();
+            let _applying = diff.metadata.applying(&mounts);
             let applied = diff.differs.apply(&store, &layer, &mounts, opts).await?;
             let applied = MessageField::some(applied.to_wire());
             Ok(ApplyResponse {
