@@ -227,6 +227,17 @@ impl ContentStore for ScopedContent {
         )))
     }
 
+    async fn released(&self, reference: &IngestRef, limit: Duration) {
+        let at = own(Bucket::Ingest, &self.scope.namespace, reference.as_str());
+        let record = self.metadata.0.db.kv.read().and_then(|kv| kv.get(&at));
+        let record = record.ok().flatten().map(|r| IngestRecord::decode(&r));
+        if let Some(Ok(record)) = record
+            && let Ok(backend) = record.backend.parse()
+        {
+            self.backend().released(&backend, limit).await;
+        }
+    }
+
     async fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {
         let missing = || Error::not_found(format_args!("reference {reference}"));
         let at = own(Bucket::Ingest, &self.scope.namespace, reference.as_str());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use content::{ContentStore, Ingest, IngestSpec};
 use registry::{Reference, Repository};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use types::{Code, Context as _, Descriptor, Error, Fields, IngestRef, Labels, Result, label};
 
 use crate::progress::{OnProgress, Status};
@@ -15,8 +15,8 @@ use crate::progress::{OnProgress, Status};
 const WRITE: usize = 1 << 20;
 /// How long another transfer of the same blob may make no progress.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause between two looks at another transfer.
-const LOOK: Duration = Duration::from_millis(100);
+/// Longest time between two looks at how far another transfer has come.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Fetches blobs of one repository.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ impl Fetcher {
             let at = offset.unwrap_or_default();
             self.on
                 .tell(reference.as_str(), Status::Waiting, at, descriptor.size);
-            sleep(LOOK).await;
+            self.content.released(reference, LOOK).await;
         }
     }
 

@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use types::{Code, Labels};
+use types::{Code, IngestRef, Labels};
 
 use super::Local;
 use crate::testsuite::{self, Caps, get, put, spec};
-use crate::{ContentStore as _, Hasher};
+use crate::{ContentStore as _, Hasher, IngestSpec};
 
 fn store() -> (tempfile::TempDir, Local) {
     let root = tempfile::tempdir().unwrap();
@@ -287,4 +288,31 @@ async fn cleanup_takes_what_a_crash_has_left_and_nothing_else() {
             .offset,
         2
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_writer_is_told_of_its_end() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = Local::open(temp.path()).unwrap();
+    let reference: IngestRef = "r".parse().unwrap();
+    let limit = Duration::from_secs(3600);
+    let begin = tokio::time::Instant::now();
+    // Nobody writes: no reason to wait.
+    store.released(&reference, limit).await;
+    let spec = IngestSpec {
+        reference: reference.clone(),
+        total: None,
+        expected: None,
+    };
+    let writer = store.ingest(spec).await.unwrap();
+    let waiting = store.released(&reference, limit);
+    tokio::pin!(waiting);
+    tokio::select! {
+        biased;
+        () = &mut waiting => panic!("there is a writer"),
+        () = tokio::task::yield_now() => {}
+    }
+    drop(writer);
+    waiting.await;
+    assert!(begin.elapsed() < limit / 2);
 }

@@ -9,7 +9,6 @@ use std::fmt;
 use std::fs::{self, File, FileTimes, Permissions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -100,7 +99,7 @@ impl LocalIngest {
         let mut hasher = Hasher::new(algorithm);
         let ticket = Ticket::new(claim.store.layout.ingest(&spec.reference)?);
         let (file, status) = ticket.open(spec, &mut hasher)?;
-        claim.offset.store(status.offset, Ordering::Relaxed);
+        claim.reached(status.offset);
         let sink = Sink {
             file,
             hasher,
@@ -141,7 +140,7 @@ impl LocalIngest {
     fn set_offset(&mut self, offset: u64) {
         self.status.offset = offset;
         self.status.updated_at = SystemTime::now();
-        self.claim.offset.store(offset, Ordering::Relaxed);
+        self.claim.reached(offset);
     }
 }
 
