@@ -94,6 +94,12 @@ impl Registry {
         (!ended).then_some((port, child))
     }
 
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Reference of the test image in this registry.
     #[must_use]
     pub fn reference(&self) -> String {
