@@ -144,6 +144,16 @@ pub trait Ingest: Send + fmt::Debug {
     /// I/O, `ResourceExhausted` on a full disk.
     async fn write(&mut self, data: Bytes) -> Result<()>;
 
+    /// What is written, as a blob of `total` bytes for a reader that goes along; reads wait for their
+    /// bytes. When the writer is gone before, or cuts back, they fail with `Unavailable`. None where the
+    /// store cannot do that.
+    ///
+    /// # Errors
+    /// I/O.
+    fn follow(&self, _total: u64) -> Result<Option<Arc<dyn Blob>>> {
+        Ok(None)
+    }
+
     /// Cuts back to `size` bytes (0: start anew).
     ///
     /// # Errors

@@ -71,10 +71,13 @@ impl Applier for Walking {
     ) -> Result<Descriptor> {
         Compression::check(&layer.media_type)?;
         mounts::check(mounts)?;
-        let blob = store
-            .open(&layer.digest)
-            .await
-            .ctx("failed to get reader from content store")?;
+        let blob = match opts.blob {
+            Some(blob) => blob,
+            None => {
+                let opened = store.open(&layer.digest).await;
+                opened.ctx("failed to get reader from content store")?
+            }
+        };
         if layer.size != 0 && blob.size() != layer.size {
             return Err(Error::failed_precondition(format_args!(
                 "blob {} has {} bytes, not {}",
@@ -98,6 +101,10 @@ impl Applier for Walking {
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|e| Error::internal("apply task failed").with_source(e))?
+    }
+
+    fn follows(&self) -> bool {
+        true
     }
 }
 

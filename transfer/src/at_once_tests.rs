@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use content::{ContentStore as _, IngestSpec, Local};
 use images::testsuite::{Store, image};
 use snapshotters::{Overlay, OverlayConfig, Snapshotter};
 use tar::{Builder, EntryType, Header};
@@ -232,4 +233,127 @@ async fn layers_at_once_are_the_layers_in_series() {
     assert!(!second.contains_key(Path::new("etc/never")));
     assert_eq!(second[Path::new("tmp")].mode & 0o7777, 0o1777);
     assert_eq!(second[Path::new("usr/lib")].owner, (7, 7));
+}
+
+/// A world in which one layer's bytes are on their way.
+struct OnItsWay {
+    temp: tempfile::TempDir,
+    overlay: Overlay,
+    store: Store,
+    manifest: Manifest,
+    config: Config,
+}
+
+impl OnItsWay {
+    async fn new(data: &[u8]) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let overlay = Overlay::open(&temp.path().join("o"), OverlayConfig::default()).unwrap();
+        let store = Store::default();
+        let root = image(&store, "linux/amd64", &[data]).await;
+        let manifest = images::read_manifest(&store, &root).await.unwrap();
+        let config = images::read_config(&store, &manifest.config).await.unwrap();
+        store.delete(&manifest.layers[0].digest).await.unwrap();
+        Self {
+            temp,
+            overlay,
+            store,
+            manifest,
+            config,
+        }
+    }
+
+    fn deps(&self) -> Deps {
+        Deps {
+            snapshotter: Arc::new(self.overlay.clone()),
+            content: Arc::new(self.store.clone()),
+            applier: Arc::new(diff::Walking::new(self.temp.path().join("m"))),
+            ..crate::fake::World::new().deps()
+        }
+    }
+
+    /// The writer that the layer comes in by.
+    async fn writer(&self) -> Box<dyn content::Ingest> {
+        let local = Local::open(self.temp.path().join("c")).unwrap();
+        let spec = IngestSpec {
+            reference: "layer".parse().unwrap(),
+            total: None,
+            expected: None,
+        };
+        local.ingest(spec).await.unwrap()
+    }
+
+    /// True when a file of that name was unpacked.
+    fn has(&self, name: &str) -> bool {
+        let snapshots = std::fs::read_dir(self.temp.path().join("o/snapshots")).unwrap();
+        let mut paths = snapshots.map(|entry| entry.unwrap().path());
+        paths.any(|path| path.join("fs").join(name).exists())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_layer_is_unpacked_while_it_comes_in() {
+    let large = "x".repeat(1 << 20);
+    let data = layer(&[
+        ('f', "first", "1", 0o644, 0),
+        ('f', "large", &large, 0o644, 0),
+        ('f', "last", "2", 0o644, 0),
+    ]);
+    let world = OnItsWay::new(&data).await;
+    let (deps, on) = (world.deps(), OnProgress::default());
+    let mut writer = world.writer().await;
+    let (arriving, arrival) = Arrival::expected();
+    let blob = writer.follow(data.len() as u64).unwrap().unwrap();
+    arriving.started.send(blob).unwrap();
+    let (begin, rest) = data.split_at(data.len() / 2);
+    let feed = async {
+        writer.write(begin.to_vec().into()).await.unwrap();
+        while !world.has("first") {
+            tokio::task::yield_now().await;
+        }
+        assert!(!world.has("last"));
+        writer.write(rest.to_vec().into()).await.unwrap();
+        writer.commit(None, None, Labels::new()).await.unwrap();
+        world.store.put("layer", &data).await;
+        arriving.done.send(true).unwrap();
+    };
+    let arrivals = vec![arrival];
+    let unpack = unpack_arriving(&deps, &world.manifest, &world.config, &on, arrivals);
+    let (made, ()) = tokio::join!(unpack, feed);
+    let chain = key_of(&made.unwrap().unwrap()).unwrap();
+    assert_eq!(
+        world.overlay.stat(&chain).await.unwrap().kind,
+        SnapshotKind::Committed
+    );
+    assert!(world.has("last"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_layer_that_comes_in_wrong_or_not_at_all_leaves_nothing() {
+    let data = layer(&[('f', "first", "1", 0o644, 0), ('f', "last", "2", 0o644, 0)]);
+    for cut in [true, false] {
+        let world = OnItsWay::new(&data).await;
+        let (deps, on) = (world.deps(), OnProgress::default());
+        let mut writer = world.writer().await;
+        let (arriving, arrival) = Arrival::expected();
+        let blob = writer.follow(data.len() as u64).unwrap().unwrap();
+        arriving.started.send(blob).unwrap();
+        let mut wrong = data.clone();
+        // Where it changes nothing but the digest: in the last padding.
+        *wrong.last_mut().unwrap() ^= 1;
+        if cut {
+            wrong.truncate(data.len() / 2);
+        }
+        let feed = async {
+            writer.write(wrong.into()).await.unwrap();
+            drop(writer);
+            // The fetch has failed.
+            drop(arriving.done);
+        };
+        let arrivals = vec![arrival];
+        let unpack = unpack_arriving(&deps, &world.manifest, &world.config, &on, arrivals);
+        let (made, ()) = tokio::join!(unpack, feed);
+        assert!(made.unwrap_err().is(Code::Cancelled));
+        let left = world.overlay.list(&Filter::default()).await.unwrap();
+        assert!(left.is_empty(), "{left:?}");
+    }
 }

@@ -5,8 +5,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use content::Blob;
 use diff::ApplyOpts;
 use snapshotters::Snapshotter;
+use tokio::sync::watch;
 use types::{Descriptor, Digest, Error, Fields, Labels, Mount, Result, SnapshotKey, label};
 
 use crate::Deps;
@@ -14,6 +16,20 @@ use crate::unpack::{committed, key_of};
 
 /// Tries for a key that nobody else has.
 const ATTEMPTS: usize = 3;
+
+/// A layer that comes in.
+pub(crate) struct Incoming<'a> {
+    /// Its bytes.
+    pub(crate) blob: Arc<dyn Blob>,
+    /// Told when all of them are there.
+    pub(crate) done: &'a mut watch::Receiver<bool>,
+}
+
+/// Waits until the layer is in the store.
+pub(crate) async fn arrived(done: &mut watch::Receiver<bool>, layer: &Descriptor) -> Result<()> {
+    let told = done.wait_for(|done| *done).await.map(drop);
+    told.map_err(|_| Error::cancelled(format_args!("fetch {}", layer.digest)))
+}
 
 /// Removes its snapshot unless told to keep it.
 #[derive(Debug)]
@@ -60,14 +76,19 @@ pub(crate) async fn prepare(
 }
 
 /// Unpacks the layer to `mounts`, and notes on its blob what it is without compression.
+///
+/// With `incoming` the layer is read while it comes in; it has come in when this is done.
 pub(crate) async fn apply(
     deps: &Deps,
     layer: &Descriptor,
     diff_id: &Digest,
     mounts: &[Mount],
+    incoming: Option<Incoming<'_>>,
 ) -> Result<()> {
+    let (blob, arrival) = incoming.map_or((None, None), |it| (Some(it.blob), Some(it.done)));
     let opts = ApplyOpts {
         sync: true,
+        blob,
         ..ApplyOpts::default()
     };
     let applied = deps
@@ -79,6 +100,9 @@ pub(crate) async fn apply(
             "wrong diff id {} calculated on extraction of {}, image config says {diff_id}",
             applied.digest, layer.digest
         )));
+    }
+    if let Some(arrival) = arrival {
+        arrived(arrival, layer).await?;
     }
     let fields = Fields::new(vec![format!("labels.{}", label::UNCOMPRESSED)]);
     let labels = Labels::new().with(label::UNCOMPRESSED, diff_id.as_str());

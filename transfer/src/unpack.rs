@@ -7,6 +7,9 @@
 //! Invariant: a snapshot named by a chain id holds exactly those layers, however it was made; layers
 //! become visible in their order; an extraction that fails or is abandoned is removed.
 
+use std::sync::Arc;
+
+use content::Blob;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use images::{Config, Manifest, PlatformSet, chain_ids};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -16,7 +19,8 @@ use types::{
 };
 
 use crate::Deps;
-use crate::extract::{Extraction, apply, prepare};
+use crate::extract::{Extraction, Incoming, apply, arrived, prepare};
+use crate::fetch::Started;
 use crate::progress::{OnProgress, Status};
 
 /// Most layers extracted at a time, however many processors there are: each has buffers and a window.
@@ -66,7 +70,7 @@ pub(crate) async fn unpack_arriving(
     manifest: &Manifest,
     config: &Config,
     on: &OnProgress,
-    arrivals: Vec<oneshot::Receiver<()>>,
+    arrivals: Vec<Arrival>,
 ) -> Result<Option<Digest>> {
     if manifest.layers.len() != config.diff_ids.len() {
         return Err(Error::invalid_argument(format_args!(
@@ -85,6 +89,7 @@ pub(crate) async fn unpack_arriving(
         chains: &chains,
         done: watch::Sender::new(there),
         room: Semaphore::new(width(deps)),
+        along: Semaphore::new(width(deps)),
     };
     let mut left = FuturesUnordered::new();
     for (at, (layer, arrival)) in manifest.layers.iter().zip(arrivals).enumerate() {
@@ -116,6 +121,32 @@ pub(crate) async fn unpack_arriving(
     Ok(chains.into_iter().next_back())
 }
 
+/// A layer's blob on its way, for who unpacks it.
+pub(crate) struct Arrival {
+    /// The blob, as soon as it comes in; closed when it was there.
+    started: oneshot::Receiver<Arc<dyn Blob>>,
+    /// Told when it is in the store.
+    done: watch::Receiver<bool>,
+}
+
+/// The same for who fetches it.
+pub(crate) struct Arriving {
+    pub(crate) started: Started,
+    pub(crate) done: watch::Sender<bool>,
+}
+
+impl Arrival {
+    pub(crate) fn expected() -> (Arriving, Self) {
+        let (started, coming) = oneshot::channel();
+        let (done, there) = watch::channel(false);
+        let arrival = Self {
+            started: coming,
+            done: there,
+        };
+        (Arriving { started, done }, arrival)
+    }
+}
+
 /// How many layers are extracted at a time.
 fn width(deps: &Deps) -> usize {
     if !deps.snapshotter.rebases() {
@@ -134,6 +165,8 @@ struct Layers<'a> {
     done: watch::Sender<usize>,
     /// Extractions at a time.
     room: Semaphore,
+    /// The same of layers that come in: those wait for the net, and must not keep others waiting.
+    along: Semaphore,
 }
 
 /// How far a layer came without its parent.
@@ -153,20 +186,31 @@ impl<'a> Layers<'a> {
         at: usize,
         layer: &Descriptor,
         diff_id: &Digest,
-        arrival: Option<oneshot::Receiver<()>>,
+        arrival: Option<Arrival>,
     ) -> Result<()> {
         let is_there = || at < *self.done.borrow();
-        if let (false, Some(arrival)) = (is_there(), arrival) {
-            arrival
-                .await
-                .map_err(|_| Error::cancelled(format_args!("fetch {}", layer.digest)))?;
+        let mut early = None;
+        if let (false, Some(mut arrival)) = (is_there(), arrival) {
+            early = self.along(at, layer, diff_id, &mut arrival).await;
+            if early.is_none() {
+                arrived(&mut arrival.done, layer).await?;
+            }
         }
         let Some(chain) = self.chains.get(at).filter(|_| !is_there()) else {
+            if let Some(Early::Made(extraction, _)) = early {
+                extraction.remove().await;
+            }
             return Ok(());
         };
         let failed = || format!("failed to extract layer {diff_id}");
-        let early = self.early(at, layer, diff_id, chain).await;
-        let made = match early.ctx_with(failed)? {
+        let early = match early {
+            Some(early) => early,
+            None => {
+                let early = self.early(at, layer, diff_id, &self.room, None).await;
+                early.ctx_with(failed)?
+            }
+        };
+        let made = match early {
             Early::There => None,
             Early::Made(extraction, onto) => {
                 self.below(at).await?;
@@ -175,7 +219,7 @@ impl<'a> Layers<'a> {
             Early::Later => {
                 // No room is asked for: who has it may wait for this very layer.
                 self.below(at).await?;
-                let made = self.on_parent(at, layer, diff_id, chain).await;
+                let made = self.on_parent(at, layer, diff_id, None).await;
                 made.ctx_with(failed)?.map(|extraction| (extraction, None))
             }
         };
@@ -197,24 +241,56 @@ impl<'a> Layers<'a> {
         reached.map(drop).map_err(Error::internal)
     }
 
+    /// Extracts a layer while it comes in. None when that is not possible, or failed: the outcome of
+    /// the fetch says more.
+    async fn along(
+        &self,
+        at: usize,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        arrival: &mut Arrival,
+    ) -> Option<Early<'a>> {
+        if !self.deps.applier.follows() {
+            return None;
+        }
+        let blob = (&mut arrival.started).await.ok()?;
+        let done = &mut arrival.done;
+        let incoming = Some(Incoming { blob, done });
+        let early = self.early(at, layer, diff_id, &self.along, incoming).await;
+        match early {
+            // Where it came in meanwhile, or was there, there is no need to hurry.
+            Ok(Early::Later) | Err(_) => {
+                if let Err(error) = early {
+                    tracing::debug!(%error, layer = %layer.digest, "not unpacked on its way");
+                }
+                None
+            }
+            Ok(early) => Some(early),
+        }
+    }
+
     /// Extracts a layer as soon as there is room; on nothing when its parent is not there yet.
     async fn early(
         &self,
         at: usize,
         layer: &Descriptor,
         diff_id: &Digest,
-        chain: &Digest,
+        room: &Semaphore,
+        incoming: Option<Incoming<'_>>,
     ) -> Result<Early<'a>> {
+        let Some(chain) = self.chains.get(at) else {
+            return Ok(Early::There);
+        };
         if !self.deps.snapshotter.rebases() {
             self.below(at).await?;
         }
-        let _room = self.room.acquire().await.map_err(Error::internal)?;
+        let _room = room.acquire().await.map_err(Error::internal)?;
         let done = *self.done.borrow();
         if done > at {
             return Ok(Early::There);
         }
         if done == at {
-            let made = self.on_parent(at, layer, diff_id, chain).await?;
+            let made = self.on_parent(at, layer, diff_id, incoming).await?;
             return Ok(made.map_or(Early::There, |extraction| Early::Made(extraction, None)));
         }
         let Some((extraction, mounts)) = prepare(self.deps, layer, chain, None).await? else {
@@ -225,7 +301,8 @@ impl<'a> Layers<'a> {
             return Ok(Early::Later);
         };
         let onto = at.checked_sub(1).and_then(|below| self.chains.get(below));
-        match self.extract(layer, diff_id, extraction, &mounts).await {
+        let made = self.extract(layer, diff_id, extraction, &mounts, incoming);
+        match made.await {
             Ok(extraction) => Ok(Early::Made(extraction, onto)),
             // It may refer to the layers below: tried once more on top of them.
             Err(error) if error.is(Code::InvalidArgument) => {
@@ -242,13 +319,16 @@ impl<'a> Layers<'a> {
         at: usize,
         layer: &Descriptor,
         diff_id: &Digest,
-        chain: &Digest,
+        incoming: Option<Incoming<'_>>,
     ) -> Result<Option<Extraction>> {
+        let Some(chain) = self.chains.get(at) else {
+            return Ok(None);
+        };
         let below = at.checked_sub(1).and_then(|below| self.chains.get(below));
         match prepare(self.deps, layer, chain, below).await? {
             Some((extraction, mounts)) => {
-                let made = self.extract(layer, diff_id, extraction, &mounts).await;
-                made.map(Some)
+                let made = self.extract(layer, diff_id, extraction, &mounts, incoming);
+                made.await.map(Some)
             }
             None => Ok(None),
         }
@@ -260,10 +340,14 @@ impl<'a> Layers<'a> {
         diff_id: &Digest,
         extraction: Extraction,
         mounts: &[Mount],
+        incoming: Option<Incoming<'_>>,
     ) -> Result<Extraction> {
-        let key = images::ref_key(layer);
-        self.on.tell(&key, Status::Extracting, 0, layer.size);
-        match apply(self.deps, layer, diff_id, mounts).await {
+        if incoming.is_none() {
+            // What comes in says how far it is by itself.
+            let key = images::ref_key(layer);
+            self.on.tell(&key, Status::Extracting, 0, layer.size);
+        }
+        match apply(self.deps, layer, diff_id, mounts, incoming).await {
             Ok(()) => Ok(extraction),
             Err(error) => {
                 extraction.remove().await;

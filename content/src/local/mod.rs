@@ -10,6 +10,7 @@
 //! ```
 
 mod blob;
+mod follow;
 mod ingest;
 mod layout;
 mod writer;

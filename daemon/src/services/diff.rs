@@ -39,6 +39,7 @@ impl Service for Diff {
             let opts = ApplyOpts {
                 payloads: payloads.collect::<Result<_>>()?,
                 sync: request.sync_fs,
+                ..ApplyOpts::default()
             };
             let store = diff.metadata.scoped(&scope).content();
             let _applying = diff.metadata.applying(&mounts);
