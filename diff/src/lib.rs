@@ -6,6 +6,7 @@
 mod apply;
 mod compare;
 mod compression;
+mod external;
 mod extract;
 mod lower;
 mod mounts;
