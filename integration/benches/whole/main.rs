@@ -131,34 +131,39 @@ fn main() {
         say("counting");
         count::measure(&bench, &mut table);
     }
-    if wanted("records") {
-        say("records");
-        records::measure(&bench, &mut table);
-    }
-    if wanted("content") {
-        say("content");
-        content::measure(&bench, &mut table);
-    }
-    if wanted("events") {
-        say("events");
-        events::measure(&bench, &mut table);
-    }
-    if wanted("memory") {
-        say("memory");
-        memory::measure(&bench, &mut table);
-    }
-    if wanted("unpack") {
-        say("unpack");
-        unpack::measure(&bench, &mut table);
-    }
-    if wanted("pull") {
-        say("pull");
-        pull::measure(&bench, &mut table);
-    }
+    kept(&bench, &wanted, &mut table);
     bench.ours.stop();
     bench.debian.stop();
     println!();
     table.print();
+}
+
+/// The parts about what a daemon keeps and tells, and how images come into it.
+fn kept(bench: &Bench, wanted: &dyn Fn(&str) -> bool, table: &mut Table) {
+    if wanted("records") {
+        say("records");
+        records::measure(bench, table);
+    }
+    if wanted("content") {
+        say("content");
+        content::measure(bench, table);
+    }
+    if wanted("events") {
+        say("events");
+        events::measure(bench, table);
+    }
+    if wanted("memory") {
+        say("memory");
+        memory::measure(bench, table);
+    }
+    if wanted("unpack") {
+        say("unpack");
+        unpack::measure(bench, table);
+    }
+    if wanted("pull") {
+        say("pull");
+        pull::measure(bench, table);
+    }
 }
 
 /// What is under way: the whole takes minutes.
