@@ -18,6 +18,7 @@ HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 DEV := $(CURDIR)/out/dev
 RELEASE := $(CURDIR)/out/release
 IMAGE := $(CURDIR)/out/image.tar
+LAYERS := $(CURDIR)/out/layers
 IMAGE_NAME := example.test/demo/busybox:1
 
 # One shim per container: a static, non-relocatable binary shares its pages and needs no loader.
@@ -37,6 +38,7 @@ deps-test: deps-demo
 		strace xfsprogs e2fsprogs
 
 deps-bench: deps-test
+	@scripts/deps mmdebstrap zstd gzip
 
 # --- binaries ------------------------------------------------------------------------------------
 # The shim is built by itself: features unify over a workspace build and would make it fat.
@@ -59,6 +61,9 @@ binaries-release:
 $(IMAGE): integration/scripts/mkimage.sh
 	@mkdir -p out
 	integration/scripts/mkimage.sh $@ $(IMAGE_NAME)
+
+$(LAYERS): integration/scripts/mklayers.sh
+	integration/scripts/mklayers.sh $@
 
 # --- people --------------------------------------------------------------------------------------
 demo: deps-demo binaries-release $(IMAGE)
@@ -111,7 +116,7 @@ integration: deps-test binaries-dev $(IMAGE)
 
 test: deps-test check integration
 
-bench: deps-bench binaries-release $(IMAGE)
+bench: deps-bench binaries-release $(IMAGE) $(LAYERS)
 	$(CARGO) bench --locked -p integration --no-run
 	BIN_DIR=$(RELEASE) unshare -m sh -c 'if mountpoint -q /sys/fs/cgroup/unified; then \
 		umount /sys/fs/cgroup/unified; fi; exec $(CARGO) bench --locked -p integration -- $(PARTS)'

@@ -7,7 +7,7 @@ use content::ContentStore;
 use diff::{Applier, Comparer};
 use snapshotters::Snapshotter;
 use tonic::transport::Channel;
-use types::{Context as _, LeaseId, Namespace, Result, Scope, label};
+use types::{Context as _, Filter, LeaseId, Namespace, Result, Scope, label};
 
 use crate::call::Caller;
 use crate::remote::{RemoteContent, RemoteDiff, RemoteSnapshotter};
@@ -122,6 +122,21 @@ impl Client {
     #[must_use]
     pub fn snapshotter(&self, name: &str) -> Arc<dyn Snapshotter> {
         Arc::new(RemoteSnapshotter::new(self.caller.clone(), name))
+    }
+
+    /// The snapshotter `name` for a transfer: the daemon is asked what it can do.
+    ///
+    /// # Errors
+    /// Of the call.
+    pub async fn transfer_snapshotter(&self, name: &str) -> Result<Arc<dyn Snapshotter>> {
+        let wanted = format!("type==io.containerd.snapshotter.v1,id=={name}");
+        let filter = Filter::parse(&[wanted])?;
+        let found = self.introspection().plugins(&filter).await?;
+        let rebases = found
+            .iter()
+            .any(|plugin| plugin.capabilities.iter().any(|word| word == "rebase"));
+        let made = RemoteSnapshotter::new(self.caller.clone(), name).with_rebase(rebases);
+        Ok(Arc::new(made))
     }
 
     /// The daemon's differ, unpacking.

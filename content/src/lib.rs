@@ -11,12 +11,16 @@ pub mod testsuite;
 use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use self::hasher::Hasher;
 pub use self::local::Local;
 use async_trait::async_trait;
 use bytes::Bytes;
 use types::{BlobInfo, Digest, Error, Fields, Filter, IngestRef, IngestStatus, Labels, Result};
+
+/// Pause between two looks at a writer of a store that tells nothing.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What a writer wants to write.
 #[derive(Clone, Debug)]
@@ -70,6 +74,12 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Unavailable` while another writer has it; `AlreadyExists` when `spec.expected` is there already.
     async fn ingest(&self, spec: IngestSpec) -> Result<Box<dyn Ingest>>;
+
+    /// Waits until nobody writes the ingest any more, but not longer than `limit`. It may return early:
+    /// whoever waits looks again. Not every store is told; one that is not comes back after a moment.
+    async fn released(&self, _reference: &IngestRef, limit: Duration) {
+        tokio::time::sleep(limit.min(LOOK)).await;
+    }
 
     /// Where one ingest stands.
     ///
@@ -133,6 +143,16 @@ pub trait Ingest: Send + fmt::Debug {
     /// # Errors
     /// I/O, `ResourceExhausted` on a full disk.
     async fn write(&mut self, data: Bytes) -> Result<()>;
+
+    /// What is written, as a blob of `total` bytes for a reader that goes along; reads wait for their
+    /// bytes. When the writer is gone before, or cuts back, they fail with `Unavailable`. None where the
+    /// store cannot do that.
+    ///
+    /// # Errors
+    /// I/O.
+    fn follow(&self, _total: u64) -> Result<Option<Arc<dyn Blob>>> {
+        Ok(None)
+    }
 
     /// Cuts back to `size` bytes (0: start anew).
     ///

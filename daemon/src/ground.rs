@@ -88,7 +88,9 @@ fn snapshotters(config: &Config, scratch: Option<&Path>) -> Result<Point<dyn Sna
             None => Overlay::open(&root, settings)?,
             Some(scratch) => Overlay::examine(&root, &scratch.join("overlayfs"))?,
         });
-        Ok((made, facts(&root)))
+        // Parity: core/snapshots: clients unpack several layers at a time where they find this word.
+        let facts = facts(&root).capability("rebase", made.rebases());
+        Ok((made, facts))
     };
     let native = || {
         let root = native_of(config)?;

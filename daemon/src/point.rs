@@ -31,6 +31,12 @@ impl Facts {
         }
     }
 
+    /// The same with one more capability, if `has`.
+    pub(crate) fn capability(mut self, name: &str, has: bool) -> Self {
+        self.capabilities.extend(has.then(|| name.to_owned()));
+        self
+    }
+
     /// The same with one more export.
     pub(crate) fn export(mut self, name: &str, value: impl fmt::Display) -> Self {
         self.exports.insert(name.to_owned(), value.to_string());

@@ -27,15 +27,17 @@ use crate::compression::{Compression, decoder};
 use crate::extract::{Limits, Target, TreeOpts, apply_tar};
 use crate::mounts;
 use crate::root::Root;
-use crate::stream::{CHUNK, Sender, pipe};
+use crate::stream::{CHUNK, Chunk, Pool, Sender, pipe};
 use crate::tar::stream_error;
-use crate::{Applier, ApplyOpts};
+use crate::{Applier, ApplyOpts, external};
 
 /// Applies tar layers: plain, gzip or zstd.
 #[derive(Clone, Debug)]
 pub struct Walking {
     temporary: PathBuf,
     limits: Limits,
+    /// A program for gzip that is faster than the library.
+    igzip: Option<PathBuf>,
 }
 
 impl Walking {
@@ -45,6 +47,7 @@ impl Walking {
         Self {
             temporary,
             limits: Limits::default(),
+            igzip: external::igzip(),
         }
     }
 
@@ -71,10 +74,13 @@ impl Applier for Walking {
     ) -> Result<Descriptor> {
         Compression::check(&layer.media_type)?;
         mounts::check(mounts)?;
-        let blob = store
-            .open(&layer.digest)
-            .await
-            .ctx("failed to get reader from content store")?;
+        let blob = match opts.blob {
+            Some(blob) => blob,
+            None => {
+                let opened = store.open(&layer.digest).await;
+                opened.ctx("failed to get reader from content store")?
+            }
+        };
         if layer.size != 0 && blob.size() != layer.size {
             return Err(Error::failed_precondition(format_args!(
                 "blob {} has {} bytes, not {}",
@@ -91,6 +97,7 @@ impl Applier for Walking {
             handle: Handle::current(),
             digest: layer.digest.clone(),
             limits: self.limits,
+            igzip: self.igzip.clone(),
             sync: opts.sync,
         };
         let (temporary, mounts) = (self.temporary.clone(), mounts.to_vec());
@@ -98,6 +105,10 @@ impl Applier for Walking {
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|e| Error::internal("apply task failed").with_source(e))?
+    }
+
+    fn follows(&self) -> bool {
+        true
     }
 }
 
@@ -125,6 +136,7 @@ struct Job {
     handle: Handle,
     digest: Digest,
     limits: Limits,
+    igzip: Option<PathBuf>,
     sync: bool,
 }
 
@@ -217,33 +229,19 @@ impl Job {
     }
 
     fn decode(&self, blob: &mut BlobReader<'_>, to: &[Sender; 2]) -> Result<()> {
-        let plain = Compression::of(blob).map_err(stream_error)? == Compression::Plain;
-        if plain && self.digest.algorithm() == Algorithm::Sha256 {
+        let compression = Compression::of(blob).map_err(stream_error)?;
+        if compression == Compression::Plain && self.digest.algorithm() == Algorithm::Sha256 {
             // Nothing was hashed yet: the first buffer is counted when it is consumed.
             blob.hasher = None;
         }
-        let mut total = 0_u64;
+        // It may be gone since it was found.
+        let igzip = self.igzip.as_deref().filter(|path| path.exists());
+        if let (Compression::Gzip, Some(igzip)) = (compression, igzip) {
+            return external::decode(igzip, blob, |stream| self.pump(stream, to));
+        }
         let mut stream = decoder(&mut *blob).map_err(decode_error)?;
-        loop {
-            let chunk = fill_chunk(&mut stream).map_err(decode_error)?;
-            if chunk.is_empty() {
-                break;
-            }
-            if self.abandoned.load(Ordering::Relaxed) {
-                return Err(Error::cancelled("apply was abandoned"));
-            }
-            total += chunk.len() as u64;
-            if total > self.limits.bytes {
-                return Err(Error::resource_exhausted(format_args!(
-                    "layer has more than {} bytes",
-                    self.limits.bytes
-                )));
-            }
-            let chunk = Bytes::from(chunk);
-            // The extractor stops early when it fails: so does everything.
-            if !to[0].send(Ok(chunk.clone())) || !to[1].send(Ok(chunk)) {
-                return Ok(());
-            }
+        if !self.pump(&mut stream, to)? {
+            return Ok(());
         }
         drop(stream);
         // What a decoder leaves unread is part of the digest.
@@ -255,22 +253,47 @@ impl Job {
             blob.consume(got);
         }
     }
+
+    /// Passes the stream on in chunks; false when nobody wants the rest.
+    fn pump(&self, stream: &mut dyn Read, to: &[Sender; 2]) -> Result<bool> {
+        let pool = Arc::<Pool>::default();
+        let mut total = 0_u64;
+        loop {
+            let mut chunk = pool.take();
+            fill_chunk(stream, &mut chunk).map_err(decode_error)?;
+            if chunk.is_empty() {
+                return Ok(true);
+            }
+            if self.abandoned.load(Ordering::Relaxed) {
+                return Err(Error::cancelled("apply was abandoned"));
+            }
+            total += chunk.len() as u64;
+            if total > self.limits.bytes {
+                return Err(Error::resource_exhausted(format_args!(
+                    "layer has more than {} bytes",
+                    self.limits.bytes
+                )));
+            }
+            let chunk = Bytes::from_owner(chunk);
+            // The extractor stops early when it fails: so does everything.
+            if !to[0].send(Ok(chunk.clone())) || !to[1].send(Ok(chunk)) {
+                return Ok(false);
+            }
+        }
+    }
 }
 
 /// Reads until a chunk is full or the stream ends.
-fn fill_chunk(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
-    let mut chunk = vec![0; CHUNK];
-    let mut len = 0;
-    while len < CHUNK {
-        match stream.read(&mut chunk[len..]) {
+fn fill_chunk(stream: &mut dyn Read, chunk: &mut Chunk) -> std::io::Result<()> {
+    while !chunk.room().is_empty() {
+        match stream.read(chunk.room()) {
             Ok(0) => break,
-            Ok(got) => len += got,
+            Ok(got) => chunk.filled(got),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-    chunk.truncate(len);
-    Ok(chunk)
+    Ok(())
 }
 
 /// The blob as a stream, hashed as it is consumed.
@@ -393,9 +416,10 @@ fn place(mounts: &[Mount]) -> Result<Place> {
 
 /// An overlay is written straight into its upper directory when its options are the plain ones.
 fn overlay(mount: &Mount) -> Place {
-    let (Some(upper), Some(lower)) = (mount.option("upperdir"), mount.option("lowerdir")) else {
+    let Some(upper) = mount.option("upperdir") else {
         return Place::Mounted;
     };
+    let lower = mount.option("lowerdir").unwrap_or_default();
     let odd = |option: &String| {
         option.starts_with("redirect_dir=on")
             || option.starts_with("metacopy=on")
@@ -406,6 +430,10 @@ fn overlay(mount: &Mount) -> Place {
     let odd_path = |path: &str| path.contains('\\') || path.contains("::");
     if mount.options.iter().any(odd) || odd_path(upper) || odd_path(lower) || in_user_namespace() {
         return Place::Mounted;
+    }
+    if lower.is_empty() {
+        // A layer on its own: clients unpack several at a time so, and commit each onto its parent.
+        return Place::Here(upper.into(), Target::Detached);
     }
     let target = Target::Upper {
         lowers: lower.split(':').map(PathBuf::from).collect(),

@@ -6,6 +6,7 @@
 mod apply;
 mod compare;
 mod compression;
+mod external;
 mod extract;
 mod lower;
 mod mounts;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use content::ContentStore;
+use content::{Blob, ContentStore};
 use types::{Any, Descriptor, IngestRef, Labels, Mount, Result};
 
 pub use apply::Walking;
@@ -34,6 +35,8 @@ pub struct ApplyOpts {
     pub payloads: Vec<(String, Any)>,
     /// Flush the file system before answering.
     pub sync: bool,
+    /// The layer's bytes, where the store does not have them yet: [`Applier::follows`].
+    pub blob: Option<Arc<dyn Blob>>,
 }
 
 /// How to compare.
@@ -66,6 +69,12 @@ pub trait Applier: Send + Sync + fmt::Debug {
         mounts: &[Mount],
         opts: ApplyOpts,
     ) -> Result<Descriptor>;
+
+    /// True when [`ApplyOpts::blob`] is read instead of the store's: a layer can be unpacked while it
+    /// comes in. Its digest is verified at the end all the same.
+    fn follows(&self) -> bool {
+        false
+    }
 }
 
 /// Makes layer archives.

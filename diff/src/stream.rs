@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use types::{Error, Result};
@@ -13,6 +14,70 @@ use types::{Error, Result};
 pub(crate) const CHUNK: usize = 256 * 1024;
 /// Chunks in a pipe.
 const DEPTH: usize = 8;
+
+/// Buffers that everybody has done with. New ones of that size are dear: the allocator gets each from
+/// the kernel, page by page, and gives it back.
+#[derive(Debug, Default)]
+pub(crate) struct Pool(Mutex<Vec<Vec<u8>>>);
+
+/// A buffer that goes back when nobody looks at it any more.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    data: Vec<u8>,
+    len: usize,
+    pool: Arc<Pool>,
+}
+
+impl Pool {
+    /// An empty chunk.
+    pub(crate) fn take(self: &Arc<Self>) -> Chunk {
+        let data = self.free().pop().unwrap_or_else(|| vec![0; CHUNK]);
+        Chunk {
+            data,
+            len: 0,
+            pool: Arc::clone(self),
+        }
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Chunk {
+    /// What is still to be filled.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        &mut self.data[self.len..]
+    }
+
+    /// Notes that so much of it was.
+    pub(crate) fn filled(&mut self, count: usize) {
+        self.len = (self.len + count).min(self.data.len());
+    }
+
+    /// True when nothing was.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes in it.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.data[..self.len]
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // The pipes are bounded, and so is what can come back.
+        self.pool.free().push(std::mem::take(&mut self.data));
+    }
+}
 
 /// The writing end.
 #[derive(Debug)]

@@ -475,3 +475,18 @@ pub fn archive() -> PathBuf {
     );
     path
 }
+
+/// The realistic image: OCI layouts `gzip` and `zstd` below it, tag `latest`.
+///
+/// # Panics
+/// When it is not there.
+#[must_use]
+pub fn layers() -> PathBuf {
+    let path = bin_dir().join("../layers");
+    assert!(
+        path.exists(),
+        "no {}: run this through make",
+        path.display()
+    );
+    path
+}

@@ -3,9 +3,13 @@
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::host::archive;
 use crate::{Program, need, until};
+
+/// How long a push of a few hundred MB may take on a busy machine.
+const PUSH: Duration = Duration::from_secs(120);
 
 /// A running registry that holds the test image as `demo/busybox:1`.
 #[derive(Debug)]
@@ -14,6 +18,7 @@ pub struct Registry {
     /// Who may, when not everybody.
     users: Option<tempfile::NamedTempFile>,
     host: String,
+    port: u16,
     child: Child,
 }
 
@@ -47,17 +52,10 @@ impl Registry {
 
     /// Pushes the test image.
     fn filled(self, more: &[String]) -> Self {
-        let archive = archive();
-        let from = format!("oci-archive:{}", archive.display());
-        let to = format!("docker://{}", self.reference());
-        let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", "-q"];
-        drop(
-            Program::new(need("skopeo"))
-                .args(flags)
-                .args(more)
-                .args([from, to])
-                .run()
-                .ok(),
+        self.push(
+            &format!("oci-archive:{}", archive().display()),
+            &self.reference(),
+            more,
         );
         self
     }
@@ -88,8 +86,32 @@ impl Registry {
             _dir: dir,
             users: None,
             host: format!("127.0.0.1:{port}"),
+            port,
             child,
         }
+    }
+
+    /// Pushes the image `from`, in skopeo's words, as `name` with the tag `1`; its reference.
+    ///
+    /// # Panics
+    /// When skopeo fails.
+    #[must_use]
+    pub fn add(&self, from: &str, name: &str) -> String {
+        let reference = format!("{}/{name}:1", self.host);
+        self.push(from, &reference, &[]);
+        reference
+    }
+
+    fn push(&self, from: &str, reference: &str, more: &[String]) {
+        let to = format!("docker://{reference}");
+        let flags = ["--insecure-policy", "copy", "--dest-tls-verify=false", "-q"];
+        let copied = Program::new(need("skopeo"))
+            .args(flags)
+            .args(more)
+            .args([from, &to])
+            .limit(PUSH)
+            .run();
+        drop(copied.ok());
     }
 
     /// Another process may take the port between the probe and the start: the caller tries again.
@@ -118,6 +140,12 @@ impl Registry {
             ended || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
         });
         (!ended).then_some((port, child))
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Reference of the test image in this registry.

@@ -113,6 +113,18 @@ impl ScopedContent {
         self.metadata.0.db.write(change).await
     }
 
+    /// A writer of the backend.
+    async fn writer(&self, spec: &IngestSpec, backend: &IngestRef) -> Result<Box<dyn Ingest>> {
+        let spec_there = IngestSpec {
+            reference: backend.clone(),
+            total: spec.total,
+            // Whether the backend has the blob must not show here.
+            expected: None,
+        };
+        let writer = self.backend().ingest(spec_there).await;
+        writer.map_err(|e| e.ctx(format!("ingest {:?}", spec.reference.as_str())))
+    }
+
     fn require(&self, digest: &Digest) -> Result<BlobRecord> {
         load(
             &self.metadata.0.db.kv.read()?,
@@ -191,40 +203,48 @@ impl ContentStore for ScopedContent {
     }
 
     async fn ingest(&self, spec: IngestSpec) -> Result<Box<dyn Ingest>> {
-        leases::check(&self.metadata.0.db.kv.read()?, &self.scope)?;
-        // From the look at the backend's blob until the record says that it is wanted.
-        let gate = match &spec.expected {
-            Some(digest) => Some(self.metadata.0.digests.together(digest.as_str()).await),
-            None => None,
-        };
-        let shared = self.shared(&spec).await?;
-        let wanted = shared.as_ref().map(|(digest, _)| digest);
-        let Some(record) = self.enter(&spec, wanted).await? else {
-            let digest = spec.expected.map(|d| d.to_string()).unwrap_or_default();
-            return Err(Error::already_exists(format_args!("content {digest}")));
-        };
-        drop(gate);
-        let backend: IngestRef = record.backend.parse()?;
-        let source = match shared {
-            Some((digest, size)) => Source::Shared { digest, size },
-            None => Source::Own(
-                self.backend()
-                    .ingest(IngestSpec {
-                        reference: backend.clone(),
-                        total: spec.total,
-                        // Whether the backend has the blob must not show here.
-                        expected: None,
-                    })
-                    .await
-                    .map_err(|e| e.ctx(format!("ingest {:?}", spec.reference.as_str())))?,
-            ),
-        };
-        Ok(Box::new(ScopedIngest::new(
-            self.clone(),
-            spec,
-            backend,
-            source,
-        )))
+        loop {
+            leases::check(&self.metadata.0.db.kv.read()?, &self.scope)?;
+            // From the look at the backend's blob until the record says that it is wanted.
+            let gate = match &spec.expected {
+                Some(digest) => Some(self.metadata.0.digests.together(digest.as_str()).await),
+                None => None,
+            };
+            let shared = self.shared(&spec).await?;
+            let wanted = shared.as_ref().map(|(digest, _)| digest);
+            let Some(record) = self.enter(&spec, wanted).await? else {
+                let digest = spec.expected.map(|d| d.to_string()).unwrap_or_default();
+                return Err(Error::already_exists(format_args!("content {digest}")));
+            };
+            drop(gate);
+            let backend: IngestRef = record.backend.parse()?;
+            let source = match shared {
+                Some((digest, size)) => Source::Shared { digest, size },
+                None => {
+                    let writer = self.writer(&spec, &backend).await?;
+                    // Who had it until now may have committed it since the look: not twice.
+                    if self.shared(&spec).await?.is_some() {
+                        drop(writer);
+                        self.backend().abort(&backend).await.absent_ok()?;
+                        continue;
+                    }
+                    Source::Own(writer)
+                }
+            };
+            let (content, spec) = (self.clone(), spec);
+            return Ok(Box::new(ScopedIngest::new(content, spec, backend, source)));
+        }
+    }
+
+    async fn released(&self, reference: &IngestRef, limit: Duration) {
+        let at = own(Bucket::Ingest, &self.scope.namespace, reference.as_str());
+        let record = self.metadata.0.db.kv.read().and_then(|kv| kv.get(&at));
+        let record = record.ok().flatten().map(|r| IngestRecord::decode(&r));
+        if let Some(Ok(record)) = record
+            && let Ok(backend) = record.backend.parse()
+        {
+            self.backend().released(&backend, limit).await;
+        }
     }
 
     async fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {

@@ -467,15 +467,30 @@ impl Snapshotter for Memory {
         done
     }
 
+    fn rebases(&self) -> bool {
+        true
+    }
+
+    async fn rebase(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        self.state.lock().unwrap().get(parent)?;
+        self.turn(name, key, labels)?;
+        let mut state = self.state.lock().unwrap();
+        state.all.get_mut(name).unwrap().parent = Some(parent.clone());
+        Ok(())
+    }
+
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {
         let mut state = self.state.lock().unwrap();
         state.check()?;
         state.get(key)?;
-        if state
-            .all
-            .values()
-            .any(|info| info.parent.as_ref() == Some(key))
-        {
+        let mut all = state.all.values();
+        if all.any(|info| info.parent.as_ref() == Some(key)) {
             return Err(Error::failed_precondition("has children"));
         }
         state.all.remove(key);
@@ -484,12 +499,8 @@ impl Snapshotter for Memory {
 
     async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
         let state = self.state.lock().unwrap();
-        Ok(state
-            .all
-            .values()
-            .filter(|info| filter.matches(*info))
-            .cloned()
-            .collect())
+        let found = state.all.values().filter(|info| filter.matches(*info));
+        Ok(found.cloned().collect())
     }
 
     async fn cleanup(&self) -> Result<()> {

@@ -9,9 +9,10 @@
 //! ```
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use ::content::{Ingest, IngestSpec};
+use ::content::{Blob, Ingest, IngestSpec};
 use async_trait::async_trait;
 use bytes::Bytes;
 use types::{Digest, Error, Event, IngestRef, IngestStatus, Labels, Resource, Result};
@@ -175,6 +176,13 @@ impl Ingest for ScopedIngest {
             Source::Own(_) => 0,
         };
         self.unshare(keep).await?.write(data).await
+    }
+
+    fn follow(&self, total: u64) -> Result<Option<Arc<dyn Blob>>> {
+        match &self.source {
+            Source::Own(writer) => writer.follow(total),
+            Source::Shared { .. } => Ok(None),
+        }
     }
 
     async fn truncate(&mut self, size: u64) -> Result<()> {

@@ -21,6 +21,7 @@ mod db;
 mod detach;
 #[cfg(test)]
 mod fixture;
+mod flight;
 mod gate;
 pub mod gc;
 mod images;
@@ -43,15 +44,17 @@ use std::time::SystemTime;
 use ::content::ContentStore;
 use ::snapshotters::Snapshotter;
 use events::Exchange;
-use types::{Code, Context as _, Error, LeaseId, Namespace, Result, Scope};
+use types::{Code, Context as _, Error, LeaseId, Mount, Namespace, Result, Scope};
 
 pub use self::containers::{Containers, Pages};
+pub use self::flight::Applying;
 pub use self::images::Images;
 pub use self::leases::Leases;
 pub use self::namespaces::Namespaces;
 pub use self::rebuild::FoundTask;
 
 use self::db::{Db, Marks, Outlet, first_records};
+use self::flight::Flights;
 use self::gate::Gate;
 use self::kv::{Kv, Opened};
 use self::rebuild::{Found, Rebuilt};
@@ -97,6 +100,8 @@ pub(crate) struct Shared {
     pub(crate) policy: Policy,
     /// Held by who is about to link a blob, taken by who removes it.
     pub(crate) digests: Gate,
+    /// Layers that are being unpacked.
+    pub(crate) flights: Arc<Flights>,
     pub(crate) collector: gc::Collector,
     /// What was wrong with the store when it was opened.
     damage: Option<String>,
@@ -150,6 +155,7 @@ impl Metadata {
             snapshotters,
             policy: opts.policy,
             digests: Gate::default(),
+            flights: Arc::default(),
             collector: gc::Collector::default(),
             damage,
         })))
@@ -210,6 +216,13 @@ impl Metadata {
             metadata: self.clone(),
             scope: scope.clone(),
         }
+    }
+
+    /// Tells, until it is dropped, that the snapshot of `mounts` is being written: whoever wants the
+    /// same layer waits for it.
+    #[must_use]
+    pub fn applying(&self, mounts: &[Mount]) -> Applying {
+        self.0.flights.applying(mounts)
     }
 
     /// Names of the snapshotters.

@@ -94,7 +94,7 @@ impl Copier<'_> {
             }
         }
         let facts = rustix::fs::fstat(&source)?;
-        xattrs((source.as_fd(), c"."), (target.as_fd(), c"."))?;
+        xattrs((source.as_fd(), c"."), (target.as_fd(), c"."), |_| true)?;
         rustix::fs::fchown(
             &target,
             Some(Uid::from_raw(facts.st_uid)),
@@ -132,7 +132,7 @@ impl Copier<'_> {
         let owner = (Uid::from_raw(facts.st_uid), Gid::from_raw(facts.st_gid));
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(target, name, Some(owner.0), Some(owner.1), nofollow)?;
-        xattrs((source, name), (target, name))?;
+        xattrs((source, name), (target, name), |_| true)?;
         if kind != FileType::Symlink {
             rustix::fs::chmodat(target, name, permissions(facts), AtFlags::empty())?;
         }
@@ -202,11 +202,11 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-fn permissions(facts: &Stat) -> Mode {
+pub(crate) fn permissions(facts: &Stat) -> Mode {
     Mode::from_raw_mode(RawMode::from(facts.st_mode) & 0o7777)
 }
 
-fn times(facts: &Stat) -> Timestamps {
+pub(crate) fn times(facts: &Stat) -> Timestamps {
     let time = |seconds, nanos: u64| Timespec {
         tv_sec: seconds,
         tv_nsec: i64::try_from(nanos).unwrap_or(0),
@@ -217,8 +217,12 @@ fn times(facts: &Stat) -> Timestamps {
     }
 }
 
-/// Copies every extended attribute; a target that has none at all is no error.
-fn xattrs(source: (BorrowedFd<'_>, &CStr), target: (BorrowedFd<'_>, &CStr)) -> Result<(), Errno> {
+/// Copies the extended attributes that are wanted; a target that has none at all is no error.
+pub(crate) fn xattrs(
+    source: (BorrowedFd<'_>, &CStr),
+    target: (BorrowedFd<'_>, &CStr),
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Result<(), Errno> {
     let from = tree::through_fd(source.0, source.1);
     let mut list = vec![0_u8; 1024];
     let len = loop {
@@ -236,7 +240,7 @@ fn xattrs(source: (BorrowedFd<'_>, &CStr), target: (BorrowedFd<'_>, &CStr)) -> R
     let mut value = vec![0_u8; XATTR];
     for name in list[..len]
         .split(|b| *b == 0)
-        .filter(|name| !name.is_empty())
+        .filter(|name| !name.is_empty() && wanted(name))
     {
         let got = match rustix::fs::lgetxattr(&from, name, &mut value[..]) {
             Ok(got) => got,

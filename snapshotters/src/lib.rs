@@ -86,6 +86,30 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     /// `NotFound` for the key; `FailedPrecondition` when it is not active; `AlreadyExists` for the name.
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()>;
 
+    /// True when [`Snapshotter::rebase`] works, and a snapshot without a parent is a directory that an
+    /// overlay mount of it alone (`upperdir` and nothing below) can describe.
+    fn rebases(&self) -> bool {
+        false
+    }
+
+    /// As [`Snapshotter::commit`], onto committed `parent`: for an active snapshot that was made without
+    /// one, so that layers can be unpacked at the same time. What the unpacker could not decide without
+    /// the parent is settled first: the outcome is that of an unpacking on top of it.
+    ///
+    /// # Errors
+    /// Those of a commit; `NotFound` and `InvalidArgument` for the parent as in
+    /// [`Snapshotter::prepare`]; `FailedPrecondition` when the snapshot has another parent;
+    /// `NotImplemented`.
+    async fn rebase(
+        &self,
+        _name: &SnapshotKey,
+        _key: &SnapshotKey,
+        _parent: &SnapshotKey,
+        _labels: Labels,
+    ) -> Result<()> {
+        Err(Error::not_implemented("commit onto another parent"))
+    }
+
     /// Removes a snapshot. Disk space may be freed later.
     ///
     /// # Errors

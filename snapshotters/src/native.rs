@@ -128,7 +128,7 @@ impl Snapshotter for Native {
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
         let (store, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
-        blocking(move || store.commit(&name, &key, labels, |id| store.directory(id))).await
+        blocking(move || store.commit((&name, &key), None, labels, |id| store.directory(id))).await
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {

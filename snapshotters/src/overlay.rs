@@ -9,6 +9,7 @@
 //! workdir, upperdir, lowerdir in this order.
 
 mod probe;
+mod settle;
 
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
@@ -50,6 +51,8 @@ struct Settled {
     leading: Vec<String>,
     /// Options after `lowerdir=`.
     trailing: Vec<String>,
+    /// Layers can be unpacked without their parents.
+    rebases: bool,
 }
 
 impl Overlay {
@@ -90,6 +93,8 @@ impl Overlay {
             store: Store::open(&root, config.sync_remove, Notes::Kept)?,
             upperdir_label: config.upperdir_label,
             leading,
+            // Whiteouts and marks need the machine's root.
+            rebases: !userxattr && !config.mount_options.iter().any(|o| o == "userxattr"),
             trailing: config.mount_options,
         })))
     }
@@ -104,6 +109,7 @@ impl Overlay {
             store: Store::examine(root, scratch, Notes::Kept)?,
             upperdir_label: false,
             leading: Vec::new(),
+            rebases: false,
             trailing: Vec::new(),
         })))
     }
@@ -264,7 +270,42 @@ impl Snapshotter for Overlay {
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
         let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
-        blocking(move || this.store.commit(&name, &key, labels, |id| this.upper(id))).await
+        blocking(move || {
+            let upper = |id| this.upper(id);
+            this.store.commit((&name, &key), None, labels, upper)
+        })
+        .await
+    }
+
+    /// Without a parent the mount is a directory, and the layers of an overlay are independent ones.
+    fn rebases(&self) -> bool {
+        self.0.rebases
+    }
+
+    async fn rebase(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        if !self.0.rebases {
+            return Err(Error::not_implemented("commit onto another parent"));
+        }
+        let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
+        let parent = parent.clone();
+        blocking(move || {
+            let row = this.store.row(&key)?;
+            let parents = this.store.ancestors_for(&key, &parent)?;
+            let parents: Vec<_> = parents.into_iter().map(|id| this.upper(id)).collect();
+            if row.parent.is_none() {
+                settle::settle(&this.upper(row.id), &parents)?;
+            }
+            let upper = |id| this.upper(id);
+            this.store
+                .commit((&name, &key), Some(&parent), labels, upper)
+        })
+        .await
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {

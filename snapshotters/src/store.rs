@@ -203,14 +203,26 @@ impl Store {
         kept
     }
 
-    /// Commits an active snapshot whose contents are at `contents(id)`.
+    /// Ids of `parent` and its ancestors, nearest first, when `key` can be committed onto it.
+    ///
+    /// # Errors
+    /// As the contract of `rebase`.
+    pub(crate) fn ancestors_for(
+        &self,
+        key: &SnapshotKey,
+        parent: &SnapshotKey,
+    ) -> Result<Vec<u64>> {
+        self.index.ancestors_for(key, parent)
+    }
+
+    /// Commits an active snapshot whose contents are at `contents(id)`; with `onto` as a child of that.
     ///
     /// # Errors
     /// As the contract.
     pub(crate) fn commit(
         &self,
-        name: &SnapshotKey,
-        key: &SnapshotKey,
+        (name, key): (&SnapshotKey, &SnapshotKey),
+        onto: Option<&SnapshotKey>,
         labels: Labels,
         contents: impl FnOnce(u64) -> PathBuf,
     ) -> Result<()> {
@@ -228,7 +240,7 @@ impl Store {
         // not outlive a power cut.
         sys::fs::fsync_dir(&self.directories)?;
         self.index
-            .commit(name, key, labels.without_empty(), usage)
+            .commit((name, key), onto, labels.without_empty(), usage)
             .ctx_with(|| format!("failed to commit snapshot {key}"))?;
         self.forget(row.id);
         Ok(())

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use content::{ContentStore, Ingest, IngestSpec};
+use content::{Blob, ContentStore, Ingest, IngestSpec};
 use registry::{Reference, Repository};
-use tokio::time::{Instant, sleep};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 use types::{Code, Context as _, Descriptor, Error, Fields, IngestRef, Labels, Result, label};
 
 use crate::progress::{OnProgress, Status};
@@ -15,8 +16,11 @@ use crate::progress::{OnProgress, Status};
 const WRITE: usize = 1 << 20;
 /// How long another transfer of the same blob may make no progress.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause between two looks at another transfer.
-const LOOK: Duration = Duration::from_millis(100);
+/// Longest time between two looks at how far another transfer has come.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Where a blob that comes in is lent.
+pub(crate) type Started = oneshot::Sender<Arc<dyn Blob>>;
 
 /// Fetches blobs of one repository.
 #[derive(Debug)]
@@ -57,6 +61,15 @@ impl Fetcher {
 
     /// Makes the blob be in the store. What is there from an interrupted fetch is not fetched again.
     pub(crate) async fn fetch(&self, descriptor: &Descriptor) -> Result<()> {
+        self.fetch_followed(descriptor, None).await
+    }
+
+    /// As [`Fetcher::fetch`], and lends the blob to who wants to read it while it comes in.
+    pub(crate) async fn fetch_followed(
+        &self,
+        descriptor: &Descriptor,
+        mut started: Option<Started>,
+    ) -> Result<()> {
         let key = images::ref_key(descriptor);
         let reference: IngestRef = key.clone().try_into()?;
         let mut anew = false;
@@ -67,7 +80,7 @@ impl Fetcher {
                 return self.add_source(descriptor).await;
             };
             let resumed = ingest.status().offset > 0;
-            let error = match self.fill(ingest, descriptor, &key, anew).await {
+            let error = match self.fill(ingest, descriptor, &mut started, anew).await {
                 Ok(()) => {
                     self.on
                         .tell(&key, Status::Done, descriptor.size, descriptor.size);
@@ -127,7 +140,7 @@ impl Fetcher {
             let at = offset.unwrap_or_default();
             self.on
                 .tell(reference.as_str(), Status::Waiting, at, descriptor.size);
-            sleep(LOOK).await;
+            self.content.released(reference, LOOK).await;
         }
     }
 
@@ -135,14 +148,21 @@ impl Fetcher {
         &self,
         mut ingest: Box<dyn Ingest>,
         descriptor: &Descriptor,
-        key: &str,
+        started: &mut Option<Started>,
         anew: bool,
     ) -> Result<()> {
+        let key = &images::ref_key(descriptor);
         let size = descriptor.size;
         let mut offset = ingest.status().offset;
         if offset > size || (anew && offset > 0) {
             ingest.truncate(0).await?;
             offset = 0;
+        }
+        if let Some(started) = started.take()
+            && let Some(blob) = ingest.follow(size)?
+        {
+            // Who does not listen reads it later.
+            let _unheard = started.send(blob);
         }
         self.on.tell(key, Status::Downloading, offset, size);
         let mut reader = self.repository.open(descriptor, offset)?;

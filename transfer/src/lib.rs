@@ -11,6 +11,7 @@
 //! push    registry <-------------'
 //! ```
 
+mod extract;
 mod fetch;
 mod import;
 mod names;

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use images::{Entry, Frontier, Index, Manifest, PlatformSet, Verifier};
 use registry::{Reference, RegistryOpts, Repository};
-use tokio::sync::oneshot;
 use types::{Descriptor, Error, Image, Labels, Result};
 
 use crate::Deps;
 use crate::fetch::Fetcher;
 use crate::progress::{OnProgress, Status};
-use crate::unpack::{is_image, unpack_arriving};
+use crate::unpack::{Arrival, Arriving, is_image, unpack_arriving};
 use crate::verify::verify;
 
 /// Layers fetched at a time.
@@ -194,7 +193,7 @@ impl Pull<'_> {
             self.fetcher.waiting(layer);
         }
         let (senders, arrivals): (Vec<_>, Vec<_>) =
-            manifest.layers.iter().map(|_| oneshot::channel()).unzip();
+            manifest.layers.iter().map(|_| Arrival::expected()).unzip();
         let concurrent = match self.opts.max_concurrent {
             0 => CONCURRENT,
             n => n,
@@ -215,7 +214,7 @@ impl Pull<'_> {
 /// Fetches the layers, `concurrent` at a time, and tells of each that has arrived.
 async fn fetch_layers(
     fetcher: Arc<Fetcher>,
-    layers: Vec<(Descriptor, oneshot::Sender<()>)>,
+    layers: Vec<(Descriptor, Arriving)>,
     concurrent: usize,
 ) -> Result<()> {
     let mut left = layers.into_iter();
@@ -233,14 +232,11 @@ async fn fetch_layers(
     }
 }
 
-async fn fetch_layer(
-    fetcher: Arc<Fetcher>,
-    layer: Descriptor,
-    arrived: oneshot::Sender<()>,
-) -> Result<()> {
-    fetcher.fetch(&layer).await?;
+async fn fetch_layer(fetcher: Arc<Fetcher>, layer: Descriptor, arrived: Arriving) -> Result<()> {
+    let Arriving { started, done } = arrived;
+    fetcher.fetch_followed(&layer, Some(started)).await?;
     // Nobody waits when nothing is unpacked.
-    let _waiting = arrived.send(());
+    let _waiting = done.send(true);
     Ok(())
 }
 

@@ -1,28 +1,30 @@
 //! Unpacking: one committed snapshot per layer, named by chain id.
 //!
 //! ```text
-//! layer n: prepare "extract-<random> <chain n>" on chain n-1 -> apply -> diff id right? -> commit chain n
+//! in series     layer n: extraction on chain n-1 ------------------------> commit chain n
+//! at once       layer n: extraction on nothing --- chain n-1 is there ---> rebase chain n onto it
 //! ```
-//! Invariant: a snapshot named by a chain id holds exactly those layers; an extraction that fails or
-//! is abandoned is removed.
+//! Invariant: a snapshot named by a chain id holds exactly those layers, however it was made; layers
+//! become visible in their order; an extraction that fails or is abandoned is removed.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use diff::ApplyOpts;
+use content::Blob;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use images::{Config, Manifest, PlatformSet, chain_ids};
-use snapshotters::Snapshotter;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot, watch};
 use types::{
-    Context as _, Descriptor, Digest, Error, Fields, Labels, Mount, Result, SnapshotKey,
-    SnapshotKind, gc_label, label,
+    Code, Context as _, Descriptor, Digest, Error, Fields, Labels, Mount, Result, SnapshotKey,
+    SnapshotKind, gc_label,
 };
 
 use crate::Deps;
+use crate::extract::{Extraction, Incoming, apply, arrived, prepare};
+use crate::fetch::Started;
 use crate::progress::{OnProgress, Status};
 
-/// Tries for a key that nobody else has.
-const ATTEMPTS: usize = 3;
+/// Most layers extracted at a time, however many processors there are: each has buffers and a window.
+const MOST: usize = 4;
 
 /// Unpacks the image `root` for the best of the wanted platforms and returns the chain id, which is
 /// the name of its top snapshot; `None` when it has no layers to unpack.
@@ -68,7 +70,7 @@ pub(crate) async fn unpack_arriving(
     manifest: &Manifest,
     config: &Config,
     on: &OnProgress,
-    arrivals: Vec<oneshot::Receiver<()>>,
+    arrivals: Vec<Arrival>,
 ) -> Result<Option<Digest>> {
     if manifest.layers.len() != config.diff_ids.len() {
         return Err(Error::invalid_argument(format_args!(
@@ -78,27 +80,36 @@ pub(crate) async fn unpack_arriving(
         )));
     }
     let chains = chain_ids(&config.diff_ids)?;
-    let mut arrivals = arrivals.into_iter();
-    let mut there = existing(deps, &chains).await?;
-    for (at, (layer, diff_id)) in manifest.layers.iter().zip(&config.diff_ids).enumerate() {
-        if let Some(arrival) = arrivals.next() {
-            arrival
-                .await
-                .map_err(|_| Error::cancelled(format_args!("fetch {}", layer.digest)))?;
-        }
-        let Some(chain) = chains.get(at) else {
+    let there = existing(deps, &chains).await?;
+    let mut arrivals = arrivals.into_iter().map(Some).collect::<Vec<_>>();
+    arrivals.resize_with(chains.len(), || None);
+    let layers = Layers {
+        deps,
+        on,
+        chains: &chains,
+        done: watch::Sender::new(there),
+        room: Semaphore::new(width(deps)),
+        along: Semaphore::new(width(deps)),
+    };
+    let mut left = FuturesUnordered::new();
+    for (at, (layer, arrival)) in manifest.layers.iter().zip(arrivals).enumerate() {
+        let Some(diff_id) = config.diff_ids.get(at) else {
             break;
         };
-        let key = images::ref_key(layer);
-        if at >= there {
-            let below = at.checked_sub(1).and_then(|below| chains.get(below));
-            on.tell(&key, Status::Extracting, 0, layer.size);
-            let made = extract(deps, layer, diff_id, chain, below).await;
-            made.ctx_with(|| format!("failed to extract layer {diff_id}"))?;
-            there = at + 1;
+        if at < there {
+            on.tell(
+                &images::ref_key(layer),
+                Status::Unpacked,
+                layer.size,
+                layer.size,
+            );
         }
-        on.tell(&key, Status::Unpacked, layer.size, layer.size);
+        left.push(layers.layer(at, layer, diff_id, arrival));
     }
+    while let Some(done) = left.next().await {
+        done?;
+    }
+    drop(left);
     if let Some(top) = chains.last() {
         let name = format!("{}{}", gc_label::REF_SNAPSHOT, deps.snapshotter_name);
         let fields = Fields::new(vec![format!("labels.{name}")]);
@@ -108,6 +119,256 @@ pub(crate) async fn unpack_arriving(
             .await?;
     }
     Ok(chains.into_iter().next_back())
+}
+
+/// A layer's blob on its way, for who unpacks it.
+pub(crate) struct Arrival {
+    /// The blob, as soon as it comes in; closed when it was there.
+    started: oneshot::Receiver<Arc<dyn Blob>>,
+    /// Told when it is in the store.
+    done: watch::Receiver<bool>,
+}
+
+/// The same for who fetches it.
+pub(crate) struct Arriving {
+    pub(crate) started: Started,
+    pub(crate) done: watch::Sender<bool>,
+}
+
+impl Arrival {
+    pub(crate) fn expected() -> (Arriving, Self) {
+        let (started, coming) = oneshot::channel();
+        let (done, there) = watch::channel(false);
+        let arrival = Self {
+            started: coming,
+            done: there,
+        };
+        (Arriving { started, done }, arrival)
+    }
+}
+
+/// How many layers are extracted at a time.
+fn width(deps: &Deps) -> usize {
+    if !deps.snapshotter.rebases() {
+        return 1;
+    }
+    // Decoder, hash and files of one layer have a thread each, and wait for the disk now and then.
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST))
+}
+
+/// The layers of one image on their way to snapshots.
+struct Layers<'a> {
+    deps: &'a Deps,
+    on: &'a OnProgress,
+    chains: &'a [Digest],
+    /// How many of the chains are there.
+    done: watch::Sender<usize>,
+    /// Extractions at a time.
+    room: Semaphore,
+    /// The same of layers that come in: those wait for the net, and must not keep others waiting.
+    along: Semaphore,
+}
+
+/// How far a layer came without its parent.
+enum Early<'a> {
+    /// Its chain is there already.
+    There,
+    /// Extracted; to be committed onto this.
+    Made(Extraction, Option<&'a Digest>),
+    /// It needs its parent.
+    Later,
+}
+
+impl<'a> Layers<'a> {
+    /// Makes the chain `at`.
+    async fn layer(
+        &self,
+        at: usize,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        arrival: Option<Arrival>,
+    ) -> Result<()> {
+        let is_there = || at < *self.done.borrow();
+        let mut early = None;
+        if let (false, Some(mut arrival)) = (is_there(), arrival) {
+            early = self.along(at, layer, diff_id, &mut arrival).await;
+            if early.is_none() {
+                arrived(&mut arrival.done, layer).await?;
+            }
+        }
+        let Some(chain) = self.chains.get(at).filter(|_| !is_there()) else {
+            if let Some(Early::Made(extraction, _)) = early {
+                extraction.remove().await;
+            }
+            return Ok(());
+        };
+        let failed = || format!("failed to extract layer {diff_id}");
+        let early = match early {
+            Some(early) => early,
+            None => {
+                let early = self.early(at, layer, diff_id, &self.room, None).await;
+                early.ctx_with(failed)?
+            }
+        };
+        let made = match early {
+            Early::There => None,
+            Early::Made(extraction, onto) => {
+                self.below(at).await?;
+                Some((extraction, onto))
+            }
+            Early::Later => {
+                // No room is asked for: who has it may wait for this very layer.
+                self.below(at).await?;
+                let made = self.on_parent(at, layer, diff_id, None).await;
+                made.ctx_with(failed)?.map(|extraction| (extraction, None))
+            }
+        };
+        if let Some((extraction, onto)) = made {
+            let committed = extraction.commit(self.deps, layer, chain, onto).await;
+            committed.ctx_with(failed)?;
+        }
+        let key = images::ref_key(layer);
+        self.on.tell(&key, Status::Unpacked, layer.size, layer.size);
+        // Whoever made it, what is below it is there as well.
+        self.done.send_modify(|done| *done = (*done).max(at + 1));
+        Ok(())
+    }
+
+    /// Waits until the chain below `at` is there.
+    async fn below(&self, at: usize) -> Result<()> {
+        let mut done = self.done.subscribe();
+        let reached = done.wait_for(|count| *count >= at).await;
+        reached.map(drop).map_err(Error::internal)
+    }
+
+    /// Extracts a layer while it comes in. None when that is not possible, or failed: the outcome of
+    /// the fetch says more.
+    async fn along(
+        &self,
+        at: usize,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        arrival: &mut Arrival,
+    ) -> Option<Early<'a>> {
+        if !self.deps.applier.follows() {
+            return None;
+        }
+        let blob = (&mut arrival.started).await.ok()?;
+        let done = &mut arrival.done;
+        let incoming = Some(Incoming { blob, done });
+        let early = self.early(at, layer, diff_id, &self.along, incoming).await;
+        match early {
+            // Where it came in meanwhile, or was there, there is no need to hurry.
+            Ok(Early::Later) | Err(_) => {
+                if let Err(error) = early {
+                    tracing::debug!(%error, layer = %layer.digest, "not unpacked on its way");
+                }
+                None
+            }
+            Ok(early) => Some(early),
+        }
+    }
+
+    /// Extracts a layer as soon as there is room; on nothing when its parent is not there yet.
+    async fn early(
+        &self,
+        at: usize,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        room: &Semaphore,
+        incoming: Option<Incoming<'_>>,
+    ) -> Result<Early<'a>> {
+        let Some(chain) = self.chains.get(at) else {
+            return Ok(Early::There);
+        };
+        if !self.deps.snapshotter.rebases() {
+            self.below(at).await?;
+        }
+        let _room = room.acquire().await.map_err(Error::internal)?;
+        let done = *self.done.borrow();
+        if done > at {
+            return Ok(Early::There);
+        }
+        if done == at {
+            let made = self.on_parent(at, layer, diff_id, incoming).await?;
+            return Ok(made.map_or(Early::There, |extraction| Early::Made(extraction, None)));
+        }
+        let Some((extraction, mounts)) = prepare(self.deps, layer, chain, None).await? else {
+            return Ok(Early::There);
+        };
+        let Some(mounts) = detached(mounts) else {
+            extraction.remove().await;
+            return Ok(Early::Later);
+        };
+        let onto = at.checked_sub(1).and_then(|below| self.chains.get(below));
+        let made = self.extract(layer, diff_id, extraction, &mounts, incoming);
+        match made.await {
+            Ok(extraction) => Ok(Early::Made(extraction, onto)),
+            // It may refer to the layers below: tried once more on top of them.
+            Err(error) if error.is(Code::InvalidArgument) => {
+                tracing::debug!(%error, layer = %layer.digest, "layer waits for its parent");
+                Ok(Early::Later)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Extracts a layer onto the chain below it, which is there; none when its own is there too.
+    async fn on_parent(
+        &self,
+        at: usize,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        incoming: Option<Incoming<'_>>,
+    ) -> Result<Option<Extraction>> {
+        let Some(chain) = self.chains.get(at) else {
+            return Ok(None);
+        };
+        let below = at.checked_sub(1).and_then(|below| self.chains.get(below));
+        match prepare(self.deps, layer, chain, below).await? {
+            Some((extraction, mounts)) => {
+                let made = self.extract(layer, diff_id, extraction, &mounts, incoming);
+                made.await.map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    async fn extract(
+        &self,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        extraction: Extraction,
+        mounts: &[Mount],
+        incoming: Option<Incoming<'_>>,
+    ) -> Result<Extraction> {
+        if incoming.is_none() {
+            // What comes in says how far it is by itself.
+            let key = images::ref_key(layer);
+            self.on.tell(&key, Status::Extracting, 0, layer.size);
+        }
+        match apply(self.deps, layer, diff_id, mounts, incoming).await {
+            Ok(()) => Ok(extraction),
+            Err(error) => {
+                extraction.remove().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The mount by which a layer is written on its own, as Go's clients ask for it: an overlay of its
+/// directory over nothing. None when the snapshotter's mount is of another kind.
+fn detached(mounts: Vec<Mount>) -> Option<Vec<Mount>> {
+    let [mount] = <[Mount; 1]>::try_from(mounts).ok()?;
+    (mount.kind == "bind").then(|| {
+        vec![Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            target: String::new(),
+            options: vec![format!("upperdir={}", mount.source)],
+        }]
+    })
 }
 
 /// How many of the chains are there already.
@@ -120,161 +381,18 @@ async fn existing(deps: &Deps, chains: &[Digest]) -> Result<usize> {
     Ok(0)
 }
 
-async fn committed(deps: &Deps, chain: &Digest) -> Result<bool> {
+pub(crate) async fn committed(deps: &Deps, chain: &Digest) -> Result<bool> {
     let info = deps.snapshotter.stat(&key_of(chain)?).await.absent_ok()?;
     Ok(info.is_some_and(|info| info.kind == SnapshotKind::Committed))
 }
 
-fn key_of(chain: &Digest) -> Result<SnapshotKey> {
+pub(crate) fn key_of(chain: &Digest) -> Result<SnapshotKey> {
     chain.as_str().parse()
 }
 
-/// Makes the snapshot `chain` from `layer` on top of `below`.
-async fn extract(
-    deps: &Deps,
-    layer: &Descriptor,
-    diff_id: &Digest,
-    chain: &Digest,
-    below: Option<&Digest>,
-) -> Result<()> {
-    let labels = layer
-        .annotations
-        .for_snapshotter()
-        .with(label::SNAPSHOT_REF, chain.as_str());
-    let Some((extraction, mounts)) = prepare(deps, chain, below, &labels).await? else {
-        return Ok(());
-    };
-    let done = apply(deps, layer, diff_id, &mounts).await;
-    let done = match done {
-        Ok(()) => {
-            let name = key_of(chain)?;
-            deps.snapshotter
-                .commit(&name, &extraction.key, labels)
-                .await
-        }
-        failed => failed,
-    };
-    match done {
-        Ok(()) => {
-            extraction.keep();
-            Ok(())
-        }
-        // Another transfer was faster.
-        Err(error) if error.is_already_exists() && committed(deps, chain).await? => {
-            extraction.remove().await;
-            Ok(())
-        }
-        Err(error) => {
-            extraction.remove().await;
-            Err(error)
-        }
-    }
-}
-
-/// An active snapshot to extract to; `None` when the snapshotter has the layer already (a remote
-/// snapshotter says so by AlreadyExists).
-async fn prepare(
-    deps: &Deps,
-    chain: &Digest,
-    below: Option<&Digest>,
-    labels: &Labels,
-) -> Result<Option<(Extraction, Vec<Mount>)>> {
-    let parent = below.map(key_of).transpose()?;
-    let mut last = Error::already_exists(chain);
-    for _ in 0..ATTEMPTS {
-        let key = extraction_key(chain)?;
-        // The guard stands before the call: an abandoned prepare may have been carried out.
-        let extraction = Extraction::new(&deps.snapshotter, key);
-        match deps
-            .snapshotter
-            .prepare(&extraction.key, parent.as_ref(), labels.clone())
-            .await
-        {
-            Ok(mounts) => return Ok(Some((extraction, mounts))),
-            Err(error) => {
-                extraction.keep();
-                if !error.is_already_exists() {
-                    return Err(error.ctx("failed to prepare extraction snapshot"));
-                }
-                if committed(deps, chain).await? {
-                    return Ok(None);
-                }
-                last = error;
-            }
-        }
-    }
-    Err(last.ctx("failed to prepare extraction snapshot"))
-}
-
-async fn apply(deps: &Deps, layer: &Descriptor, diff_id: &Digest, mounts: &[Mount]) -> Result<()> {
-    let opts = ApplyOpts {
-        sync: true,
-        ..ApplyOpts::default()
-    };
-    let applied = deps
-        .applier
-        .apply(&deps.content, layer, mounts, opts)
-        .await?;
-    if applied.digest != *diff_id {
-        return Err(Error::invalid_argument(format_args!(
-            "wrong diff id {} calculated on extraction of {}, image config says {diff_id}",
-            applied.digest, layer.digest
-        )));
-    }
-    let fields = Fields::new(vec![format!("labels.{}", label::UNCOMPRESSED)]);
-    let labels = Labels::new().with(label::UNCOMPRESSED, diff_id.as_str());
-    deps.content.update(&layer.digest, labels, &fields).await?;
-    Ok(())
-}
-
-/// Parity: core/unpack: the form by which people and tools know extraction snapshots.
-fn extraction_key(chain: &Digest) -> Result<SnapshotKey> {
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let random: u32 = rand::random();
-    format!("extract-{}-{random:08x} {chain}", now.subsec_nanos()).try_into()
-}
-
-/// Removes its snapshot unless told to keep it.
-#[derive(Debug)]
-struct Extraction {
-    snapshotter: Arc<dyn Snapshotter>,
-    key: SnapshotKey,
-    armed: bool,
-}
-
-impl Extraction {
-    fn new(snapshotter: &Arc<dyn Snapshotter>, key: SnapshotKey) -> Self {
-        Self {
-            snapshotter: Arc::clone(snapshotter),
-            key,
-            armed: true,
-        }
-    }
-
-    fn keep(mut self) {
-        self.armed = false;
-    }
-
-    async fn remove(mut self) {
-        self.armed = false;
-        if let Err(error) = self.snapshotter.remove(&self.key).await {
-            tracing::warn!(%error, key = %self.key, "extraction snapshot stays behind");
-        }
-    }
-}
-
-impl Drop for Extraction {
-    fn drop(&mut self) {
-        let (true, Ok(runtime)) = (self.armed, tokio::runtime::Handle::try_current()) else {
-            return;
-        };
-        let (snapshotter, key) = (Arc::clone(&self.snapshotter), self.key.clone());
-        drop(runtime.spawn(async move { snapshotter.remove(&key).await }));
-    }
-}
-
+#[cfg(test)]
+#[path = "at_once_tests.rs"]
+mod at_once;
 #[cfg(test)]
 mod tests {
     use images::testsuite::image;

@@ -1,5 +1,12 @@
 //! Mount: the whole treaty between snapshotters, the differ and the runtime.
 
+/// Attribute, with the value `y`, of the root of a layer that was unpacked without knowing what lies
+/// below: its whiteouts and its [`IMPLIED_DIRECTORY`] marks are to be looked at when that is known.
+pub const UNSETTLED_LAYER: &str = "trusted.overlay.containerd.unsettled";
+/// Attribute, with the value `y`, of a directory that no entry of its layer describes: it is to look
+/// like the one that it covers.
+pub const IMPLIED_DIRECTORY: &str = "trusted.overlay.containerd.implied";
+
 /// One mount to perform, in the order of the list it stands in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mount {

@@ -52,7 +52,10 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     let name = client.snapshotter_name(&args.snapshotter).await?;
     let start = Instant::now();
     let work = async |client: Client| {
-        let deps = deps(&client, &name);
+        let deps = Deps {
+            snapshotter: client.transfer_snapshotter(&name).await?,
+            ..deps(&client, &name)
+        };
         let display = Display::new();
         let pulled = if args.local {
             interruptible(here(&args, &deps, &display)).await

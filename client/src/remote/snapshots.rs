@@ -7,7 +7,7 @@ use protos::services::snapshots as wire;
 use protos::wire::Wire as _;
 use snapshotters::Snapshotter;
 use tonic::transport::Channel;
-use types::{Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
+use types::{Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage, label};
 
 use crate::call::{Caller, done, present};
 
@@ -16,6 +16,7 @@ use crate::call::{Caller, done, present};
 pub struct RemoteSnapshotter {
     caller: Caller,
     name: String,
+    rebases: bool,
 }
 
 impl RemoteSnapshotter {
@@ -25,7 +26,14 @@ impl RemoteSnapshotter {
         Self {
             caller,
             name: name.to_owned(),
+            rebases: false,
         }
+    }
+
+    /// The same with what its daemon said about its capability `rebase`.
+    #[must_use]
+    pub fn with_rebase(self, rebases: bool) -> Self {
+        Self { rebases, ..self }
     }
 
     fn stub(&self) -> SnapshotsClient<Channel> {
@@ -35,6 +43,28 @@ impl RemoteSnapshotter {
 
 fn text(key: Option<&SnapshotKey>) -> String {
     key.map(ToString::to_string).unwrap_or_default()
+}
+
+impl RemoteSnapshotter {
+    async fn commit_onto(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<()> {
+        let message = wire::CommitSnapshotRequest {
+            snapshotter: self.name.clone(),
+            name: name.to_string(),
+            key: key.to_string(),
+            labels: labels.to_wire(),
+            parent: text(parent),
+            ..Default::default()
+        };
+        // Flushing a large layer may take long.
+        done(self.stub().commit(self.caller.endless(message)?).await)?;
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -94,7 +124,13 @@ impl Snapshotter for RemoteSnapshotter {
             labels: labels.to_wire(),
             ..Default::default()
         };
-        let answer = done(self.stub().prepare(self.caller.request(message)?).await)?;
+        // Until another client's unpacking of the same layer has come to its end.
+        let waits = message.labels.contains_key(label::SNAPSHOT_REF);
+        let request = match waits {
+            true => self.caller.endless(message)?,
+            false => self.caller.request(message)?,
+        };
+        let answer = done(self.stub().prepare(request).await)?;
         Vec::from_wire(answer.mounts)
     }
 
@@ -116,16 +152,21 @@ impl Snapshotter for RemoteSnapshotter {
     }
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
-        let message = wire::CommitSnapshotRequest {
-            snapshotter: self.name.clone(),
-            name: name.to_string(),
-            key: key.to_string(),
-            labels: labels.to_wire(),
-            ..Default::default()
-        };
-        // Flushing a large layer may take long.
-        done(self.stub().commit(self.caller.endless(message)?).await)?;
-        Ok(())
+        self.commit_onto(name, key, None, labels).await
+    }
+
+    fn rebases(&self) -> bool {
+        self.rebases
+    }
+
+    async fn rebase(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        self.commit_onto(name, key, Some(parent), labels).await
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {

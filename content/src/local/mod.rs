@@ -10,6 +10,7 @@
 //! ```
 
 mod blob;
+mod follow;
 mod ingest;
 mod layout;
 mod writer;
@@ -20,8 +21,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::Notify;
 use types::{
     BlobInfo, Context as _, Digest, Error, Fields, Filter, IngestRef, IngestStatus, Labels, Result,
 };
@@ -43,7 +46,16 @@ struct Store {
     writers: Mutex<Writers>,
 }
 
-type Writers = HashMap<OsString, Arc<AtomicU64>>;
+type Writers = HashMap<OsString, Arc<Live>>;
+
+/// A live writer.
+#[derive(Default)]
+struct Live {
+    /// Bytes accepted so far.
+    offset: AtomicU64,
+    /// Told when it is gone.
+    gone: Notify,
+}
 
 impl Local {
     /// Opens the store at `root` and makes its directories.
@@ -91,9 +103,9 @@ impl Store {
     /// The offset of a live writer, which may be ahead of the file.
     fn live(&self, mut status: IngestStatus) -> IngestStatus {
         if let Ok(name) = ticket_name(&status.reference)
-            && let Some(offset) = self.writers().get(OsStr::new(&name))
+            && let Some(live) = self.writers().get(OsStr::new(&name))
         {
-            status.offset = status.offset.max(offset.load(Ordering::Relaxed));
+            status.offset = status.offset.max(live.offset.load(Ordering::Relaxed));
         }
         status
     }
@@ -124,30 +136,37 @@ pub(crate) struct Claim {
     store: Arc<Store>,
     /// Name of the directory.
     name: OsString,
-    /// Bytes accepted so far.
-    offset: Arc<AtomicU64>,
+    live: Arc<Live>,
 }
 
 impl Claim {
     fn take(store: &Arc<Store>, name: OsString) -> Option<Self> {
-        let offset = Arc::<AtomicU64>::default();
+        let live = Arc::<Live>::default();
         let mut writers = store.writers();
         if writers.contains_key(&name) {
             return None;
         }
-        writers.insert(name.clone(), Arc::clone(&offset));
+        writers.insert(name.clone(), Arc::clone(&live));
         drop(writers);
         Some(Self {
             store: Arc::clone(store),
             name,
-            offset,
+            live,
         })
+    }
+}
+
+impl Claim {
+    /// Notes how much was accepted.
+    fn reached(&self, offset: u64) {
+        self.live.offset.store(offset, Ordering::Relaxed);
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         self.store.writers().remove(&self.name);
+        self.live.gone.notify_waiters();
     }
 }
 
@@ -199,6 +218,22 @@ impl ContentStore for Local {
         })
         .await?;
         Ok(Box::new(ingest))
+    }
+
+    async fn released(&self, reference: &IngestRef, limit: Duration) {
+        let Ok(name) = ticket_name(reference) else {
+            return;
+        };
+        let live = self.0.writers().get(OsStr::new(&name)).map(Arc::clone);
+        let Some(live) = live else { return };
+        let gone = live.gone.notified();
+        tokio::pin!(gone);
+        // Registered before the second look: an end in between is not missed.
+        gone.as_mut().enable();
+        if !self.0.writers().contains_key(OsStr::new(&name)) {
+            return;
+        }
+        let _ended = tokio::time::timeout(limit, gone).await;
     }
 
     async fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {

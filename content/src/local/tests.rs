@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use types::{Code, Filter, Labels};
+use types::{Code, Filter, IngestRef, Labels};
 
 use super::Local;
 use crate::testsuite::{self, Caps, get, put, spec};
-use crate::{ContentStore as _, Hasher};
+use crate::{ContentStore as _, Hasher, IngestSpec};
 
 fn store() -> (tempfile::TempDir, Local) {
     let root = tempfile::tempdir().unwrap();
@@ -310,4 +311,67 @@ async fn cleanup_takes_what_a_crash_has_left_and_nothing_else() {
             .offset,
         2
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_writer_is_told_of_its_end() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = Local::open(temp.path()).unwrap();
+    let reference: IngestRef = "r".parse().unwrap();
+    let limit = Duration::from_secs(3600);
+    let begin = tokio::time::Instant::now();
+    // Nobody writes: no reason to wait.
+    store.released(&reference, limit).await;
+    let spec = IngestSpec {
+        reference: reference.clone(),
+        total: None,
+        expected: None,
+    };
+    let writer = store.ingest(spec).await.unwrap();
+    let waiting = store.released(&reference, limit);
+    tokio::pin!(waiting);
+    tokio::select! {
+        biased;
+        () = &mut waiting => panic!("there is a writer"),
+        () = tokio::task::yield_now() => {}
+    }
+    drop(writer);
+    waiting.await;
+    assert!(begin.elapsed() < limit / 2);
+}
+
+#[tokio::test]
+async fn who_reads_along_gets_what_was_written_and_waits_for_the_rest() {
+    let (_root, local) = store();
+    let mut writer = local.ingest(spec("r")).await.unwrap();
+    writer.write(Bytes::from_static(b"some ")).await.unwrap();
+    let blob = writer.follow(9).unwrap().unwrap();
+    assert_eq!(blob.size(), 9);
+    let reading = blob.read_at(0, 100);
+    tokio::pin!(reading);
+    tokio::select! {
+        biased;
+        early = &mut reading => panic!("{early:?}"),
+        () = tokio::task::yield_now() => {}
+    }
+    writer.write(Bytes::from_static(b"data")).await.unwrap();
+    writer.commit(None, None, Labels::new()).await.unwrap();
+    assert_eq!(reading.await.unwrap(), "some data");
+    assert_eq!(blob.read_at(5, 4).await.unwrap(), "data");
+    assert!(blob.read_at(9, 1).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn who_reads_along_learns_that_the_writer_gave_up_or_began_anew() {
+    let (_root, local) = store();
+    let mut writer = local.ingest(spec("r")).await.unwrap();
+    writer.write(Bytes::from_static(b"some")).await.unwrap();
+    let first = writer.follow(9).unwrap().unwrap();
+    writer.truncate(0).await.unwrap();
+    let error = first.read_at(0, 9).await.unwrap_err();
+    assert!(error.is(Code::Unavailable), "{error}");
+    let second = writer.follow(9).unwrap().unwrap();
+    drop(writer);
+    let error = second.read_at(0, 9).await.unwrap_err();
+    assert!(error.is(Code::Unavailable), "{error}");
 }

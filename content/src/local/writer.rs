@@ -9,19 +9,20 @@ use std::fmt;
 use std::fs::{self, File, FileTimes, Permissions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use types::{Algorithm, Code, Digest, Error, IngestStatus, Labels, Result};
 
+use super::follow::Following;
 use super::ingest::{Ticket, rehash};
 use super::layout::{os, sync_dir};
 use super::{Claim, blocking};
-use crate::{Hasher, Ingest, IngestSpec};
+use crate::{Blob, Hasher, Ingest, IngestSpec};
 
 /// Gathered bytes that are worth a hop to a blocking thread (some 20 µs).
 const GATHER: usize = 256 * 1024;
@@ -41,11 +42,15 @@ pub(super) struct LocalIngest {
 struct Shared {
     sink: Mutex<Sink>,
     queue: Mutex<VecDeque<Bytes>>,
+    /// Bytes in the file, for who reads along.
+    written: Mutex<watch::Sender<u64>>,
 }
 
 struct Sink {
     file: File,
     hasher: Hasher,
+    /// Length of the file.
+    written: u64,
     failed: Option<(Code, String)>,
 }
 
@@ -62,10 +67,18 @@ impl Shared {
     fn drain(&self) -> MutexGuard<'_, Sink> {
         let mut sink = self.sink();
         let queued = std::mem::take(&mut *self.queue());
+        if queued.is_empty() {
+            return sink;
+        }
         for data in queued {
             sink.write(&data);
         }
+        self.written().send_replace(sink.written);
         sink
+    }
+
+    fn written(&self) -> MutexGuard<'_, watch::Sender<u64>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -75,7 +88,10 @@ impl Sink {
             return;
         }
         match self.file.write_all(data) {
-            Ok(()) => self.hasher.update(data),
+            Ok(()) => {
+                self.hasher.update(data);
+                self.written += data.len() as u64;
+            }
             Err(e) => {
                 let error = os("write", "ingest data".as_ref(), e);
                 self.failed = Some((error.code(), error.to_string()));
@@ -100,16 +116,18 @@ impl LocalIngest {
         let mut hasher = Hasher::new(algorithm);
         let ticket = Ticket::new(claim.store.layout.ingest(&spec.reference)?);
         let (file, status) = ticket.open(spec, &mut hasher)?;
-        claim.offset.store(status.offset, Ordering::Relaxed);
+        claim.reached(status.offset);
         let sink = Sink {
             file,
             hasher,
+            written: status.offset,
             failed: None,
         };
         Ok(Self {
             shared: Arc::new(Shared {
                 sink: Mutex::new(sink),
                 queue: Mutex::default(),
+                written: Mutex::new(watch::Sender::new(status.offset)),
             }),
             claim,
             ticket,
@@ -141,7 +159,7 @@ impl LocalIngest {
     fn set_offset(&mut self, offset: u64) {
         self.status.offset = offset;
         self.status.updated_at = SystemTime::now();
-        self.claim.offset.store(offset, Ordering::Relaxed);
+        self.claim.reached(offset);
     }
 }
 
@@ -177,6 +195,13 @@ impl Ingest for LocalIngest {
         Ok(())
     }
 
+    fn follow(&self, total: u64) -> Result<Option<Arc<dyn Blob>>> {
+        let path = self.ticket.data();
+        let file = File::open(&path).map_err(|e| os("open", &path, e))?;
+        let written = self.shared.written().subscribe();
+        Ok(Some(Arc::new(Following::new(file, total, written))))
+    }
+
     async fn truncate(&mut self, size: u64) -> Result<()> {
         self.settle().await?;
         let offset = self.status.offset;
@@ -190,7 +215,10 @@ impl Ingest for LocalIngest {
             let mut sink = shared.drain();
             sink.check()?;
             sink.cut(size)
-                .map_err(|e| os("truncate", "ingest data".as_ref(), e))
+                .map_err(|e| os("truncate", "ingest data".as_ref(), e))?;
+            // Who read along has bytes that are none any more.
+            *shared.written() = watch::Sender::new(size);
+            Ok(())
         })
         .await?;
         self.gathered = 0;
@@ -218,6 +246,7 @@ impl Sink {
         let Self { file, hasher, .. } = self;
         rehash(file, size, hasher)?;
         file.seek(SeekFrom::Start(size))?;
+        self.written = size;
         Ok(())
     }
 }

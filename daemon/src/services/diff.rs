@@ -39,8 +39,10 @@ impl Service for Diff {
             let opts = ApplyOpts {
                 payloads: payloads.collect::<Result<_>>()?,
                 sync: request.sync_fs,
+                ..ApplyOpts::default()
             };
             let store = diff.metadata.scoped(&scope).content();
+            let _applying = diff.metadata.applying(&mounts);
             let applied = diff.differs.apply(&store, &layer, &mounts, opts).await?;
             let applied = MessageField::some(applied.to_wire());
             Ok(ApplyResponse {

@@ -17,7 +17,7 @@ use protos::well_known::Empty;
 use protos::wire::{Wire as _, mask};
 use snapshotters::Snapshotter;
 use tonic::{Request, Response, Status};
-use types::{Error, Labels, Result, Scope, SnapshotInfo, SnapshotKey};
+use types::{Labels, Result, Scope, SnapshotInfo, SnapshotKey};
 
 use super::{filter, known};
 
@@ -105,13 +105,12 @@ impl Service for Snapshots {
         let snapshots = self.clone();
         serve(request, |scope, request| async move {
             let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            if !request.parent.is_empty() {
-                return Err(Error::not_implemented("commit onto another parent"));
-            }
             let (name, key) = (request.name.try_into()?, known(&request.key, "snapshot")?);
-            snapshotter
-                .commit(&name, &key, Labels::from_wire(request.labels)?)
-                .await?;
+            let (parent, labels) = (parent(request.parent)?, Labels::from_wire(request.labels)?);
+            match parent {
+                Some(parent) => snapshotter.rebase(&name, &key, &parent, labels).await?,
+                None => snapshotter.commit(&name, &key, labels).await?,
+            }
             Ok(Empty::new())
         })
         .await

@@ -52,6 +52,43 @@ async fn every_compression_gives_the_same_tree_and_diff_id() {
     }
 }
 
+/// An igzip that is gzip.
+fn stand_in(bench: &Bench) -> Walking {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = bench.temp.path().join("igzip");
+    std::fs::write(&path, "#!/bin/sh\nexec gzip \"$@\"\n").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    Walking {
+        igzip: Some(path),
+        ..bench.walking.clone()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_decodes_gzip_to_the_same_tree_and_refuses_damage() {
+    let bench = Bench::new();
+    let walking = stand_in(&bench);
+    let tar = sample();
+    let good = packed(Compression::Gzip, &tar);
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 0xff;
+    let cut = good[..good.len() / 2].to_vec();
+    for (data, fits) in [(good, true), (flipped, false), (cut, false)] {
+        let layer = bench.stored(media_type::OCI_LAYER_GZIP, data).await;
+        let to = bench.dir(layer.digest.hex());
+        let opts = ApplyOpts::default();
+        let done = walking.apply(&bench.store, &layer, &bind(&to), opts).await;
+        match done {
+            Ok(done) => {
+                assert!(fits);
+                assert_eq!(done.digest, Hasher::digest(&tar).unwrap());
+                assert_eq!(std::fs::read(to.join("d/f")).unwrap().len(), 700_000);
+            }
+            Err(error) => assert!(!fits && error.is(Code::InvalidArgument), "{error}"),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn trailing_bytes_count_for_the_digest() {
     let bench = Bench::new();
@@ -123,6 +160,7 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
                 handle: Handle::current(),
                 digest,
                 limits: Limits::default(),
+                igzip: None,
                 sync: false,
             };
             let to = temp.path().to_owned();
@@ -168,6 +206,7 @@ async fn an_abandoned_apply_ends() {
         handle: Handle::current(),
         digest: Hasher::digest(b"").unwrap(),
         limits: Limits::default(),
+        igzip: None,
         sync: false,
     };
     let to = temp.path().to_owned();

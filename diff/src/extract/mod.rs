@@ -19,7 +19,8 @@ use std::io::BufRead;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use types::{Error, Result};
+use rustix::fs::XattrFlags;
+use types::{Error, Result, UNSETTLED_LAYER};
 
 use crate::lower::Lowers;
 use crate::root::{MAX_NAME, Root, components, entry_error};
@@ -30,6 +31,8 @@ use parents::{Directory, Parents};
 
 /// Name of the entry that makes its directory opaque.
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Attribute of an opaque directory.
+const TRUSTED_OPAQUE: &str = "trusted.overlay.opaque";
 /// Prefix of the entries that delete.
 const WHITEOUT: &[u8] = b".wh.";
 
@@ -67,6 +70,9 @@ pub enum Target {
         /// Marks are `user.overlay.` attributes.
         userxattr: bool,
     },
+    /// The upper directory of an overlay whose layers below are not known yet. What depends on them is
+    /// marked, [`UNSETTLED_LAYER`] and [`IMPLIED_DIRECTORY`](types::IMPLIED_DIRECTORY), or refused.
+    Detached,
 }
 
 /// How to extract.
@@ -121,6 +127,8 @@ pub fn apply_tar(stream: impl BufRead, root: &Root, opts: &TreeOpts) -> Result<(
 struct Upper {
     lowers: Lowers,
     opaque: &'static str,
+    /// The lowers are not known.
+    detached: bool,
 }
 
 /// The tree being written.
@@ -137,6 +145,8 @@ struct Tree<'a> {
     emptied: HashSet<u64>,
     hasher: RandomState,
     times: Times,
+    /// Something was made that depends on layers which are not known.
+    unsettled: bool,
 }
 
 /// Directories whose times are set at the end, in order.
@@ -158,15 +168,21 @@ impl<'a> Tree<'a> {
     fn new(root: &'a Root, opts: &TreeOpts) -> Result<Self> {
         let upper = match &opts.target {
             Target::Merged => None,
+            Target::Detached => Some(Upper {
+                lowers: Lowers::open(&[], TRUSTED_OPAQUE)?,
+                opaque: TRUSTED_OPAQUE,
+                detached: true,
+            }),
             Target::Upper { lowers, userxattr } => {
                 let opaque = if *userxattr {
                     "user.overlay.opaque"
                 } else {
-                    "trusted.overlay.opaque"
+                    TRUSTED_OPAQUE
                 };
                 Some(Upper {
                     lowers: Lowers::open(lowers, opaque)?,
                     opaque,
+                    detached: false,
                 })
             }
         };
@@ -180,6 +196,7 @@ impl<'a> Tree<'a> {
             emptied: HashSet::new(),
             hasher: RandomState::new(),
             times: Times::default(),
+            unsettled: false,
         })
     }
 
@@ -218,6 +235,13 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
+    /// True when nobody can tell what is below; noted.
+    fn is_detached(&mut self) -> bool {
+        let detached = self.upper.as_ref().is_some_and(|upper| upper.detached);
+        self.unsettled |= detached;
+        detached
+    }
+
     fn hash(&self, inode: u64, name: &[u8]) -> u64 {
         self.hasher.hash_one((inode, name))
     }
@@ -248,6 +272,10 @@ impl<'a> Tree<'a> {
     /// Sets the times of directories, which every later entry in them would have changed.
     fn finish(&mut self) -> Result<()> {
         self.parents.clear();
+        if self.unsettled {
+            rustix::fs::fsetxattr(self.root.fd(), UNSETTLED_LAYER, b"y", XattrFlags::empty())
+                .map_err(|e| entry_error("mark", b"/", e))?;
+        }
         for (path, mtime, atime) in std::mem::take(&mut self.times).all {
             let parts = components(&path);
             let Some((base, parents)) = parts.split_last() else {

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
-use types::{Error, Result};
+use types::{Error, IMPLIED_DIRECTORY, Result};
 
 use super::Tree;
 use super::attributes::{What, copy_entry, mode, same_inode};
@@ -122,6 +122,13 @@ impl Tree<'_> {
         let fd = rustix::fs::openat(&dir.fd, name, DIRECTORY, Mode::empty())?;
         if let (true, Some(upper)) = (opaque, &self.upper) {
             rustix::fs::fsetxattr(&fd, upper.opaque, b"y", XattrFlags::empty())?;
+        }
+        if old.is_some() && self.is_detached() {
+            // It has an entry of its own after all.
+            match rustix::fs::fremovexattr(&fd, IMPLIED_DIRECTORY) {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(e) => return Err(e),
+            }
         }
         match &old {
             Some(old) => self.attributes.reset(What::Open(&fd), entry, old)?,

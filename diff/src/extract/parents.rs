@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use rustix::fs::{CWD, FileType, Mode, RawMode, XattrFlags};
 use rustix::io::Errno;
-use types::{Error, Result};
+use types::{Error, IMPLIED_DIRECTORY, Result};
 
 use super::attributes::copy_directory;
 use super::{Time, Tree};
@@ -158,6 +158,10 @@ impl Tree<'_> {
         rustix::fs::mkdirat(parent, name.as_slice(), Mode::from_raw_mode(0o755))?;
         let made = rustix::fs::openat(parent, name.as_slice(), DIRECTORY, Mode::empty())?;
         rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
+        if !opaque && self.is_detached() {
+            rustix::fs::fsetxattr(&made, IMPLIED_DIRECTORY, b"y", XattrFlags::empty())?;
+            return Ok(made);
+        }
         let Some(upper) = &self.upper else {
             return Ok(made);
         };

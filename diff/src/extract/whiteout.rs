@@ -22,12 +22,12 @@ impl Tree<'_> {
         entry: &Entry,
     ) -> Result<(), Errno> {
         self.remove_below(dir, target)?;
-        let Some(upper) = &self.upper else {
+        let Some(opaque) = self.upper.as_ref().map(|upper| upper.opaque) else {
             return Ok(());
         };
         match stat(&dir.fd, target)? {
             // Where nothing is to be hidden, a listing would show the whiteout itself.
-            None if !self.hides(&dir.fd, target)? => Ok(()),
+            None if !self.is_detached() && !self.hides(&dir.fd, target)? => Ok(()),
             None => {
                 rustix::fs::mknodat(&dir.fd, target, FileType::CharacterDevice, Mode::empty(), 0)?;
                 let owner = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
@@ -37,7 +37,7 @@ impl Tree<'_> {
             // The layer deletes a directory and makes it anew: nothing of the old one shows.
             Some(facts) if file_type(&facts) == FileType::Directory => {
                 let inner = rustix::fs::openat(&dir.fd, target, DIRECTORY, Mode::empty())?;
-                rustix::fs::fsetxattr(&inner, upper.opaque, b"y", XattrFlags::empty())
+                rustix::fs::fsetxattr(&inner, opaque, b"y", XattrFlags::empty())
             }
             Some(_) => Ok(()),
         }
@@ -82,6 +82,10 @@ impl Tree<'_> {
         };
         if !is_root {
             return rustix::fs::fsetxattr(&fd, upper.opaque, b"y", XattrFlags::empty());
+        }
+        if upper.detached {
+            // Which names are to be hidden only the layers below can tell.
+            return Err(Errno::INVAL);
         }
         // overlayfs does not heed the mark on the root: hide each name.
         for name in upper.lowers.root_names()? {

@@ -72,9 +72,31 @@ fn stub(channel: &Channel) -> grpc::content::ContentClient<Channel> {
     grpc::content::ContentClient::new(channel.clone()).max_decoding_message_size(32 * MIB)
 }
 
-/// Writes a blob and returns its digest.
+/// Writes a blob of `total` bytes and returns its digest.
 pub(crate) async fn write(channel: &Channel, message: usize, total: usize) -> String {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut data = vec![0x5a; message];
+    data[..8].copy_from_slice(&number.to_le_bytes());
+    let data = Bytes::from(data);
+    let pieces = (0..total).step_by(message).map(|_| data.clone());
+    send(NAMESPACE, channel, number, total, pieces).await
+}
+
+/// Writes `data` as a blob of `namespace` and returns its digest.
+pub(crate) async fn write_in(namespace: &str, channel: &Channel, data: &[u8]) -> String {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let pieces = data.chunks(LARGE).map(Bytes::copy_from_slice);
+    send(namespace, channel, number, data.len(), pieces).await
+}
+
+/// Each message is answered before the next one.
+async fn send(
+    namespace: &str,
+    channel: &Channel,
+    number: u64,
+    total: usize,
+    pieces: impl Iterator<Item = Bytes>,
+) -> String {
     let request = |action: wire::WriteAction, offset: usize, data: Bytes| {
         wire::WriteContentRequest {
             action: action.into(),
@@ -90,16 +112,16 @@ pub(crate) async fn write(channel: &Channel, message: usize, total: usize) -> St
     let (requests, queue) = mpsc::channel(1);
     let stat = request(wire::WriteAction::STAT, 0, Bytes::new());
     requests.send(stat).await.expect("queue");
-    let call = calls::within(NAMESPACE, ReceiverStream::new(queue));
+    let call = calls::within(namespace, ReceiverStream::new(queue));
     let mut answers = stub(channel).write(call).await.expect("write").into_inner();
     answers.message().await.expect("stat").expect("an answer");
-    let mut data = vec![0x5a; message];
-    data[..8].copy_from_slice(&number.to_le_bytes());
-    let data = Bytes::from(data);
-    for offset in (0..total).step_by(message) {
-        let piece = request(wire::WriteAction::WRITE, offset, data.clone());
+    let mut offset = 0;
+    for data in pieces {
+        let len = data.len();
+        let piece = request(wire::WriteAction::WRITE, offset, data);
         requests.send(piece).await.expect("queue");
         answers.message().await.expect("write").expect("an answer");
+        offset += len;
     }
     let commit = request(wire::WriteAction::COMMIT, total, Bytes::new());
     requests.send(commit).await.expect("queue");
@@ -123,12 +145,16 @@ pub(crate) async fn drain(channel: &Channel, digest: &str) -> usize {
 }
 
 pub(crate) async fn delete(channel: &Channel, digest: &str) {
+    delete_in(NAMESPACE, channel, digest).await;
+}
+
+pub(crate) async fn delete_in(namespace: &str, channel: &Channel, digest: &str) {
     let request = wire::DeleteContentRequest {
         digest: digest.to_owned(),
         ..Default::default()
     };
     let deleted = stub(channel)
-        .delete(calls::within(NAMESPACE, request))
+        .delete(calls::within(namespace, request))
         .await;
     deleted.expect("delete");
 }

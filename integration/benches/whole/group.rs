@@ -36,9 +36,14 @@ impl Group {
 
     /// Moves a process into a group below: processes are in leaves only, as v2 wants it.
     pub(crate) fn join(&self, leaf: &str, pid: u32) {
+        fs::write(self.leaf(leaf), pid.to_string()).expect("join the group");
+    }
+
+    /// Where a process writes its id to be in a group below.
+    pub(crate) fn leaf(&self, leaf: &str) -> PathBuf {
         let dir = self.dir.join(leaf);
         fs::create_dir_all(&dir).expect("make the leaf");
-        fs::write(dir.join("cgroup.procs"), pid.to_string()).expect("join the group");
+        dir.join("cgroup.procs")
     }
 
     /// CPU time of everything that ran in it so far, in ms.

@@ -13,7 +13,8 @@
 //!       ├─ stdio    bytes through a fifo                   usage  figures from /proc
 //!       ├─ density  two hundred containers up, restart     spec   what runs in the containers
 //!       ├─ count    execs and syncs, by strace             bars   the table
-//!       └─ records, content, events, removal, memory              what a daemon keeps and tells
+//!       ├─ records, content, events, removal, memory              what a daemon keeps and tells
+//!       └─ unpack, pull                                           layers onto disk, images off the net
 //! ```
 
 #![expect(
@@ -35,11 +36,13 @@ mod lean;
 mod life;
 mod memory;
 mod peer;
+mod pull;
 mod raw;
 mod records;
 mod removal;
 mod spec;
 mod stdio;
+mod unpack;
 mod usage;
 
 use std::path::{Path, PathBuf};
@@ -52,9 +55,9 @@ use raw::Raw;
 use tokio::runtime::Runtime;
 
 /// What can be asked for.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 14] = [
     "cold", "life", "rate", "exec", "stdio", "density", "count", "records", "content", "events",
-    "memory", "removal",
+    "memory", "removal", "unpack", "pull",
 ];
 /// Cold starts of each daemon.
 const STARTS: usize = 15;
@@ -139,6 +142,11 @@ fn parts_of(bench: &mut Bench, wanted: &dyn Fn(&str) -> bool, table: &mut Table)
         say("counting");
         count::measure(bench, table);
     }
+    kept(bench, wanted, table);
+}
+
+/// The parts about what a daemon keeps and tells, and how images come into it.
+fn kept(bench: &Bench, wanted: &dyn Fn(&str) -> bool, table: &mut Table) {
     if wanted("records") {
         say("records");
         records::measure(bench, table);
@@ -158,6 +166,14 @@ fn parts_of(bench: &mut Bench, wanted: &dyn Fn(&str) -> bool, table: &mut Table)
     if wanted("memory") {
         say("memory");
         memory::measure(bench, table);
+    }
+    if wanted("unpack") {
+        say("unpack");
+        unpack::measure(bench, table);
+    }
+    if wanted("pull") {
+        say("pull");
+        pull::measure(bench, table);
     }
 }
 

@@ -34,6 +34,14 @@ pub(crate) fn memory(pid: u32) -> Memory {
     }
 }
 
+/// The most memory that a process had at a time, in KiB.
+pub(crate) fn peak(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let value = line.expect("the line").split_whitespace().next();
+    value.expect("a value").parse().expect("a number")
+}
+
 /// Threads of a process.
 pub(crate) fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)

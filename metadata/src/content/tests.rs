@@ -391,3 +391,38 @@ async fn commits_and_collections_race_without_losing_a_blob() {
     house.metadata.gc().await.unwrap();
     assert!(house.blobs().await.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_who_want_one_blob_write_it_once() {
+    let house = House::new().await;
+    for round in 0..20 {
+        let data = Bytes::from(format!("blob of round {round}"));
+        let digest = sha(&data);
+        let writers: Vec<_> = (0..8)
+            .map(|_| {
+                let (store, data) = (house.content(&scope("a")), data.clone());
+                let spec = expecting("r", &digest);
+                tokio::spawn(async move {
+                    loop {
+                        let mut ingest = match store.ingest(spec.clone()).await {
+                            Ok(ingest) => ingest,
+                            Err(error) if error.is_already_exists() => return false,
+                            Err(_) => continue,
+                        };
+                        if ingest.status().offset > 0 {
+                            return false;
+                        }
+                        ingest.write(data).await.unwrap();
+                        ingest.commit(None, None, Labels::new()).await.unwrap();
+                        return true;
+                    }
+                })
+            })
+            .collect();
+        let mut written = 0;
+        for writer in writers {
+            written += usize::from(writer.await.unwrap());
+        }
+        assert_eq!(written, 1, "round {round}");
+    }
+}

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use types::{Error, Event, Fields, Labels, Result, SnapshotKey, SnapshotKind};
 
-use super::create::taken;
+use super::create::{no_parent, taken};
 use super::{ScopedSnapshotter, child_key, number_of};
 use crate::db::WriteTx;
 use crate::key::{Bucket, below};
@@ -13,23 +13,47 @@ use crate::record::SnapshotRecord;
 use crate::{leases, mask};
 
 impl ScopedSnapshotter {
-    /// Commits `key` as `name`.
+    /// Commits `key` as `name`; with `parent` onto that, which it was not made on.
     pub(super) async fn commit_as(
         &self,
         name: &SnapshotKey,
         key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<()> {
+        let done = self.committed_as(name, key, parent, labels).await;
+        if done.is_ok() {
+            self.metadata.0.flights.end(&self.flight(key.as_str()));
+        }
+        done
+    }
+
+    async fn committed_as(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
         labels: Labels,
     ) -> Result<()> {
         labels.validate().map_err(|e| e.ctx("info.Labels"))?;
         let labels = labels.without_empty();
         let backend = self.backend()?;
+        if parent.is_some() && !backend.snapshotter.rebases() {
+            return Err(Error::not_implemented("commit onto another parent"));
+        }
         let _naming = backend.naming.alone(&self.gate(name)).await;
+        let mut onto = None;
         let active = {
             let snapshot = self.metadata.0.db.kv.read()?;
             leases::check(&snapshot, &self.scope)?;
             if self.find(&snapshot, name.as_str())?.is_some() {
                 None
             } else {
+                if let Some(parent) = parent {
+                    let found = self.find(&snapshot, parent.as_str())?;
+                    let found = found.ok_or_else(|| no_parent(parent))?;
+                    onto = Some(found.backend.parse::<SnapshotKey>()?);
+                }
                 Some(self.require(&snapshot, key.as_str())?)
             }
         };
@@ -47,10 +71,11 @@ impl ScopedSnapshotter {
             ),
         };
         let to: SnapshotKey = to.try_into()?;
-        let committed = backend
-            .snapshotter
-            .commit(&to, &from, labels.for_snapshotter())
-            .await;
+        let seen = labels.for_snapshotter();
+        let committed = match &onto {
+            Some(onto) => backend.snapshotter.rebase(&to, &from, onto, seen).await,
+            None => backend.snapshotter.commit(&to, &from, seen).await,
+        };
         match committed {
             Ok(()) => {}
             // A crash between backend and record: the backend is a step ahead, go on from there.
@@ -62,7 +87,7 @@ impl ScopedSnapshotter {
             }
             Err(error) => return Err(error),
         }
-        let stored = self.store_commit(name, key, &to, labels).await;
+        let stored = self.store_commit((name, key), parent, &to, labels).await;
         if stored.is_err() {
             // The key may have been removed meanwhile: then nobody names what was committed.
             self.leave_to_collector();
@@ -72,20 +97,29 @@ impl ScopedSnapshotter {
 
     async fn store_commit(
         &self,
-        name: &SnapshotKey,
-        key: &SnapshotKey,
+        (name, key): (&SnapshotKey, &SnapshotKey),
+        onto: Option<&SnapshotKey>,
         to: &SnapshotKey,
         labels: Labels,
     ) -> Result<()> {
         let this = self.clone();
         let (name, key, to) = (name.clone(), key.clone(), to.to_string());
+        let onto = onto.cloned();
         let change = move |tx: &mut WriteTx<'_, '_>| {
             let namespace = &this.scope.namespace;
             let active = this.require(&**tx, key.as_str())?;
+            let parent = match &onto {
+                // The backend has taken it; here it may have been removed meanwhile.
+                Some(onto) if !tx.has(&this.at(onto.as_str()))? => return Err(no_parent(onto)),
+                Some(onto) => Some(onto.to_string()),
+                None => active.parent.clone(),
+            };
             leases::add_resource(tx, &this.scope, &this.resource(&name))?;
             leases::drop_resource(tx, &this.scope, &this.resource(&key));
             if let Some(parent) = &active.parent {
                 tx.remove(child_key(namespace, &this.name, parent, key.as_str()));
+            }
+            if let Some(parent) = &parent {
                 tx.put(
                     child_key(namespace, &this.name, parent, name.as_str()),
                     Vec::new(),
@@ -94,7 +128,7 @@ impl ScopedSnapshotter {
             let now = SystemTime::now();
             let record = SnapshotRecord {
                 backend: to,
-                parent: active.parent,
+                parent,
                 labels,
                 created_at: now,
                 updated_at: now,
@@ -118,6 +152,7 @@ impl ScopedSnapshotter {
     /// Removes the record; the collector removes the files.
     pub(super) async fn remove_record(&self, key: &SnapshotKey) -> Result<()> {
         let this = self.clone();
+        let flight = self.flight(key.as_str());
         let key = key.clone();
         let change = move |tx: &mut WriteTx<'_, '_>| {
             let namespace = &this.scope.namespace;
@@ -146,7 +181,9 @@ impl ScopedSnapshotter {
             );
             Ok(())
         };
-        self.metadata.0.db.write(change).await
+        self.metadata.0.db.write(change).await?;
+        self.metadata.0.flights.end(&flight);
+        Ok(())
     }
 
     pub(super) async fn store_labels(

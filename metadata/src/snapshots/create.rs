@@ -264,6 +264,6 @@ pub(super) fn taken(key: &SnapshotKey) -> Error {
     Error::already_exists(format_args!("snapshot {:?}", key.as_str()))
 }
 
-fn no_parent(parent: &SnapshotKey) -> Error {
+pub(super) fn no_parent(parent: &SnapshotKey) -> Error {
     Error::not_found(format_args!("parent snapshot {parent} does not exist"))
 }

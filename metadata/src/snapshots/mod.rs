@@ -22,10 +22,11 @@ use ::snapshotters::Snapshotter;
 use async_trait::async_trait;
 use types::{
     Context as _, Error, Fields, Filter, Labels, Mount, Namespace, Resource, Result, Scope,
-    SnapshotInfo, SnapshotKey, Usage,
+    SnapshotInfo, SnapshotKey, Usage, label,
 };
 
 use crate::detach::detached;
+use crate::flight::{self, Boarding};
 use crate::gate::Gate;
 use crate::key::{Bucket, below, key, names};
 use crate::kv::{Flow, Read};
@@ -170,6 +171,22 @@ impl ScopedSnapshotter {
         self.require(&snapshot, key.as_str())?.backend.parse()
     }
 
+    /// Waits until nobody else unpacks the layer that `key` is for.
+    async fn board(&self, key: &SnapshotKey, labels: &Labels) -> Option<Boarding<'_>> {
+        let target = labels.get(label::SNAPSHOT_REF)?;
+        if !flight::is_extraction(key.as_str()) {
+            return None;
+        }
+        let of = |name: &str| self.flight(name);
+        let flights = &self.metadata.0.flights;
+        Some(flights.board(&of(target), &of(key.as_str())).await)
+    }
+
+    /// What the flights call a name.
+    fn flight(&self, name: &str) -> String {
+        format!("{}/{}/{name}", self.scope.namespace, self.name)
+    }
+
     fn resource(&self, key: &SnapshotKey) -> Resource {
         Resource::Snapshot {
             snapshotter: self.name.clone(),
@@ -232,8 +249,17 @@ impl Snapshotter for ScopedSnapshotter {
         parent: Option<&SnapshotKey>,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        let (this, key, parent) = (self.clone(), key.clone(), parent.cloned());
-        detached(async move { this.create(&key, parent.as_ref(), labels, true).await }).await
+        let boarding = self.board(key, &labels).await;
+        let (this, owned, parent) = (self.clone(), key.clone(), parent.cloned());
+        let made = detached(async move {
+            let parent = parent.as_ref();
+            this.create(&owned, parent, labels, true).await
+        })
+        .await;
+        if let (Some(boarding), Ok(mounts)) = (boarding, &made) {
+            boarding.made(mounts);
+        }
+        made
     }
 
     async fn view(
@@ -248,7 +274,24 @@ impl Snapshotter for ScopedSnapshotter {
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
         let (this, name, key) = (self.clone(), name.clone(), key.clone());
-        detached(async move { this.commit_as(&name, &key, labels).await }).await
+        detached(async move { this.commit_as(&name, &key, None, labels).await }).await
+    }
+
+    fn rebases(&self) -> bool {
+        self.backend()
+            .is_ok_and(|backend| backend.snapshotter.rebases())
+    }
+
+    async fn rebase(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        let (this, name, key) = (self.clone(), name.clone(), key.clone());
+        let parent = parent.clone();
+        detached(async move { this.commit_as(&name, &key, Some(&parent), labels).await }).await
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {

@@ -4,6 +4,7 @@ use types::{Code, Filter, Labels, SnapshotInfo, SnapshotKind};
 
 use crate::fixture::{House, code, fields, labels, lost, name, scope};
 
+mod at_once;
 mod hard;
 
 async fn names(store: &dyn ::snapshotters::Snapshotter, filter: &str) -> Vec<String> {

@@ -378,3 +378,64 @@ async fn a_row_that_a_power_cut_has_taken_is_made_of_its_directory() {
         assert_eq!(crate::note::Note::read(&directory), None);
     }
 }
+
+#[tokio::test]
+async fn a_layer_made_alone_is_committed_onto_its_parent_as_if_made_there() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    assert!(sn.rebases());
+    layer(&sn, "base", None, "f").await;
+    let base = sn.0.upper(sn.0.store.row(&key("base")).unwrap().id);
+    std::os::unix::fs::chown(&base, Some(7), Some(8)).unwrap();
+    sn.prepare(&key("alone"), None, Labels::new())
+        .await
+        .unwrap();
+    let upper = sn.0.upper(sn.0.store.row(&key("alone")).unwrap().id);
+    let whiteout = |name: &str| {
+        let (kind, mode) = (
+            rustix::fs::FileType::CharacterDevice,
+            rustix::fs::Mode::empty(),
+        );
+        rustix::fs::mknodat(rustix::fs::CWD, upper.join(name), kind, mode, 0).unwrap();
+    };
+    whiteout("f");
+    whiteout("never");
+    let mark = |attribute| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&upper, attribute, b"y", flags).unwrap();
+    };
+    mark(types::UNSETTLED_LAYER);
+    let rebase = async |name: &str, from: &str, onto: &str| {
+        let (name, from, onto) = (key(name), key(from), key(onto));
+        sn.rebase(&name, &from, &onto, Labels::new()).await
+    };
+    for (from, onto, code) in [
+        ("alone", "none", types::Code::NotFound),
+        ("alone", "alone", types::Code::InvalidArgument),
+        ("none", "base", types::Code::NotFound),
+        ("base", "base", types::Code::FailedPrecondition),
+    ] {
+        let error = rebase("top", from, onto).await.unwrap_err();
+        assert!(error.is(code), "{from} onto {onto}: {error}");
+    }
+    rebase("top", "alone", "base").await.unwrap();
+    let facts = std::fs::metadata(&upper).unwrap();
+    assert_eq!((facts.uid(), facts.gid()), (7, 8));
+    let names = std::fs::read_dir(&upper).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["f"], "only what hides something stays");
+    let top = sn.stat(&key("top")).await.unwrap();
+    assert_eq!(top.parent, Some(key("base")));
+    assert!(
+        sn.remove(&key("base"))
+            .await
+            .is_err_and(|e| e.is(types::Code::FailedPrecondition))
+    );
+    // Made on one parent it is not committed onto another.
+    sn.prepare(&key("more"), Some(&key("top")), Labels::new())
+        .await
+        .unwrap();
+    let error = rebase("other", "more", "base").await.unwrap_err();
+    assert!(error.is(types::Code::FailedPrecondition), "{error}");
+    rebase("other", "more", "top").await.unwrap();
+}

@@ -129,6 +129,15 @@ impl State {
         )))
     }
 
+    fn can_be_onto(&self, row: &Row, parent: &SnapshotKey) -> Result<()> {
+        match &row.parent {
+            Some(other) if other != parent => Err(Error::failed_precondition(format_args!(
+                "snapshot has the parent {other}, it cannot be committed onto {parent}"
+            ))),
+            _ => self.committed(parent),
+        }
+    }
+
     fn count(&mut self, parent: Option<&SnapshotKey>, more: bool) {
         let Some(parent) = parent else { return };
         let count = self.children.entry(parent.clone()).or_default();
@@ -254,14 +263,30 @@ impl Index {
         ))
     }
 
-    /// Turns active `key` into committed `name`, durably.
+    /// Ids of `parent` and its ancestors, nearest first, for a commit of `key` onto it.
     ///
     /// # Errors
-    /// `NotFound`, `FailedPrecondition`, `AlreadyExists` as in the contract; I/O.
+    /// As [`Index::commit`].
+    pub(crate) fn ancestors_for(
+        &self,
+        key: &SnapshotKey,
+        parent: &SnapshotKey,
+    ) -> Result<Vec<u64>> {
+        let state = self.state();
+        let row = state.row(key)?;
+        not_active(key, row)?;
+        state.can_be_onto(row, parent)?;
+        state.ancestors(Some(parent))
+    }
+
+    /// Turns active `key` into committed `name`, durably; with `onto` as a child of that.
+    ///
+    /// # Errors
+    /// `NotFound`, `FailedPrecondition`, `AlreadyExists`, `InvalidArgument` as in the contract; I/O.
     pub(crate) fn commit(
         &self,
-        name: &SnapshotKey,
-        key: &SnapshotKey,
+        (name, key): (&SnapshotKey, &SnapshotKey),
+        onto: Option<&SnapshotKey>,
         labels: Labels,
         usage: Usage,
     ) -> Result<()> {
@@ -272,10 +297,14 @@ impl Index {
                 .row(key)
                 .map_err(|e| e.ctx("failed to get active snapshot"))?;
             not_active(key, old)?;
+            if let Some(onto) = onto {
+                state.can_be_onto(old, onto)?;
+            }
             let now = SystemTime::now();
             let row = Row {
                 kind: SnapshotKind::Committed,
                 labels,
+                parent: onto.or(old.parent.as_ref()).cloned(),
                 created_at: now,
                 updated_at: now,
                 usage,

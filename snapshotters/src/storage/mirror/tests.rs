@@ -20,7 +20,7 @@ fn layer(index: &Arc<Index>, name: &str) {
     let made = index.reserve(SnapshotKind::Active, &active, None, Labels::new());
     made.unwrap().keep().unwrap();
     let name = name.parse().unwrap();
-    let done = index.commit(&name, &active, Labels::new(), Usage::default());
+    let done = index.commit((&name, &active), None, Labels::new(), Usage::default());
     done.unwrap();
 }
 

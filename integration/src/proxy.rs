@@ -1,0 +1,161 @@
+//! A proxy on loopback that counts what a registry sends, and can stop in the middle of it.
+//!
+//! Invariant: what was counted was handed to the client's socket; nothing is read ahead of a stop.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long a test waits for the stop.
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+struct Count {
+    passed: u64,
+    /// Nothing passes beyond this.
+    limit: Option<u64>,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    count: Mutex<Count>,
+    changed: Condvar,
+}
+
+/// The proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Listens on a port of its own and connects each client to `port`.
+    ///
+    /// # Panics
+    /// When it cannot listen.
+    #[must_use]
+    pub fn to(port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let address = listener.local_addr().expect("address");
+        let shared = Arc::<Shared>::default();
+        let theirs = Arc::clone(&shared);
+        let accepting = std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if theirs.count().ended {
+                    break;
+                }
+                // A registry that is gone is for the client to notice.
+                if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) {
+                    theirs.join(client, server);
+                }
+            }
+        });
+        Self {
+            shared,
+            address,
+            accepting: Some(accepting),
+        }
+    }
+
+    /// Its port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Bytes that the registry has sent through it, headers included.
+    #[must_use]
+    pub fn passed(&self) -> u64 {
+        self.shared.count().passed
+    }
+
+    /// Lets no more than `bytes` pass in all.
+    pub fn stop_at(&self, bytes: u64) {
+        self.shared.count().limit = Some(bytes);
+    }
+
+    /// Waits until the limit is reached.
+    ///
+    /// # Panics
+    /// When it is not within a minute.
+    pub fn stopped(&self) {
+        let reached = |count: &mut Count| count.limit.is_some_and(|limit| count.passed < limit);
+        let count = self.shared.count();
+        let waited = self
+            .shared
+            .changed
+            .wait_timeout_while(count, LIMIT, reached);
+        let (count, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(!waited.timed_out(), "{count:?}");
+    }
+
+    /// Lets everything pass again.
+    pub fn go_on(&self) {
+        self.shared.count().limit = None;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let mut count = self.shared.count();
+        (count.ended, count.limit) = (true, None);
+        drop(count);
+        self.shared.changed.notify_all();
+        // The listener wakes up and sees that it is over.
+        drop(TcpStream::connect(self.address));
+        if let Some(accepting) = self.accepting.take() {
+            drop(accepting.join());
+        }
+    }
+}
+
+impl Shared {
+    fn count(&self) -> MutexGuard<'_, Count> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Two threads that end with their connection.
+    fn join(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
+        let (mut from, mut to) = (
+            client.try_clone().expect("dup"),
+            server.try_clone().expect("dup"),
+        );
+        drop(std::thread::spawn(move || {
+            drop(std::io::copy(&mut from, &mut to));
+            drop(to.shutdown(Shutdown::Write));
+        }));
+        let this = Arc::clone(self);
+        drop(std::thread::spawn(move || this.answers(server, client)));
+    }
+
+    fn answers(&self, mut server: TcpStream, mut client: TcpStream) {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let room = self.room(buffer.len());
+            let got = server.read(&mut buffer[..room]).unwrap_or(0);
+            if got == 0 || client.write_all(&buffer[..got]).is_err() {
+                break;
+            }
+            self.count().passed += got as u64;
+            self.changed.notify_all();
+        }
+        drop(client.shutdown(Shutdown::Both));
+        drop(server.shutdown(Shutdown::Both));
+    }
+
+    /// How much may pass now, of `most`; waits until it is something.
+    fn room(&self, most: usize) -> usize {
+        let full = |count: &mut Count| count.limit.is_some_and(|limit| count.passed >= limit);
+        let waited = self.changed.wait_while(self.count(), full);
+        let count = waited.unwrap_or_else(PoisonError::into_inner);
+        count.limit.map_or(most, |limit| {
+            usize::try_from(limit - count.passed).map_or(most, |left| left.min(most))
+        })
+    }
+}
