@@ -457,10 +457,10 @@ mod tests {
             update: -1,
             ..Default::default()
         };
-        assert!(Frame::from_any(&pack(&back).unwrap()).is_err());
+        Frame::from_any(&pack(&back).unwrap()).unwrap_err();
         let mut damaged = Frame::Window(1).to_any().unwrap();
         damaged.value = vec![0xff];
-        assert!(Frame::from_any(&damaged).is_err());
+        Frame::from_any(&damaged).unwrap_err();
         assert_eq!(
             stream_init_from_any(&stream_init_to_any("s").unwrap()).unwrap(),
             "s"
