@@ -40,8 +40,7 @@ pub(crate) async fn first<T, F>(
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    let order = in_order(hosts, health);
-    let mut left = order.into_iter();
+    let mut left = in_order(hosts, health).into_iter();
     let mut running = FuturesUnordered::new();
     let mut began: Vec<(Arc<Host>, Instant)> = Vec::new();
     let mut failures: Vec<(Arc<Host>, Failure)> = Vec::new();
@@ -74,9 +73,7 @@ where
                             health.failed(host.origin());
                         }
                         tracing::debug!(host = host.root(), error = %failure.0, "host failed");
-                        let said_no = !failure.0.is(Code::Unavailable)
-                            && hosts.last().is_some_and(|last| Arc::ptr_eq(last, &host));
-                        if said_no && !running.is_empty() {
+                        if says_no(hosts, &host, &failure) && !running.is_empty() {
                             give_up = Some(Instant::now() + hedge);
                         }
                         failures.push((host, failure));
@@ -93,6 +90,12 @@ where
             else => return Err(worst(hosts, failures)),
         }
     }
+}
+
+/// Whether this is the registry's own last word.
+fn says_no(hosts: &[Arc<Host>], host: &Arc<Host>, failure: &Failure) -> bool {
+    let is_last = hosts.last().is_some_and(|last| Arc::ptr_eq(last, host));
+    is_last && !failure.0.is(Code::Unavailable)
 }
 
 /// How long `host` took.
