@@ -40,13 +40,14 @@ pub(crate) async fn first<T, F>(
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    let order = in_order(hosts, health);
-    let mut left = order.into_iter();
+    let mut left = in_order(hosts, health).into_iter();
     let mut running = FuturesUnordered::new();
     let mut began: Vec<(Arc<Host>, Instant)> = Vec::new();
     let mut failures: Vec<(Arc<Host>, Failure)> = Vec::new();
     let mut next = left.next();
     let mut at = Instant::now();
+    // The registry itself has said no: those that are still silent have this long to differ.
+    let mut give_up: Option<Instant> = None;
     loop {
         let due = running.is_empty() || Instant::now() >= at;
         if due && let Some(host) = next.take() {
@@ -58,11 +59,10 @@ where
         }
         tokio::select! {
             Some((host, answer)) = running.next() => {
-                let since = began.iter().find(|(b, _)| Arc::ptr_eq(b, &host)).map(|(_, at)| *at);
-                began.retain(|(b, _)| !Arc::ptr_eq(b, &host));
+                let took = ended(&mut began, &host);
                 match answer {
                     Ok(answer) => {
-                        if since.is_some_and(|since| since.elapsed() < hedge) {
+                        if took < hedge {
                             health.well(host.origin());
                         }
                         silent(&began, health, hedge);
@@ -73,6 +73,9 @@ where
                             health.failed(host.origin());
                         }
                         tracing::debug!(host = host.root(), error = %failure.0, "host failed");
+                        if says_no(hosts, &host, &failure) && !running.is_empty() {
+                            give_up = Some(Instant::now() + hedge);
+                        }
                         failures.push((host, failure));
                         // No need to wait for the next one's turn.
                         at = Instant::now();
@@ -80,9 +83,25 @@ where
                 }
             }
             () = sleep_until(at), if next.is_some() => {}
+            () = sleep_until(give_up.unwrap_or(at)), if give_up.is_some() && !running.is_empty() => {
+                silent(&began, health, hedge);
+                return Err(worst(hosts, failures));
+            }
             else => return Err(worst(hosts, failures)),
         }
     }
+}
+
+/// Whether this is the registry's own last word.
+fn says_no(hosts: &[Arc<Host>], host: &Arc<Host>, failure: &Failure) -> bool {
+    let is_last = hosts.last().is_some_and(|last| Arc::ptr_eq(last, host));
+    is_last && !failure.0.is(Code::Unavailable)
+}
+
+/// How long `host` took.
+fn ended(began: &mut Vec<(Arc<Host>, Instant)>, host: &Arc<Host>) -> Duration {
+    let at = began.iter().position(|(asked, _)| Arc::ptr_eq(asked, host));
+    at.map_or(Duration::ZERO, |at| began.swap_remove(at).1.elapsed())
 }
 
 /// Those that have been asked for longer than it takes and said nothing.

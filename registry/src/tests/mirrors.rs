@@ -163,6 +163,23 @@ async fn a_stalled_mirror_costs_one_moment_not_one_for_each_layer() {
 }
 
 #[tokio::test]
+async fn a_stalled_mirror_does_not_keep_the_registry_from_saying_no() {
+    let (mirror, server) = (silent().await, Server::start(|_| Reply::status(404)).await);
+    let dir = tempfile::tempdir().unwrap();
+    let text = mirrors(&[&mirror], Some(&server));
+    let repository = repository(with_hosts(&text, dir.path(), NAME));
+    let began = Instant::now();
+    let error = repository.resolve().await.unwrap_err();
+    assert!(error.is_not_found(), "{error}");
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!((mirror.requests().len(), server.requests().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_body_that_stalls_goes_on_from_another_host() {
     let (content, _, layer, data) = image();
     let stalling = content.clone();
