@@ -118,13 +118,7 @@ async fn a_damaged_ingest_begins_anew() {
         fs::remove_file(path).unwrap();
         let gone = local.status(&"damaged".parse().unwrap()).await.unwrap_err();
         assert!(gone.is_not_found());
-        assert!(
-            local
-                .statuses(&types::Filter::default())
-                .await
-                .unwrap()
-                .is_empty()
-        );
+        assert!(local.statuses(&Filter::default()).await.unwrap().is_empty());
         let ingest = local.ingest(spec("damaged")).await.unwrap();
         assert_eq!(ingest.status().offset, 0, "without {file}");
     }
@@ -164,7 +158,7 @@ async fn strangers_in_the_blob_directory_are_ignored() {
     let (root, local) = store();
     fs::write(root.path().join("content/blobs/sha256/not-a-digest"), b"x").unwrap();
     let digest = put(&local, "a", b"content").await;
-    let all = local.list(&types::Filter::default()).await.unwrap();
+    let all = local.list(&Filter::default()).await.unwrap();
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].digest, digest);
 }
@@ -258,13 +252,7 @@ async fn a_full_disk_is_named_and_leaves_no_blob() {
     assert!(error.is(Code::ResourceExhausted), "{error}");
     let error = ingest.commit(None, None, Labels::new()).await.unwrap_err();
     assert!(error.is(Code::ResourceExhausted), "{error}");
-    assert!(
-        local
-            .list(&types::Filter::default())
-            .await
-            .unwrap()
-            .is_empty()
-    );
+    assert!(local.list(&Filter::default()).await.unwrap().is_empty());
     local.abort(&"big".parse().unwrap()).await.unwrap();
     let digest = put(&local, "small", b"fits").await;
     assert_eq!(get(&local, &digest).await, b"fits");
@@ -289,7 +277,7 @@ async fn cleanup_takes_what_a_crash_has_left_and_nothing_else() {
     fs::create_dir(ticket("begun")).unwrap();
     let live = local.ingest(spec("live")).await.unwrap();
     fs::remove_file(ticket("live").join("ref")).unwrap();
-    let listed = local.statuses(&types::Filter::default()).await.unwrap();
+    let listed = local.statuses(&Filter::default()).await.unwrap();
     assert_eq!(listed.len(), 1);
     local.cleanup().await.unwrap();
     let mut left: Vec<_> = fs::read_dir(&ingests)
