@@ -265,6 +265,11 @@ impl Applier for Differs {
     ) -> Result<Descriptor> {
         Self::apply(self, store, layer, mounts, opts).await
     }
+
+    /// Any of them may be the one that applies.
+    fn follows(&self) -> bool {
+        self.ordered.iter().all(|differ| differ.follows())
+    }
 }
 
 impl fmt::Debug for Differs {

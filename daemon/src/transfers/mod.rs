@@ -11,6 +11,7 @@
 
 mod credentials;
 mod lease;
+mod noted;
 mod open;
 mod records;
 mod report;
@@ -31,6 +32,7 @@ use types::transfer::{Endpoint, ExportStream, ImportStream, Remote, Store};
 use types::{Context as _, Descriptor, Error, Result, Scope};
 
 use self::lease::Leased;
+use self::noted::Noted;
 use self::records::{Records, Storer, names};
 use self::report::Report;
 use self::select::{Chosen, Target, Unpacking};
@@ -331,7 +333,10 @@ impl Shared {
             images: Arc::new(Records(self.metadata.images(scope))),
             snapshotter: scoped.snapshotter(snapshotter)?,
             snapshotter_name: snapshotter.to_owned(),
-            applier: Arc::clone(applier),
+            applier: Arc::new(Noted {
+                metadata: self.metadata.clone(),
+                applier: Arc::clone(applier),
+            }),
         })
     }
 
