@@ -5,8 +5,9 @@ use std::fs;
 
 use integration::until;
 use protos::events::{SnapshotCommit, SnapshotRemove};
-use protos::services::snapshots::{CommitSnapshotRequest, Kind};
-use tonic::Code;
+use protos::services::snapshots::{CommitSnapshotRequest, Kind, PrepareSnapshotRequest};
+use protos::well_known::Empty;
+use tonic::{Code, Response, Status};
 
 use super::{OVERLAY, Snapshots, upper};
 use crate::events::event;
@@ -35,7 +36,8 @@ rules! {
     }
     ours {
         a_name_that_is_taken_is_leased
-        a_commit_onto_another_parent_is_not_offered
+        a_commit_onto_another_parent_makes_a_child_of_it
+        a_commit_onto_another_parent_is_not_offered_by_native
         a_cleanup_is_done
     }
 }
@@ -119,20 +121,54 @@ async fn a_commit_is_told(peer: &Peer) {
     assert_eq!((event.key.as_str(), event.name.as_str()), ("a", "b"));
 }
 
-/// None of our snapshotters can do it, and Go's say so in the same way.
-async fn a_commit_onto_another_parent_is_not_offered(peer: &Peer) {
+/// As Go 2.2 has it, for layers that are unpacked at the same time.
+async fn a_commit_onto_another_parent_makes_a_child_of_it(peer: &Peer) {
     let mut snapshots = Snapshots::of(peer);
     snapshots.layer("one", "").await;
+    snapshots.layer("base", "").await;
     snapshots.prepare("a", "").await.expect("prepare");
-    let request = snapshots.request(CommitSnapshotRequest {
-        snapshotter: OVERLAY.into(),
-        name: "two".into(),
+    snapshots.prepare("b", "base").await.expect("prepare");
+    for (key, parent, code) in [
+        ("a", "none", Code::NotFound),
+        ("b", "one", Code::FailedPrecondition),
+        ("none", "one", Code::NotFound),
+    ] {
+        refused(code, onto(&mut snapshots, OVERLAY, key, parent).await);
+    }
+    onto(&mut snapshots, OVERLAY, "a", "one")
+        .await
+        .expect("commit");
+    assert_eq!(snapshots.stat("two").await.expect("stat").parent, "one");
+    assert_eq!(snapshots.list(&[]).await, ["b", "base", "one", "two"]);
+}
+
+/// A copy of its parent has no layer of its own that could go elsewhere.
+async fn a_commit_onto_another_parent_is_not_offered_by_native(peer: &Peer) {
+    let mut snapshots = Snapshots::of(peer);
+    let prepare = snapshots.request(PrepareSnapshotRequest {
+        snapshotter: "native".into(),
         key: "a".into(),
-        parent: "one".into(),
+        ..PrepareSnapshotRequest::default()
+    });
+    snapshots.client.prepare(prepare).await.expect("prepare");
+    let answer = onto(&mut snapshots, "native", "a", "one").await;
+    refused(Code::Unimplemented, answer);
+}
+
+async fn onto(
+    snapshots: &mut Snapshots,
+    snapshotter: &str,
+    key: &str,
+    parent: &str,
+) -> Result<Response<Empty>, Status> {
+    let request = snapshots.request(CommitSnapshotRequest {
+        snapshotter: snapshotter.into(),
+        name: "two".into(),
+        key: key.into(),
+        parent: parent.into(),
         ..CommitSnapshotRequest::default()
     });
-    refused(Code::Unimplemented, snapshots.client.commit(request).await);
-    assert_eq!(snapshots.list(&[]).await, ["a", "one"]);
+    snapshots.client.commit(request).await
 }
 
 async fn one_with_children_stays(peer: &Peer) {
