@@ -223,6 +223,8 @@ impl Host {
             .args(["--address"])
             .args([self.address().as_os_str()])
             .args(["-n", &self.namespace])
+            // Not that of whoever runs the tests.
+            .env("DOCKER_CONFIG", self.dir())
     }
 
     /// Runs the `ctr` that came with the daemon.

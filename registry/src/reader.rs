@@ -32,6 +32,8 @@ pub struct BlobReader {
     open: Option<Open>,
     /// Who sent bytes last.
     host: Option<Arc<Host>>,
+    /// Others could have given them.
+    alternatives: bool,
     tries: Tries,
     /// Bytes since when, to notice a server that only trickles.
     window: (Instant, u64),
@@ -65,6 +67,7 @@ impl BlobReader {
             end,
             open: None,
             host: None,
+            alternatives: false,
             tries: Tries::new(),
             window: (Instant::now(), 0),
         }
@@ -82,11 +85,14 @@ impl BlobReader {
         self.host.as_ref().map_or("", |host| host.root())
     }
 
-    /// What was read is not what the digest says: other hosts are asked first from now on.
-    pub fn distrust(&self) {
+    /// What was read is not what the digest says: other hosts are asked first from now on. Whether
+    /// there are any.
+    #[must_use = "without another host a new try gives the same"]
+    pub fn distrust(&self) -> bool {
         if let Some(host) = &self.host {
             self.shared.health.failed(host.origin());
         }
+        self.alternatives
     }
 
     /// The next bytes; `None` at the end. A connection that breaks is resumed from where it broke.
@@ -131,6 +137,7 @@ impl BlobReader {
         if self.open.is_none() {
             let open = self.connect().await?;
             self.host = Some(Arc::clone(&open.host));
+            self.alternatives = open.alternatives;
             self.window = (Instant::now(), 0);
             self.open = Some(open);
         }

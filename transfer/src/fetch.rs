@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use content::{Blob, ContentStore, Ingest, IngestSpec};
-use registry::{Reference, Repository};
+use registry::{BlobReader, Budget, Reference, Repository};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use types::{Code, Context as _, Descriptor, Error, Fields, IngestRef, Labels, Result, label};
@@ -18,6 +18,8 @@ const WRITE: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest time between two looks at how far another transfer has come.
 const LOOK: Duration = Duration::from_millis(500);
+/// Most times that a blob is fetched anew because its bytes are not what its descriptor says.
+const ANEW: u32 = 3;
 
 /// Where a blob that comes in is lent.
 pub(crate) type Started = oneshot::Sender<Arc<dyn Blob>>;
@@ -29,7 +31,24 @@ pub(crate) struct Fetcher {
     repository: Repository,
     /// Key and value of the label that says where the blob came from.
     source: (String, String),
+    /// Of the whole pull.
+    budget: Budget,
     on: OnProgress,
+}
+
+/// Why a blob did not come, and whether a fetch from its beginning may do better.
+struct Failed {
+    error: Error,
+    again: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            again: false,
+        }
+    }
 }
 
 impl Fetcher {
@@ -37,6 +56,7 @@ impl Fetcher {
         content: &Arc<dyn ContentStore>,
         repository: Repository,
         reference: &Reference,
+        budget: Budget,
         on: &OnProgress,
     ) -> Self {
         // Parity: core/remotes/docker/handler.go: without the port.
@@ -45,6 +65,7 @@ impl Fetcher {
             content: Arc::clone(content),
             repository,
             source: (key, reference.path().to_owned()),
+            budget,
             on: on.clone(),
         }
     }
@@ -72,26 +93,26 @@ impl Fetcher {
     ) -> Result<()> {
         let key = images::ref_key(descriptor);
         let reference: IngestRef = key.clone().try_into()?;
-        let mut anew = false;
+        let mut anew = 0;
         loop {
             let Some(ingest) = self.ingest(&reference, descriptor).await? else {
                 self.on
                     .tell(&key, Status::Exists, descriptor.size, descriptor.size);
                 return self.add_source(descriptor).await;
             };
-            let resumed = ingest.status().offset > 0;
-            let error = match self.fill(ingest, descriptor, &mut started, anew).await {
+            let filled = self.fill(ingest, descriptor, &mut started, anew > 0).await;
+            let Failed { error, again } = match filled {
                 Ok(()) => {
                     self.on
                         .tell(&key, Status::Done, descriptor.size, descriptor.size);
                     return Ok(());
                 }
-                Err(error) if error.is_already_exists() => {
+                Err(failed) if failed.error.is_already_exists() => {
                     self.on
                         .tell(&key, Status::Exists, descriptor.size, descriptor.size);
                     return self.add_source(descriptor).await;
                 }
-                Err(error) => error,
+                Err(failed) => failed,
             };
             let error = error.ctx(format!("fetch {key}"));
             if error.is(Code::Unavailable) {
@@ -99,11 +120,11 @@ impl Fetcher {
                 return Err(error);
             }
             let _gone = self.content.abort(&reference).await;
-            // What an earlier fetch left may be the damaged part.
-            if anew || !resumed || !error.is(Code::FailedPrecondition) {
+            if !again || anew >= ANEW {
                 return Err(error);
             }
-            anew = true;
+            tracing::warn!(%error, "fetched anew");
+            anew += 1;
         }
     }
 
@@ -150,7 +171,7 @@ impl Fetcher {
         descriptor: &Descriptor,
         started: &mut Option<Started>,
         anew: bool,
-    ) -> Result<()> {
+    ) -> Result<(), Failed> {
         let key = &images::ref_key(descriptor);
         let size = descriptor.size;
         let mut offset = ingest.status().offset;
@@ -165,17 +186,41 @@ impl Fetcher {
             let _unheard = started.send(blob);
         }
         self.on.tell(key, Status::Downloading, offset, size);
+        // What came before took its own time.
+        self.budget.progress();
         let mut reader = self.repository.open(descriptor, offset)?;
+        let copied = self.copy(&mut reader, ingest.as_mut(), key, size).await;
+        let filled = match copied {
+            Ok(()) => {
+                let labels = Labels::new().with(&self.source.0, &self.source.1);
+                let digest = Some(descriptor.digest.clone());
+                ingest.commit(Some(size), digest, labels).await.map(drop)
+            }
+            Err(error) => Err(error),
+        };
+        filled.map_err(|error| judged(error, &reader, offset > 0))
+    }
+
+    /// Writes what comes, to the end or as far as it comes.
+    async fn copy(
+        &self,
+        reader: &mut BlobReader,
+        ingest: &mut dyn Ingest,
+        key: &str,
+        size: u64,
+    ) -> Result<()> {
         let mut buffer = BytesMut::new();
-        let failed = loop {
+        let ended = loop {
             let chunk = match reader.chunk().await {
                 Ok(Some(chunk)) => chunk,
-                Ok(None) => break None,
-                Err(error) => break Some(error),
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
             };
             buffer.extend_from_slice(&chunk);
             if buffer.len() >= WRITE {
                 ingest.write(buffer.split().freeze()).await?;
+                // A slow disk is not the registry's fault.
+                self.budget.progress();
             }
             self.on
                 .tell(key, Status::Downloading, reader.offset(), size);
@@ -183,14 +228,7 @@ impl Fetcher {
         if !buffer.is_empty() {
             ingest.write(buffer.freeze()).await?;
         }
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let labels = Labels::new().with(&self.source.0, &self.source.1);
-        ingest
-            .commit(Some(size), Some(descriptor.digest.clone()), labels)
-            .await?;
-        Ok(())
+        ended
     }
 
     /// Notes this repository as one more source of a blob that was there already.
@@ -222,3 +260,24 @@ impl Fetcher {
         Ok(())
     }
 }
+
+/// Names the host whose bytes are not what the descriptor says, and keeps to others where there are
+/// any. Of a blob that an earlier fetch began, that part may be the damaged one.
+fn judged(error: Error, reader: &BlobReader, is_resumed: bool) -> Failed {
+    if !error.is(Code::FailedPrecondition) {
+        return error.into();
+    }
+    let again = is_resumed || reader.distrust();
+    let host = reader.host();
+    let is_named = host.is_empty() || error.to_string().contains(host);
+    let error = if is_named {
+        error
+    } else {
+        error.ctx(format!("bytes of {host}"))
+    };
+    Failed { error, again }
+}
+
+#[cfg(test)]
+#[path = "fetch_tests.rs"]
+mod tests;

@@ -25,10 +25,12 @@ mod verify;
 mod fake;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use content::ContentStore;
 use diff::Applier;
 use images::ImageStore;
+use registry::{Budget, RegistryOpts};
 use snapshotters::Snapshotter;
 
 pub use import::{ImportOpts, import};
@@ -38,6 +40,10 @@ pub use pull::{PullOpts, pull};
 pub use push::{PushOpts, push};
 pub use unpack::{unpack, unpack_image};
 pub use verify::verify;
+
+/// How long a whole pull or push may be without any progress: more than all that one request may
+/// take, a question to a person included.
+const IDLE: Duration = Duration::from_secs(300);
 
 /// What a transfer works on; local or remote, scoped to one namespace and lease.
 #[derive(Clone, Debug)]
@@ -52,4 +58,10 @@ pub struct Deps {
     pub snapshotter_name: String,
     /// Unpacks layers.
     pub applier: Arc<dyn Applier>,
+}
+
+/// The budget of one pull or push: the caller's, or else one that ends with progress.
+fn budget(opts: &mut RegistryOpts) -> Budget {
+    let made = || Budget::new(IDLE, None);
+    opts.budget.get_or_insert_with(made).clone()
 }

@@ -27,7 +27,8 @@ pub struct PullOpts {
     pub unpack: bool,
     /// Layers fetched at a time; 0: three.
     pub max_concurrent: usize,
-    /// How to talk to the registry.
+    /// How to talk to the registry; without a budget the pull gets one of five minutes without
+    /// progress.
     pub registry: RegistryOpts,
     /// Also fetch manifests and configs of the other platforms.
     pub all_metadata: bool,
@@ -47,7 +48,8 @@ pub struct PullOpts {
 /// `InvalidArgument` for a bad reference, document or layer; those of [`Repository::resolve`];
 /// `NotFound` when there is nothing for the platform; `FailedPrecondition` when bytes are not what
 /// their digest says; those of [`crate::verify()`].
-pub async fn pull(reference: &str, deps: &Deps, opts: PullOpts) -> Result<Image> {
+pub async fn pull(reference: &str, deps: &Deps, mut opts: PullOpts) -> Result<Image> {
+    let budget = crate::budget(&mut opts.registry);
     let on = opts.progress.clone();
     let parsed: Reference = reference.parse()?;
     on.tell(reference, Status::Resolving, 0, 0);
@@ -56,9 +58,10 @@ pub async fn pull(reference: &str, deps: &Deps, opts: PullOpts) -> Result<Image>
     on.tell(reference, Status::Resolved, 0, 0);
     verify(&opts.verifiers, reference, &target).await?;
     on.child(reference, &target);
+    let fetcher = Fetcher::new(&deps.content, repository, &parsed, budget, &on);
     let pull = Pull {
         deps,
-        fetcher: Arc::new(Fetcher::new(&deps.content, repository, &parsed, &on)),
+        fetcher: Arc::new(fetcher),
         opts: &opts,
     };
     for manifest in pull.documents(&target).await? {

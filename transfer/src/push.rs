@@ -17,7 +17,7 @@ use bytes::Bytes;
 use content::{Blob, ContentStore};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use images::{Entry, Frontier, PlatformSet};
-use registry::{BlobSource, OnSent, Pushed, Reference, RegistryOpts, Repository};
+use registry::{BlobSource, Budget, OnSent, Pushed, Reference, RegistryOpts, Repository};
 use types::{Context as _, Descriptor, Digest, Error, Labels, Result, label};
 
 use crate::progress::{OnProgress, Status};
@@ -35,7 +35,8 @@ pub struct PushOpts {
     pub max_concurrent: usize,
     /// Also send layers that their owners do not let registries store.
     pub allow_non_distributable: bool,
-    /// How to talk to the registry.
+    /// How to talk to the registry; without a budget the push gets one of five minutes without
+    /// progress.
     pub registry: RegistryOpts,
     /// Who is told.
     pub progress: OnProgress,
@@ -64,7 +65,7 @@ pub async fn push(
     reference: &str,
     target: &Descriptor,
     content: &Arc<dyn ContentStore>,
-    opts: PushOpts,
+    mut opts: PushOpts,
 ) -> Result<()> {
     let parsed: Reference = reference.parse()?;
     let tree = Tree::walk(content.as_ref(), target, &opts).await?;
@@ -76,12 +77,14 @@ pub async fn push(
             tree.root.digest
         )));
     }
+    let budget = crate::budget(&mut opts.registry);
     let push = Push {
         repository: Repository::new(&parsed, opts.registry.clone())?,
         content: Arc::clone(content),
         source: format!("{}.{}", label::DISTRIBUTION_SOURCE, parsed.hostname()),
         path: parsed.path().to_owned(),
         tag: Some(parsed.tag().to_owned()).filter(|tag| !tag.is_empty()),
+        budget,
         on: opts.progress.clone(),
     };
     tree.tell(reference, &opts.progress);
@@ -260,6 +263,8 @@ struct Push {
     source: String,
     path: String,
     tag: Option<String>,
+    /// Of the whole push.
+    budget: Budget,
     on: OnProgress,
 }
 
@@ -277,6 +282,8 @@ impl Push {
                 (Arc::clone(&missing) as Arc<dyn BlobSource>, Some(missing))
             }
         };
+        // Finding the bytes is not the registry's time.
+        self.budget.progress();
         let pushing = self.repository.push_blob(blob, source, &from, sent);
         let pushed = Box::pin(pushing).await;
         if missing.is_some_and(|missing| missing.asked.load(Ordering::Relaxed)) {
@@ -314,6 +321,7 @@ impl Push {
     async fn document(&self, document: &Descriptor, is_root: bool) -> Result<()> {
         let key = images::ref_key(document);
         let tag = self.tag.as_deref().filter(|_| is_root);
+        self.budget.progress();
         if tag.is_none() && self.repository.exists(document).await? {
             self.on
                 .tell(&key, Status::Exists, document.size, document.size);

@@ -1,11 +1,15 @@
 //! Flags of commands that talk to a registry.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use client::Client;
-use registry::{Credentials, RegistryOpts, TlsFiles};
-use types::transfer::{AuthAnswer, Remote};
+use registry::{Answer, Authenticator, Credentials, DockerConfig};
+use registry::{Question, RegistryOpts, TlsFiles};
+use types::transfer::{AuthAnswer, AuthRequest, Remote};
 use types::{Error, Result};
+
+use crate::out;
 
 /// How to reach a registry
 #[derive(Clone, Debug, clap::Args)]
@@ -16,7 +20,7 @@ pub(crate) struct Flags {
     /// Allow connections using plain HTTP
     #[arg(long)]
     plain_http: bool,
-    /// Registry user and password, `user[:password]`
+    /// Registry user and password, `user[:password]`; without it Docker's config.json is asked
     #[arg(short, long)]
     user: Option<String>,
     /// Refresh token for the authorization server
@@ -47,10 +51,13 @@ impl Flags {
             }),
             AuthAnswer::None | AuthAnswer::Header(_) => None,
         };
+        let known = DockerConfig::of_user().filter(|_| credentials.is_none());
+        let authenticator = known.map(|known| Arc::new(known) as Arc<dyn Authenticator>);
         Ok(RegistryOpts {
             plain_http: self.plain_http,
             skip_verify: self.skip_verify,
             credentials,
+            authenticator,
             host_dirs: self.hosts_dir.iter().cloned().collect(),
             tls: TlsFiles {
                 ca: self.tlscacert.clone(),
@@ -61,7 +68,8 @@ impl Flags {
         })
     }
 
-    /// The registry's end of a transfer in the daemon, which asks for credentials when there are any.
+    /// The registry's end of a transfer in the daemon, which asks for the credentials that the user
+    /// has here.
     pub(crate) async fn remote(&self, client: &Client, reference: &str) -> Result<Remote> {
         only_local(&[
             ("skip-verify", self.skip_verify),
@@ -83,10 +91,18 @@ impl Flags {
             remote.host_dir = directory.display().to_string();
         }
         let answer = self.answer()?;
-        if answer != AuthAnswer::None {
-            let told = move |_: &_| answer.clone();
-            remote.auth_stream = client.lend_credentials(told).await?;
-        }
+        let known = DockerConfig::of_user();
+        remote.auth_stream = match (answer, known) {
+            (AuthAnswer::None, None) => return Ok(remote),
+            (AuthAnswer::None, Some(known)) => {
+                let told = move |request| told(known.clone(), request);
+                client.lend_credentials(told).await?
+            }
+            (answer, _) => {
+                let told = move |_| std::future::ready(answer.clone());
+                client.lend_credentials(told).await?
+            }
+        };
         Ok(remote)
     }
 
@@ -106,6 +122,26 @@ impl Flags {
             user: user.to_owned(),
             secret: secret.to_owned(),
         })
+    }
+}
+
+/// What Docker's configuration has for the registry that asks. The daemon cannot be told of an error:
+/// the user is, and nobody is named.
+async fn told(known: DockerConfig, request: AuthRequest) -> AuthAnswer {
+    let question = Question {
+        host: request.host,
+        reference: request.reference,
+        challenges: request.challenges,
+    };
+    match known.answer(&question).await {
+        Ok(Answer::Anonymous) => AuthAnswer::None,
+        Ok(Answer::User(Credentials { user, secret })) => AuthAnswer::Password { user, secret },
+        Ok(Answer::Refresh(token)) => AuthAnswer::Refresh(token),
+        Ok(Answer::Header(value)) => AuthAnswer::Header(value),
+        Err(error) => {
+            out::complain(&error);
+            AuthAnswer::None
+        }
     }
 }
 
@@ -147,6 +183,33 @@ mod tests {
         assert_eq!(token, AuthAnswer::Refresh("t".into()));
         assert_eq!(flags(None, None).answer().unwrap(), AuthAnswer::None);
         flags(Some("me"), None).answer().unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn docker_s_configuration_answers_for_each_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        let ask = async |host: &str| {
+            let request = AuthRequest {
+                host: host.to_owned(),
+                ..AuthRequest::default()
+            };
+            told(DockerConfig::new(&file), request).await
+        };
+        assert_eq!(ask("a.test").await, AuthAnswer::None);
+        let text = r#"{"auths": {"a.test": {"username": "me", "password": "p"},
+            "b.test:5000": {"identitytoken": "t"}, "c.test": {"registrytoken": "r"}}}"#;
+        std::fs::write(&file, text).unwrap();
+        let want = AuthAnswer::Password {
+            user: "me".into(),
+            secret: "p".into(),
+        };
+        assert_eq!(ask("a.test").await, want);
+        assert_eq!(ask("b.test:5000").await, AuthAnswer::Refresh("t".into()));
+        assert_eq!(ask("c.test").await, AuthAnswer::Header("Bearer r".into()));
+        assert_eq!(ask("d.test").await, AuthAnswer::None);
+        std::fs::write(&file, "{").unwrap();
+        assert_eq!(ask("a.test").await, AuthAnswer::None);
     }
 
     #[test]

@@ -63,21 +63,26 @@ impl Client {
         answer.map(drop)
     }
 
-    /// Opens a stream on which the daemon asks for credentials, and lets `answer` tell them. The value
-    /// is the stream's name; it ends with the transfer.
+    /// Opens a stream on which the daemon asks for credentials, and lets `answer` tell them, one at a
+    /// time. The value is the stream's name; it ends with the transfer.
     ///
     /// # Errors
     /// Of opening the stream.
-    pub async fn lend_credentials(
+    pub async fn lend_credentials<F>(
         &self,
-        answer: impl Fn(&AuthRequest) -> AuthAnswer + Send + Sync + 'static,
-    ) -> Result<String> {
+        answer: impl Fn(AuthRequest) -> F + Send + 'static,
+    ) -> Result<String>
+    where
+        F: Future<Output = AuthAnswer> + Send,
+    {
         let id = stream_id("creds");
         let mut stream = self.stream(&id).await?;
         tokio::spawn(async move {
             while let Ok(Some(frame)) = stream.receive().await {
-                let answered = auth_request_from_any(&frame)
-                    .and_then(|request| auth_answer_to_any(&answer(&request)));
+                let answered = match auth_request_from_any(&frame) {
+                    Ok(request) => auth_answer_to_any(&answer(request).await),
+                    Err(error) => Err(error),
+                };
                 let sent = match answered {
                     Ok(frame) => stream.send(frame).await,
                     Err(error) => Err(error),

@@ -102,14 +102,50 @@ fn the_image_that_the_faults_are_made_of_is_a_good_one() {
 fn a_layer_with_a_wrong_digest_is_refused() {
     let (content, layer) = image();
     let path = format!("/v2/r/blobs/{}", layer.digest);
-    let (said, _) = refused("faults-digest", AT_ONCE, move |request| {
+    let (said, at) = refused("faults-digest", AT_ONCE, move |request| {
         let reply = content.reply(request);
         if request.path == path {
             return reply.body(vec![1; 10_240]);
         }
         reply
     });
-    names(&said, &[layer.digest.as_str(), "digest"]);
+    names(&said, &[layer.digest.as_str(), &at, "digest"]);
+}
+
+#[test]
+fn a_layer_that_a_mirror_damages_comes_from_the_registry() {
+    let (content, layer) = image();
+    let path = format!("/v2/r/blobs/{}", layer.digest);
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let damaged = content.clone();
+    let mirror = runtime.block_on(Server::start(move |request| {
+        let reply = damaged.reply(request);
+        if request.path == path {
+            return reply.body(vec![1; 10_240]);
+        }
+        reply
+    }));
+    let server = runtime.block_on(Server::start(move |request| content.reply(request)));
+    let host = Host::new("faults-mirror");
+    let of_name = host.path("certs.d").join("registry.example.test");
+    std::fs::create_dir_all(&of_name).expect("directory");
+    let hosts = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+        server.host(),
+        mirror.host()
+    );
+    std::fs::write(of_name.join("hosts.toml"), hosts).expect("write hosts.toml");
+    let flag = format!("--hosts-dir={}", host.path("certs.d").display());
+    let reference = "registry.example.test/r:latest";
+    drop(host.ctr(["images", "pull", &flag, reference]).ok());
+    let of_layer = |server: &Server| {
+        let asked = server.requests();
+        let blob = |path: &str| path.ends_with(layer.digest.as_str());
+        asked.iter().filter(|r| blob(&r.path)).count()
+    };
+    assert_eq!((of_layer(&mirror), of_layer(&server)), (1, 1));
+    drop(host.ctr(["images", "rm", "--sync", reference]).ok());
+    host.finish();
 }
 
 #[test]

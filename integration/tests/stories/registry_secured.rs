@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use integration::{Program, Registry, need};
+use integration::{Host, IMAGE, Program, Registry, Whose, need};
+use registry::testsuite::{Reply, Request, Server};
 use registry::{DockerConfig, Pushed, RegistryOpts, Repository};
 use types::{Code, Descriptor, Labels, media_type as mt};
+
+use crate::push::digest;
 
 /// The name by which the registry is known: only its hosts file says where it is.
 const NAME: &str = "registry.example.test";
@@ -92,4 +95,80 @@ fn only_who_trusts_it_and_is_trusted_gets_in() {
         }
         assert!(back == data, "the blob came back changed");
     });
+}
+
+/// Docker's configuration with the password of the registry at `host`, in the directory `dir`.
+fn known(dir: &Path, host: &str) {
+    let text = format!(r#"{{"auths": {{"https://{host}": {{"auth": "dXNlcjpwYXNz"}}}}}}"#);
+    fs::write(dir.join("config.json"), text).expect("write config.json");
+}
+
+/// The hosts file for `NAME` below `certs`: the mirror is asked first, for what it may give.
+fn mirrored(certs: &Path, mirror: &str, registry: &str) {
+    let text = format!(
+        "server = \"https://{registry}\"\nca = {:?}\n\
+         [host.\"http://{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+        pem("ca.crt")
+    );
+    let of_name = certs.join(NAME);
+    fs::create_dir_all(&of_name).expect("directory");
+    fs::write(of_name.join("hosts.toml"), text).expect("write hosts.toml");
+}
+
+#[test]
+fn a_mirror_comes_first_and_the_secured_registry_takes_docker_s_credentials() {
+    let dir = tempfile::tempdir().expect("directory");
+    let users = dir.path().join("users");
+    fs::write(&users, USERS).expect("write users");
+    let registry = Registry::secured(&pem("server.crt"), &pem("server.key"), &users);
+    known(dir.path(), registry.host());
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let empty = runtime.block_on(Server::start(|_| Reply::status(404)));
+    let certs = dir.path().join("certs.d");
+    mirrored(&certs, empty.host(), registry.host());
+    // One directory is the daemon's own, the other one comes with the request.
+    let sections = format!(
+        "[plugins.\"io.containerd.transfer.v1.local\"]\nconfig_path = {:?}\n",
+        certs.display().to_string()
+    );
+    let host = Host::configured("secured", Whose::Ours, &sections);
+    host.image();
+    let want = digest(&host, IMAGE);
+    let remote = format!("{NAME}/demo/busybox:1");
+    let flag = format!("--hosts-dir={}", certs.display());
+    let stranger = dir.path().join("nobody");
+    let ctr = |flags: &[&str], config: &Path, rest: &[&str]| {
+        let (verb, rest) = rest.split_first().expect("a verb");
+        let ctr = host.ctr_program().env("DOCKER_CONFIG", config);
+        ctr.args(["images", verb]).args(flags).args(rest).run()
+    };
+    let ways: [&[&str]; 3] = [&[], &[&flag], &["--local", &flag]];
+    for flags in ways {
+        let push = ["push", remote.as_str(), IMAGE];
+        let told = ctr(flags, &stranger, &push).err();
+        assert!(told.contains("unauthenticated"), "{flags:?}: {told}");
+        drop(ctr(flags, dir.path(), &push).ok());
+    }
+    assert_eq!(empty.requests().len(), 0, "a mirror takes nothing");
+    for (flags, asked) in ways.into_iter().zip(1..) {
+        drop(ctr(&[], &stranger, &["rm", "--sync", IMAGE, &remote]).ok());
+        drop(ctr(flags, dir.path(), &["pull", &remote]).ok());
+        assert_eq!(digest(&host, &remote), want, "{flags:?}");
+        let requests = empty.requests();
+        assert!(requests.len() >= asked, "{flags:?}: {requests:?}");
+        let is_proper =
+            |r: &Request| r.query == format!("ns={NAME}") && r.header("authorization").is_empty();
+        assert!(requests.iter().all(is_proper), "{requests:?}");
+    }
+    // The mirror has it, the registry is gone.
+    let full = Registry::start();
+    mirrored(&certs, full.host(), registry.host());
+    drop(registry);
+    for flags in ways {
+        drop(ctr(&[], &stranger, &["rm", "--sync", &remote]).ok());
+        drop(ctr(flags, &stranger, &["pull", &remote]).ok());
+        assert_eq!(digest(&host, &remote), want, "{flags:?}");
+    }
+    assert!(!host.log().contains("dXNlcjpwYXNz"));
+    host.finish();
 }

@@ -202,7 +202,7 @@ async fn a_body_that_stalls_goes_on_from_another_host() {
     assert_eq!(server.requests()[0].header("range"), "bytes=100000-");
     assert!(reader.host().contains(server.host()));
     // Wrong bytes are the fault of who sent them last.
-    reader.distrust();
+    assert!(reader.distrust());
     assert!(repository.shared.health.is_ill(
         &crate::url::Origin::of(&format!("http://{}/", server.host()).parse().unwrap()).unwrap()
     ));

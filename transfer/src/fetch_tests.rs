@@ -1,0 +1,149 @@
+//! Hosts that send other bytes than they should, and those that send none.
+
+use std::fs;
+use std::time::Duration;
+
+use images::testsuite::fields_of;
+use registry::testsuite::{Content, Reply, Server};
+use registry::{Budget, Health, RegistryOpts};
+use types::{Code, Error, Image, Platform, Result, media_type as mt};
+
+use crate::fake::World;
+use crate::{PullOpts, pull};
+
+/// A name that only hosts files know.
+const NAME: &str = "registry.example.test";
+
+/// An image of one layer, `r:a`.
+fn image() -> Content {
+    let mut content = Content::default();
+    let data = vec![7; 50_000];
+    let id = images::digest_of(&data).unwrap();
+    let layer = content.add(mt::OCI_LAYER, data, &[]);
+    let arch = Platform::host().architecture;
+    let config =
+        format!(r#"{{"os":"linux","architecture":"{arch}","rootfs":{{"diff_ids":["{id}"]}}}}"#);
+    let config = content.add(mt::OCI_CONFIG, config, &[]);
+    let text = format!(
+        r#"{{"schemaVersion":2,"config":{{{}}},"layers":[{{{}}}]}}"#,
+        fields_of(&config),
+        fields_of(&layer)
+    );
+    content.add(mt::OCI_MANIFEST, text, &["a"]);
+    content
+}
+
+/// Serves the image, its layer changed by `change`.
+async fn serve(change: fn(Reply) -> Reply) -> Server {
+    let content = image();
+    Server::start(move |request| {
+        let reply = content.reply(request);
+        let is_layer = reply.body.len() == 50_000;
+        if is_layer { change(reply) } else { reply }
+    })
+    .await
+}
+
+fn damaged(mut reply: Reply) -> Reply {
+    let mut body = reply.body.to_vec();
+    body[10_000] ^= 1;
+    reply.body = body.into();
+    reply
+}
+
+fn longer(reply: Reply) -> Reply {
+    reply
+        .with("transfer-encoding", "identity")
+        .body([7; 60_000].to_vec())
+}
+
+/// Pulls by way of `hosts`, the registry last; and the layers that are there then.
+async fn by(hosts: &[&Server], budget: Option<Budget>) -> Result<(Image, World)> {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, mirrors) = hosts.split_last().unwrap();
+    let mut text = format!("server = \"http://{}\"\n", server.host());
+    for mirror in mirrors {
+        text += &format!("[host.\"http://{}\"]\n", mirror.host());
+    }
+    fs::create_dir(dir.path().join(NAME)).unwrap();
+    fs::write(dir.path().join(NAME).join("hosts.toml"), text).unwrap();
+    let registry = RegistryOpts {
+        host_dirs: vec![dir.path().to_owned()],
+        health: Health::new(),
+        budget,
+        ..RegistryOpts::default()
+    };
+    let opts = PullOpts {
+        unpack: true,
+        registry,
+        ..PullOpts::default()
+    };
+    let world = World::new();
+    let pulled = pull(&format!("{NAME}/r:a"), &world.deps(), opts).await;
+    assert!(world.content.ingests().is_empty());
+    pulled.map(|image| (image, world))
+}
+
+fn names(error: &Error, server: &Server) {
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+    assert!(error.to_string().contains(server.host()), "{error}");
+    assert!(error.to_string().contains("fetch layer-sha256"), "{error}");
+}
+
+fn layers(server: &Server) -> usize {
+    let layer = image().add(mt::OCI_LAYER, vec![7; 50_000], &[]).digest;
+    let asked = server.requests();
+    let of_layer = |path: &str| path.ends_with(layer.as_str());
+    asked.iter().filter(|r| of_layer(&r.path)).count()
+}
+
+#[tokio::test]
+async fn a_layer_that_a_mirror_damages_comes_from_the_next_host() {
+    for change in [damaged, longer] {
+        let (bad, worse, good) = (
+            serve(change).await,
+            serve(change).await,
+            serve(|reply| reply).await,
+        );
+        let (_, world) = by(&[&bad, &worse, &good], None).await.unwrap();
+        assert_eq!(world.chains().len(), 1);
+        assert_eq!((layers(&bad), layers(&worse), layers(&good)), (1, 1, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_sends_other_bytes_is_named_and_asked_once() {
+    for change in [damaged, longer] {
+        let bad = serve(change).await;
+        let error = by(&[&bad], None).await.unwrap_err();
+        names(&error, &bad);
+        assert_eq!(layers(&bad), 1);
+    }
+}
+
+#[tokio::test]
+async fn damaged_bytes_from_everywhere_end_the_pull() {
+    let (bad, worse) = (serve(damaged).await, serve(damaged).await);
+    let error = by(&[&bad, &worse], None).await.unwrap_err();
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+    assert!(layers(&bad) >= 1 && layers(&worse) >= 1);
+    assert!(layers(&bad) + layers(&worse) <= 4);
+}
+
+#[tokio::test]
+async fn a_pull_ends_with_its_budget() {
+    let silent = Server::start(|_| Reply::status(0)).await;
+    let budget = Budget::new(Duration::from_millis(50), None);
+    let error = by(&[&silent], Some(budget)).await.unwrap_err();
+    assert!(error.is(Code::DeadlineExceeded), "{error}");
+}
+
+#[test]
+fn a_transfer_without_a_budget_gets_one() {
+    let mut opts = RegistryOpts::default();
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_time().build().unwrap();
+    let _inside = runtime.enter();
+    drop(crate::budget(&mut opts));
+    assert!(opts.budget.is_some());
+}
