@@ -95,12 +95,15 @@ async fn inward(mut incoming: Incoming<Wired>, sink: Sink, replies: &Sender<Wire
     replies.closed().await;
 }
 
-/// Frames for the client, until the near end is dropped.
+/// Frames for the client, until the near end is dropped. Dropped itself, it has no frame in its hands.
 async fn outward(receiver: &mut Receiver<Any>, replies: &Sender<Wired>) -> Result<()> {
-    while let Some(frame) = receiver.recv().await {
-        replies.send(frame.to_wire()).await?;
+    loop {
+        let room = replies.room().await?;
+        match receiver.recv().await {
+            Some(frame) => room.send(frame.to_wire()),
+            None => return Ok(()),
+        }
     }
-    Ok(())
 }
 
 /// What was sent before the stream was ended.

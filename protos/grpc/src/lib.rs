@@ -23,7 +23,7 @@ pub use serve::{
     Method, serve, serve_cancellable, serve_duplex, serve_stream, serve_unscoped,
     serve_unscoped_cancellable, serve_unscoped_stream,
 };
-pub use stream::{PAGE, ResponseStream, Sender, items, pages};
+pub use stream::{PAGE, ResponseStream, Room, Sender, items, pages};
 pub use written::Written;
 
 /// Largest message in either direction, the default of containerd's server and clients. The

@@ -61,9 +61,29 @@ impl<R> Sender<R> {
         drop(self.0.reserve_many(self.0.max_capacity()).await);
     }
 
+    /// Waits for room for one message: who gives up waiting has no message in its hands.
+    ///
+    /// # Errors
+    /// `Cancelled` when the client is gone.
+    pub async fn room(&self) -> Result<Room<'_, R>> {
+        let room = self.0.reserve().await;
+        room.map(Room).map_err(|_| Error::cancelled(""))
+    }
+
     /// Completes when the client is gone.
     pub async fn closed(&self) {
         self.0.closed().await;
+    }
+}
+
+/// Room for one message.
+#[derive(Debug)]
+pub struct Room<'a, R>(mpsc::Permit<'a, std::result::Result<R, Status>>);
+
+impl<R> Room<'_, R> {
+    /// Sends it.
+    pub fn send(self, message: R) {
+        self.0.send(Ok(message));
     }
 }
 
