@@ -173,7 +173,10 @@ async fn open(caller: &Caller, id: &str, far: Far) -> Result<()> {
                 Err(status) => Err(grpc::status::to_error(&status)),
             };
             let last = frame.is_err();
-            if !sink.send(frame).await || last {
+            // Read to its end also when nobody wants it: giving the answers up would cut off what is
+            // still on its way to the daemon.
+            let _wanted = sink.send(frame).await;
+            if last {
                 return;
             }
         }

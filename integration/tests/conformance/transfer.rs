@@ -3,6 +3,7 @@
 
 use std::io::Read as _;
 
+use client::stream::Duplex;
 use client::{ByteReader, Client};
 use grpc::images::ImagesClient;
 use grpc::leases::LeasesClient;
@@ -115,17 +116,22 @@ async fn import(peer: &Peer, to: Store) -> Vec<TransferEvent> {
 async fn export(peer: &Peer, name: &str) -> Vec<u8> {
     let client = client(peer);
     let stream = client.stream("out").await.expect("stream");
-    let reader = std::thread::spawn(move || {
-        let mut data = Vec::new();
-        ByteReader::new(stream).read_to_end(&mut data).map(|_| data)
-    });
+    let reader = read(stream);
     let to = Endpoint::Export(ExportStream {
         stream: "out".into(),
         ..ExportStream::default()
     });
     let from = Endpoint::Store(store(name));
     client.transfer(&from, &to, drop).await.expect("export");
-    reader.join().expect("thread").expect("bytes")
+    reader.await.expect("thread").expect("bytes")
+}
+
+/// Reads a stream beside what goes on; whoever waits for it must let the connection work.
+fn read(stream: Duplex) -> tokio::task::JoinHandle<std::io::Result<Vec<u8>>> {
+    tokio::task::spawn_blocking(move || {
+        let mut data = Vec::new();
+        ByteReader::new(stream).read_to_end(&mut data).map(|_| data)
+    })
 }
 
 async fn no_leases_are_left(peer: &Peer) {
@@ -274,10 +280,7 @@ async fn an_echo_returns_the_bytes(peer: &Peer) {
         let reader = Box::new(std::io::Cursor::new(data.clone()));
         let (from, _sent) = client.send_bytes(reader).await.expect("stream");
         let stream = client.stream("back").await.expect("stream");
-        let back = std::thread::spawn(move || {
-            let mut data = Vec::new();
-            ByteReader::new(stream).read_to_end(&mut data).map(|_| data)
-        });
+        let back = read(stream);
         let from = Endpoint::Import(ImportStream {
             stream: from,
             ..ImportStream::default()
@@ -287,7 +290,7 @@ async fn an_echo_returns_the_bytes(peer: &Peer) {
             ..ExportStream::default()
         });
         client.transfer(&from, &to, drop).await.expect("echo");
-        let back = back.join().expect("thread").expect("bytes");
+        let back = back.await.expect("thread").expect("bytes");
         assert!(back == data, "{length} bytes");
     }
 }
