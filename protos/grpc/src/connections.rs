@@ -53,6 +53,7 @@ const SLICE: Duration = Duration::from_micros(500);
 const BEHIND: Duration = Duration::from_millis(5);
 
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Head = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// Serves the routes on all connections until `stop` completes; then until the last call of the last
 /// client has ended.
@@ -93,10 +94,7 @@ pub async fn serve(
 /// Serves one connection to its end.
 async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receiver<()>) {
     let started = Started::default();
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let mut routes = routes.clone();
-        async move { answer(&mut routes, request).await }
-    });
+    let service = hyper::service::service_fn(move |request| answer(&mut routes.clone(), request));
     let mut builder = http2::Builder::new(started.clone());
     builder
         .timer(TokioTimer::new())
@@ -146,19 +144,17 @@ async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receive
     }
 }
 
-async fn answer(
-    routes: &mut Routes,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+/// The answer's head, on its own in memory and gone when it is there: a stream may stay open for days.
+fn answer(routes: &mut Routes, request: Request<Incoming>) -> Head {
     // A client may never send what its call is about: then the call does not begin.
     let limit = timeout(request.headers());
     let answer = routes.call(request.map(Body::new));
     let Some(limit) = limit else {
-        return answer.await;
+        return Box::pin(answer);
     };
+    let answer = tokio::time::timeout(limit.saturating_add(BEHIND), answer);
     let late = || Status::deadline_exceeded(Error::deadline_exceeded("").to_string());
-    let answered = tokio::time::timeout(limit.saturating_add(BEHIND), answer).await;
-    answered.unwrap_or_else(|_| Ok(late().into_http()))
+    Box::pin(answer.map(move |done| done.unwrap_or_else(|_| Ok(late().into_http()))))
 }
 
 /// Calls that have come in and were not polled yet.
