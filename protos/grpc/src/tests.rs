@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use protos::Message as _;
 use protos::services::streaming::StreamInit;
 use protos::services::version::VersionResponse;
@@ -289,4 +289,63 @@ async fn a_server_that_is_stopped_ends_with_its_last_call() {
     UnixStream::connect(serving.dir.path().join("sock"))
         .await
         .unwrap_err();
+}
+
+#[tokio::test]
+async fn a_call_whose_message_never_comes_ends_with_its_deadline() {
+    let serving = serve();
+    let stream = UnixStream::connect(serving.dir.path().join("sock"))
+        .await
+        .unwrap();
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.unwrap();
+    drop(tokio::spawn(connection));
+    let frames = tokio_stream::pending::<Result<http_body::Frame<bytes::Bytes>, Status>>();
+    let request =
+        http::Request::post("http://localhost/containerd.services.version.v1.Version/Version")
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", "50m")
+            .body(http_body_util::StreamBody::new(frames))
+            .unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "4");
+}
+
+/// Many calls that each take long: another connection is answered before they all are.
+#[tokio::test]
+async fn calls_of_one_connection_do_not_keep_another_from_its_turn() {
+    struct Slow(std::sync::atomic::AtomicUsize);
+
+    #[tonic::async_trait]
+    impl Version for Slow {
+        async fn version(&self, _: Request<Empty>) -> Result<Response<VersionResponse>, Status> {
+            let count = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let begin = std::time::Instant::now();
+            while begin.elapsed() < std::time::Duration::from_millis(2) {
+                std::hint::spin_loop();
+            }
+            Ok(Response::new(VersionResponse {
+                version: count.to_string(),
+                ..Default::default()
+            }))
+        }
+    }
+
+    const MANY: usize = 200;
+    let routes = Routes::new(VersionServer::new(Slow(0.into())));
+    let serving = serve_routes(routes, std::future::pending());
+    let busy = VersionClient::new(connect(serving.dir.path()).await);
+    let other = VersionClient::new(connect(serving.dir.path()).await);
+    let calls = (0..MANY).map(|_| {
+        let mut client = busy.clone();
+        async move { client.version(Empty::new()).await.unwrap() }
+    });
+    let first = async {
+        let mut client = other.clone();
+        client.version(Empty::new()).await.unwrap().into_inner()
+    };
+    let (_, answer) = tokio::join!(futures::future::join_all(calls), first);
+    let turn: usize = answer.version.parse().unwrap();
+    assert!(turn < MANY / 2, "it was the {turn}th to have its turn");
 }
