@@ -35,7 +35,7 @@ pub use media::{
 pub use model::{Config, Entry, Index, Manifest, ProcessDefaults};
 pub use platforms::PlatformSet;
 pub use rootfs::{chain_ids, chain_of};
-pub use store::ImageStore;
+pub use store::{ImageStore, record};
 pub use verify::{BinDir, BinDirOpts, Judgement, Verifier};
 pub use walk::{
     Frontier, children, config, find_manifest, manifests, read_config, read_index, read_manifest,

@@ -1,9 +1,10 @@
 //! Where image records are kept.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
-use types::{Descriptor, Image, Labels, Result};
+use types::{Descriptor, Fields, Image, Labels, Result};
 
 /// Keeps image records: the metadata store of this process, or a daemon at the other end of a socket.
 ///
@@ -17,4 +18,22 @@ pub trait ImageStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// `InvalidArgument` for an empty name or a target that cannot be.
     async fn put(&self, name: &str, target: Descriptor, labels: Labels) -> Result<Image>;
+}
+
+/// The record that a [`ImageStore::put`] makes, and what it changes of one that is there.
+#[must_use]
+pub fn record(name: &str, target: Descriptor, labels: Labels) -> (Image, Fields) {
+    let now = SystemTime::now();
+    let mut fields = vec!["target".to_owned()];
+    if !labels.is_empty() {
+        fields.push("labels".to_owned());
+    }
+    let image = Image {
+        name: name.to_owned(),
+        labels,
+        target,
+        created_at: now,
+        updated_at: now,
+    };
+    (image, Fields::new(fields))
 }

@@ -98,16 +98,11 @@ impl Containers {
         let prefix = all(Bucket::Container, &self.namespace);
         snapshot.scan(&prefix, &mut |rest, record| {
             let [id] = names(rest)?;
-            let goes_on = if filter.is_empty() || filter.matches(&get_container(id, record)?) {
-                see(&view_container(id, record)?)
-            } else {
-                true
-            };
-            Ok(if goes_on {
-                Flow::Continue(())
-            } else {
-                Flow::Break(())
-            })
+            let passes = filter.is_empty() || filter.matches(&get_container(id, record)?);
+            if passes && !see(&view_container(id, record)?) {
+                return Ok(Flow::Break(()));
+            }
+            Ok(Flow::Continue(()))
         })
     }
 

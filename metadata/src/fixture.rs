@@ -1,20 +1,22 @@
 //! What the tests of this crate share: a store in a temporary directory over the real local content
 //! store and a snapshotter in memory, and the events that come out of it.
 
+mod memory;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use ::content::{ContentStore, Local, testsuite};
 use ::snapshotters::Snapshotter;
-use async_trait::async_trait;
 use events::{Codec, Exchange, Subscription};
 use types::{
-    Any, Code, Container, Descriptor, Digest, Error, Fields, Filter, Image, Labels, Mount,
-    Namespace, Result, Scope, SnapshotInfo, SnapshotKey, SnapshotKind, Usage, label,
+    Any, Code, Container, Descriptor, Digest, Fields, Filter, Image, Labels, Namespace, Result,
+    Scope, SnapshotKey,
 };
 
+pub(crate) use self::memory::Memory;
 use crate::{FoundTask, Metadata, OpenOpts, Policy};
 
 pub(crate) const SNAPSHOTTER: &str = "memory";
@@ -263,248 +265,5 @@ pub(crate) fn container(id: &str) -> Container {
         sandbox: String::new(),
         created_at: SystemTime::UNIX_EPOCH,
         updated_at: SystemTime::UNIX_EPOCH,
-    }
-}
-
-/// A snapshotter in memory that keeps the contract and can be told to misbehave.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    all: BTreeMap<SnapshotKey, SnapshotInfo>,
-    remote: bool,
-    fleeting: usize,
-    fail: Option<Code>,
-    cleanups: usize,
-}
-
-impl Memory {
-    /// Backend keys.
-    pub(crate) fn keys(&self) -> Vec<String> {
-        self.state
-            .lock()
-            .unwrap()
-            .all
-            .keys()
-            .map(ToString::to_string)
-            .collect()
-    }
-
-    /// The labels of the one snapshot whose key ends so.
-    pub(crate) fn labels_of(&self, tail: &str) -> Labels {
-        let state = self.state.lock().unwrap();
-        let mut fits = state
-            .all
-            .values()
-            .filter(|info| info.name.as_str().ends_with(tail));
-        fits.next().unwrap().labels.clone()
-    }
-
-    /// From now on behaves as a remote snapshotter: it has every target that it is asked for.
-    pub(crate) fn be_remote(&self) {
-        self.state.lock().unwrap().remote = true;
-    }
-
-    /// As many targets are gone again before anybody can list them; the keys made for them stay.
-    pub(crate) fn be_fleeting(&self, targets: usize) {
-        self.state.lock().unwrap().fleeting = targets;
-    }
-
-    /// The next call that changes something fails with this.
-    pub(crate) fn fail_next(&self, code: Code) {
-        self.state.lock().unwrap().fail = Some(code);
-    }
-
-    pub(crate) fn cleanups(&self) -> usize {
-        self.state.lock().unwrap().cleanups
-    }
-
-    /// Loses a snapshot, as a damaged disk would.
-    pub(crate) fn lose(&self, tail: &str) {
-        let mut state = self.state.lock().unwrap();
-        state.all.retain(|key, _| !key.as_str().ends_with(tail));
-    }
-
-    fn create(
-        &self,
-        key: &SnapshotKey,
-        parent: Option<&SnapshotKey>,
-        labels: Labels,
-        kind: SnapshotKind,
-    ) -> Result<Vec<Mount>> {
-        let mut state = self.state.lock().unwrap();
-        state.check()?;
-        if let Some(parent) = parent
-            && state.get(parent)?.kind != SnapshotKind::Committed
-        {
-            return Err(Error::invalid_argument("parent is not committed"));
-        }
-        let now = SystemTime::now();
-        let mut info = SnapshotInfo {
-            kind,
-            name: key.clone(),
-            parent: parent.cloned(),
-            labels,
-            created_at: now,
-            updated_at: now,
-        };
-        if state.all.contains_key(key) {
-            return Err(Error::already_exists(key));
-        }
-        if state.remote && info.labels.contains_key(label::SNAPSHOT_REF) {
-            if state.fleeting > 0 {
-                state.fleeting -= 1;
-                state.all.insert(key.clone(), info);
-                return Err(Error::already_exists("target"));
-            }
-            info.kind = SnapshotKind::Committed;
-            info.name = format!("remote-{}", info.labels[label::SNAPSHOT_REF]).try_into()?;
-            state.all.insert(info.name.clone(), info);
-            return Err(Error::already_exists("target"));
-        }
-        state.all.insert(key.clone(), info);
-        Ok(vec![mount(key)])
-    }
-
-    /// Turns an active snapshot into a committed one.
-    fn turn(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
-        let mut state = self.state.lock().unwrap();
-        state.check()?;
-        let mut info = state.get(key)?.clone();
-        if info.kind != SnapshotKind::Active {
-            return Err(Error::failed_precondition("not active"));
-        }
-        if state.all.contains_key(name) {
-            return Err(Error::already_exists(name));
-        }
-        state.all.remove(key);
-        info.kind = SnapshotKind::Committed;
-        info.name = name.clone();
-        info.labels = labels;
-        state.all.insert(name.clone(), info);
-        Ok(())
-    }
-}
-
-fn mount(key: &SnapshotKey) -> Mount {
-    Mount {
-        kind: "memory".into(),
-        source: key.to_string(),
-        ..Mount::default()
-    }
-}
-
-impl State {
-    fn check(&mut self) -> Result<()> {
-        match self.fail.take() {
-            Some(code) => Err(Error::new(code, "told to fail")),
-            None => Ok(()),
-        }
-    }
-
-    fn get(&self, key: &SnapshotKey) -> Result<&SnapshotInfo> {
-        self.all
-            .get(key)
-            .ok_or_else(|| Error::not_found(format_args!("backend {key}")))
-    }
-}
-
-#[async_trait]
-impl Snapshotter for Memory {
-    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo> {
-        self.state.lock().unwrap().get(key).cloned()
-    }
-
-    async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
-        assert!(fields.is_all(), "the scoped store sends whole label sets");
-        let mut state = self.state.lock().unwrap();
-        state.check()?;
-        let mut known = state.get(&info.name)?.clone();
-        known.labels = info.labels;
-        state.all.insert(info.name, known.clone());
-        Ok(known)
-    }
-
-    async fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
-        self.state.lock().unwrap().get(key)?;
-        Ok(Usage { inodes: 1, size: 2 })
-    }
-
-    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>> {
-        if self.state.lock().unwrap().get(key)?.kind == SnapshotKind::Committed {
-            return Err(Error::failed_precondition("committed"));
-        }
-        Ok(vec![mount(key)])
-    }
-
-    async fn prepare(
-        &self,
-        key: &SnapshotKey,
-        parent: Option<&SnapshotKey>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>> {
-        let made = self.create(key, parent, labels, SnapshotKind::Active);
-        // As from another thread: done here, not yet known to the caller.
-        tokio::task::yield_now().await;
-        made
-    }
-
-    async fn view(
-        &self,
-        key: &SnapshotKey,
-        parent: Option<&SnapshotKey>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>> {
-        self.create(key, parent, labels, SnapshotKind::View)
-    }
-
-    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
-        let done = self.turn(name, key, labels);
-        tokio::task::yield_now().await;
-        done
-    }
-
-    fn rebases(&self) -> bool {
-        true
-    }
-
-    async fn rebase(
-        &self,
-        name: &SnapshotKey,
-        key: &SnapshotKey,
-        parent: &SnapshotKey,
-        labels: Labels,
-    ) -> Result<()> {
-        self.state.lock().unwrap().get(parent)?;
-        self.turn(name, key, labels)?;
-        let mut state = self.state.lock().unwrap();
-        state.all.get_mut(name).unwrap().parent = Some(parent.clone());
-        Ok(())
-    }
-
-    async fn remove(&self, key: &SnapshotKey) -> Result<()> {
-        let mut state = self.state.lock().unwrap();
-        state.check()?;
-        state.get(key)?;
-        let mut all = state.all.values();
-        if all.any(|info| info.parent.as_ref() == Some(key)) {
-            return Err(Error::failed_precondition("has children"));
-        }
-        state.all.remove(key);
-        Ok(())
-    }
-
-    async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
-        let state = self.state.lock().unwrap();
-        let found = state.all.values().filter(|info| filter.matches(*info));
-        Ok(found.cloned().collect())
-    }
-
-    async fn cleanup(&self) -> Result<()> {
-        self.state.lock().unwrap().cleanups += 1;
-        Ok(())
     }
 }

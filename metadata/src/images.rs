@@ -42,16 +42,11 @@ impl Images {
         let prefix = all(Bucket::Image, &self.scope.namespace);
         snapshot.scan(&prefix, &mut |rest, record| {
             let [name] = names(rest)?;
-            let goes_on = if filter.is_empty() || filter.matches(&get_image(name, record)?) {
-                see(&view_image(name, record)?)
-            } else {
-                true
-            };
-            Ok(if goes_on {
-                Flow::Continue(())
-            } else {
-                Flow::Break(())
-            })
+            let passes = filter.is_empty() || filter.matches(&get_image(name, record)?);
+            if passes && !see(&view_image(name, record)?) {
+                return Ok(Flow::Break(()));
+            }
+            Ok(Flow::Continue(()))
         })
     }
 

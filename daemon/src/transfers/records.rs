@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use images::{ImageStore, PlatformSet};
 use metadata::Images;
 use types::transfer::Store;
-use types::{Context as _, Descriptor, Error, Fields, Image, Labels, Result};
+use types::{Context as _, Descriptor, Error, Image, Labels, Result};
 
 use super::report::Report;
 
@@ -49,19 +49,7 @@ impl Records {
 impl ImageStore for Records {
     /// When another client makes or removes the record between the two steps, they are tried again.
     async fn put(&self, name: &str, target: Descriptor, labels: Labels) -> Result<Image> {
-        let now = std::time::SystemTime::now();
-        let mut fields = vec!["target".to_owned()];
-        if !labels.is_empty() {
-            fields.push("labels".to_owned());
-        }
-        let fields = Fields::new(fields);
-        let image = Image {
-            name: name.to_owned(),
-            labels,
-            target,
-            created_at: now,
-            updated_at: now,
-        };
+        let (image, fields) = images::record(name, target, labels);
         match self.0.create(image.clone(), None).await {
             Err(e) if e.is_already_exists() => {}
             made => return made,

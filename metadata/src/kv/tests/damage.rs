@@ -1,0 +1,169 @@
+//! Stores whose file, or journal, is not what was written.
+
+use types::Code;
+
+use super::{dump, open, place, put};
+use crate::kv::{Journal, Kv, Opened, Read as _, Records, beside};
+
+/// What may stand in a damaged file.
+fn damages(whole: &[u8]) -> Vec<Vec<u8>> {
+    vec![
+        Vec::new(),
+        b"something else".to_vec(),
+        whole[..whole.len() / 3].to_vec(),
+        vec![0; whole.len()],
+    ]
+}
+
+#[tokio::test]
+async fn a_damaged_file_without_a_journal_is_refused_and_left_alone() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    drop(kv);
+    std::fs::remove_file(Journal::beside(&path)).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    for damaged in damages(&whole) {
+        std::fs::write(&path, &damaged).unwrap();
+        let error = Kv::open(&path).err().unwrap();
+        assert!(error.is(Code::DataLoss), "{} bytes: {error}", damaged.len());
+        assert!(
+            error.to_string().contains(path.to_str().unwrap()),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), damaged);
+    }
+    std::fs::write(&path, &whole).unwrap();
+    Kv::open(&path).unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_restored_from_its_journal_and_kept() {
+    let (root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    put(&kv, b"b", b"2").await;
+    kv.write(|tx| {
+        tx.remove(b"a".to_vec());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    drop(kv);
+    let whole = std::fs::read(&path).unwrap();
+    for (round, damaged) in damages(&whole).into_iter().enumerate() {
+        std::fs::write(&path, &damaged).unwrap();
+        let (kv, opened) = Kv::open(&path).unwrap();
+        let Opened::Restored(restored) = opened else {
+            panic!("{opened:?}");
+        };
+        assert!(!restored.torn);
+        assert_eq!(std::fs::read(restored.aside.unwrap()).unwrap(), damaged);
+        assert_eq!(kv.read().unwrap().get(b"a").unwrap(), None);
+        assert_eq!(kv.read().unwrap().get(b"b").unwrap().unwrap(), b"2");
+        // What is written now is restored the next time.
+        put(&kv, b"round", round.to_string().as_bytes()).await;
+        drop(kv);
+    }
+    std::fs::remove_file(&path).unwrap();
+    let (kv, opened) = Kv::open(&path).unwrap();
+    assert!(matches!(opened, Opened::Restored(restored) if restored.aside.is_none()));
+    assert_eq!(kv.read().unwrap().get(b"round").unwrap().unwrap(), b"3");
+    drop(kv);
+    let (_, opened) = Kv::open(&path).unwrap();
+    assert!(matches!(opened, Opened::Whole));
+    drop(root);
+}
+
+/// The engine goes back to the commit before when its last one cannot be read, and says nothing.
+#[tokio::test]
+async fn a_file_that_is_behind_its_journal_is_restored() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    drop(kv);
+    let old = std::fs::read(&path).unwrap();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"2").await;
+    drop(kv);
+    std::fs::write(&path, old).unwrap();
+    let (kv, opened) = Kv::open(&path).unwrap();
+    assert!(
+        matches!(&opened, Opened::Restored(restored) if restored.cause.to_string().contains("1 commits behind")),
+        "{opened:?}"
+    );
+    assert_eq!(kv.read().unwrap().get(b"a").unwrap().unwrap(), b"2");
+}
+
+#[tokio::test]
+async fn a_journal_that_is_damaged_is_made_anew_beside_a_store_that_is_whole() {
+    let (_root, path) = place();
+    let journal = Journal::beside(&path);
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    drop(kv);
+    let good = std::fs::read(&journal).unwrap();
+    for damaged in [Vec::new(), good[..good.len() - 1].to_vec(), b"x".repeat(99)] {
+        std::fs::write(&journal, damaged).unwrap();
+        let (kv, opened) = Kv::open(&path).unwrap();
+        assert!(matches!(opened, Opened::Whole));
+        drop(kv);
+        let replay = Journal::replay(&path).unwrap().unwrap();
+        assert_eq!(
+            replay.records,
+            Records::from([(b"a".to_vec(), b"1".to_vec())])
+        );
+    }
+}
+
+/// Random damage of the file: whatever is hit, all that was answered is there, or the file is whole.
+#[tokio::test]
+async fn whatever_is_damaged_nothing_that_was_answered_is_lost() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    for n in 0..40_u8 {
+        put(&kv, &[n], &vec![n; 100 * usize::from(n)]).await;
+    }
+    let crashed = std::fs::read(&path).unwrap();
+    drop(kv);
+    let clean = std::fs::read(&path).unwrap();
+    let journal = std::fs::read(Journal::beside(&path)).unwrap();
+    let mut seed = 1_u64;
+    let mut random = |below: usize| {
+        // Knuth's multiplier: any sequence will do that is the same in every run.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(seed >> 33).unwrap() % below
+    };
+    for round in 0..100 {
+        let mut file = if round % 2 == 0 { &clean } else { &crashed }.clone();
+        match round % 4 {
+            0 | 1 => file.truncate(random(file.len())),
+            2 => {
+                let at = random(file.len());
+                file[at] ^= 1 << random(8);
+            }
+            _ => {
+                let at = random(512);
+                file[at] = u8::try_from(random(256)).unwrap();
+            }
+        }
+        std::fs::write(&path, &file).unwrap();
+        std::fs::write(Journal::beside(&path), &journal).unwrap();
+        let (kv, _) = Kv::open(&path).unwrap();
+        let all = dump(&kv.read().unwrap(), b"");
+        assert_eq!(all.len(), 40, "round {round}");
+        assert!(
+            all.iter()
+                .all(|(key, value)| value.iter().all(|b| *b == key[0]))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_half_made_store_is_made_anew() {
+    let (_root, path) = place();
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(beside(&path, "new"), b"half").unwrap();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+}
