@@ -172,4 +172,11 @@ pub trait Ingest: Send + fmt::Debug {
         expected: Option<Digest>,
         labels: Labels,
     ) -> Result<Digest>;
+
+    /// Gives up: the ingest and its data are gone, and only then is the name free. Where the writer is
+    /// dropped and then aborted by name, another writer may have begun in between and loses its data.
+    ///
+    /// # Errors
+    /// I/O; the data may then stay.
+    async fn abandon(self: Box<Self>) -> Result<()>;
 }

@@ -30,6 +30,7 @@ pub async fn run(store: &dyn ContentStore, caps: Caps) {
     a_known_blob_is_refused_at_open_and_at_commit(store).await;
     truncation_starts_anew(store).await;
     an_aborted_ingest_is_gone(store).await;
+    an_abandoned_ingest_is_gone(store).await;
     other_algorithms_commit(store).await;
     deleted_blobs_are_gone_and_open_ones_stay_readable(store).await;
     lists_are_ordered_and_filtered(store).await;
@@ -220,6 +221,31 @@ pub async fn an_aborted_ingest_is_gone(store: &dyn ContentStore) {
     assert_eq!(ingest.status().offset, 0);
     drop(ingest);
     store.abort(&reference).await.unwrap();
+}
+
+/// A writer that gives up leaves nothing, also when another waits for the name all the time.
+pub async fn an_abandoned_ingest_is_gone(store: &dyn ContentStore) {
+    let reference = name("suite-abandon");
+    for _ in 0..20 {
+        let mut ingest = store.ingest(spec("suite-abandon")).await.unwrap();
+        write(&mut ingest, b"part").await;
+        let next = async {
+            loop {
+                match store.ingest(spec("suite-abandon")).await {
+                    Ok(ingest) => return ingest,
+                    Err(error) => assert!(error.is(Code::Unavailable), "{error}"),
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let (gone, mut next) = tokio::join!(ingest.abandon(), next);
+        gone.unwrap();
+        assert_eq!(next.status().offset, 0);
+        write(&mut next, b"whole").await;
+        let digest = next.commit(Some(5), None, Labels::new()).await.unwrap();
+        store.delete(&digest).await.unwrap();
+        assert!(store.status(&reference).await.unwrap_err().is_not_found());
+    }
 }
 
 /// sha384 and sha512, known at open or only at commit.

@@ -297,4 +297,10 @@ impl Ingest for Writer {
         tables.blobs.insert(digest.clone(), (data.into(), labels));
         Ok(digest)
     }
+
+    async fn abandon(self: Box<Self>) -> Result<()> {
+        let mut tables = self.store.0.lock().unwrap();
+        tables.ingests.remove(self.spec.reference.as_str());
+        Ok(())
+    }
 }

@@ -125,6 +125,33 @@ impl ScopedContent {
         writer.map_err(|e| e.ctx(format!("ingest {:?}", spec.reference.as_str())))
     }
 
+    /// Removes the record of an ingest; with `backend` only the one of that name there.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub(crate) async fn forget(
+        &self,
+        reference: &IngestRef,
+        backend: Option<&IngestRef>,
+    ) -> Result<IngestRecord> {
+        let scope = self.scope.clone();
+        let reference = reference.clone();
+        let backend = backend.cloned();
+        let change = move |tx: &mut WriteTx<'_, '_>| {
+            let missing = || Error::not_found(format_args!("reference {reference}"));
+            let at = own(Bucket::Ingest, &scope.namespace, reference.as_str());
+            let record = IngestRecord::decode(&tx.get(&at)?.ok_or_else(missing)?)?;
+            if backend.is_some_and(|backend| backend.as_str() != record.backend) {
+                return Err(missing());
+            }
+            tx.remove(at);
+            leases::drop_resource(tx, &scope, &Resource::Ingest(reference));
+            tx.mark_content();
+            Ok(record)
+        };
+        self.metadata.0.db.write(change).await
+    }
+
     fn require(&self, digest: &Digest) -> Result<BlobRecord> {
         load(
             &self.metadata.0.db.kv.read()?,
@@ -224,8 +251,7 @@ impl ContentStore for ScopedContent {
                     let writer = self.writer(&spec, &backend).await?;
                     // Who had it until now may have committed it since the look: not twice.
                     if self.shared(&spec).await?.is_some() {
-                        drop(writer);
-                        self.backend().abort(&backend).await.absent_ok()?;
+                        writer.abandon().await?;
                         continue;
                     }
                     Source::Own(writer)
@@ -294,19 +320,7 @@ impl ContentStore for ScopedContent {
     }
 
     async fn abort(&self, reference: &IngestRef) -> Result<()> {
-        let scope = self.scope.clone();
-        let reference = reference.clone();
-        let change = move |tx: &mut WriteTx<'_, '_>| {
-            let at = own(Bucket::Ingest, &scope.namespace, reference.as_str());
-            let record = tx
-                .get(&at)?
-                .ok_or_else(|| Error::not_found(format_args!("reference {reference}")))?;
-            tx.remove(at);
-            leases::drop_resource(tx, &scope, &Resource::Ingest(reference));
-            tx.mark_content();
-            IngestRecord::decode(&record)
-        };
-        let record = self.metadata.0.db.write(change).await?;
+        let record = self.forget(reference, None).await?;
         let gone = self.backend().abort(&record.backend.parse()?).await;
         gone.absent_ok().map(drop)
     }

@@ -15,7 +15,9 @@ use std::time::SystemTime;
 use ::content::{Blob, Ingest, IngestSpec};
 use async_trait::async_trait;
 use bytes::Bytes;
-use types::{Digest, Error, Event, IngestRef, IngestStatus, Labels, Resource, Result};
+use types::{
+    Context as _, Digest, Error, Event, IngestRef, IngestStatus, Labels, Resource, Result,
+};
 
 use crate::content::ScopedContent;
 use crate::db::WriteTx;
@@ -252,6 +254,26 @@ impl Ingest for ScopedIngest {
             linked
         };
         detached(publish).await
+    }
+
+    async fn abandon(self: Box<Self>) -> Result<()> {
+        let Self {
+            content,
+            spec,
+            backend,
+            source,
+            ..
+        } = *self;
+        // The record first: who comes now makes another, with another name in the backend.
+        let gone = async move {
+            let gone = content.forget(&spec.reference, Some(&backend)).await;
+            gone.absent_ok()?;
+            match source {
+                Source::Own(writer) => writer.abandon().await,
+                Source::Shared { .. } => Ok(()),
+            }
+        };
+        detached(gone).await
     }
 }
 

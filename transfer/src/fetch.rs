@@ -119,7 +119,6 @@ impl Fetcher {
                 // The next try goes on from here.
                 return Err(error);
             }
-            let _gone = self.content.abort(&reference).await;
             if !again || anew >= ANEW {
                 return Err(error);
             }
@@ -190,15 +189,28 @@ impl Fetcher {
         self.budget.progress();
         let mut reader = self.repository.open(descriptor, offset)?;
         let copied = self.copy(&mut reader, ingest.as_mut(), key, size).await;
-        let filled = match copied {
-            Ok(()) => {
-                let labels = Labels::new().with(&self.source.0, &self.source.1);
-                let digest = Some(descriptor.digest.clone());
-                ingest.commit(Some(size), digest, labels).await.map(drop)
+        if let Err(error) = copied {
+            let failed = judged(error, &reader, offset > 0);
+            // The next try goes on from what is there only where the host was to blame.
+            if !failed.error.is(Code::Unavailable) {
+                ingest.abandon().await?;
             }
-            Err(error) => Err(error),
+            return Err(failed);
+        }
+        let labels = Labels::new().with(&self.source.0, &self.source.1);
+        let digest = Some(descriptor.digest.clone());
+        let Err(error) = ingest.commit(Some(size), digest, labels).await else {
+            return Ok(());
         };
-        filled.map_err(|error| judged(error, &reader, offset > 0))
+        if error.is_not_found() {
+            // Somebody has aborted it by name.
+            return Err(Failed { error, again: true });
+        }
+        let failed = judged(error, &reader, offset > 0);
+        if failed.error.is(Code::FailedPrecondition) {
+            let _gone = self.content.abort(&key.parse()?).await;
+        }
+        Err(failed)
     }
 
     /// Writes what comes, to the end or as far as it comes.

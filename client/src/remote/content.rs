@@ -12,7 +12,7 @@ use protos::wire::{Wire as _, signed};
 use tonic::transport::Channel;
 use types::{BlobInfo, Digest, Error, Fields, Filter, IngestRef, IngestStatus, Labels, Result};
 
-use super::ingest::RemoteIngest;
+use super::ingest::{RemoteIngest, abort};
 use crate::call::{Caller, done, present};
 
 /// The content service of a daemon, in one namespace.
@@ -166,12 +166,7 @@ impl ContentStore for RemoteContent {
     }
 
     async fn abort(&self, reference: &IngestRef) -> Result<()> {
-        let message = wire::AbortRequest {
-            ref_: reference.to_string(),
-            ..Default::default()
-        };
-        done(self.stub().abort(self.caller.request(message)?).await)?;
-        Ok(())
+        abort(&self.caller, self.stub(), reference).await
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
-use types::{Algorithm, Digest, Error, IngestStatus, Labels, Result};
+use types::{Algorithm, Context as _, Digest, Error, IngestRef, IngestStatus, Labels, Result};
 
 use crate::call::{Caller, done};
 
@@ -29,6 +29,8 @@ const CHUNK: usize = 1 << 20;
 /// An open `Content.Write` stream.
 #[derive(Debug)]
 pub(super) struct RemoteIngest {
+    caller: Caller,
+    stub: ContentClient<Channel>,
     requests: mpsc::Sender<wire::WriteContentRequest>,
     answers: Streaming<wire::WriteContentResponse>,
     unanswered: usize,
@@ -63,6 +65,8 @@ impl RemoteIngest {
         let call = caller.endless(ReceiverStream::new(receiver))?;
         let answers = done(stub.write(call).await)?;
         let mut made = Self {
+            caller: caller.clone(),
+            stub,
             requests,
             answers,
             unanswered: 1,
@@ -225,4 +229,34 @@ impl Ingest for RemoteIngest {
         {}
         answer.digest.parse()
     }
+
+    async fn abandon(self: Box<Self>) -> Result<()> {
+        let Self {
+            requests,
+            mut answers,
+            status,
+            caller,
+            stub,
+            ..
+        } = *self;
+        drop(requests);
+        // Until the other end has let it go, whatever it says on the way.
+        while let Ok(Some(_)) = answers.message().await {}
+        abort(&caller, stub, &status.reference).await.absent_ok()?;
+        Ok(())
+    }
+}
+
+/// Removes an ingest by name.
+pub(super) async fn abort(
+    caller: &Caller,
+    mut stub: ContentClient<Channel>,
+    reference: &IngestRef,
+) -> Result<()> {
+    let message = wire::AbortRequest {
+        ref_: reference.to_string(),
+        ..Default::default()
+    };
+    done(stub.abort(caller.request(message)?).await)?;
+    Ok(())
 }

@@ -1,10 +1,11 @@
 //! Paths of the local store and the plain operations on them. All of it blocks.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
 use types::{Algorithm, BlobInfo, Digest, Error, Filter, IngestRef, IngestStatus, Labels, Result};
@@ -126,6 +127,9 @@ impl Layout {
     pub(super) fn statuses(&self, filter: &Filter) -> Result<Vec<IngestStatus>> {
         let mut all = Vec::new();
         for name in self.tickets()? {
+            if is_discarded(&name) {
+                continue;
+            }
             match Ticket::new(self.ingests().join(&name)).status() {
                 Ok(status) if filter.matches(&status) => all.push(status),
                 Ok(_) => {}
@@ -139,9 +143,36 @@ impl Layout {
     }
 
     pub(super) fn abort(&self, reference: &IngestRef) -> Result<()> {
-        let path = self.ingest(reference)?;
-        fs::remove_dir_all(&path).map_err(|e| absent(e, "remove", &path, || no_ingest(reference)))
+        discard(&self.ingest(reference)?).map_err(|e| {
+            if e.is_not_found() {
+                no_ingest(reference)
+            } else {
+                e
+            }
+        })
     }
+}
+
+/// Removes an ingest's directory, first from its name: whoever makes files there at this moment cannot
+/// keep it, and whoever begins anew finds nothing half removed.
+///
+/// # Errors
+/// `NotFound`, I/O.
+pub(super) fn discard(path: &Path) -> Result<()> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    // No two at once, and none that a crash has left.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_nanos();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let aside = path.with_extension(format!("{now:x}-{count:x}"));
+    let gone = || Error::not_found(format_args!("{}", path.display()));
+    fs::rename(path, &aside).map_err(|e| absent(e, "rename", path, gone))?;
+    fs::remove_dir_all(&aside).map_err(|e| os("remove", &aside, e))
+}
+
+/// True for a directory that [`discard`] was about to remove.
+pub(super) fn is_discarded(ticket: &OsStr) -> bool {
+    Path::new(ticket).extension().is_some()
 }
 
 /// Name of an ingest's directory: hashed, so that the reference may hold anything.

@@ -31,7 +31,7 @@ use types::{
 
 use self::blob::LocalBlob;
 use self::ingest::Ticket;
-use self::layout::{Layout, ticket_name};
+use self::layout::{Layout, is_discarded, ticket_name};
 use self::writer::LocalIngest;
 use crate::{Blob, ContentStore, Ingest, IngestSpec};
 
@@ -115,12 +115,13 @@ impl Store {
     fn cleanup(self: &Arc<Self>) -> Result<()> {
         for name in self.layout.tickets()? {
             let ticket = Ticket::new(self.layout.ingests().join(&name));
-            let is_dead = || ticket.status().is_err_and(|e| e.is_not_found());
+            let is_dead =
+                || is_discarded(&name) || ticket.status().is_err_and(|e| e.is_not_found());
             if !is_dead() {
                 continue;
             }
             // Looked at once more under the claim: a writer may have come and gone.
-            let Some(_claim) = Claim::take(self, name) else {
+            let Some(_claim) = Claim::take(self, name.clone()) else {
                 continue;
             };
             if is_dead() {

@@ -20,7 +20,7 @@ use types::{Algorithm, Code, Digest, Error, IngestStatus, Labels, Result};
 
 use super::follow::Following;
 use super::ingest::{Ticket, rehash};
-use super::layout::{os, sync_dir};
+use super::layout::{discard, os, sync_dir};
 use super::{Claim, blocking};
 use crate::{Blob, Hasher, Ingest, IngestSpec};
 
@@ -234,6 +234,16 @@ impl Ingest for LocalIngest {
     ) -> Result<Digest> {
         self.settle().await?;
         blocking(move || self.finish(size, expected.as_ref())).await
+    }
+
+    async fn abandon(mut self: Box<Self>) -> Result<()> {
+        // What a failed write was about does not matter any more.
+        let _settled = self.settle().await;
+        blocking(move || {
+            self.committed = true;
+            discard(self.ticket.path()).or_else(|e| if e.is_not_found() { Ok(()) } else { Err(e) })
+        })
+        .await
     }
 }
 

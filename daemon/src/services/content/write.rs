@@ -120,16 +120,14 @@ impl Session {
             total,
             expected,
         } = self;
-        drop(ingest);
-        store.abort(&reference).await?;
+        ingest.abandon().await?;
         let again = IngestSpec {
             reference: reference.clone(),
             total,
             expected,
         };
-        drop(store.ingest(again).await?);
         // The blob was removed in between: the client has to start anew.
-        store.abort(&reference).await?;
+        store.ingest(again).await?.abandon().await?;
         Err(Error::aborted("blob was removed while it was written"))
     }
 
