@@ -1,8 +1,8 @@
 //! The engine, and how it comes back after a failed disk.
 //!
 //! Invariant: after any I/O error the engine refuses everything until it is opened again; the writer
-//! thread does that, from the last commit, so a disk that was full for a while costs those requests
-//! that met it and nothing else.
+//! thread does that, from the journal's last commit, so a disk that was full for a while costs those
+//! requests that met it and nothing else.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use redb::{Database, DatabaseError, ReadableDatabase as _, StorageError};
+use redb::{Database, DatabaseError, Durability, ReadableDatabase as _, StorageError, Table};
 use types::{Error, Result};
 
-use super::{CACHE_BYTES, RECORDS, Snapshot};
+use super::journal::Journal;
+use super::{CACHE_BYTES, COMMIT, RECORDS, STORE, Snapshot};
 
 /// How often, and how long apart, a new opening waits for readers of the old one.
 const REOPEN_TRIES: u32 = 50;
@@ -26,7 +27,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Opens the store at `path` once all of it is known to be whole, and tells its last commit.
+    /// Opens the store at `path` once all of it is known to be whole, and tells its file's last commit.
     ///
     /// # Errors
     /// `DataLoss` when the file is damaged; `Unavailable` while another process has it; I/O.
@@ -53,17 +54,19 @@ impl Engine {
         work(slot.as_ref().ok_or_else(closed)?)
     }
 
-    /// Closes the database and opens it again at its last commit.
-    pub(super) fn reopen(&self) -> Result<()> {
+    /// Closes the database, opens it again, and brings it to its journal's last commit, which it tells.
+    pub(super) fn reopen(&self) -> Result<u64> {
         let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
         drop(slot.take());
         let mut tries = 0;
         loop {
             match open(&self.path) {
                 Ok(database) => {
+                    // In memory: on a full disk reads go on.
+                    let last = catch_up(&database, &self.path, Durability::None)?;
                     tracing::warn!(path = %self.path.display(), "metadata store was opened again");
                     *slot = Some(database);
-                    return Ok(());
+                    return Ok(last);
                 }
                 // Readers of the old one hold it for a moment longer.
                 Err(DatabaseError::DatabaseAlreadyOpen) if tries < REOPEN_TRIES => {
@@ -74,6 +77,38 @@ impl Engine {
             }
         }
     }
+}
+
+/// Brings the store to the last commit of its journal, and tells which that is.
+pub(super) fn catch_up(database: &Database, path: &Path, durability: Durability) -> Result<u64> {
+    let (_, commit) = Snapshot::open(database)?;
+    let mut txn = database.begin_write().map_err(failure)?;
+    txn.set_durability(durability).map_err(failure)?;
+    let last = {
+        let mut table = txn.open_table(RECORDS).map_err(failure)?;
+        let last = Journal::follow(path, commit, &mut |entry| apply(&mut table, entry))?;
+        let mut store = txn.open_table(STORE).map_err(failure)?;
+        store.insert(COMMIT, last).map_err(failure)?;
+        last
+    };
+    if last == commit {
+        txn.abort().map_err(failure)?;
+    } else {
+        txn.commit().map_err(failure)?;
+    }
+    Ok(last)
+}
+
+/// Sets or removes one key.
+pub(super) fn apply(
+    table: &mut Table<'_, &'static [u8], &'static [u8]>,
+    (key, value): (&[u8], Option<&[u8]>),
+) -> Result<()> {
+    match value {
+        Some(value) => drop(table.insert(key, value).map_err(failure)?),
+        None => drop(table.remove(key).map_err(failure)?),
+    }
+    Ok(())
 }
 
 /// [`whole`], where a panic is an answer.

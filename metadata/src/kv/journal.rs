@@ -1,27 +1,33 @@
-//! The journal: a second copy of all records, for the day when the store's file is damaged.
+//! The journal: where a commit becomes durable, and a second copy of all records.
 //!
-//! Invariant: replayed, a journal gives the records of the store at the journal's last commit. It is
-//! written behind the store and never flushed but for its base: a killed process costs it nothing, a
-//! power cut its tail. The store alone answers calls; nobody reads the journal while the store is well.
+//! Invariant: replayed, a journal gives the records of its last commit, and no commit of the store is
+//! answered or seen before its frame is here, on the disk. The store's own file follows behind: what it
+//! lacks after a crash it gets from here, and when it is damaged, so it does everything.
 //!
 //! ```text
-//! magic | base, base, … end of base | change | change …      each: length, CRC-32, payload
+//! magic | base, base, … end of base | change | change … | zeros      each: length, CRC-32, payload
 //! ```
+//!
+//! The zeros are room that was written before: a frame in it changes nothing but data, so that one
+//! write and one flush of the disk make it durable.
+
+mod scan;
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, BufWriter, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{BufWriter, ErrorKind, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use types::Result;
 
+use self::scan::{Entry, Scan};
 use super::tx::Overlay;
 use super::{Flow, Read, Records, beside, os, sync_parent};
-use crate::codec::{Decoder, Encoder, damaged};
+use crate::codec::Encoder;
 
 /// First bytes of a journal.
-const MAGIC: &[u8; 8] = b"cdrsjnl1";
+const MAGIC: &[u8; 8] = b"cdrsjnl2";
 /// Version of a frame's payload.
 const VERSION: u8 = 1;
 /// Length and checksum before a payload.
@@ -33,6 +39,8 @@ const MAX_FRAME: usize = 1 << 30;
 /// A journal is made anew when its changes outgrow its base by this factor, and this many bytes.
 const OUTGROWN: u64 = 2;
 const SMALL: u64 = 4 << 20;
+/// Room that is made at a time: that of some hundred changes.
+const ROOM: usize = 256 << 10;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +61,8 @@ pub(super) struct Journal {
     file: Option<File>,
     base: u64,
     len: u64,
+    /// Length of the file, zeros and all.
+    room: u64,
 }
 
 /// The records of a journal.
@@ -67,13 +77,34 @@ pub(super) struct Replay {
     pub(super) torn: bool,
 }
 
+/// What a journal holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Survey {
+    /// Commit of its base.
+    pub(super) first: u64,
+    /// Its last commit.
+    pub(super) last: u64,
+    /// It ends in something that cannot be read.
+    pub(super) torn: bool,
+    base: u64,
+    len: u64,
+}
+
+#[cfg(test)]
+impl Survey {
+    /// Where the next frame will be.
+    pub(super) fn end(&self) -> u64 {
+        self.len
+    }
+}
+
 impl Journal {
     /// Where the journal of the store at `path` is.
     pub(super) fn beside(path: &Path) -> PathBuf {
         beside(path, "journal")
     }
 
-    /// Makes the journal of a store that is at `commit`. What was there before stays until it is
+    /// Makes the journal of a store whose file is at `commit`. What was there before stays until it is
     /// complete.
     pub(super) fn make(store: &Path, records: &dyn Read, commit: u64) -> Result<Self> {
         let path = Self::beside(store);
@@ -82,20 +113,23 @@ impl Journal {
         let mut file = BufWriter::new(create(&draft)?);
         file.write_all(MAGIC).map_err(at)?;
         let mut len = MAGIC.len() as u64;
+        let mut put = |file: &mut BufWriter<File>, frame: &Encoder| {
+            let bytes = bytes(frame).map_err(at)?;
+            len += bytes.len() as u64;
+            file.write_all(&bytes).map_err(at)
+        };
         let mut part = frame(Kind::Base, commit);
         records.scan(b"", &mut |key, value| {
-            entry(&mut part, key, Some(value));
+            entry(&mut part, (key, Some(value)));
             if part.len() > PART {
-                len += put(
-                    &mut file,
-                    &std::mem::replace(&mut part, frame(Kind::Base, commit)),
-                )
-                .map_err(at)?;
+                let full = std::mem::replace(&mut part, frame(Kind::Base, commit));
+                put(&mut file, &full)?;
             }
             Ok(Flow::Continue(()))
         })?;
-        len += put(&mut file, &part).map_err(at)?;
-        len += put(&mut file, &frame(Kind::BaseEnd, commit)).map_err(at)?;
+        put(&mut file, &part)?;
+        put(&mut file, &frame(Kind::BaseEnd, commit))?;
+        file.write_all(&[0; ROOM]).map_err(at)?;
         let file = file.into_inner().map_err(|e| at(e.into_error()))?;
         file.sync_data().map_err(at)?;
         std::fs::rename(&draft, &path).map_err(|e| os("rename", &draft, e))?;
@@ -105,55 +139,50 @@ impl Journal {
             file: Some(file),
             base: len,
             len,
+            room: len + ROOM as u64,
         })
     }
 
-    /// Goes on with a journal that is whole and ends at `commit`; `None` when it is not.
-    pub(super) fn resume(store: &Path, commit: u64) -> Result<Option<Self>> {
+    /// Goes on with a journal that is as `survey` says.
+    pub(super) fn resume(store: &Path, survey: &Survey) -> Result<Self> {
         let path = Self::beside(store);
-        let Some(mut scan) = Scan::open(&path)? else {
-            return Ok(None);
-        };
-        let mut base = None;
-        let mut last = 0;
-        while let Some(frame) = scan.next()? {
-            last = frame.commit;
-            if frame.kind == Kind::BaseEnd {
-                base = Some(scan.at);
-            }
-        }
-        let (Some(base), false, true) = (base, scan.torn, last == commit) else {
-            return Ok(None);
-        };
-        let file = OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .map_err(|e| os("open", &path, e))?;
-        Ok(Some(Self {
+        let file = OpenOptions::new().write(true).open(&path);
+        let file = file.map_err(|e| os("open", &path, e))?;
+        let room = file.metadata().map_err(|e| os("stat", &path, e))?.len();
+        Ok(Self {
             path,
             file: Some(file),
-            base,
-            len: scan.at,
-        }))
+            base: survey.base,
+            len: survey.len,
+            room,
+        })
     }
 
-    /// Appends what a commit changed. A failure ends the journal until [`Journal::make`]: a store
-    /// without a second copy is better than no store.
-    pub(super) fn append<'a>(&mut self, commit: u64, changes: impl Iterator<Item = &'a Overlay>) {
-        let Some(file) = &mut self.file else { return };
+    /// Appends what a commit changed and tells the frame's length once it is on the disk. After a failure
+    /// there is no journal until [`Journal::make`].
+    pub(super) fn append<'a>(
+        &mut self,
+        commit: u64,
+        changes: impl Iterator<Item = &'a Overlay>,
+    ) -> Option<u64> {
+        let file = self.file.as_ref()?;
         let mut change = frame(Kind::Change, commit);
         for (key, value) in changes.flatten() {
-            entry(&mut change, key, value.as_deref());
+            entry(&mut change, (key, value.as_deref()));
         }
-        match put(file, &change) {
-            Ok(written) => self.len += written,
+        match write(file, &change, self.len, &mut self.room) {
+            Ok(written) => {
+                self.len += written;
+                Some(written)
+            }
             Err(error) => {
                 tracing::warn!(%error, path = %self.path.display(), "metadata journal stops");
-                // Half a frame would hide what a later run appends.
+                // Of a frame that nobody knows to be on the disk nothing should be.
                 if let Err(error) = file.set_len(self.len) {
-                    tracing::debug!(%error, "metadata journal keeps half a frame");
+                    tracing::debug!(%error, "metadata journal keeps a frame of a failed commit");
                 }
                 self.file = None;
+                None
             }
         }
     }
@@ -169,18 +198,51 @@ impl Journal {
         self.file.is_none() || (grown > SMALL && grown > OUTGROWN * self.base)
     }
 
-    /// The last commit of the journal of `store`; `None` without one that has its base.
-    pub(super) fn last(store: &Path) -> Result<Option<u64>> {
+    /// Looks through the journal of `store`; `None` without one that has its base.
+    pub(super) fn survey(store: &Path) -> Result<Option<Survey>> {
         let Some(mut scan) = Scan::open(&Self::beside(store))? else {
             return Ok(None);
         };
-        let mut based = false;
-        let mut last = 0;
+        let mut found = None::<Survey>;
         while let Some(frame) = scan.next()? {
-            based |= frame.kind == Kind::BaseEnd;
-            last = frame.commit;
+            let (kind, last) = (frame.kind, frame.commit);
+            let len = scan.at;
+            if kind == Kind::BaseEnd {
+                found = Some(Survey {
+                    first: last,
+                    last,
+                    torn: false,
+                    base: len,
+                    len,
+                });
+            } else if let Some(found) = &mut found {
+                (found.last, found.len) = (last, len);
+            }
         }
-        Ok(based.then_some(last))
+        let torn = scan.torn;
+        Ok(found.map(|found| Survey { torn, ..found }))
+    }
+
+    /// Applies the commits after `commit` of the journal of `store`, in order, and tells the last.
+    pub(super) fn follow(
+        store: &Path,
+        commit: u64,
+        apply: &mut dyn FnMut(Entry<'_>) -> Result<()>,
+    ) -> Result<u64> {
+        let mut last = commit;
+        let Some(mut scan) = Scan::open(&Self::beside(store))? else {
+            return Ok(last);
+        };
+        while let Some(mut frame) = scan.next()? {
+            if frame.kind != Kind::Change || frame.commit <= commit {
+                continue;
+            }
+            last = frame.commit;
+            while let Some(entry) = frame.entry()? {
+                apply(entry)?;
+            }
+        }
+        Ok(last)
     }
 
     /// The records of the journal of `store`; `None` without one that has its base.
@@ -190,11 +252,10 @@ impl Journal {
         };
         let mut replay = Replay::default();
         let mut based = false;
-        while let Some(frame) = scan.next()? {
+        while let Some(mut frame) = scan.next()? {
             based |= frame.kind == Kind::BaseEnd;
             replay.commit = frame.commit;
-            let mut entries = frame.rest;
-            while let Some((key, value)) = next_entry(&mut entries)? {
+            while let Some((key, value)) = frame.entry()? {
                 match value {
                     Some(value) => drop(replay.records.insert(key.into(), value.into())),
                     None => drop(replay.records.remove(key)),
@@ -212,109 +273,17 @@ impl Journal {
     }
 }
 
-/// Reads frames until the end, or until the first that is not whole.
-struct Scan {
-    path: PathBuf,
-    file: BufReader<File>,
-    size: u64,
-    /// Where the next frame begins.
-    at: u64,
-    torn: bool,
-    /// Commit of the frame before.
-    last: u64,
-    payload: Vec<u8>,
-}
-
-/// One frame, as it stands in the journal.
-struct Frame<'a> {
-    kind: Kind,
-    commit: u64,
-    rest: Decoder<'a>,
-}
-
-impl<'a> Frame<'a> {
-    fn parse(payload: &'a [u8]) -> Result<Self> {
-        let (version, mut rest) = Decoder::new(payload)?;
-        let kind = match (version, rest.number()?) {
-            (VERSION, 0) => Kind::Base,
-            (VERSION, 1) => Kind::BaseEnd,
-            (VERSION, 2) => Kind::Change,
-            _ => return Err(damaged()),
-        };
-        let commit = rest.number()?;
-        Ok(Self { kind, commit, rest })
+/// Writes a frame, makes it durable, and returns its length. Zeros stay behind it.
+fn write(file: &File, frame: &Encoder, at: u64, room: &mut u64) -> std::io::Result<u64> {
+    let bytes = bytes(frame)?;
+    let end = at + (bytes.len() + HEAD) as u64;
+    while end > *room {
+        file.write_all_at(&[0; ROOM], *room)?;
+        *room += ROOM as u64;
     }
-}
-
-impl Scan {
-    /// `None` when there is no journal; one that begins with something else is torn at once.
-    fn open(path: &Path) -> Result<Option<Self>> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(os("open", path, e)),
-        };
-        let size = file.metadata().map_err(|e| os("stat", path, e))?.len();
-        let mut scan = Self {
-            path: path.to_owned(),
-            file: BufReader::with_capacity(PART, file),
-            size,
-            at: 0,
-            torn: false,
-            last: 0,
-            payload: Vec::new(),
-        };
-        let mut magic = [0; MAGIC.len()];
-        scan.torn = !scan.read(&mut magic)? || magic != *MAGIC;
-        scan.at = MAGIC.len() as u64;
-        Ok(Some(scan))
-    }
-
-    fn next(&mut self) -> Result<Option<Frame<'_>>> {
-        if self.torn || self.at >= self.size {
-            return Ok(None);
-        }
-        // Until it has shown to be whole.
-        self.torn = true;
-        let mut head = [0; HEAD];
-        if !self.read(&mut head)? {
-            return Ok(None);
-        }
-        let [l0, l1, l2, l3, c0, c1, c2, c3] = head;
-        let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        let left = self.size.saturating_sub(self.at + HEAD as u64);
-        if len > MAX_FRAME || len as u64 > left {
-            return Ok(None);
-        }
-        let mut payload = std::mem::take(&mut self.payload);
-        payload.resize(len, 0);
-        let whole = self.read(&mut payload)?
-            && crc32fast::hash(&payload) == u32::from_le_bytes([c0, c1, c2, c3]);
-        self.payload = payload;
-        if !whole {
-            return Ok(None);
-        }
-        let Ok(frame) = Frame::parse(&self.payload) else {
-            return Ok(None);
-        };
-        // A commit that is left out may have changed anything.
-        if frame.kind == Kind::Change && frame.commit != self.last + 1 {
-            return Ok(None);
-        }
-        self.last = frame.commit;
-        self.torn = false;
-        self.at += (HEAD + len) as u64;
-        Ok(Some(frame))
-    }
-
-    /// False when the file ends before `buffer` is full.
-    fn read(&mut self, buffer: &mut [u8]) -> Result<bool> {
-        match self.file.read_exact(buffer) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok(false),
-            Err(e) => Err(os("read", &self.path, e)),
-        }
-    }
+    file.write_all_at(&bytes, at)?;
+    file.sync_data()?;
+    Ok(bytes.len() as u64)
 }
 
 /// A frame's payload up to its entries, with room for its head.
@@ -325,25 +294,13 @@ fn frame(kind: Kind, commit: u64) -> Encoder {
     frame
 }
 
-fn entry(frame: &mut Encoder, key: &[u8], value: Option<&[u8]>) {
+fn entry(frame: &mut Encoder, (key, value): Entry<'_>) {
     frame.bytes(key);
     frame.option(value, Encoder::bytes);
 }
 
-/// A key, and its value unless it was removed.
-type Entry<'a> = (&'a [u8], Option<&'a [u8]>);
-
-/// The next entry of a frame; `None` at its end.
-fn next_entry<'a>(entries: &mut Decoder<'a>) -> Result<Option<Entry<'a>>> {
-    if entries.is_empty() {
-        return Ok(None);
-    }
-    let key = entries.bytes()?;
-    Ok(Some((key, entries.option(Decoder::bytes)?)))
-}
-
-/// Writes a frame and returns its length.
-fn put(file: &mut impl std::io::Write, frame: &Encoder) -> std::io::Result<u64> {
+/// The bytes of a frame.
+fn bytes(frame: &Encoder) -> std::io::Result<Vec<u8>> {
     let payload = frame.as_bytes();
     let len = u32::try_from(payload.len())
         .ok()
@@ -353,8 +310,7 @@ fn put(file: &mut impl std::io::Write, frame: &Encoder) -> std::io::Result<u64> 
     whole.extend_from_slice(&len.to_le_bytes());
     whole.extend_from_slice(&crc32fast::hash(payload).to_le_bytes());
     whole.extend_from_slice(payload);
-    file.write_all(&whole)?;
-    Ok(whole.len() as u64)
+    Ok(whole)
 }
 
 fn create(path: &Path) -> Result<File> {

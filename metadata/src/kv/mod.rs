@@ -5,7 +5,7 @@
 //! commit and never wait. Knows nothing of records; the engine (redb) appears nowhere else.
 //!
 //! ```text
-//! write(f) --queue--> writer thread: begin; f1 f2 f3 (each on its own overlay); commit; answer all
+//! write(f) --queue--> writer thread: begin; f1 f2 f3 (each on its own overlay); journal; commit; answer all
 //! read()   --------> snapshot of the last commit
 //! ```
 
@@ -216,6 +216,12 @@ impl Read for Snapshot {
 /// The files of the store at `path`.
 pub(crate) fn files(path: &Path) -> [PathBuf; 2] {
     [path.to_owned(), Journal::beside(path)]
+}
+
+/// Where the next change would be in the journal of the store at `path`.
+#[cfg(test)]
+pub(crate) fn journal_end(path: &Path) -> u64 {
+    Journal::survey(path).unwrap().unwrap().end()
 }
 
 /// Takes the lock file beside the store, with the directory; never waits.

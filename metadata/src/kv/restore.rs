@@ -4,24 +4,24 @@
 //! its journal is: whoever is killed anywhere in here begins again with nothing lost.
 //!
 //! ```text
-//! whole, journal at the same commit ------------------------> go on with both
-//! whole, journal older or none -----------------------------> make the journal anew
-//! whole, journal newer (the file went back a commit) --.
-//! damaged, or gone ----------------------------------------+-> journal? keep the file aside, write it anew
-//!                                                             none? the caller's turn
+//! whole, journal at the same commit or newer ---------------> the file gets what it lacks; go on with both
+//! whole, journal older, torn or none -----------------------> the same, and make the journal anew
+//! whole, but older than the journal's base --.
+//! damaged, or gone ---------------------------+-> journal? keep the file aside, write it anew
+//!                                                 none? the caller's turn
 //! ```
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use redb::Database;
+use redb::{Database, Durability};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use types::{Code, Error, Result};
 
-use super::engine::{Engine, failure, opening};
-use super::journal::{Journal, Replay};
+use super::engine::{self, Engine, failure, opening};
+use super::journal::{Journal, Replay, Survey};
 use super::{CACHE_BYTES, COMMIT, RECORDS, Records, STORE, Snapshot, beside, os, sync_parent};
 
 /// How a store came to be open.
@@ -83,20 +83,43 @@ pub(super) fn open(path: &Path) -> Result<(Engine, Journal, Opened)> {
         Err(error) if error.is(Code::DataLoss) => return restore(path, error),
         Err(error) => return Err(error),
     };
-    if let Some(journal) = Journal::resume(path, commit)? {
+    let Some(found) = Journal::survey(path)? else {
+        tracing::warn!(
+            "metadata has no journal that can be read: commits that {} lacks are lost, if there were any",
+            path.display()
+        );
+        let journal = anew(path, &engine)?;
         return Ok((engine, journal, Opened::Whole));
+    };
+    if found.first > commit {
+        drop(engine);
+        let lost = found.last - commit;
+        let what = format!("{} is {lost} commits behind its journal", path.display());
+        return restore(path, Error::data_loss(what));
     }
-    match Journal::last(path)? {
-        Some(last) if last > commit => {
-            drop(engine);
-            let lost = last - commit;
-            let what = format!("{} is {lost} commits behind its journal", path.display());
-            restore(path, Error::data_loss(what))
-        }
-        _ => {
-            let journal = anew(path, &engine)?;
-            Ok((engine, journal, Opened::Whole))
-        }
+    if found.last > commit {
+        engine.with(|database| engine::catch_up(database, path, Durability::Immediate))?;
+        tracing::info!(
+            commits = found.last - commit,
+            "metadata got its last commits from its journal"
+        );
+    }
+    let journal = if found.torn || found.last < commit {
+        found.tell(commit);
+        anew(path, &engine)?
+    } else {
+        Journal::resume(path, &found)?
+    };
+    Ok((engine, journal, Opened::Whole))
+}
+
+impl Survey {
+    /// Tells the log of a journal that does not end as it should, beside a store whose file is at `commit`.
+    fn tell(&self, commit: u64) {
+        let last = self.last.max(commit);
+        tracing::warn!(
+            "metadata's journal cannot be read to its end: commits after {last} are lost, if there was one that anybody was told of"
+        );
     }
 }
 
@@ -123,9 +146,9 @@ fn restore(path: &Path, cause: Error) -> Result<(Engine, Journal, Opened)> {
     drop(records);
     let (engine, commit) = Engine::open(path)?;
     // A torn one cannot be gone on with.
-    let journal = match Journal::resume(path, commit)? {
-        Some(journal) => journal,
-        None => anew(path, &engine)?,
+    let journal = match Journal::survey(path)? {
+        Some(found) if !found.torn && found.last == commit => Journal::resume(path, &found)?,
+        _ => anew(path, &engine)?,
     };
     let restored = Restored {
         cause,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use proptest::prelude::*;
 use types::{Code, Error};
 
-use super::{Flow, Kv, Read, Records};
+use super::{Flow, Journal, Kv, Read, Records};
 
 mod damage;
 
@@ -192,10 +192,12 @@ async fn a_crash_at_any_moment_keeps_what_was_answered_and_nothing_half() {
         let copy = root.path().join(format!("copy-{round}/meta.redb"));
         std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
         let (from, to) = (path.clone(), copy.clone());
-        tokio::task::spawn_blocking(move || std::fs::copy(from, to))
-            .await
-            .unwrap()
-            .unwrap();
+        tokio::task::spawn_blocking(move || {
+            std::fs::copy(&from, &to).unwrap();
+            std::fs::copy(Journal::beside(&from), Journal::beside(&to)).unwrap();
+        })
+        .await
+        .unwrap();
         round += 1;
         // A copy is not atomic: commits during it may tear it, which must show as an error.
         let torn = answered.load(Ordering::SeqCst) != least;

@@ -2,27 +2,41 @@
 //!
 //! Invariant: a caller is answered only after the commit that holds its change, and hooks of committed
 //! changes run before their callers are answered, in the order of the changes.
+//!
+//! ```text
+//! changes run -> frame in the journal, flushed -> commit in memory: seen -> hooks -> answers
+//!                 \-- cannot be written: the commit goes to the store's file, flushed
+//! quiet, or many commits later: the store's file catches up
+//! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use redb::{Database, ReadableTable as _, Table, WriteTransaction};
+use redb::{Database, Durability, WriteTransaction};
 use tokio::sync::oneshot;
 use types::{Code, Error, Result};
 
+use super::engine::apply;
 use super::journal::Journal;
-use super::tx::{Done, Overlay};
+use super::tx::Done;
 use super::watch::{Watch, Watches};
 use super::{COMMIT, Engine, RECORDS, STORE, Snapshot, Tx, failure};
 
 /// Most changes that share one commit: bounds what one of them waits for the others.
 const MAX_GROUP: usize = 256;
 
-/// Wait before a journal that could not be written is tried again.
+/// Most bytes of frames that the store's file may lack: bounds what is in memory, and what a start has
+/// to catch up with.
+const MAX_BEHIND: u64 = 1 << 20;
+
+/// When nobody has changed anything for so long, the file catches up.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Wait before a file that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// A change: fills `Done` on success and returns what answers its caller once the commit is known.
@@ -39,6 +53,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn start(engine: Arc<Engine>, journal: Journal) -> Result<Self> {
+        let (_, last) = engine.with(Snapshot::open)?;
         let (queue, jobs) = channel();
         let commits = Arc::<AtomicU64>::default();
         let counted = Arc::clone(&commits);
@@ -46,7 +61,17 @@ impl Writer {
         let noting = Arc::clone(&watches);
         let thread = std::thread::Builder::new()
             .name("metadata-writer".into())
-            .spawn(move || serve(&engine, journal, &jobs, &counted, &noting))
+            .spawn(move || {
+                let thread = Thread {
+                    engine: &engine,
+                    journal,
+                    watches: &noting,
+                    last,
+                    behind: 0,
+                    next_try: Instant::now(),
+                };
+                thread.serve(&jobs, &counted);
+            })
             .map_err(|e| Error::os("start metadata writer", e))?;
         Ok(Self {
             queue: Some(queue),
@@ -106,57 +131,170 @@ impl Drop for Writer {
     }
 }
 
-fn serve(
-    engine: &Engine,
-    mut journal: Journal,
-    jobs: &Receiver<Job>,
-    commits: &AtomicU64,
-    watches: &Watches,
-) {
-    let mut next_try = Instant::now();
-    while let Ok(first) = jobs.recv() {
-        let group = std::iter::once(first)
-            .chain(jobs.try_iter())
-            .take(MAX_GROUP);
-        let mut answers = Vec::new();
-        let mut group_done = Vec::new();
-        let committed = begin(engine)
-            .and_then(|txn| commit(txn, group, watches, &mut answers, &mut group_done));
-        if let Ok(number) = &committed {
-            commits.fetch_add(number.is_some().into(), Ordering::Relaxed);
-            if let Some(number) = *number {
-                // Before the answers: what a caller knows, a killed process has not lost.
-                journal.append(number, group_done.iter().map(|done| &done.overlay));
+/// What the thread works on.
+struct Thread<'a> {
+    engine: &'a Engine,
+    journal: Journal,
+    watches: &'a Watches,
+    /// Number of the last commit that was tried: none is used twice.
+    last: u64,
+    /// Bytes of the journal that the store's file lacks.
+    behind: u64,
+    /// No earlier than this is something tried again that failed.
+    next_try: Instant,
+}
+
+/// A group of changes that ran.
+#[derive(Default)]
+struct Group {
+    answers: Vec<Answer>,
+    done: Vec<Done>,
+}
+
+impl Thread<'_> {
+    fn serve(mut self, jobs: &Receiver<Job>, commits: &AtomicU64) {
+        while let Some(first) = self.next(jobs) {
+            let rest = jobs.try_iter();
+            let jobs = std::iter::once(first).chain(rest).take(MAX_GROUP);
+            let mut group = Group::default();
+            let committed = begin(self.engine).and_then(|txn| self.commit(txn, jobs, &mut group));
+            if let Ok(is_changed) = committed {
+                commits.fetch_add(is_changed.into(), Ordering::Relaxed);
+                for hook in group.done.into_iter().flat_map(|done| done.hooks) {
+                    hook();
+                }
             }
-            for hook in group_done.into_iter().flat_map(|done| done.hooks) {
-                hook();
+            let committed = committed.map(drop);
+            for answer in group.answers {
+                answer(&committed);
+            }
+            if self.behind >= MAX_BEHIND && Instant::now() >= self.next_try {
+                self.save();
+            }
+            if self.journal.is_due() && Instant::now() >= self.next_try {
+                self.renew();
             }
         }
-        let committed = committed.map(drop);
-        if committed.is_err() {
-            // Nobody knows whether that commit has reached the disk.
-            journal.stop();
-            if let Err(error) = engine.reopen() {
-                tracing::error!(%error, "metadata store stays closed");
+        self.save();
+    }
+
+    /// The next change; `None` when there will be none. While nobody wants anything, the file catches up.
+    fn next(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
+        if self.behind > 0 {
+            match jobs.recv_timeout(QUIET) {
+                Ok(job) => return Some(job),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => self.save(),
             }
         }
-        for answer in answers {
-            answer(&committed);
-        }
-        if journal.is_due()
-            && Instant::now() >= next_try
-            && let Err(error) = renew(engine, &mut journal)
+        jobs.recv().ok()
+    }
+
+    /// Runs a group of changes and commits those that succeeded as one numbered commit; false when none
+    /// of them changed anything, which costs no disk write.
+    fn commit(
+        &mut self,
+        mut txn: WriteTransaction,
+        jobs: impl Iterator<Item = Job>,
+        group: &mut Group,
+    ) -> Result<bool> {
         {
-            tracing::warn!(%error, "metadata has no journal: a damaged store would lose records");
-            next_try = Instant::now() + RETRY;
+            let mut table = txn.open_table(RECORDS).map_err(failure)?;
+            for job in jobs {
+                let (done, answer) = job(Tx::new(&table));
+                group.answers.push(answer);
+                let Some(done) = done else { continue };
+                self.watches.note(&done.overlay);
+                for (key, value) in &done.overlay {
+                    apply(&mut table, (key, value.as_deref()))?;
+                }
+                group.done.push(done);
+            }
+        }
+        if group.done.iter().all(|done| done.overlay.is_empty()) {
+            txn.abort().map_err(failure)?;
+            return Ok(false);
+        }
+        self.last += 1;
+        number(&txn, self.last)?;
+        // Durable before it is seen. Without a journal it is the store's file that makes it so.
+        let changes = group.done.iter().map(|done| &done.overlay);
+        let length = self.journal.append(self.last, changes).unwrap_or(0);
+        let is_durable = length > 0;
+        if is_durable {
+            txn.set_durability(Durability::None).map_err(failure)?;
+        }
+        match txn.commit() {
+            Ok(()) if is_durable => self.behind += length,
+            Ok(()) => self.behind = 0,
+            // What the journal has, the file gets when it is opened again.
+            Err(error) => self.reopen(is_durable, failure(error))?,
+        }
+        Ok(true)
+    }
+
+    /// Opens the store again after a failed commit, which stands all the same when it is durable.
+    fn reopen(&mut self, is_durable: bool, cause: Error) -> Result<()> {
+        tracing::warn!(error = %cause, "metadata store could not be written");
+        if !is_durable {
+            // Nobody knows whether that commit has reached the disk.
+            self.journal.stop();
+        }
+        // Until it is saved: what it got from the journal is in memory.
+        self.behind = MAX_BEHIND;
+        match self.engine.reopen() {
+            Ok(last) if is_durable && last == self.last => Ok(()),
+            Ok(_) => Err(cause),
+            Err(error) => {
+                tracing::error!(%error, "metadata store stays closed");
+                Err(cause)
+            }
+        }
+    }
+
+    /// Brings the store's file to the last commit. A failure loses nothing: the journal has it all.
+    fn save(&mut self) {
+        if self.behind == 0 {
+            return;
+        }
+        match self.write() {
+            Ok(()) => self.behind = 0,
+            Err(error) => {
+                tracing::warn!(%error, "metadata store's file stays behind its journal");
+                self.next_try = Instant::now() + RETRY;
+                if let Err(error) = self.engine.reopen() {
+                    tracing::error!(%error, "metadata store stays closed");
+                }
+            }
+        }
+    }
+
+    fn write(&self) -> Result<()> {
+        let txn = begin(self.engine)?;
+        number(&txn, self.last)?;
+        txn.commit().map_err(failure)
+    }
+
+    /// Makes the journal anew from the store, whose file has all of it first.
+    fn renew(&mut self) {
+        let made = self.write().and_then(|()| {
+            let (snapshot, number) = self.engine.with(Snapshot::open)?;
+            Journal::make(self.engine.path(), &snapshot, number)
+        });
+        match made {
+            Ok(made) => (self.journal, self.behind) = (made, 0),
+            Err(error) => {
+                tracing::warn!(%error, "metadata has no new journal: each commit waits for the store's file");
+                self.next_try = Instant::now() + RETRY;
+            }
         }
     }
 }
 
-/// Makes the journal anew from the store's last commit.
-fn renew(engine: &Engine, journal: &mut Journal) -> Result<()> {
-    let (snapshot, number) = engine.with(Snapshot::open)?;
-    *journal = Journal::make(engine.path(), &snapshot, number)?;
+/// Notes the number of the commit that a transaction is.
+fn number(txn: &WriteTransaction, number: u64) -> Result<()> {
+    let mut store = txn.open_table(STORE).map_err(failure)?;
+    store.insert(COMMIT, number).map_err(failure)?;
     Ok(())
 }
 
@@ -168,55 +306,6 @@ fn begin(engine: &Engine) -> Result<WriteTransaction> {
         engine.reopen()?;
         engine.with(begin)
     })
-}
-
-/// Runs a group of changes and commits those that succeeded as one numbered commit; `None` when none
-/// of them changed anything, which costs no disk write.
-fn commit(
-    txn: WriteTransaction,
-    group: impl Iterator<Item = Job>,
-    watches: &Watches,
-    answers: &mut Vec<Answer>,
-    group_done: &mut Vec<Done>,
-) -> Result<Option<u64>> {
-    {
-        let mut table = txn.open_table(RECORDS).map_err(failure)?;
-        for job in group {
-            let (done, answer) = job(Tx::new(&table));
-            answers.push(answer);
-            let Some(done) = done else { continue };
-            watches.note(&done.overlay);
-            apply(&mut table, &done.overlay)?;
-            group_done.push(done);
-        }
-    }
-    if group_done.iter().all(|done| done.overlay.is_empty()) {
-        txn.abort().map_err(failure)?;
-        return Ok(None);
-    }
-    let number = {
-        let mut store = txn.open_table(STORE).map_err(failure)?;
-        let last = store.get(COMMIT).map_err(failure)?.map(|last| last.value());
-        let number = last.unwrap_or(0) + 1;
-        store.insert(COMMIT, number).map_err(failure)?;
-        number
-    };
-    txn.commit().map_err(failure)?;
-    Ok(Some(number))
-}
-
-fn apply(table: &mut Table<'_, &'static [u8], &'static [u8]>, changes: &Overlay) -> Result<()> {
-    for (key, value) in changes {
-        match value {
-            Some(value) => drop(
-                table
-                    .insert(key.as_slice(), value.as_slice())
-                    .map_err(failure)?,
-            ),
-            None => drop(table.remove(key.as_slice()).map_err(failure)?),
-        }
-    }
-    Ok(())
 }
 
 /// The same failure for one more caller.

@@ -6,6 +6,7 @@ use types::{Code, Filter, Labels, SnapshotKind};
 
 use super::*;
 use crate::fixture::{House, SNAPSHOTTER, code, name, put, scope};
+use crate::kv::journal_end;
 
 /// File and journal are both gone.
 fn lost(directory: &Path) {
@@ -195,8 +196,7 @@ async fn what_a_torn_journal_does_not_name_is_held() {
     let house = House::new().await;
     let a = scope("a");
     let early = put(house.content(&a).as_ref(), b"early", Labels::new()).await;
-    let journal = house.root.path().join("meta/meta.redb.journal");
-    let so_far = std::fs::metadata(&journal).unwrap().len();
+    let so_far = journal_end(&house.root.path().join("meta/meta.redb"));
     let late = put(house.content(&a).as_ref(), b"late", Labels::new()).await;
     house
         .snapshots(&a)
@@ -263,8 +263,7 @@ async fn a_container_made_anew_keeps_a_snapshot_that_has_its_record_still() {
         .view(&name("c2"), Some(&name("layer")), Labels::new())
         .await
         .unwrap();
-    let journal = house.root.path().join("meta/meta.redb.journal");
-    let so_far = std::fs::metadata(&journal).unwrap().len();
+    let so_far = journal_end(&house.root.path().join("meta/meta.redb"));
     let containers = house.metadata.containers(&leased);
     for id in ["c1", "c2"] {
         let mut container = crate::fixture::container(id);

@@ -75,9 +75,33 @@ async fn a_damaged_file_is_restored_from_its_journal_and_kept() {
     drop(root);
 }
 
-/// The engine goes back to the commit before when its last one cannot be read, and says nothing.
+/// As a crash leaves it, and as the engine does when its last commit cannot be read.
 #[tokio::test]
-async fn a_file_that_is_behind_its_journal_is_restored() {
+async fn a_file_that_is_behind_gets_the_rest_from_its_journal() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    put(&kv, b"b", b"1").await;
+    drop(kv);
+    let old = std::fs::read(&path).unwrap();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"2").await;
+    kv.write(|tx| {
+        tx.remove(b"b".to_vec());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    drop(kv);
+    std::fs::write(&path, old).unwrap();
+    let (kv, opened) = Kv::open(&path).unwrap();
+    assert!(matches!(opened, Opened::Whole), "{opened:?}");
+    let all = dump(&kv.read().unwrap(), b"");
+    assert_eq!(all, [(b"a".to_vec(), b"2".to_vec())]);
+}
+
+#[tokio::test]
+async fn a_file_from_before_its_journal_began_is_restored() {
     let (_root, path) = place();
     let kv = open(&path).unwrap();
     put(&kv, b"a", b"1").await;
@@ -86,6 +110,8 @@ async fn a_file_that_is_behind_its_journal_is_restored() {
     let kv = open(&path).unwrap();
     put(&kv, b"a", b"2").await;
     drop(kv);
+    std::fs::remove_file(Journal::beside(&path)).unwrap();
+    drop(Kv::open(&path).unwrap());
     std::fs::write(&path, old).unwrap();
     let (kv, opened) = Kv::open(&path).unwrap();
     assert!(
@@ -93,6 +119,53 @@ async fn a_file_that_is_behind_its_journal_is_restored() {
         "{opened:?}"
     );
     assert_eq!(kv.read().unwrap().get(b"a").unwrap().unwrap(), b"2");
+}
+
+/// A frame that was being written when the power went: nobody was told of it.
+#[tokio::test]
+async fn half_a_frame_is_no_commit() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    let old = std::fs::read(&path).unwrap();
+    put(&kv, b"b", b"2").await;
+    let end = usize::try_from(Journal::survey(&path).unwrap().unwrap().end()).unwrap();
+    put(&kv, b"c", b"3").await;
+    let journal = std::fs::read(Journal::beside(&path)).unwrap();
+    drop(kv);
+    // Its head, its head and some of the rest, and all but one bit.
+    for damage in [end + 5, end + 12, journal.len()] {
+        let mut half = journal.clone();
+        half[damage..].fill(0);
+        half[end + 4] ^= 1;
+        std::fs::write(&path, &old).unwrap();
+        std::fs::write(Journal::beside(&path), half).unwrap();
+        let (kv, opened) = Kv::open(&path).unwrap();
+        assert!(matches!(opened, Opened::Whole), "{opened:?}");
+        assert_eq!(kv.read().unwrap().get(b"b").unwrap().unwrap(), b"2");
+        assert_eq!(kv.read().unwrap().get(b"c").unwrap(), None);
+        put(&kv, b"d", b"4").await;
+        drop(kv);
+        let kv = open(&path).unwrap();
+        assert_eq!(kv.read().unwrap().get(b"d").unwrap().unwrap(), b"4");
+    }
+}
+
+/// A hole of zeros looks like the end, and is not.
+#[tokio::test]
+async fn a_hole_in_a_journal_is_noticed() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    let from = usize::try_from(Journal::survey(&path).unwrap().unwrap().end()).unwrap();
+    put(&kv, b"b", b"2").await;
+    let to = usize::try_from(Journal::survey(&path).unwrap().unwrap().end()).unwrap();
+    put(&kv, b"c", b"3").await;
+    let mut journal = std::fs::read(Journal::beside(&path)).unwrap();
+    journal[from..to].fill(0);
+    std::fs::write(Journal::beside(&path), journal).unwrap();
+    let found = Journal::survey(&path).unwrap().unwrap();
+    assert!(found.torn, "{found:?}");
 }
 
 #[tokio::test]
