@@ -59,12 +59,13 @@ impl Service for Containers {
             metadata
                 .containers(&scope)
                 .visit(&filter, &mut |container| {
-                    add_container(list.fields(), container);
+                    add_container(list.field(), container);
                     !list.is_too_large()
                 })?;
             Ok(list)
         })
         .await
+        .and_then(Written::answer)
     }
 
     type ListStreamStream = ResponseStream<ListContainerMessage>;

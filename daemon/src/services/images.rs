@@ -54,12 +54,13 @@ impl Service for Images {
             let filter = filter(&request.filters)?;
             let mut list = Written::new(limit);
             metadata.images(&scope).visit(&filter, &mut |image| {
-                add_image(list.fields(), image);
+                add_image(list.field(), image);
                 !list.is_too_large()
             })?;
             Ok(list)
         })
         .await
+        .and_then(Written::answer)
     }
 
     async fn create(

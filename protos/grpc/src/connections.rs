@@ -22,9 +22,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use futures::task::AtomicWaker;
+use futures::{FutureExt as _, TryFutureExt as _};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -41,6 +41,7 @@ use tower::Service as _;
 use types::Error;
 
 use crate::serve::timeout;
+use crate::written::in_pieces;
 
 /// Flow control windows: content comes in messages of 1 MiB.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -148,7 +149,7 @@ async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receive
 fn answer(routes: &mut Routes, request: Request<Incoming>) -> Head {
     // A client may never send what its call is about: then the call does not begin.
     let limit = timeout(request.headers());
-    let answer = routes.call(request.map(Body::new));
+    let answer = routes.call(request.map(Body::new)).map_ok(in_pieces);
     let Some(limit) = limit else {
         return Box::pin(answer);
     };
