@@ -14,7 +14,7 @@ use redb::{Database, DatabaseError, Durability, ReadableDatabase as _, StorageEr
 use types::{Error, Result};
 
 use super::journal::Journal;
-use super::{CACHE_BYTES, COMMIT, RECORDS, STORE, Snapshot};
+use super::{CACHE_BYTES, COMMIT, RECORDS, STORE, number};
 
 /// How often, and how long apart, a new opening waits for readers of the old one.
 const REOPEN_TRIES: u32 = 50;
@@ -38,7 +38,7 @@ impl Engine {
             path: path.to_owned(),
             slot: RwLock::new(Some(database)),
         };
-        let (_, commit) = engine.with(Snapshot::open)?;
+        let commit = engine.with(number)?;
         Ok((engine, commit))
     }
 
@@ -81,7 +81,7 @@ impl Engine {
 
 /// Brings the store to the last commit of its journal, and tells which that is.
 pub(super) fn catch_up(database: &Database, path: &Path, durability: Durability) -> Result<u64> {
-    let (_, commit) = Snapshot::open(database)?;
+    let commit = number(database)?;
     let mut txn = database.begin_write().map_err(failure)?;
     txn.set_durability(durability).map_err(failure)?;
     let last = {

@@ -137,10 +137,7 @@ impl Kv {
     /// # Errors
     /// I/O; `DataLoss` for a damaged file.
     pub(crate) fn read(&self) -> Result<Snapshot> {
-        self.0
-            .engine
-            .with(Snapshot::open)
-            .map(|(snapshot, _)| snapshot)
+        self.0.engine.with(Snapshot::open)
     }
 
     /// Runs `change` as one transaction and waits until it is durable. When `change` fails, nothing
@@ -162,17 +159,24 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// The last committed state, and the number of its commit.
-    fn open(database: &Database) -> Result<(Self, u64)> {
+    /// The last committed state.
+    fn open(database: &Database) -> Result<Self> {
         let txn = database.begin_read().map_err(failure)?;
         let table = txn.open_table(RECORDS).map_err(failure)?;
-        let commit = match txn.open_table(STORE) {
-            Ok(store) => store.get(COMMIT).map_err(failure)?.map(|last| last.value()),
-            Err(TableError::TableDoesNotExist(_)) => None,
-            Err(error) => return Err(failure(error)),
-        };
-        Ok((Self { table }, commit.unwrap_or(0)))
+        Ok(Self { table })
     }
+}
+
+/// Number of the last commit that the file has, or will have with what is in memory.
+fn number(database: &Database) -> Result<u64> {
+    let txn = database.begin_read().map_err(failure)?;
+    let store = match txn.open_table(STORE) {
+        Ok(store) => store,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(0),
+        Err(error) => return Err(failure(error)),
+    };
+    let last = store.get(COMMIT).map_err(failure)?;
+    Ok(last.map_or(0, |last| last.value()))
 }
 
 impl Snapshot {

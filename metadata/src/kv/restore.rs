@@ -22,7 +22,9 @@ use types::{Code, Error, Result};
 
 use super::engine::{self, Engine, failure, opening};
 use super::journal::{Journal, Replay, Survey};
-use super::{CACHE_BYTES, COMMIT, RECORDS, Records, STORE, Snapshot, beside, os, sync_parent};
+use super::{
+    CACHE_BYTES, COMMIT, RECORDS, Records, STORE, Snapshot, beside, number, os, sync_parent,
+};
 
 /// How a store came to be open.
 #[derive(Debug)]
@@ -161,7 +163,7 @@ fn restore(path: &Path, cause: Error) -> Result<(Engine, Journal, Opened)> {
 
 /// The journal of what the store holds now.
 fn anew(path: &Path, engine: &Engine) -> Result<Journal> {
-    let (snapshot, commit) = engine.with(Snapshot::open)?;
+    let (snapshot, commit) = engine.with(|db| Ok((Snapshot::open(db)?, number(db)?)))?;
     Journal::make(path, &snapshot, commit)
 }
 

@@ -53,7 +53,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn start(engine: Arc<Engine>, journal: Journal) -> Result<Self> {
-        let (_, last) = engine.with(Snapshot::open)?;
+        let last = engine.with(super::number)?;
         let (queue, jobs) = channel();
         let commits = Arc::<AtomicU64>::default();
         let counted = Arc::clone(&commits);
@@ -216,13 +216,14 @@ impl Thread<'_> {
             return Ok(false);
         }
         self.last += 1;
-        number(&txn, self.last)?;
         // Durable before it is seen. Without a journal it is the store's file that makes it so.
         let changes = group.done.iter().map(|done| &done.overlay);
         let length = self.journal.append(self.last, changes).unwrap_or(0);
         let is_durable = length > 0;
         if is_durable {
             txn.set_durability(Durability::None).map_err(failure)?;
+        } else {
+            number(&txn, self.last)?;
         }
         match txn.commit() {
             Ok(()) if is_durable => self.behind += length,
@@ -278,8 +279,8 @@ impl Thread<'_> {
     /// Makes the journal anew from the store, whose file has all of it first.
     fn renew(&mut self) {
         let made = self.write().and_then(|()| {
-            let (snapshot, number) = self.engine.with(Snapshot::open)?;
-            Journal::make(self.engine.path(), &snapshot, number)
+            let snapshot = self.engine.with(Snapshot::open)?;
+            Journal::make(self.engine.path(), &snapshot, self.last)
         });
         match made {
             Ok(made) => (self.journal, self.behind) = (made, 0),
@@ -291,7 +292,7 @@ impl Thread<'_> {
     }
 }
 
-/// Notes the number of the commit that a transaction is.
+/// Notes the number of the commit that the file will be at; what is only in memory has no need of it.
 fn number(txn: &WriteTransaction, number: u64) -> Result<()> {
     let mut store = txn.open_table(STORE).map_err(failure)?;
     store.insert(COMMIT, number).map_err(failure)?;
