@@ -72,7 +72,7 @@ pub fn tune_heap() {
     const ARENAS: i32 = 2;
     /// Free bytes at the top of the heap that are kept: a message or two of content. Giving them
     /// back and getting them again for each message costs more than copying it: 256 page faults.
-    const KEPT: i32 = 3 << 20;
+    const KEPT: i32 = 2 << 20;
     /// Blocks from this size on are mapped for themselves: larger than a message of content.
     const MAPPED: i32 = 2 << 20;
     // SAFETY: takes no pointer; the allocator locks itself.
