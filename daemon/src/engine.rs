@@ -9,11 +9,13 @@ use content::ContentStore;
 use diff::{Applier, ApplyOpts, CompareOpts, Comparer, Walking};
 use futures::FutureExt as _;
 use metadata::Metadata;
+use mounts::Mounts;
 use runtime_v2::Tasks;
 use types::{
     Code, ContainerId, DEFAULT_RUNTIME, Descriptor, Error, Mount, Namespace, Result, Scope,
 };
 
+use crate::activations;
 use crate::checkpoints::Checkpoints;
 use crate::config::{self, Config, Level};
 use crate::lock;
@@ -50,6 +52,8 @@ pub(crate) struct Engine {
     pub(crate) tasks: Arc<Tasks>,
     /// Streams to and from clients.
     pub(crate) streams: Streams,
+    /// Mounts by name.
+    pub(crate) mounts: Mounts,
     /// Images in and out, unless that is disabled.
     pub(crate) transfers: Option<Transfers>,
     /// What there is, for introspection.
@@ -63,8 +67,12 @@ impl Engine {
     /// That of a required differ; I/O on the directory of the bundles.
     pub(crate) fn open(store: Store, config: &Config) -> Result<Self> {
         let temporary = empty(config.root.join(TEMPORARY))?;
+        let limits = config.section::<config::Walking>(&format!("{DIFFER}.walking"))?;
         let walking = || {
-            let made: Arc<dyn Differ> = Arc::new(Walking::new(temporary));
+            let walking = Walking::new(temporary)
+                .with_limits(limits.limits())
+                .with_processors(config.processors());
+            let made: Arc<dyn Differ> = Arc::new(walking);
             Ok((made, Facts::of_host()))
         };
         let requires = &["io.containerd.metadata.v1"];
@@ -92,6 +100,8 @@ impl Engine {
             "manager",
             &["io.containerd.metadata.v1"],
         ));
+        let (mounts, more) = activations::open(&store.metadata, config)?;
+        rows.extend(more);
         let (transfers, more) = transfers::open(&store, &differs, &streams, config)?;
         rows.extend(more);
         let differs = Arc::new(Differs::select(&differs, &order));
@@ -104,6 +114,7 @@ impl Engine {
             checkpoints,
             tasks,
             streams,
+            mounts,
             transfers,
             rows,
         })

@@ -21,6 +21,7 @@ use crate::services::health::Health;
 use crate::services::images::Images;
 use crate::services::introspection::Introspection;
 use crate::services::leases::Leases;
+use crate::services::mounts::Mounts;
 use crate::services::namespaces::Namespaces;
 use crate::services::snapshots::Snapshots;
 use crate::services::streaming::Streaming;
@@ -31,7 +32,7 @@ use crate::services::version::Version;
 /// Kind of the services.
 const GRPC: &str = "io.containerd.grpc.v1";
 /// Every service that there is, with what it needs.
-const SERVICES: [(&str, &[&str]); 15] = [
+const SERVICES: [(&str, &[&str]); 16] = [
     ("attach", &["io.containerd.runtime.v2"]),
     ("containers", &["io.containerd.metadata.v1"]),
     ("content", &["io.containerd.metadata.v1"]),
@@ -47,6 +48,7 @@ const SERVICES: [(&str, &[&str]); 15] = [
     ),
     ("introspection", &[]),
     ("leases", &["io.containerd.lease.v1", "io.containerd.gc.v1"]),
+    ("mounts", &["io.containerd.mount-manager.v1"]),
     ("namespaces", &["io.containerd.metadata.v1"]),
     ("snapshots", &["io.containerd.metadata.v1"]),
     ("streaming", &["io.containerd.streaming.v1"]),
@@ -207,6 +209,10 @@ fn add_work(routes: &mut RoutesBuilder, engine: &Engine, config: &Config) {
         events::EventsServer,
         events(engine)
     );
+    let mounts = Mounts {
+        mounts: engine.mounts.clone(),
+    };
+    add!(routes, config, "mounts", mounts::MountsServer, mounts);
     add!(routes, config, "tasks", tasks::TasksServer, tasks);
     let attach = Attach {
         manager: manager(engine),

@@ -3,6 +3,7 @@
 //! Invariant: everything is put together once, from the ground up (`ground` → `store` → `engine` →
 //! `face`), each floor from the one below it; a service holds handles and no state of its own.
 
+mod activations;
 mod checkpoints;
 mod cli;
 mod config;

@@ -8,7 +8,7 @@
 //! read, and (with `sync`) the file system was flushed.
 
 use std::fs::File;
-use std::io::{BufRead, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,12 +20,13 @@ use content::{Blob, ContentStore, Hasher};
 use sys::mount::TempMount;
 use tokio::runtime::Handle;
 use types::{
-    Algorithm, Context as _, Descriptor, Digest, Error, Labels, Mount, Result, media_type,
+    Algorithm, Any, Context as _, Descriptor, Digest, Error, Labels, Mount, Result, media_type,
 };
 
 use crate::compression::{Compression, decoder};
 use crate::extract::{Limits, Target, TreeOpts, apply_tar};
 use crate::mounts;
+use crate::processor::{self, Link, Processor};
 use crate::root::Root;
 use crate::stream::{CHUNK, Chunk, Pool, Sender, pipe};
 use crate::tar::stream_error;
@@ -38,6 +39,8 @@ pub struct Walking {
     limits: Limits,
     /// A program for gzip that is faster than the library.
     igzip: Option<PathBuf>,
+    /// Programs for media types that are not known here.
+    processors: Arc<[Processor]>,
 }
 
 impl Walking {
@@ -48,6 +51,16 @@ impl Walking {
             temporary,
             limits: Limits::default(),
             igzip: external::igzip(),
+            processors: Arc::default(),
+        }
+    }
+
+    /// The same with programs for other media types.
+    #[must_use]
+    pub fn with_processors(self, processors: Vec<Processor>) -> Self {
+        Self {
+            processors: processors.into(),
+            ..self
         }
     }
 
@@ -72,7 +85,7 @@ impl Applier for Walking {
         mounts: &[Mount],
         opts: ApplyOpts,
     ) -> Result<Descriptor> {
-        Compression::check(&layer.media_type)?;
+        let chain = processor::chain(&self.processors, &layer.media_type)?;
         mounts::check(mounts)?;
         let blob = match opts.blob {
             Some(blob) => blob,
@@ -98,6 +111,8 @@ impl Applier for Walking {
             digest: layer.digest.clone(),
             limits: self.limits,
             igzip: self.igzip.clone(),
+            chain,
+            payloads: opts.payloads,
             sync: opts.sync,
         };
         let (temporary, mounts) = (self.temporary.clone(), mounts.to_vec());
@@ -137,6 +152,9 @@ struct Job {
     digest: Digest,
     limits: Limits,
     igzip: Option<PathBuf>,
+    /// What it goes through before it is a layer.
+    chain: Vec<Link>,
+    payloads: Vec<(String, Any)>,
     sync: bool,
 }
 
@@ -159,7 +177,7 @@ impl Job {
         let root = Root::open(path)?;
         let tree = TreeOpts {
             target,
-            limits: self.limits,
+            limits: self.limits.for_blob(self.blob.size()),
             skip_devices: in_user_namespace(),
         };
         let sync = self.sync;
@@ -229,21 +247,17 @@ impl Job {
     }
 
     fn decode(&self, blob: &mut BlobReader<'_>, to: &[Sender; 2]) -> Result<()> {
+        if !self.chain.is_empty() {
+            return self.process(&self.chain, blob, to).map(drop);
+        }
         let compression = Compression::of(blob).map_err(stream_error)?;
         if compression == Compression::Plain && self.digest.algorithm() == Algorithm::Sha256 {
             // Nothing was hashed yet: the first buffer is counted when it is consumed.
             blob.hasher = None;
         }
-        // It may be gone since it was found.
-        let igzip = self.igzip.as_deref().filter(|path| path.exists());
-        if let (Compression::Gzip, Some(igzip)) = (compression, igzip) {
-            return external::decode(igzip, blob, |stream| self.pump(stream, to));
-        }
-        let mut stream = decoder(&mut *blob).map_err(decode_error)?;
-        if !self.pump(&mut stream, to)? {
+        if !self.unpack(blob, to)? {
             return Ok(());
         }
-        drop(stream);
         // What a decoder leaves unread is part of the digest.
         loop {
             let got = blob.fill_buf().map_err(stream_error)?.len();
@@ -252,6 +266,44 @@ impl Job {
             }
             blob.consume(got);
         }
+    }
+
+    /// Sends a stream through the programs that are left, and what comes out on; false when nobody wants
+    /// the rest.
+    fn process(
+        &self,
+        chain: &[Link],
+        blob: &mut (dyn BufRead + Send),
+        to: &[Sender; 2],
+    ) -> Result<bool> {
+        let Some((next, rest)) = chain.split_first() else {
+            return self.unpack(blob, to);
+        };
+        let mut wanted = true;
+        let spawn = processor::spawn(next, &self.payloads)?;
+        external::through(spawn, &next.0.path, blob, |stream| {
+            let mut stream = BufReader::with_capacity(CHUNK, stream);
+            wanted = self.process(rest, &mut stream, to)?;
+            Ok(wanted)
+        })?;
+        Ok(wanted)
+    }
+
+    /// Decompresses a stream and passes it on; false when nobody wants the rest.
+    fn unpack(&self, blob: &mut (dyn BufRead + Send), to: &[Sender; 2]) -> Result<bool> {
+        let compression = Compression::of(&mut *blob).map_err(stream_error)?;
+        // It may be gone since it was found.
+        let igzip = self.igzip.as_deref().filter(|path| path.exists());
+        if let (Compression::Gzip, Some(igzip)) = (compression, igzip) {
+            let mut wanted = true;
+            external::decode(igzip, blob, |stream| {
+                wanted = self.pump(stream, to)?;
+                Ok(wanted)
+            })?;
+            return Ok(wanted);
+        }
+        let mut stream = decoder(&mut *blob).map_err(decode_error)?;
+        self.pump(&mut stream, to)
     }
 
     /// Passes the stream on in chunks; false when nobody wants the rest.

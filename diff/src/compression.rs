@@ -75,7 +75,7 @@ impl Compression {
     ///
     /// # Errors
     /// I/O.
-    pub(crate) fn of(blob: &mut impl BufRead) -> std::io::Result<Self> {
+    pub(crate) fn of<R: BufRead + ?Sized>(blob: &mut R) -> std::io::Result<Self> {
         // A short first buffer is a short blob: readers here fill theirs.
         let head = blob.fill_buf()?;
         Ok(Self::detect(&head[..head.len().min(MAGIC)]))

@@ -1,7 +1,8 @@
-//! igzip, a decoder of gzip in a process of its own: twice as fast as any library there is.
+//! Programs that layers go through; and igzip, which is one: a decoder of gzip twice as fast as any
+//! library there is.
 //!
 //! ```text
-//!   blob -> thread that hashes and feeds -> pipe -> igzip -> pipe -> chunks
+//!   blob -> thread that hashes and feeds -> pipe -> program -> pipe -> chunks
 //! ```
 //! Invariant: the process has ended, and was reaped, when the call returns; one that says nothing for
 //! [`SILENCE`] is ended. unpigz, which Go's daemon takes where igzip is not there, is slower than the
@@ -42,16 +43,29 @@ fn is_true(text: &str) -> bool {
     matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }
 
-/// Has `program` decode `blob`, all of which is consumed, and gives what comes out to `take`, which
+/// Has igzip at `program` decode `blob`: see [`through`].
+///
+/// # Errors
+/// As [`through`].
+pub(crate) fn decode<R: BufRead + Send + ?Sized>(
+    program: &Path,
+    blob: &mut R,
+    take: impl FnOnce(&mut (dyn Read + Send)) -> Result<bool>,
+) -> Result<()> {
+    through(Spawn::new(program).args(["-d", "-c"]), program, blob, take)
+}
+
+/// Sends `blob`, all of which is consumed, through a process, and gives what comes out to `take`, which
 /// returns false when nobody wants more.
 ///
 /// # Errors
 /// `InvalidArgument` when the program fails; `DeadlineExceeded` when it is silent; those of the blob and
 /// of `take`.
-pub(crate) fn decode(
+pub(crate) fn through<R: BufRead + Send + ?Sized>(
+    spawn: Spawn,
     program: &Path,
-    blob: &mut (impl BufRead + Send),
-    take: impl FnOnce(&mut dyn Read) -> Result<bool>,
+    blob: &mut R,
+    take: impl FnOnce(&mut (dyn Read + Send)) -> Result<bool>,
 ) -> Result<()> {
     let (theirs, ours) = sys::pipe::new()?;
     let (decoded, out) = sys::pipe::new()?;
@@ -59,8 +73,7 @@ pub(crate) fn decode(
         // A limit of the machine on large pipes only costs speed.
         let _granted = sys::pipe::set_capacity(pipe, PIPE);
     }
-    let child = Spawn::new(program)
-        .args(["-d", "-c"])
+    let child = spawn
         .stdin(theirs)
         .stdout(out)
         .spawn()
@@ -88,7 +101,7 @@ pub(crate) fn decode(
         return Ok(());
     }
     Err(Error::invalid_argument(format_args!(
-        "decompress layer: {} exited with {}",
+        "process layer: {} exited with {}",
         program.display(),
         status.code()
     )))
@@ -103,7 +116,7 @@ fn end(child: &Child) -> Result<sys::process::Status> {
 }
 
 /// Writes the blob to the process; what it does not want counts for the digest all the same.
-fn feed(blob: &mut impl BufRead, to: OwnedFd) -> Result<()> {
+fn feed<R: BufRead + ?Sized>(blob: &mut R, to: OwnedFd) -> Result<()> {
     let mut to = Some(File::from(to));
     loop {
         let data = blob.fill_buf().map_err(stream_error)?;

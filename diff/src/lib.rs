@@ -10,6 +10,7 @@ mod external;
 mod extract;
 mod lower;
 mod mounts;
+mod processor;
 mod root;
 mod stream;
 mod tar;
@@ -25,7 +26,8 @@ use content::{Blob, ContentStore};
 use types::{Any, Descriptor, IngestRef, Labels, Mount, Result};
 
 pub use apply::Walking;
-pub use extract::{Limits, Target, TreeOpts, apply_tar};
+pub use extract::{Limits, Target, TreeOpts, UNSUSPECTED, apply_tar};
+pub use processor::Processor;
 pub use root::Root;
 
 /// How to apply.

@@ -26,6 +26,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("events", 2),
     ("snapshotters", 3),
     ("diff", 3),
+    ("mounts", 3),
     ("images", 3),
     ("network", 3),
     ("runtime-v2", 3),

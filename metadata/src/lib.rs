@@ -236,6 +236,12 @@ impl Metadata {
         let _first = self.0.collector.streams.set(streams);
     }
 
+    /// Lets the collector end activations of mounts, too. The first call counts.
+    pub fn collect_mounts(&self, mounts: Arc<dyn gc::Mounts>) {
+        // As for streams.
+        let _first = self.0.collector.mounts.set(mounts);
+    }
+
     /// Collects what nobody names any more, and waits for it. Calls that meet share one run.
     ///
     /// # Errors

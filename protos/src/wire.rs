@@ -222,6 +222,52 @@ impl Wire for domain::Mount {
     }
 }
 
+impl Wire for domain::ActiveMount {
+    type Proto = proto::ActiveMount;
+
+    fn to_wire(&self) -> proto::ActiveMount {
+        proto::ActiveMount {
+            mount: Some(self.mount.to_wire()).into(),
+            mounted_at: self.mounted_at.to_wire(),
+            mount_point: self.mount_point.clone(),
+            data: self.data.clone().into_iter().collect(),
+            ..Default::default()
+        }
+    }
+
+    fn from_wire(proto: proto::ActiveMount) -> Result<Self> {
+        Ok(Self {
+            mount: domain::Mount::from_wire(proto.mount.unwrap_or_default())?,
+            mounted_at: Option::from_wire(proto.mounted_at)?,
+            mount_point: proto.mount_point,
+            data: proto.data.into_iter().collect(),
+        })
+    }
+}
+
+impl Wire for domain::Activation {
+    type Proto = proto::ActivationInfo;
+
+    fn to_wire(&self) -> proto::ActivationInfo {
+        proto::ActivationInfo {
+            name: self.name.clone(),
+            active: self.active.to_wire(),
+            system: self.system.to_wire(),
+            labels: self.labels.to_wire(),
+            ..Default::default()
+        }
+    }
+
+    fn from_wire(proto: proto::ActivationInfo) -> Result<Self> {
+        Ok(Self {
+            name: proto.name,
+            active: Vec::from_wire(proto.active)?,
+            system: Vec::from_wire(proto.system)?,
+            labels: Labels::from_wire(proto.labels)?,
+        })
+    }
+}
+
 impl Wire for domain::Descriptor {
     type Proto = proto::Descriptor;
 
@@ -320,6 +366,21 @@ mod tests {
         assert_eq!(
             Vec::<domain::Mount>::from_wire(vec![mount.clone()].to_wire()).unwrap(),
             [mount]
+        );
+        let activation = domain::Activation {
+            name: "a".into(),
+            active: vec![domain::ActiveMount {
+                mount: domain::Mount::default(),
+                mounted_at: Some(SystemTime::UNIX_EPOCH),
+                mount_point: "/point".into(),
+                data: [("k".to_owned(), "v".to_owned())].into(),
+            }],
+            system: vec![domain::Mount::default()],
+            labels: Labels::new().with("k", "v"),
+        };
+        assert_eq!(
+            domain::Activation::from_wire(activation.to_wire()).unwrap(),
+            activation
         );
         let descriptor = domain::Descriptor {
             media_type: domain::media_type::OCI_LAYER.into(),

@@ -35,6 +35,8 @@ pub mod gc_label {
     pub const REF_IMAGE: &str = "containerd.io/gc.ref.image";
     /// Prefix: keeps a stream between a client and the daemon.
     pub const REF_STREAM: &str = "containerd.io/gc.ref.stream";
+    /// Prefix: keeps mounts that the daemon has activated.
+    pub const REF_MOUNT: &str = "containerd.io/gc.ref.mount";
     /// Prefix: is kept by an image.
     pub const BREF_IMAGE: &str = "containerd.io/gc.bref.image";
     /// Prefix: is kept by a container.

@@ -35,7 +35,7 @@ pub use filter::{Filter, Filterable};
 pub use id::{ContainerId, ExecId, Identifier, IngestRef, LeaseId, Namespace, SnapshotKey};
 pub use info::{BlobInfo, IngestStatus, SnapshotInfo, SnapshotKind, Usage};
 pub use labels::{Labels, gc_label, label};
-pub use mount::{IMPLIED_DIRECTORY, Mount, UNSETTLED_LAYER};
+pub use mount::{Activation, ActiveMount, IMPLIED_DIRECTORY, Mount, UNSETTLED_LAYER};
 pub use platform::Platform;
 pub use record::{
     AnyRef, Container, ContainerRef, Image, ImageRef, Lease, NamespaceInfo, Resource, Runtime,

@@ -1,5 +1,10 @@
 //! Mount: the whole treaty between snapshotters, the differ and the runtime.
 
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crate::{Filterable, Labels};
+
 /// Attribute, with the value `y`, of the root of a layer that was unpacked without knowing what lies
 /// below: its whiteouts and its [`IMPLIED_DIRECTORY`] marks are to be looked at when that is known.
 pub const UNSETTLED_LAYER: &str = "trusted.overlay.containerd.unsettled";
@@ -33,6 +38,42 @@ impl Mount {
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.options.iter().any(|o| o == "ro")
+    }
+}
+
+/// A mount that the daemon performed for a client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ActiveMount {
+    /// What was mounted, after all that was to be filled in.
+    pub mount: Mount,
+    /// When.
+    pub mounted_at: Option<SystemTime>,
+    /// Where: a directory, or a link to a device.
+    pub mount_point: String,
+    /// What its handler knows about it.
+    pub data: BTreeMap<String, String>,
+}
+
+/// A named list of mounts: those at work in the daemon's care, and those left to the client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Activation {
+    /// The client's name for it.
+    pub name: String,
+    /// Performed, in order.
+    pub active: Vec<ActiveMount>,
+    /// To be performed by whoever wants to see the files.
+    pub system: Vec<Mount>,
+    /// Labels.
+    pub labels: Labels,
+}
+
+impl Filterable for Activation {
+    fn field(&self, path: &[&str]) -> Option<String> {
+        match path {
+            ["name"] => Some(self.name.clone()),
+            ["labels", key @ ..] => self.labels.field(key),
+            _ => None,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use types::{Error, Result};
 
 pub(crate) use plugins::{
-    BinDir, Diff, Metadata, Overlay, RootPath, Scheduler, Sharing, Tasks, Transfer,
+    BinDir, Diff, Metadata, Overlay, RootPath, Scheduler, Sharing, Tasks, Transfer, Walking,
 };
 pub(crate) use read::{Overrides, load};
 
@@ -53,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) grpc: Grpc,
     /// The shims' socket.
     pub(crate) ttrpc: Ttrpc,
+    /// Programs that layers of other media types go through, by id.
+    pub(crate) stream_processors: BTreeMap<String, StreamProcessor>,
     /// Sections of the plugins, by URI.
     pub(crate) plugins: BTreeMap<String, toml::Table>,
 }
@@ -70,9 +72,26 @@ impl Default for Config {
             debug: Debug::default(),
             grpc: Grpc::default(),
             ttrpc: Ttrpc::default(),
+            stream_processors: BTreeMap::new(),
             plugins: BTreeMap::new(),
         }
     }
+}
+
+/// `[stream_processors.<id>]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct StreamProcessor {
+    /// Media types that the program takes.
+    pub(crate) accepts: Vec<String>,
+    /// Media type of what it makes of them.
+    pub(crate) returns: String,
+    /// The program.
+    pub(crate) path: PathBuf,
+    /// Its arguments.
+    pub(crate) args: Vec<String>,
+    /// `NAME=value`, besides the daemon's own environment.
+    pub(crate) env: Vec<String>,
 }
 
 /// `[debug]`.
@@ -161,6 +180,19 @@ pub(crate) struct Ttrpc {
 }
 
 impl Config {
+    /// The stream processors, as the differ takes them.
+    pub(crate) fn processors(&self) -> Vec<diff::Processor> {
+        let one = |(id, one): (&String, &StreamProcessor)| diff::Processor {
+            id: id.clone(),
+            accepts: one.accepts.clone(),
+            returns: one.returns.clone(),
+            path: one.path.clone(),
+            args: one.args.clone(),
+            env: one.env.clone(),
+        };
+        self.stream_processors.iter().map(one).collect()
+    }
+
     /// The section of plugin `uri`. It was checked when the file was read.
     ///
     /// # Errors

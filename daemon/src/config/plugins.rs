@@ -107,6 +107,45 @@ impl Default for Diff {
     }
 }
 
+/// `io.containerd.differ.v1.walking`: what one layer may take.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Walking {
+    /// Most bytes of the archive, which is what a compressed blob unpacks to.
+    pub(crate) max_archive_bytes: u64,
+    /// Most files, directories and links.
+    pub(crate) max_entries: u64,
+    /// Most bytes of files, without zeroes that become holes.
+    pub(crate) max_stored_bytes: u64,
+    /// Most bytes of files for each byte of the blob, beyond the first GiB.
+    pub(crate) max_ratio: u64,
+}
+
+impl Walking {
+    /// As the differ takes them.
+    pub(crate) fn limits(&self) -> diff::Limits {
+        diff::Limits {
+            bytes: self.max_archive_bytes,
+            entries: self.max_entries,
+            stored: self.max_stored_bytes,
+            ratio: self.max_ratio,
+            ..diff::Limits::default()
+        }
+    }
+}
+
+impl Default for Walking {
+    fn default() -> Self {
+        let limits = diff::Limits::default();
+        Self {
+            max_archive_bytes: limits.bytes,
+            max_entries: limits.entries,
+            max_stored_bytes: limits.stored,
+            max_ratio: limits.ratio,
+        }
+    }
+}
+
 /// `io.containerd.runtime.v2.task`: what keeps tasks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -204,7 +243,8 @@ fn complete_as<T: DeserializeOwned + Serialize>(table: toml::Table) -> Result<to
 }
 
 /// Every section that exists.
-const SECTIONS: [(&str, Complete); 8] = [
+const SECTIONS: [(&str, Complete); 9] = [
+    ("io.containerd.differ.v1.walking", complete_as::<Walking>),
     ("io.containerd.gc.v1.scheduler", complete_as::<Scheduler>),
     (
         "io.containerd.image-verifier.v1.bindir",

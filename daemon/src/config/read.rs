@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use types::{Context as _, Error, Result};
 
-use super::{Config, DEFAULT_PATH, VERSION, imports, plugins};
+use super::{Config, DEFAULT_PATH, StreamProcessor, VERSION, imports, plugins};
 
 /// A configuration and what the operator should hear about it.
 #[derive(Debug, Default)]
@@ -192,6 +192,10 @@ fn unknown_keys(
             (Some(_), Value::Table(tables)) if key == "plugins" => {
                 plugin_keys(tables, plugins, warnings);
             }
+            (Some(_), Value::Table(tables)) if key == "stream_processors" => {
+                let known = Table::try_from(StreamProcessor::default());
+                processor_keys(tables, &known.map_err(Error::internal)?, warnings);
+            }
             (Some(Value::Table(known)), Value::Table(given)) => {
                 for (name, _) in said(given).filter(|(name, _)| !known.contains_key(*name)) {
                     warnings.push(format!("unknown key \"{key}.{name}\" in config ignored"));
@@ -201,6 +205,18 @@ fn unknown_keys(
         }
     }
     Ok(())
+}
+
+/// The same for stream processors.
+fn processor_keys(given: &Table, known: &Table, warnings: &mut Vec<String>) {
+    for (id, section) in said(given) {
+        let keys = section.as_table().into_iter().flat_map(said);
+        for (key, _) in keys.filter(|(key, _)| !known.contains_key(*key)) {
+            warnings.push(format!(
+                "unknown key {key:?} of stream processor {id:?} in config ignored"
+            ));
+        }
+    }
 }
 
 /// The same for plugin sections.

@@ -235,6 +235,33 @@ fn a_required_plugin_must_be_there() {
 }
 
 #[test]
+fn stream_processors_are_read() {
+    let text = r#"
+        version = 2
+        [stream_processors."example.v1"]
+          accepts = ["a/b", "a/c"]
+          returns = "application/vnd.oci.image.layer.v1.tar"
+          path = "/bin/decoder"
+          args = ["-x"]
+          env = ["A=b"]
+          speed = "high"
+    "#;
+    let parsed = parse(text).unwrap();
+    assert_eq!(
+        parsed.warnings,
+        ["unknown key \"speed\" of stream processor \"example.v1\" in config ignored"]
+    );
+    let [one] = &parsed.config.processors()[..] else {
+        panic!("{:?}", parsed.config.stream_processors);
+    };
+    assert_eq!((&*one.id, &*one.accepts[1]), ("example.v1", "a/c"));
+    assert_eq!(
+        (one.path.to_str(), &*one.args),
+        (Some("/bin/decoder"), &["-x".to_owned()][..])
+    );
+}
+
+#[test]
 fn a_key_without_a_value_is_no_news() {
     let text = r#"
         version = 2

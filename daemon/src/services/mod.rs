@@ -12,6 +12,7 @@ pub(crate) mod health;
 pub(crate) mod images;
 pub(crate) mod introspection;
 pub(crate) mod leases;
+pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod snapshots;
 pub(crate) mod streaming;

@@ -1,6 +1,7 @@
 //! Layers through a content store onto real mounts.
 
 use super::*;
+use crate::UNSUSPECTED;
 use crate::compression::Encoder;
 use crate::tar::Kind;
 use crate::testing::{Bench, archive, bind, entry};
@@ -161,6 +162,8 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
                 digest,
                 limits: Limits::default(),
                 igzip: None,
+                chain: Vec::new(),
+                payloads: Vec::new(),
                 sync: false,
             };
             let to = temp.path().to_owned();
@@ -207,6 +210,8 @@ async fn an_abandoned_apply_ends() {
         digest: Hasher::digest(b"").unwrap(),
         limits: Limits::default(),
         igzip: None,
+        chain: Vec::new(),
+        payloads: Vec::new(),
         sync: false,
     };
     let to = temp.path().to_owned();
@@ -280,6 +285,38 @@ async fn a_stream_beyond_the_limit_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_is_limited_and_holes_are_not_stored() {
+    let bench = Bench::new();
+    let limits = |stored, ratio| Limits {
+        stored,
+        ratio,
+        ..Limits::default()
+    };
+    let mut data = vec![0; 8 << 20];
+    data[..1 << 20].fill(b'x');
+    let tar = archive(&[(entry(Kind::File, "f"), &data)]);
+    let layer = bench
+        .stored(media_type::OCI_LAYER_GZIP, packed(Compression::Gzip, &tar))
+        .await;
+    for (stored, is_enough) in [(2 << 20, true), (1 << 19, false)] {
+        let limited = bench.walking.clone().with_limits(limits(stored, 1));
+        let mounts = bind(&bench.dir(&format!("{stored}")));
+        let opts = ApplyOpts::default();
+        let done = limited.apply(&bench.store, &layer, &mounts, opts).await;
+        match done {
+            Ok(_) => assert!(is_enough),
+            Err(error) => {
+                assert!(!is_enough && error.is(Code::ResourceExhausted), "{error}");
+            }
+        }
+    }
+    // The ratio counts for what is too much to be let pass.
+    assert_eq!(limits(u64::MAX, 10).for_blob(1 << 20).stored, UNSUSPECTED);
+    assert_eq!(limits(u64::MAX, 10).for_blob(1 << 30).stored, 10 << 30);
+    assert_eq!(limits(5, 10).for_blob(1 << 30).stored, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn other_mounts_go_through_a_temporary_mount_that_is_gone_after() {
     let bench = Bench::new();
     let [lower, upper, work] = ["lower", "upper", "work"].map(|name| bench.dir(name));
@@ -318,4 +355,86 @@ async fn other_mounts_go_through_a_temporary_mount_that_is_gone_after() {
     );
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(bench.temp.path().to_str().unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_other_types_go_through_their_programs() {
+    let bench = Bench::new();
+    let tar = archive(&[(entry(Kind::File, "f"), b"text")]);
+    let packed = packed(Compression::Gzip, &tar);
+    let hidden: Vec<u8> = packed.iter().map(|b| b ^ 1).collect();
+    let script = |name: &str, text: &str| {
+        let path = bench.temp.path().join(name);
+        std::fs::write(&path, format!("#!/bin/bash\n{text}\n")).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).unwrap();
+        path
+    };
+    let told = bench.temp.path().join("told");
+    let flip = r#"perl -pe 'BEGIN{binmode STDIN;binmode STDOUT} $_ ^= "\1" x length'"#;
+    let log = format!(
+        "echo $STREAM_PROCESSOR_MEDIATYPE $A $1 $(tr -dc a-z <&3) >>{}",
+        told.display()
+    );
+    let processor = |id: &str, accepts: &str, returns: &str, path| Processor {
+        id: id.into(),
+        accepts: vec![accepts.into()],
+        returns: returns.into(),
+        path,
+        args: vec!["arg".into()],
+        env: vec!["A=env".into()],
+    };
+    let gzip = media_type::OCI_LAYER_GZIP;
+    let walking = bench.walking.clone().with_processors(vec![
+        processor(
+            "twice",
+            "x/twice",
+            "x/once",
+            script("twice", &format!("{log}; {flip} | {flip}")),
+        ),
+        processor(
+            "once",
+            "x/once",
+            gzip,
+            script("once", &format!("{log} 3</dev/null; {flip}")),
+        ),
+        processor("bad", "x/bad", gzip, script("bad", "cat; exit 3")),
+    ]);
+    let payload = Any {
+        type_url: "url".into(),
+        value: b"value".to_vec(),
+    };
+    let opts = ApplyOpts {
+        payloads: vec![("twice".into(), payload)],
+        ..ApplyOpts::default()
+    };
+    let layer = bench.stored("x/twice", hidden).await;
+    let mounts = bind(&bench.dir("t"));
+    let done = walking
+        .apply(&bench.store, &layer, &mounts, opts)
+        .await
+        .unwrap();
+    assert_eq!(
+        (&*done.media_type, done.size),
+        (media_type::OCI_LAYER, tar.len() as u64)
+    );
+    assert_eq!(
+        std::fs::read(bench.temp.path().join("t/f")).unwrap(),
+        b"text"
+    );
+    let told = std::fs::read_to_string(&told).unwrap();
+    let mut told: Vec<&str> = told.lines().collect();
+    told.sort_unstable();
+    assert_eq!(told, ["x/once env arg", "x/twice env arg urlvalue"]);
+    let layer = bench.stored("x/bad", packed).await;
+    let error = walking
+        .apply(&bench.store, &layer, &mounts, ApplyOpts::default())
+        .await;
+    let error = error.unwrap_err();
+    assert!(
+        error.is(Code::InvalidArgument) && error.to_string().contains("exited with 3"),
+        "{error}"
+    );
+    let error = bench.apply(&layer, &mounts).await.unwrap_err();
+    assert!(error.is(Code::NotImplemented), "{error}");
 }

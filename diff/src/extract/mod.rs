@@ -11,6 +11,8 @@ mod attributes;
 mod node;
 mod parents;
 mod prune;
+mod seen;
+mod times;
 mod whiteout;
 
 use std::collections::HashSet;
@@ -24,10 +26,13 @@ use types::{Error, Result, UNSETTLED_LAYER};
 
 use crate::lower::Lowers;
 use crate::root::{MAX_NAME, Root, components, entry_error};
-use crate::tar::{Entry, Kind, Reader, Time};
+use crate::tar::{Entry, Kind, Reader};
 use attributes::Attributes;
 pub(crate) use attributes::{Xattrs, list as list_xattrs};
+use node::Room;
 use parents::{Directory, Parents};
+use seen::Seen;
+use times::Times;
 
 /// Name of the entry that makes its directory opaque.
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -43,9 +48,16 @@ pub struct Limits {
     pub bytes: u64,
     /// Entries.
     pub entries: u64,
-    /// Bytes of the paths of all directories together, which are remembered to the end.
-    pub paths: usize,
+    /// Bytes of the paths of all directories together, which are remembered to the end, on the disk.
+    pub paths: u64,
+    /// Bytes of the data of files, without zeroes that become holes.
+    pub stored: u64,
+    /// How many times the bytes of a compressed blob that data may have, beyond [`UNSUSPECTED`].
+    pub ratio: u64,
 }
+
+/// Data that no ratio is asked about: a disk has room for so much.
+pub const UNSUSPECTED: u64 = 1 << 30;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -53,6 +65,19 @@ impl Default for Limits {
             bytes: 1 << 40,
             entries: 4_000_000,
             paths: 256 << 20,
+            stored: 1 << 40,
+            ratio: 200,
+        }
+    }
+}
+
+impl Limits {
+    /// The limits of a layer whose blob has so many bytes.
+    pub(crate) fn for_blob(self, bytes: u64) -> Self {
+        let by_ratio = bytes.saturating_mul(self.ratio).max(UNSUSPECTED);
+        Self {
+            stored: self.stored.min(by_ratio),
+            ..self
         }
     }
 }
@@ -139,29 +164,15 @@ struct Tree<'a> {
     parents: Parents,
     attributes: Attributes,
     skip_devices: bool,
+    room: Room,
     /// Hashes of (directory inode, name) of what this archive wrote: deletions spare it.
-    written: HashSet<u64>,
+    written: Seen,
     /// Inodes of directories that were emptied before: what they hold now is this archive's.
     emptied: HashSet<u64>,
     hasher: RandomState,
     times: Times,
     /// Something was made that depends on layers which are not known.
     unsettled: bool,
-}
-
-/// Directories whose times are set at the end, in order.
-#[derive(Debug, Default)]
-struct Times {
-    all: Vec<(Box<[u8]>, Time, Option<Time>)>,
-    /// Bytes of their paths.
-    bytes: usize,
-}
-
-impl Times {
-    fn push(&mut self, path: &[u8], mtime: Time, atime: Option<Time>) {
-        self.bytes += path.len();
-        self.all.push((path.into(), mtime, atime));
-    }
 }
 
 impl<'a> Tree<'a> {
@@ -192,7 +203,8 @@ impl<'a> Tree<'a> {
             parents: Parents::default(),
             attributes: Attributes::of_process(),
             skip_devices: opts.skip_devices,
-            written: HashSet::new(),
+            room: Room::new(opts.limits.stored),
+            written: Seen::default(),
             emptied: HashSet::new(),
             hasher: RandomState::new(),
             times: Times::default(),
@@ -276,18 +288,18 @@ impl<'a> Tree<'a> {
             rustix::fs::fsetxattr(self.root.fd(), UNSETTLED_LAYER, b"y", XattrFlags::empty())
                 .map_err(|e| entry_error("mark", b"/", e))?;
         }
-        for (path, mtime, atime) in std::mem::take(&mut self.times).all {
-            let parts = components(&path);
+        let root = self.root;
+        std::mem::take(&mut self.times).each(|path, mtime, atime| {
+            let parts = components(path);
             let Some((base, parents)) = parts.split_last() else {
-                continue;
+                return Ok(());
             };
-            let Ok(parent) = self.root.directory(&parents.join(&b'/')) else {
-                continue;
+            let Ok(parent) = root.directory(&parents.join(&b'/')) else {
+                return Ok(());
             };
             attributes::directory_times(&parent, base, mtime, atime)
-                .map_err(|e| entry_error("set times of", &path, e))?;
-        }
-        Ok(())
+                .map_err(|e| entry_error("set times of", path, e))
+        })
     }
 }
 

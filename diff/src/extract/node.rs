@@ -135,7 +135,8 @@ impl Tree<'_> {
             None => self.attributes.set(What::Open(&fd), entry, dir.inherits)?,
         }
         let path = parts.join(&b'/');
-        self.times.push(&path, entry.mtime, entry.atime);
+        self.times
+            .push(self.root, &path, entry.mtime, entry.atime)?;
         // Entries in it come next, as a rule.
         self.parents.forget(&path);
         self.parents.put(path, Directory::new(fd)?);
@@ -153,7 +154,7 @@ impl Tree<'_> {
         let make = || rustix::fs::openat(&dir.fd, name, NEW_FILE, mode(entry.mode & 0o777));
         let fd = self.fresh(dir, name, make).map_err(fail("create"))?;
         let file = File::from(fd);
-        contents(&file, entry, reader)?;
+        contents(&file, entry, reader, &mut self.room)?;
         let fd = OwnedFd::from(file);
         let what = What::Open(&fd);
         self.attributes
@@ -213,8 +214,39 @@ impl Tree<'_> {
     }
 }
 
+/// Bytes that a layer may still store.
+#[derive(Debug)]
+pub(super) struct Room {
+    left: u64,
+    ceiling: u64,
+}
+
+impl Room {
+    pub(super) fn new(ceiling: u64) -> Self {
+        Self {
+            left: ceiling,
+            ceiling,
+        }
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<()> {
+        self.left = self.left.checked_sub(bytes).ok_or_else(|| {
+            Error::resource_exhausted(format_args!(
+                "files of layer store more than {} bytes, which is the most for a blob of its size",
+                self.ceiling
+            ))
+        })?;
+        Ok(())
+    }
+}
+
 /// Writes the entry's data; long runs of zeroes and the holes of its map stay holes.
-fn contents<R: BufRead>(file: &File, entry: &Entry, reader: &mut Reader<R>) -> Result<()> {
+fn contents<R: BufRead>(
+    file: &File,
+    entry: &Entry,
+    reader: &mut Reader<R>,
+    room: &mut Room,
+) -> Result<()> {
     let fail = |e: std::io::Error| {
         let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
         entry_error("write", &entry.name, errno)
@@ -234,9 +266,9 @@ fn contents<R: BufRead>(file: &File, entry: &Entry, reader: &mut Reader<R>) -> R
         if take == 0 {
             return Err(entry_error("write", &entry.name, Errno::INVAL));
         }
-        end = write_runs(file, &part[..take], run.offset)
-            .map_err(fail)?
-            .max(end);
+        let wrote = write_runs(file, &part[..take], run.offset).map_err(fail)?;
+        room.take(wrote.bytes)?;
+        end = wrote.end.max(end);
         reader.consume(take);
         run.offset += take as u64;
         run.len -= take as u64;
@@ -247,13 +279,23 @@ fn contents<R: BufRead>(file: &File, entry: &Entry, reader: &mut Reader<R>) -> R
     Ok(())
 }
 
-/// Writes `data` at `offset`, leaving out pieces of zeroes; returns where the last write ended.
-fn write_runs(file: &File, data: &[u8], offset: u64) -> std::io::Result<u64> {
-    let (mut end, mut start, mut at) = (0, 0, 0);
+/// What was written.
+#[derive(Debug, Default)]
+struct Wrote {
+    /// Where the last piece ended.
+    end: u64,
+    bytes: u64,
+}
+
+/// Writes `data` at `offset`, leaving out pieces of zeroes.
+fn write_runs(file: &File, data: &[u8], offset: u64) -> std::io::Result<Wrote> {
+    let mut wrote = Wrote::default();
+    let (mut start, mut at) = (0, 0);
     let mut flush = |from: usize, to: usize| -> std::io::Result<()> {
         if from < to {
             file.write_all_at(&data[from..to], offset + from as u64)?;
-            end = offset + to as u64;
+            wrote.end = offset + to as u64;
+            wrote.bytes += (to - from) as u64;
         }
         Ok(())
     };
@@ -269,7 +311,7 @@ fn write_runs(file: &File, data: &[u8], offset: u64) -> std::io::Result<u64> {
         at += len;
     }
     flush(start, at)?;
-    Ok(end)
+    Ok(wrote)
 }
 
 fn is_zero(piece: &[u8]) -> bool {

@@ -13,10 +13,11 @@ use rustix::fs::{CWD, FileType, Mode, RawMode, XattrFlags};
 use rustix::io::Errno;
 use types::{Error, IMPLIED_DIRECTORY, Result};
 
+use super::Tree;
 use super::attributes::copy_directory;
-use super::{Time, Tree};
 use crate::lower::{Found, is_opaque};
 use crate::root::{DIRECTORY, MAX_NAME, entry_error, file_type, is_whiteout, stat};
+use crate::tar::Time;
 
 /// Most descriptors held.
 const CACHED: usize = 128;
@@ -182,7 +183,7 @@ impl Tree<'_> {
             };
             let mtime = time(found.stat.st_mtime, found.stat.st_mtime_nsec);
             let atime = time(found.stat.st_atime, found.stat.st_atime_nsec);
-            self.times.push(&path, mtime, Some(atime));
+            self.times.push(self.root, &path, mtime, Some(atime))?;
         }
         Ok(made)
     }

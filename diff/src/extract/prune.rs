@@ -123,7 +123,7 @@ impl Tree<'_> {
             return Ok(level);
         }
         for name in names(&dir)? {
-            let written = spare && self.written.contains(&self.hash(inode, &name));
+            let written = spare && self.written.contains(self.hash(inode, &name));
             let Some(facts) = stat(&dir, &name)? else {
                 continue;
             };

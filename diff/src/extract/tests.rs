@@ -6,6 +6,7 @@ use std::path::Path;
 use types::Code;
 
 use super::*;
+use crate::tar::Time;
 use crate::testing::{Bench, archive, dir, entry, file, link, merge, named, onto, symlink, tree};
 use sys::mount::TempMount;
 

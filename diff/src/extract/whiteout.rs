@@ -59,7 +59,7 @@ impl Tree<'_> {
         let Some(facts) = stat(&dir.fd, target)? else {
             return Ok(());
         };
-        if !self.written.contains(&self.hash(dir.inode, target)) {
+        if !self.written.contains(self.hash(dir.inode, target)) {
             return self.remove(&dir.fd, target, true);
         }
         if file_type(&facts) != FileType::Directory {

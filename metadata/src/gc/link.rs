@@ -19,6 +19,8 @@ pub(crate) enum Node {
     Lease(String),
     /// A stream, by id. It has no record.
     Stream(String),
+    /// An activation of mounts, by name. It has no record here.
+    Mount(String),
 }
 
 /// What one label means.
@@ -47,6 +49,9 @@ fn link(key: &str, value: &str) -> Option<Link> {
     }
     if named(key, gc_label::REF_STREAM) {
         return Some(Link::Keeps(Node::Stream(value())));
+    }
+    if named(key, gc_label::REF_MOUNT) {
+        return Some(Link::Keeps(Node::Mount(value())));
     }
     if named(key, gc_label::REF_IMAGE) {
         return Some(Link::Keeps(Node::Image(value())));
@@ -117,6 +122,10 @@ mod tests {
             (
                 "containerd.io/gc.ref.stream.a",
                 Some(Link::Keeps(Node::Stream("v".into()))),
+            ),
+            (
+                "containerd.io/gc.ref.mount",
+                Some(Link::Keeps(Node::Mount("v".into()))),
             ),
             (
                 "containerd.io/gc.bref.content",

@@ -1,17 +1,17 @@
 //! Marking: what can be reached from a root. References never leave a namespace, so each is marked by
 //! itself.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::SystemTime;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use types::{Labels, Namespace, Resource, Result, gc_label};
 
-use super::LeasedStream;
 use super::condition::{Condition, conditions, used_at};
 use super::link::{Link, Node, links};
 use super::spare::node;
+use super::{Beside, HeldMount, LeasedStream};
 use crate::key::{Bucket, all, names};
 use crate::kv::{Flow, Read};
 use crate::record::{
@@ -72,13 +72,23 @@ pub(super) struct Doubt {
 
 impl Marked {
     /// Marks what is reachable at `now` in the state that `tx` sees.
-    pub(crate) fn new(tx: &dyn Read, now: SystemTime, streams: &[LeasedStream]) -> Result<Self> {
+    pub(crate) fn new(tx: &dyn Read, now: SystemTime, beside: &Beside) -> Result<Self> {
         let mut doubts = Vec::new();
-        for namespace in namespaces::known(tx)? {
+        let known = namespaces::known(tx)?;
+        let mounts = beside.mounts.iter().map(|mount| &mount.namespace);
+        // In a namespace that is gone there is nothing that could keep a mount.
+        let gone: BTreeSet<_> = mounts.filter(|ns| !known.contains(ns)).cloned().collect();
+        for namespace in known {
             let mut graph = Graph::load(tx, &namespace, now)?;
-            graph.add_streams(&namespace, streams);
+            graph.add_streams(&namespace, &beside.streams);
+            graph.add_mounts(&namespace, &beside.mounts);
             let doubt = graph.unmarked();
             doubts.push((namespace, doubt));
+        }
+        for namespace in gone {
+            let mut graph = Graph::default();
+            graph.add_mounts(&namespace, &beside.mounts);
+            doubts.push((namespace, graph.unmarked()));
         }
         Ok(Self { doubts })
     }
@@ -242,6 +252,26 @@ impl Graph {
             let node = Node::Stream(stream.id.clone());
             let lease = Node::Lease(stream.lease.to_string());
             self.kept_by.entry(lease).or_default().push(node.clone());
+            self.objects.insert(node, Refs::default());
+        }
+    }
+
+    /// A mount lives as long as its lease, as what its labels name, or as what names it. Parity:
+    /// core/mount/manager: of its labels only back references count.
+    fn add_mounts(&mut self, namespace: &Namespace, mounts: &[HeldMount]) {
+        for mount in mounts.iter().filter(|m| m.namespace == *namespace) {
+            let node = Node::Mount(mount.name.clone());
+            let lease = mount
+                .lease
+                .as_ref()
+                .map(|lease| Node::Lease(lease.to_string()));
+            let labels = links(&mount.labels).filter_map(|link| match link {
+                Link::KeptBy(other) => Some(other),
+                Link::Root | Link::Keeps(_) => None,
+            });
+            for keeper in lease.into_iter().chain(labels) {
+                self.kept_by.entry(keeper).or_default().push(node.clone());
+            }
             self.objects.insert(node, Refs::default());
         }
     }

@@ -26,7 +26,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use types::{Error, LeaseId, Namespace, Result};
+use async_trait::async_trait;
+use types::{Error, Labels, LeaseId, Namespace, Result};
 
 pub use self::scheduler::{Scheduler, SchedulerOpts};
 
@@ -53,6 +54,38 @@ pub struct LeasedStream {
     pub id: String,
     /// The lease.
     pub lease: LeaseId,
+}
+
+/// The mounts that the daemon has activated for its clients. They have no record here.
+#[async_trait]
+pub trait Mounts: Send + Sync + fmt::Debug {
+    /// All that may be ended.
+    fn held(&self) -> Vec<HeldMount>;
+
+    /// Ends one, if it still is the same. What cannot be ended now is among the held ones again.
+    async fn end(&self, mount: &HeldMount);
+}
+
+/// An activation of mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldMount {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its name there.
+    pub name: String,
+    /// Tells it from others of that name.
+    pub number: u64,
+    /// The lease that keeps it.
+    pub lease: Option<LeaseId>,
+    /// What else keeps it stands in these.
+    pub labels: Labels,
+}
+
+/// What lives beside the records, as it was before the marking.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    pub(crate) streams: Vec<LeasedStream>,
+    pub(crate) mounts: Vec<HeldMount>,
 }
 
 /// What one run did.
@@ -97,6 +130,41 @@ pub(crate) struct Collector {
     last: tokio::sync::Mutex<Option<Stats>>,
     /// Collected beside the records.
     pub(crate) streams: OnceLock<Arc<dyn Streams>>,
+    /// As well.
+    pub(crate) mounts: OnceLock<Arc<dyn Mounts>>,
+}
+
+impl Collector {
+    fn beside(&self) -> Beside {
+        Beside {
+            streams: self.streams.get().map(|s| s.leased()).unwrap_or_default(),
+            mounts: self.mounts.get().map(|m| m.held()).unwrap_or_default(),
+        }
+    }
+
+    /// Ends what was swept of it.
+    async fn end(&self, swept: &Swept, beside: &Beside) {
+        if let Some(streams) = self.streams.get() {
+            for (namespace, id) in &swept.streams {
+                tracing::debug!(%namespace, id, "stream that nobody keeps is ended");
+                streams.end(namespace, id);
+            }
+        }
+        let Some(mounts) = self.mounts.get() else {
+            return;
+        };
+        let gone = |held: &&HeldMount| {
+            let key = (&held.namespace, &held.name);
+            swept
+                .mounts
+                .iter()
+                .any(|(namespace, name)| (namespace, name) == key)
+        };
+        for held in beside.mounts.iter().filter(gone) {
+            tracing::debug!(namespace = %held.namespace, name = held.name, "mount that nobody keeps goes");
+            mounts.end(held).await;
+        }
+    }
 }
 
 /// Collects once.
@@ -122,14 +190,11 @@ pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats
     let begin = Instant::now();
     let mut work = Work::take(&metadata.0.db.outlet);
     let mut stats = Stats::default();
-    let swept = sweep(metadata, now, &mut work.marks, &mut stats).await?;
+    // Listed first: the lease of one of these is older than it is, so the snapshot has the lease.
+    let beside = Arc::new(metadata.0.collector.beside());
+    let swept = sweep(metadata, now, &beside, &mut work.marks, &mut stats).await?;
     work.is_swept = true;
-    if let Some(streams) = metadata.0.collector.streams.get() {
-        for (namespace, id) in &swept.streams {
-            tracing::debug!(%namespace, id, "stream that nobody keeps is ended");
-            streams.end(namespace, id);
-        }
-    }
+    metadata.0.collector.end(&swept, &beside).await;
     swept.collect(metadata, &mut work.marks, &mut stats).await;
     stats.elapsed = begin.elapsed();
     tracing::debug!(?stats, "garbage collected");
@@ -142,22 +207,20 @@ pub(crate) async fn run_at(metadata: &Metadata, now: SystemTime) -> Result<Stats
 async fn sweep(
     metadata: &Metadata,
     now: SystemTime,
+    beside: &Arc<Beside>,
     marks: &mut Marks,
     stats: &mut Stats,
 ) -> Result<Swept> {
-    // Listed first: the lease of a stream is older than the stream, so the snapshot has it.
-    let streams = metadata.0.collector.streams.get();
-    let streams: Arc<[_]> = streams.map(|s| s.leased()).unwrap_or_default().into();
     let watch = metadata.0.db.kv.watch().await?;
     let snapshot = metadata.0.db.kv.read()?;
-    let listed = Arc::clone(&streams);
+    let listed = Arc::clone(beside);
     let mark = move || Marked::new(&snapshot, now, &listed);
     let marked = tokio::task::spawn_blocking(mark).await;
     let mut marked = marked.map_err(|e| Error::internal("mark garbage").with_source(e))??;
     let watch = Arc::new(watch);
     let mut swept = Swept::default();
     while !marked.is_clean() {
-        let (watch, streams) = (Arc::clone(&watch), Arc::clone(&streams));
+        let (watch, beside) = (Arc::clone(&watch), Arc::clone(beside));
         let step = move |tx: &mut WriteTx<'_, '_>| {
             let begin = Instant::now();
             tx.collecting();
@@ -165,7 +228,7 @@ async fn sweep(
                 Some(touched) if marked.spare(&**tx, &touched)? => tx.mark(),
                 Some(_) => {}
                 // Too much has happened to look at it all: mark again.
-                None => marked = Marked::new(&**tx, now, &streams)?,
+                None => marked = Marked::new(&**tx, now, &beside)?,
             }
             let swept = marked.sweep(tx, STEP)?;
             Ok((marked, swept, begin.elapsed()))

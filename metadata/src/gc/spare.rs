@@ -115,8 +115,8 @@ fn named_by(tx: &dyn Read, namespace: &Namespace, of: &Node) -> Result<Option<Ve
         Node::Ingest(reference) => own(Bucket::Ingest, namespace, reference),
         Node::Container(id) => own(Bucket::Container, namespace, id),
         Node::Lease(id) => own(Bucket::Lease, namespace, id),
-        // It names nothing.
-        Node::Stream(_) => return Ok(None),
+        // They name nothing.
+        Node::Stream(_) | Node::Mount(_) => return Ok(None),
     };
     let Some(record) = tx.get(&key)? else {
         return Ok(None);
@@ -152,7 +152,7 @@ fn named_by(tx: &dyn Read, namespace: &Namespace, of: &Node) -> Result<Option<Ve
             named.extend(held.into_iter().map(node));
             get_lease(id, &record)?.labels
         }
-        Node::Stream(_) => return Ok(None),
+        Node::Stream(_) | Node::Mount(_) => return Ok(None),
     };
     named.extend(links(&labels).filter_map(|link| match link {
         Link::Keeps(other) => Some(other),

@@ -31,6 +31,8 @@ pub(crate) struct Swept {
     pub(super) snapshotters: BTreeSet<String>,
     /// Streams that nobody keeps.
     pub(super) streams: Vec<(Namespace, String)>,
+    /// Activations of mounts that nobody keeps.
+    pub(super) mounts: Vec<(Namespace, String)>,
 }
 
 impl Marked {
@@ -66,6 +68,7 @@ impl Swept {
         self.content |= later.content;
         self.snapshotters.extend(later.snapshotters);
         self.streams.extend(later.streams);
+        self.mounts.extend(later.mounts);
     }
 
     /// Removes what belongs to an object, of a lease what is left of it, and returns how many keys.
@@ -108,6 +111,7 @@ impl Swept {
                 self.removed.leases += 1;
             }
             Node::Stream(id) => self.streams.push((ns.clone(), id)),
+            Node::Mount(name) => self.mounts.push((ns.clone(), name)),
             // Always a root.
             Node::Container(_) => keys = 0,
         }

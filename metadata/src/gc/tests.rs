@@ -12,6 +12,7 @@ use crate::fixture::{
 };
 
 mod model;
+mod mounts;
 mod naive;
 mod steps;
 mod streams;

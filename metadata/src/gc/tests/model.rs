@@ -13,6 +13,7 @@ use types::{Digest, Labels, Lease, Namespace};
 
 use super::naive::{Condition, EACH, Holder, Id, KINDS, Kind, Object, World};
 use crate::fixture::{container, image, namespace, sha};
+use crate::gc::Beside;
 use crate::gc::link::Node;
 use crate::gc::mark::Marked;
 use crate::key::{Bucket, below, key, own};
@@ -214,7 +215,7 @@ fn record_key(ns: &Namespace, node: &Node) -> Vec<u8> {
         Node::Snapshot(sn, name) => key(Bucket::Snapshot, &[ns.as_str(), sn, name]),
         Node::Image(name) => own(Bucket::Image, ns, name),
         Node::Ingest(reference) => own(Bucket::Ingest, ns, reference),
-        Node::Stream(_) => unreachable!("streams have no records"),
+        Node::Stream(_) | Node::Mount(_) => unreachable!("these have no records"),
         Node::Container(id) => own(Bucket::Container, ns, id),
         Node::Lease(id) => own(Bucket::Lease, ns, id),
     }
@@ -367,7 +368,7 @@ impl Both {
     ) -> Result<(), TestCaseError> {
         let hour = self.hour;
         let mut before = self.map.0.clone();
-        let mut marked = Marked::new(&self.map, at(hour), &[]).unwrap();
+        let mut marked = Marked::new(&self.map, at(hour), &Beside::default()).unwrap();
         let origin = self.worlds.clone();
         let mut gone = BTreeSet::new();
         for step in during {
@@ -418,7 +419,7 @@ impl Both {
 
     /// Marks, compares and removes the garbage from both.
     fn collect(&mut self) -> Result<(), TestCaseError> {
-        let marked = Marked::new(&self.map, at(self.hour), &[]).unwrap();
+        let marked = Marked::new(&self.map, at(self.hour), &Beside::default()).unwrap();
         let mut found: BTreeMap<_, _> = marked.doubts.into_iter().collect();
         for (here, ns) in SPACES.into_iter().enumerate() {
             let nodes = found.remove(space(here)).unwrap_or_default();

@@ -7,6 +7,7 @@ use types::{Code, Labels, Resource, gc_label, label};
 use super::PAST;
 use crate::db::{Marks, WriteTx};
 use crate::fixture::{House, SNAPSHOTTER, code, labels, name, scope, sha};
+use crate::gc::Beside;
 use crate::gc::mark::Marked;
 use crate::gc::sweep::STEP;
 use crate::key::{Bucket, own};
@@ -62,7 +63,7 @@ async fn a_sweep_goes_in_small_steps_and_one_that_is_cut_off_is_finished_by_the_
     let marked = Marked::new(
         &house.metadata.0.db.kv.read().unwrap(),
         SystemTime::now(),
-        &[],
+        &Beside::default(),
     );
     let mut marked = marked.unwrap();
     let mut before = (count(&house, Bucket::Blob), count(&house, Bucket::Leased));
@@ -99,7 +100,7 @@ async fn the_lists_of_many_leases_that_are_over_go_in_small_steps() {
     let marked = Marked::new(
         &house.metadata.0.db.kv.read().unwrap(),
         SystemTime::now(),
-        &[],
+        &Beside::default(),
     );
     let mut marked = marked.unwrap();
     let there = || {
