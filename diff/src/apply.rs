@@ -23,7 +23,7 @@ use types::{
     Algorithm, Any, Context as _, Descriptor, Digest, Error, Labels, Mount, Result, media_type,
 };
 
-use crate::compression::{Compression, decoder};
+use crate::compression::{Compression, decode_error, decoder};
 use crate::extract::{Limits, Target, TreeOpts, apply_tar};
 use crate::mounts;
 use crate::processor::{self, Link, Processor};
@@ -436,16 +436,6 @@ fn join<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     thread
         .join()
         .unwrap_or_else(|_| Err(Error::internal("apply thread panicked")))
-}
-
-/// An error of a decoder: the blob's own, or damage.
-fn decode_error(error: std::io::Error) -> Error {
-    match error.downcast::<Error>() {
-        Ok(error) => error,
-        Err(error) => {
-            Error::invalid_argument(format_args!("decompress layer: {error}")).with_source(error)
-        }
-    }
 }
 
 /// Where the files of a layer go for these mounts.

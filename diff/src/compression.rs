@@ -107,6 +107,16 @@ pub(crate) fn decoder<'a>(mut blob: impl BufRead + 'a) -> std::io::Result<Box<dy
     })
 }
 
+/// An error of a decoder: the blob's own, or damage.
+pub(crate) fn decode_error(error: std::io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => error,
+        Err(error) => {
+            Error::invalid_argument(format_args!("decompress layer: {error}")).with_source(error)
+        }
+    }
+}
+
 /// An encoder in front of a writer.
 pub(crate) enum Encoder<W: Write> {
     Plain(W),

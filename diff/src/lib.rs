@@ -12,6 +12,7 @@ mod lower;
 mod mounts;
 mod processor;
 mod root;
+mod scan;
 mod stream;
 mod tar;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use apply::Walking;
 pub use extract::{Limits, Target, TreeOpts, UNSUSPECTED, apply_tar};
 pub use processor::Processor;
 pub use root::Root;
+pub use scan::{Contents, scan};
 
 /// How to apply.
 #[derive(Clone, Debug, Default)]

@@ -1,5 +1,6 @@
 //! The hostile corpus: every archive is refused or contained, and what is outside stays as it was.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
@@ -7,6 +8,7 @@ use proptest::prelude::*;
 use sys::mount::TempMount;
 use types::Code;
 
+use super::naive::Naive;
 use crate::root::MAX_NAME;
 use crate::tar::{Entry, Extent, Kind};
 use crate::testing::{Bench, dir, entry, file, link, merge, named, onto, symlink, tree};
@@ -302,6 +304,7 @@ fn contained_and_alike(lower: &[Entry], layer: &[Entry]) {
     let (before, lower_tree) = (all(), tree(&base, true));
     let tar = named(layer);
     let done = [merge(&tar, &plain), onto(&tar, &upper, &[&base])];
+    as_the_naive_one(lower, layer, &plain, &done[0]);
     assert_eq!(all(), before, "outside was touched");
     assert_eq!(tree(&base, true), lower_tree, "the lower layer was touched");
     for error in done.iter().filter_map(|done| done.as_ref().err()) {
@@ -316,6 +319,20 @@ fn contained_and_alike(lower: &[Entry], layer: &[Entry]) {
             "the two ways differ"
         );
     }
+}
+
+/// What became of `layer` over `lower` in `plain` is what becomes of it in memory.
+fn as_the_naive_one(lower: &[Entry], layer: &[Entry], plain: &Path, done: &types::Result<()>) {
+    let mut naive = Naive::new();
+    naive.unpack(lower).unwrap();
+    let wanted = naive.unpack(layer);
+    assert_eq!(done.is_ok(), wanted.is_ok(), "{done:?}, {wanted:?}");
+    // Of a refused one as much is there as came before, and that is the same, too.
+    let seen = tree(plain, false).into_iter();
+    let seen: BTreeMap<_, _> = seen
+        .map(|(path, seen)| (path, (seen.mode, seen.data, seen.first)))
+        .collect();
+    assert_eq!(seen, naive.shown());
 }
 
 #[test]

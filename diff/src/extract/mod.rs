@@ -306,4 +306,6 @@ impl<'a> Tree<'a> {
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod naive;
+#[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 
 mod apply;
 mod compare;
+mod same;
 
 use std::fs;
 use std::path::Path;

@@ -29,6 +29,7 @@ mod introspection;
 mod leased;
 mod leases;
 mod matrix;
+mod mounts;
 mod namespaces;
 mod snapshots;
 mod stock;

@@ -24,6 +24,11 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    pub(crate) async fn of(host: Host) -> Self {
+        let channel = connect(&host).await;
+        Self { host, channel }
+    }
+
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
@@ -59,8 +64,7 @@ pub(crate) fn check_with(host: Host, rule: impl AsyncFnOnce(&Peer)) {
         .build()
         .expect("a runtime");
     let host = runtime.block_on(async {
-        let channel = connect(&host).await;
-        let peer = Peer { host, channel };
+        let peer = Peer::of(host).await;
         rule(&peer).await;
         peer.host
     });
