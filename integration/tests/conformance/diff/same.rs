@@ -57,22 +57,24 @@ line'
     ),
     (
         "what is deleted comes again in the same layer",
-        "mkdir -p again old; echo 1 >again/a; ln -s again link; echo >.wh.keep; mkdir keep; echo n >keep/n
-         tar --format=pax --numeric-owner -cf $OUT again link .wh.keep keep",
+        // Of a directory that is, Go's daemon shows what was in it before, and ours does not.
+        "mkdir again; echo 1 >again/a; ln -s again link; echo >.wh.soft; echo n >soft
+         tar --format=pax --numeric-owner -cf $OUT again link .wh.soft soft",
     ),
     (
         "the GNU format, and large numbers in it",
         "long=$(printf 'g%.0s' $(seq 150)); mkdir -p gnu/$long; echo l >gnu/$long/$long; ln -s $long/$long gnu/l
          ln gnu/$long/$long gnu/h; chown 3000000:3000001 gnu/h; touch -d '1900-01-01' gnu/l
-         touch -d '2500-01-01' gnu/h; tar --format=gnu --numeric-owner -cf $OUT gnu",
+         touch -d '2200-01-01' gnu/h; tar --format=gnu --numeric-owner -cf $OUT gnu",
     ),
     (
-        "sparse files in all formats",
-        "mkdir -p s; for f in gnu 0.0 0.1 1.0; do truncate -s 3M s/$f; echo head >s/tail-$f
+        // The old GNU format is one that Go's daemon refuses.
+        "sparse files in the formats of PAX",
+        "mkdir -p s; for f in 0.0 0.1 1.0; do truncate -s 3M s/$f; echo head >s/tail-$f
          printf data | dd of=s/$f bs=1 seek=1000000 conv=notrunc 2>/dev/null
          for n in $(seq 30); do printf $n | dd of=s/$f bs=1 seek=$((n*90000)) conv=notrunc 2>/dev/null; done; done
          truncate -s 1M s/hole; : >s/empty
-         tar -S --format=gnu --numeric-owner -cf $OUT s/gnu s/tail-gnu s/hole s/empty
+         tar -S --format=pax --numeric-owner -cf $OUT s/hole s/empty
          for v in 0.0 0.1 1.0; do tar -S --format=pax --sparse-version=$v --numeric-owner -cf $OUT.$v s/$v s/tail-$v
          tar --concatenate -f $OUT $OUT.$v; rm $OUT.$v; done",
     ),
@@ -83,11 +85,13 @@ line'
          tar --format=v7 --numeric-owner -cf $OUT.v7 v; tar --concatenate -f $OUT $OUT.v7; rm $OUT.v7",
     ),
     (
+        // Not a directory that is something else later: Go's daemon sets the times of that in the end.
         "entries that come twice, and parents that do not come",
         "mkdir -p t/p; echo 1 >t/f; tar --format=pax --numeric-owner -cf $OUT t/f
          echo second, longer >t/f; chmod 600 t/f; tar --format=pax --numeric-owner -rf $OUT t/f
          rm t/f; mkdir t/f; echo in >t/f/in; tar --format=pax --numeric-owner -rf $OUT t/f
-         rm -r t/f; ln -s p t/f; tar --format=pax --numeric-owner -rf $OUT t/f
+         ln -s p t/l; tar --format=pax --numeric-owner -rf $OUT t/l; rm t/l; echo file >t/l
+         tar --format=pax --numeric-owner -rf $OUT t/l
          mkdir -p deep/er/st; echo d >deep/er/st/d; tar --format=pax --numeric-owner -rf $OUT deep/er/st/d",
     ),
     (
@@ -339,18 +343,28 @@ async fn compare(ours: &Peer, theirs: &Peer) {
         assert!(!our_tree.is_empty());
         let found = differences(&our_tree, &their_tree, begin);
         assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
-        // Once more, by way of a comparison with the layer below.
-        for (maker, user, again) in [(ours, ours, "1"), (ours, theirs, "2"), (theirs, ours, "3")] {
+        // Once more, by way of a comparison with the layer below. Debian's leaves some attributes and parts
+        // of seconds out: what it makes comes out alike, but not as it was.
+        for (maker, is_whole) in [(ours, true), (theirs, false)] {
             let made = compared(maker, &parent, &name).await;
             let data = Content::of(maker)
                 .read(&made.digest, 0, 0)
                 .await
                 .expect("read");
-            let layer = put(user, GZIP, &data).await;
-            let again = format!("again-{again}-{number}");
-            unpack(user, &layer, &parent, &again).await;
-            let found = differences(&tree(user, &again).await, &our_tree, begin);
+            let again = format!("again-{is_whole}-{number}");
+            for user in [ours, theirs] {
+                let layer = put(user, GZIP, &data).await;
+                unpack(user, &layer, &parent, &again).await;
+            }
+            let (one, other) = (tree(ours, &again).await, tree(theirs, &again).await);
+            let found = differences(&one, &other, begin);
             assert!(found.is_empty(), "{what}, compared:\n{}", found.join("\n"));
+            let paths = |tree: &BTreeMap<PathBuf, Facts>| tree.keys().cloned().collect::<Vec<_>>();
+            assert_eq!(paths(&one), paths(&our_tree), "{what}, compared");
+            if is_whole {
+                let found = differences(&one, &our_tree, begin);
+                assert!(found.is_empty(), "{what}, compared:\n{}", found.join("\n"));
+            }
         }
         parent = name;
     }
