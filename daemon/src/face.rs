@@ -198,6 +198,7 @@ fn add_work(routes: &mut RoutesBuilder, engine: &Engine, config: &Config) {
     };
     let tasks = Tasks {
         metadata: metadata.clone(),
+        mounts: engine.mounts.clone(),
         checkpoints: engine.checkpoints.clone(),
         manager: manager(engine),
     };

@@ -49,5 +49,6 @@ mod shim_options;
 mod shim_restores;
 mod shim_streams;
 mod stdio;
+mod task_mounts;
 mod true_exits;
 mod verifier;

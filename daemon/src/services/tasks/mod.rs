@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use grpc::tasks::Tasks as Service;
 use grpc::{serve, serve_cancellable};
 use metadata::Metadata;
+use mounts::Mounts;
 use protos::MessageField;
 use protos::services::tasks::{
     CheckpointTaskRequest, CheckpointTaskResponse, CloseIORequest, CreateTaskRequest,
@@ -29,6 +30,7 @@ use tonic::{Request, Response, Status};
 use types::{Any, Error, ExecId, Result, Scope};
 
 use super::{filter, known};
+use crate::activations;
 use crate::checkpoints::Checkpoints;
 
 /// Serves the namespace's tasks.
@@ -38,6 +40,8 @@ pub(crate) struct Tasks {
     pub(crate) metadata: Metadata,
     /// Makes and reads checkpoints.
     pub(crate) checkpoints: Checkpoints,
+    /// Mounts what shims cannot.
+    pub(crate) mounts: Mounts,
     /// Keeps the tasks.
     pub(crate) manager: Arc<dyn TaskManager>,
 }
@@ -66,7 +70,8 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
             let (id, opts, _unpacked) = create::gather(&tasks, &scope, request).await?;
-            let task = tasks.manager.create(&scope, &id, opts).await?;
+            let (mounts, manager) = (&tasks.mounts, &*tasks.manager);
+            let task = activations::create_task(mounts, manager, &scope, &id, opts).await?;
             let (container_id, pid) = (id.to_string(), task.pid());
             Ok(CreateTaskResponse {
                 container_id,
@@ -100,7 +105,8 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
             let id = known(&request.container_id, "task")?;
-            let exit = tasks.manager.delete(&scope.namespace, &id).await?;
+            let (mounts, manager) = (&tasks.mounts, &*tasks.manager);
+            let exit = activations::delete_task(mounts, manager, &scope.namespace, &id).await?;
             Ok(process::deleted("", &exit))
         })
         .await
