@@ -174,6 +174,8 @@ fn is_uuid(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
 
     #[test]
@@ -238,11 +240,10 @@ mod tests {
             let options: Vec<&str> = options.iter().map(String::as_str).collect();
             let got = apply(disk(path.to_str().unwrap(), &options), &roots).unwrap();
             assert_eq!(got.options, ["ro"]);
-            let made = std::fs::read(&path).unwrap();
-            assert_eq!(
-                (made.len(), &made[magic_at..magic_at + 2]),
-                (320 << 20, &magic[..])
-            );
+            let made = File::open(&path).unwrap();
+            let mut found = [0; 2];
+            made.read_exact_at(&mut found, magic_at).unwrap();
+            assert_eq!((made.metadata().unwrap().len(), found), (320 << 20, magic));
             // What is there stays as it is.
             std::fs::write(&path, "mine").unwrap();
             apply(disk(path.to_str().unwrap(), &options), &roots).unwrap();
