@@ -121,8 +121,7 @@ struct Facts {
     content: u64,
 }
 
-/// All files of a tree. Directories that no entry describes have the time of their making: the given
-/// ones are left out.
+/// All files of a tree.
 fn facts(root: &Path) -> BTreeMap<PathBuf, Facts> {
     let (mut found, mut firsts) = (BTreeMap::new(), HashMap::new());
     let mut todo = vec![PathBuf::new()];
@@ -277,8 +276,8 @@ async fn tree(peer: &Peer, name: &str) -> BTreeMap<PathBuf, Facts> {
     found
 }
 
-/// What one has and the other has not, or has otherwise. Directories whose time is that of their making
-/// under both are alike.
+/// What one has and the other has not, or has otherwise. A directory that no entry describes is as old as
+/// its unpacking under Debian's: here it keeps the time of the one that it covers.
 fn differences(
     ours: &BTreeMap<PathBuf, Facts>,
     theirs: &BTreeMap<PathBuf, Facts>,
@@ -286,7 +285,7 @@ fn differences(
 ) -> Vec<String> {
     let is_made = |facts: &Facts| facts.mode & 0o170_000 == 0o040_000 && facts.time.0 >= made_since;
     let alike = |path: &PathBuf| match (ours.get(path), theirs.get(path)) {
-        (Some(ours), Some(theirs)) if is_made(ours) && is_made(theirs) => {
+        (Some(ours), Some(theirs)) if is_made(theirs) => {
             *ours
                 == Facts {
                     time: ours.time,
