@@ -35,7 +35,7 @@ deps-demo: deps-build
 
 deps-test: deps-demo
 	@scripts/deps criu crun skopeo docker-registry containerd bsdutils util-linux iproute2 mount \
-		strace xfsprogs e2fsprogs
+		strace xfsprogs e2fsprogs fuse3 fuse-overlayfs attr acl
 
 deps-bench: deps-test
 	@scripts/deps mmdebstrap zstd gzip
