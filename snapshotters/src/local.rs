@@ -274,3 +274,6 @@ impl Snapshotter for Local {
         blocking(move || this.store.cleanup()).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,19 @@
 //! Overlay: the suite, the mount forms, what a crash leaves.
 
 use super::*;
+use crate::Snapshotter;
+use stack::Remaps;
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use sys::mount::TempMount;
+use types::{Filter, Labels, SnapshotKey};
 
 fn key(name: &str) -> SnapshotKey {
     name.parse().unwrap()
 }
 
-fn open(root: &Path) -> Overlay {
+fn open(root: &Path) -> Local {
     Overlay::open(root, OverlayConfig::default()).unwrap()
 }
 
@@ -18,13 +24,13 @@ fn directories(root: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-async fn layer(sn: &Overlay, name: &str, parent: Option<&str>, file: &str) {
+async fn layer(sn: &Local, name: &str, parent: Option<&str>, file: &str) {
     let active = key("building");
     sn.prepare(&active, parent.map(key).as_ref(), Labels::new())
         .await
         .unwrap();
-    let id = sn.0.store.row(&active).unwrap().id;
-    std::fs::write(sn.0.upper(id).join(file), name).unwrap();
+    let id = sn.store().row(&active).unwrap().id;
+    std::fs::write(upper(sn.store(), id).join(file), name).unwrap();
     sn.commit(&key(name), &active, Labels::new()).await.unwrap();
 }
 
@@ -126,7 +132,7 @@ async fn layers_stack_and_the_root_belongs_to_whom_the_parents_does() {
     let temp = tempfile::tempdir().unwrap();
     let sn = open(temp.path());
     sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
-    let upper = sn.0.upper(1);
+    let upper = upper(sn.store(), 1);
     std::os::unix::fs::chown(&upper, Some(7), Some(8)).unwrap();
     std::fs::write(upper.join("one"), "1").unwrap();
     sn.commit(&key("A"), &key("a"), Labels::new())
@@ -139,7 +145,7 @@ async fn layers_stack_and_the_root_belongs_to_whom_the_parents_does() {
         .unwrap();
     let point = temp.path().join("point");
     std::fs::create_dir(&point).unwrap();
-    let mounted = sys::mount::TempMount::new(&mounts, &point).unwrap();
+    let mounted = TempMount::new(&mounts, &point).unwrap();
     assert_eq!(std::fs::read(mounted.path().join("one")).unwrap(), b"1");
     assert_eq!(std::fs::read(mounted.path().join("two")).unwrap(), b"B");
     let facts = std::fs::metadata(mounted.path()).unwrap();
@@ -183,7 +189,7 @@ async fn a_killed_process_loses_nothing() {
         .prepare(&key("new"), None, Labels::new())
         .await
         .unwrap();
-    assert_eq!(again.0.store.row(&key("new")).unwrap().id, 4);
+    assert_eq!(again.store().row(&key("new")).unwrap().id, 4);
 }
 
 #[tokio::test]
@@ -266,14 +272,111 @@ async fn everything_is_there_after_a_reopen_and_a_second_process_is_refused() {
     );
 }
 
+/// The labels that map the container's ids to those from 100000 on.
+fn mapped() -> Labels {
+    let map = "0:100000:65536";
+    Labels::new()
+        .with("containerd.io/snapshot/uidmapping", map)
+        .with("containerd.io/snapshot/gidmapping", map)
+}
+
+/// Owner and group of what is at `path` below the mounts.
+fn owner(mounts: &[Mount], path: &str) -> (u32, u32) {
+    let place = tempfile::tempdir().unwrap();
+    let mounted = TempMount::new(mounts, place.path()).unwrap();
+    let facts = std::fs::symlink_metadata(mounted.path().join(path)).unwrap();
+    (facts.uid(), facts.gid())
+}
+
+/// A snapshotter that maps ids so, over two layers with a file each.
+async fn mapping(root: &Path, remaps: Remaps) -> Local {
+    let layers = Layers {
+        stack: Stack {
+            remaps,
+            userxattr: false,
+            leading: vec!["index=off".to_owned()],
+            trailing: Vec::new(),
+        },
+        upperdir_label: false,
+    };
+    let sn = Local::new(Store::open(root, keeping(true)).unwrap(), layers);
+    layer(&sn, "A", None, "one").await;
+    layer(&sn, "B", Some("A"), "two").await;
+    sn
+}
+
 #[tokio::test]
-async fn id_mappings_are_refused_and_not_ignored() {
+async fn id_mappings_that_nobody_can_make_are_refused_and_not_ignored() {
     let temp = tempfile::tempdir().unwrap();
-    let sn = open(temp.path());
-    let labels = Labels::new().with("containerd.io/snapshot/uidmapping", "0:100000:65536");
-    let error = sn.prepare(&key("a"), None, labels).await.unwrap_err();
-    assert_eq!(error.code(), types::Code::NotImplemented);
+    let sn = mapping(temp.path(), Remaps::Never).await;
+    assert_eq!(sn.capabilities(), ["rebase"]);
+    let error = sn.prepare(&key("a"), Some(&key("B")), mapped()).await;
+    assert_eq!(error.unwrap_err().code(), types::Code::NotImplemented);
+    let bad = Labels::new().with("containerd.io/snapshot/uidmapping", "0:0:1");
+    let error = sn.prepare(&key("a"), None, bad).await.unwrap_err();
+    assert_eq!(error.code(), types::Code::InvalidArgument, "{error}");
+    assert_eq!(directories(temp.path()).len(), 2);
+}
+
+#[tokio::test]
+async fn ids_are_mapped_by_copies_where_the_kernel_cannot() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = mapping(temp.path(), Remaps::Copies).await;
+    assert_eq!(sn.capabilities(), ["remap-ids", "rebase"]);
+    let (top, bottom) = (key("B"), key("A"));
+    let active = sn.prepare(&key("a"), Some(&top), mapped()).await.unwrap();
+    let view = sn.view(&key("v"), Some(&bottom), mapped()).await.unwrap();
+    let alone = sn.prepare(&key("n"), None, mapped()).await.unwrap();
+    for (mounts, path) in [
+        (&active, ""),
+        (&active, "one"),
+        (&active, "two"),
+        (&view, ""),
+        (&view, "one"),
+        (&alone, ""),
+    ] {
+        assert_eq!(owner(mounts, path), (100_000, 100_000), "{mounts:?} {path}");
+    }
+    assert_eq!(view[0].option("upperdir"), None);
+    assert_eq!(sn.mounts(&key("v")).await.unwrap(), view);
+    // The layers themselves are as they were.
+    let plain = sn.view(&key("w"), Some(&top), Labels::new()).await.unwrap();
+    assert_eq!(owner(&plain, "one"), (0, 0));
+    for name in ["a", "v", "n", "w", "B", "A"] {
+        sn.remove(&key(name)).await.unwrap();
+    }
     assert!(directories(temp.path()).is_empty());
+}
+
+#[tokio::test]
+async fn mounts_of_layers_that_the_kernel_maps_say_how() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = mapping(temp.path(), Remaps::Kernel).await;
+    let active = sn.prepare(&key("a"), Some(&key("B")), mapped()).await;
+    let active = active.unwrap();
+    let names: Vec<_> = active[0]
+        .options
+        .iter()
+        .map(|o| o.split('=').next().unwrap())
+        .collect();
+    let want = [
+        "index", "uidmap", "gidmap", "workdir", "upperdir", "lowerdir",
+    ];
+    assert_eq!(names, want);
+    assert_eq!(active[0].option("uidmap"), Some("0:100000:65536"));
+    let own = upper(sn.store(), sn.store().row(&key("a")).unwrap().id);
+    assert_eq!(std::fs::metadata(own).unwrap().uid(), 100_000);
+    let view = sn.view(&key("v"), Some(&key("A")), mapped()).await.unwrap();
+    let want = [
+        "uidmap=0:100000:65536",
+        "gidmap=0:100000:65536",
+        "ro",
+        "rbind",
+    ];
+    assert_eq!(view[0].options, want);
+    // Nothing below: the directory belongs to the container's root, there is nothing to map.
+    let alone = sn.prepare(&key("n"), None, mapped()).await.unwrap();
+    assert_eq!(alone[0].options, ["rw", "rbind"]);
 }
 
 #[test]
@@ -333,8 +436,8 @@ async fn a_row_that_a_power_cut_has_taken_is_made_of_its_directory() {
     let sn = open(temp.path());
     let made = sn.prepare(&key("ns/7/a"), Some(&base), Labels::new()).await;
     let made = made.unwrap();
-    let id = sn.0.store.row(&key("ns/7/a")).unwrap().id;
-    std::fs::write(sn.0.upper(id).join("data"), "fsynced").unwrap();
+    let id = sn.store().row(&key("ns/7/a")).unwrap().id;
+    std::fs::write(upper(sn.store(), id).join("data"), "fsynced").unwrap();
     sn.view(&key("v"), Some(&base), Labels::new())
         .await
         .unwrap();
@@ -361,19 +464,19 @@ async fn a_row_that_a_power_cut_has_taken_is_made_of_its_directory() {
     assert_eq!(facts, want);
     assert_eq!(sn.mounts(&key("ns/7/a")).await.unwrap(), made);
     sn.cleanup().await.unwrap();
-    let data = std::fs::read_to_string(sn.0.upper(id).join("data"));
+    let data = std::fs::read_to_string(upper(sn.store(), id).join("data"));
     assert_eq!(data.unwrap(), "fsynced");
     // No id is given again, and what was removed or committed does not come back.
     sn.prepare(&key("new"), None, Labels::new()).await.unwrap();
-    assert!(sn.0.store.row(&key("new")).unwrap().id > id);
-    let committed = sn.0.store.row(&key("committed")).unwrap().id;
+    assert!(sn.store().row(&key("new")).unwrap().id > id);
+    let committed = sn.store().row(&key("committed")).unwrap().id;
     sn.commit(&key("top"), &key("committed"), Labels::new())
         .await
         .unwrap();
-    let removed = sn.0.store.row(&key("removed")).unwrap().id;
+    let removed = sn.store().row(&key("removed")).unwrap().id;
     sn.remove(&key("removed")).await.unwrap();
     for id in [committed, removed] {
-        let directory = sn.0.store.directory(id);
+        let directory = sn.store().directory(id);
         assert!(directory.exists());
         assert_eq!(crate::note::Note::read(&directory), None);
     }
@@ -385,12 +488,12 @@ async fn a_layer_made_alone_is_committed_onto_its_parent_as_if_made_there() {
     let sn = open(temp.path());
     assert!(sn.rebases());
     layer(&sn, "base", None, "f").await;
-    let base = sn.0.upper(sn.0.store.row(&key("base")).unwrap().id);
+    let base = upper(sn.store(), sn.store().row(&key("base")).unwrap().id);
     std::os::unix::fs::chown(&base, Some(7), Some(8)).unwrap();
     sn.prepare(&key("alone"), None, Labels::new())
         .await
         .unwrap();
-    let upper = sn.0.upper(sn.0.store.row(&key("alone")).unwrap().id);
+    let upper = upper(sn.store(), sn.store().row(&key("alone")).unwrap().id);
     let whiteout = |name: &str| {
         let (kind, mode) = (
             rustix::fs::FileType::CharacterDevice,
@@ -438,4 +541,67 @@ async fn a_layer_made_alone_is_committed_onto_its_parent_as_if_made_there() {
     let error = rebase("other", "more", "base").await.unwrap_err();
     assert!(error.is(types::Code::FailedPrecondition), "{error}");
     rebase("other", "more", "top").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn conforms_with_marks_in_user_attributes() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = OverlayConfig {
+        mount_options: vec!["userxattr".into()],
+        ..Default::default()
+    };
+    let made = Overlay::open(temp.path(), config).unwrap();
+    assert!(!made.rebases());
+    let sn: Arc<dyn Snapshotter> = Arc::new(made);
+    crate::testsuite::all(&sn).await;
+}
+
+#[tokio::test]
+async fn mounts_that_are_left_in_a_removed_snapshot_are_taken_out_and_not_emptied() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = OverlayConfig {
+        sync_remove: true,
+        ..Default::default()
+    };
+    let sn = Overlay::open(&temp.path().join("root"), config).unwrap();
+    let mounts = sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    let outside = temp.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("canary"), "").unwrap();
+    let point = Path::new(&mounts[0].source).join("d/point");
+    std::fs::create_dir_all(&point).unwrap();
+    sys::mount::mount_all(&bind_of(&outside), &point).unwrap();
+    sn.remove(&key("a")).await.unwrap();
+    assert!(outside.join("canary").exists());
+    assert!(directories(&temp.path().join("root")).is_empty());
+}
+
+fn bind_of(path: &Path) -> Vec<Mount> {
+    crate::store::bind(path, ["rw", "rbind"])
+}
+
+#[tokio::test]
+async fn a_snapshot_whose_ids_the_kernel_maps_is_read_and_written_by_the_mapped_root() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    assert!(
+        sn.capabilities().contains(&"remap-ids"),
+        "this kernel maps ids"
+    );
+    layer(&sn, "A", None, "one").await;
+    layer(&sn, "B", Some("A"), "two").await;
+    let active = sn
+        .prepare(&key("a"), Some(&key("B")), mapped())
+        .await
+        .unwrap();
+    for path in ["", "one", "two"] {
+        assert_eq!(owner(&active, path), (100_000, 100_000), "{path}");
+    }
+    let view = sn.view(&key("v"), Some(&key("A")), mapped()).await.unwrap();
+    assert_eq!(owner(&view, "one"), (100_000, 100_000));
+    let plain = sn
+        .view(&key("w"), Some(&key("B")), Labels::new())
+        .await
+        .unwrap();
+    assert_eq!(owner(&plain, "one"), (0, 0));
 }
