@@ -134,6 +134,11 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
         Err(Error::not_implemented("commit onto another parent"))
     }
 
+    /// True for one behind a socket: it may be away when nobody needs it, and keeps its records itself.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Removes a snapshot. Disk space may be freed later.
     ///
     /// # Errors

@@ -182,6 +182,10 @@ impl Snapshotter for RemoteSnapshotter {
         self.rebases
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     async fn rebase(
         &self,
         name: &SnapshotKey,
