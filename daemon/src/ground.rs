@@ -131,3 +131,6 @@ fn encode(event: &Event) -> Any {
         Any::default()
     })
 }
+
+#[cfg(test)]
+mod tests;
