@@ -227,6 +227,11 @@ impl Layout for Images {
         self.stack.mounts(&store.directory(chain.id), chain, lowers)
     }
 
+    /// Images are mounted.
+    fn mounts_block(&self) -> bool {
+        true
+    }
+
     fn usage(&self, store: &Store, chain: &Chain) -> Result<Usage> {
         tree::usage(&store.directory(chain.id).join(LAYER))
     }

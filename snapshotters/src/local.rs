@@ -31,6 +31,11 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
     /// The mounts of an active snapshot or a view.
     fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>>;
 
+    /// True when [`Layout::mounts`] may wait for a disk or a device, and not only say what there is.
+    fn mounts_block(&self) -> bool {
+        false
+    }
+
     /// What an active snapshot takes now.
     fn usage(&self, store: &Store, chain: &Chain) -> Result<Usage>;
 
@@ -201,8 +206,12 @@ impl Snapshotter for Local {
     }
 
     async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>> {
-        let (this, key) = (Arc::clone(&self.0), key.clone());
-        blocking(move || this.layout.mounts(&this.store, &this.store.chain(&key)?)).await
+        let chain = self.0.store.chain(key)?;
+        if !self.0.layout.mounts_block() {
+            return self.0.layout.mounts(&self.0.store, &chain);
+        }
+        let this = Arc::clone(&self.0);
+        blocking(move || this.layout.mounts(&this.store, &chain)).await
     }
 
     async fn prepare(

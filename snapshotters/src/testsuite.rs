@@ -68,6 +68,7 @@ pub async fn all(sn: &Arc<dyn Snapshotter>) {
     deep_chains(&**sn).await;
     sixteen_tasks_at_once(sn).await;
     one_of_many_wins_a_key(sn).await;
+    one_of_many_commits_a_snapshot(sn).await;
     cleaned_up(&**sn).await;
 }
 
@@ -377,6 +378,31 @@ pub async fn one_of_many_wins_a_key(sn: &Arc<dyn Snapshotter>) {
     }
     assert_eq!(won, 1);
     sn.remove(&key("one")).await.unwrap();
+}
+
+/// Of 8 that commit one snapshot under names of their own, one succeeds, and the others hear that there
+/// is none.
+pub async fn one_of_many_commits_a_snapshot(sn: &Arc<dyn Snapshotter>) {
+    sn.prepare(&key("once"), None, Labels::new()).await.unwrap();
+    let tasks: Vec<_> = (0..8)
+        .map(|n| {
+            let (sn, name) = (Arc::clone(sn), key(&format!("name-{n}")));
+            tokio::spawn(async move { sn.commit(&name, &key("once"), Labels::new()).await })
+        })
+        .collect();
+    let mut won = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(()) => won += 1,
+            Err(error) => assert_eq!(error.code(), Code::NotFound, "{error}"),
+        }
+    }
+    assert_eq!(won, 1);
+    let left = names(&**sn, "").await;
+    assert_eq!(left.len(), 1);
+    let winner = left[0].parse().unwrap();
+    assert_eq!(sn.stat(&winner).await.unwrap().kind, SnapshotKind::Committed);
+    sn.remove(&winner).await.unwrap();
 }
 
 /// Cleaning up disturbs nothing that is there.
