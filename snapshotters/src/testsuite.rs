@@ -401,7 +401,10 @@ pub async fn one_of_many_commits_a_snapshot(sn: &Arc<dyn Snapshotter>) {
     let left = names(&**sn, "").await;
     assert_eq!(left.len(), 1);
     let winner = left[0].parse().unwrap();
-    assert_eq!(sn.stat(&winner).await.unwrap().kind, SnapshotKind::Committed);
+    assert_eq!(
+        sn.stat(&winner).await.unwrap().kind,
+        SnapshotKind::Committed
+    );
     sn.remove(&winner).await.unwrap();
 }
 
