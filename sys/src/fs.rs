@@ -66,6 +66,15 @@ pub fn open_dir(path: &Path) -> Result<OwnedFd> {
     .map_err(|e| at("open", path, e))
 }
 
+/// Opens whatever is at `path` as an `O_PATH` descriptor.
+///
+/// # Errors
+/// The errno of `open`, with the path.
+pub fn open_path(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| at("open", path, e))
+}
+
 /// Makes the entries of a directory durable.
 ///
 /// # Errors

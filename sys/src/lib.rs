@@ -10,12 +10,14 @@
     reason = "sys is the crate that may; every block says why it is sound"
 )]
 
+pub mod btrfs;
 pub mod cgroup;
 pub mod damage;
 mod error;
 pub mod fifo;
 pub mod fs;
 pub mod limits;
+pub mod loopdev;
 pub mod mount;
 pub mod pidfd;
 pub mod pipe;
@@ -24,3 +26,4 @@ pub mod pty;
 pub mod reaper;
 pub mod signal;
 pub mod socket;
+pub mod userns;

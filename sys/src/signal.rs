@@ -148,6 +148,24 @@ const NAMES: [(&str, i32); 33] = [
     ("XCPU", libc::SIGXCPU),
 ];
 
+/// Blocks all signals of this thread: no handler may run in a child that is about to be made.
+pub(crate) fn block_all() -> libc::sigset_t {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: initialises the set.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: `all` is initialised, `before` is written by the call.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
+    // SAFETY: pthread_sigmask cannot fail with these arguments and has written the old mask.
+    unsafe { before.assume_init() }
+}
+
+/// Undoes [`block_all`].
+pub(crate) fn restore(before: &libc::sigset_t) {
+    // SAFETY: a mask that the kernel gave us.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, ptr::null_mut()) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,10 @@
 //! made. A mount's sub path is resolved inside the target (a link planted there cannot lead out) and
 //! mounted through a descriptor. Calls block; `unmount` may wait seconds for a busy file system.
 
+mod attr;
+mod bind;
+mod fuse;
+mod idmap;
 pub mod info;
 mod options;
 mod overlay;
@@ -17,6 +21,8 @@ use std::time::Duration;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use types::{Context as _, Error, Errors, Mount, Result};
 
+pub use attr::Attributes;
+use fuse::Helper;
 pub use info::MountInfo;
 pub use options::Options;
 use options::REMOUNT;
@@ -24,6 +30,8 @@ pub use temp::{TempMount, read_only, with_temp_mount};
 
 use crate::error::{at, op};
 use crate::fs::{fd_path, resolve_in_root};
+use crate::loopdev::{LoopDevice, LoopOpts};
+use crate::userns;
 
 /// How often and how far apart a busy unmount is tried again, as Go does.
 const BUSY_RETRIES: u32 = 50;
@@ -49,58 +57,99 @@ pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
 
 /// Performs one mount at `target` (or at its sub path [`Mount::target`]).
 ///
+/// Types `fuse.X` and `fuse3.X` are left to FUSE's own helper, which starts the program `X`.
+///
 /// # Errors
 /// As for [`mount_all`].
 pub fn mount(mount: &Mount, target: &Path) -> Result<()> {
-    let options = Options::parse(&mount.options)?;
-    if mount.kind.starts_with("fuse.") || mount.kind.starts_with("fuse3.") {
-        return Err(Error::not_implemented(format_args!(
-            "mount type {}",
-            mount.kind
-        )));
-    }
     let place = if mount.target.is_empty() {
         None
     } else {
         Some(resolve_in_root(target, Path::new(&mount.target))?)
     };
     let at = place.as_ref().map_or_else(|| target.to_owned(), fd_path);
-    perform(mount, &options, &at)
-        .ctx_with(|| format!("failed to mount {} on {}", mount.source, target.display()))
+    let perform = || match Helper::of(&mount.kind) {
+        Some(helper) => helper.mount(mount, &at),
+        None => perform(mount, &Options::parse(&mount.options)?, target, &at),
+    };
+    perform().ctx_with(|| format!("failed to mount {} on {}", mount.source, target.display()))
 }
 
-fn perform(mount: &Mount, options: &Options, target: &Path) -> Result<()> {
-    // A remount without data only changes flags, which the last step does.
-    if !options.flags.contains(REMOUNT) || !options.data.is_empty() {
-        if mount.kind == "overlay" && options.data.len() >= overlay::data_limit() {
-            overlay::mount_compact(&mount.source, target, options)?;
-        } else {
-            call(
-                &mount.source,
-                target,
-                &mount.kind,
-                options.flags,
-                &options.data,
-            )?;
+fn perform(mount: &Mount, options: &Options, target: &Path, at: &Path) -> Result<()> {
+    if options.flags.contains(REMOUNT) {
+        return remount(mount, options, at);
+    }
+    let ids = options.ids.as_ref();
+    let user = ids.map(|(users, groups)| userns::create(users, groups));
+    let user = user.transpose()?;
+    if options.flags.contains(MountFlags::BIND) {
+        return bind::mount(&mount.source, at, options, user.as_ref());
+    }
+    let kind = mount.kind.as_str();
+    match (kind, &user) {
+        ("overlay", Some(user)) => idmap::mount_overlay(&mount.source, at, options, user)?,
+        ("overlay", None) => overlay::mount(&mount.source, at, options.flags, &options.data)?,
+        _ => {
+            // Held until the file system is: the device goes with its last user.
+            let device = loop_device(mount, options)?;
+            let source = device.as_ref().map(LoopDevice::path);
+            let source = source.unwrap_or(Path::new(&mount.source));
+            call(source, at, kind, options.flags, &options.data)?;
         }
     }
+    let ids = user.filter(|_| kind != "overlay");
+    // Through the place's descriptor one would see what is below the new mount.
+    let made = || resolve_in_root(target, Path::new(&mount.target));
     let finish = || -> Result<()> {
-        if !options.propagation.is_empty() {
-            rustix::mount::mount_change(target, options.propagation)
-                .map_err(|e| at("set propagation of", target, e))?;
+        if let Some(user) = &ids {
+            idmap::remap(at, user)?;
         }
-        // A bind mount takes its flags only from a second call.
-        let read_only_bind = MountFlags::BIND | MountFlags::RDONLY;
-        if options.flags.contains(read_only_bind) {
-            call("", target, "", options.flags | REMOUNT, "")?;
+        if !options.tree.is_empty() {
+            attr::change(made()?, options.tree, true)?;
+        }
+        if !options.propagation.is_empty() {
+            attr::propagate(made()?, options.propagation)?;
         }
         Ok(())
     };
-    finish().inspect_err(|_| drop(detach(target)))
+    finish().inspect_err(|_| drop(detach(at)))
+}
+
+fn loop_device(mount: &Mount, options: &Options) -> Result<Option<LoopDevice>> {
+    if !options.is_loop {
+        return Ok(None);
+    }
+    let opts = LoopOpts {
+        read_only: options.flags.contains(MountFlags::RDONLY),
+        autoclear: true,
+        direct_io: options.direct_io,
+    };
+    LoopDevice::attach(Path::new(&mount.source), opts).map(Some)
+}
+
+/// Changes the mount at `target`.
+fn remount(mount: &Mount, options: &Options, target: &Path) -> Result<()> {
+    let silent = REMOUNT | MountFlags::BIND | MountFlags::REC;
+    // Parity: with nothing to change, a remount does nothing.
+    if !options.data.is_empty() || !(options.flags - silent).is_empty() {
+        let source = Path::new(&mount.source);
+        call(source, target, &mount.kind, options.flags, &options.data)?;
+    }
+    if options.tree.is_empty() && options.propagation.is_empty() {
+        return Ok(());
+    }
+    let at = crate::fs::open_path(target)?;
+    if !options.tree.is_empty() {
+        attr::change(&at, options.tree, true)?;
+    }
+    if !options.propagation.is_empty() {
+        attr::propagate(&at, options.propagation)?;
+    }
+    Ok(())
 }
 
 /// The bare system call; flags may carry the remount bit.
-fn call(source: &str, target: &Path, kind: &str, flags: MountFlags, data: &str) -> Result<()> {
+fn call(source: &Path, target: &Path, kind: &str, flags: MountFlags, data: &str) -> Result<()> {
     let data = c_string(data)?;
     let data: Option<&CStr> = (!data.is_empty()).then_some(&data);
     rustix::mount::mount(source, target, kind, flags, data).map_err(|e| op("mount", e))
@@ -251,111 +300,4 @@ pub fn is_mount_point(path: &Path) -> Result<bool> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn bind(source: &Path, options: &[&str]) -> Mount {
-        Mount {
-            kind: "bind".into(),
-            source: source.display().to_string(),
-            target: String::new(),
-            options: options.iter().map(|&o| o.to_owned()).collect(),
-        }
-    }
-
-    #[test]
-    fn a_read_only_bind_refuses_writes_and_goes_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        std::fs::create_dir_all(&from).unwrap();
-        std::fs::create_dir_all(&to).unwrap();
-        mount_all(&[bind(&from, &["rbind", "ro"])], &to).unwrap();
-        assert!(is_mount_point(&to).unwrap());
-        let refused = std::fs::write(to.join("x"), "").unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
-        unmount_all(&to).unwrap();
-        assert!(!is_mount_point(&to).unwrap());
-        unmount(&to).unwrap();
-    }
-
-    #[test]
-    fn an_overlay_is_told_from_what_it_lies_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        for name in ["one", "two", "to"] {
-            std::fs::create_dir(path(name)).unwrap();
-        }
-        let (one, two) = (path("one"), path("two"));
-        let overlay = Mount {
-            kind: "overlay".into(),
-            source: "overlay".into(),
-            options: vec![format!("lowerdir={}:{}", one.display(), two.display())],
-            ..Mount::default()
-        };
-        let open = |name: &str| crate::fs::open_dir(&path(name)).unwrap();
-        let tmpfs = Mount {
-            kind: "tmpfs".into(),
-            source: "tmpfs".into(),
-            ..Mount::default()
-        };
-        mount_all(&[overlay], &path("to")).unwrap();
-        assert!(is_overlay(open("to")));
-        unmount_all(&path("to")).unwrap();
-        mount_all(&[tmpfs], &path("to")).unwrap();
-        assert!(!is_overlay(open("to")));
-        unmount_all(&path("to")).unwrap();
-    }
-
-    #[test]
-    fn a_failed_list_leaves_nothing_mounted() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-        std::fs::create_dir_all(&from).unwrap();
-        std::fs::create_dir_all(&to).unwrap();
-        let missing = dir.path().join("missing");
-        let error =
-            mount_all(&[bind(&from, &["bind"]), bind(&missing, &["bind"])], &to).unwrap_err();
-        assert_eq!(error.errno(), Some(libc::ENOENT));
-        assert!(error.to_string().contains("missing"), "{error}");
-        assert!(!is_mount_point(&to).unwrap());
-    }
-
-    #[test]
-    fn a_sub_path_cannot_leave_the_target() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to, out) = (
-            dir.path().join("from"),
-            dir.path().join("to"),
-            dir.path().join("out"),
-        );
-        for path in [&from, &to, &out, &to.join("in")] {
-            std::fs::create_dir_all(path).unwrap();
-        }
-        std::os::unix::fs::symlink(&out, to.join("link")).unwrap();
-        let mut escape = bind(&from, &["bind"]);
-        escape.target = "link".into();
-        mount_all(&[escape], &to).unwrap_err();
-        assert!(!is_mount_point(&out).unwrap());
-        let mut inside = bind(&from, &["bind"]);
-        inside.target = "/in".into();
-        mount_all(&[inside], &to).unwrap();
-        assert!(is_mount_point(&to.join("in")).unwrap());
-        unmount_recursive(&to).unwrap();
-        assert!(!is_mount_point(&to.join("in")).unwrap());
-    }
-
-    #[test]
-    fn stacked_mounts_all_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let to = dir.path().join("to");
-        std::fs::create_dir_all(&to).unwrap();
-        let tmpfs = Mount {
-            kind: "tmpfs".into(),
-            source: "tmpfs".into(),
-            ..Mount::default()
-        };
-        mount_all(&[tmpfs.clone(), tmpfs], &to).unwrap();
-        unmount_recursive(&to).unwrap();
-        assert!(!is_mount_point(&to).unwrap());
-    }
-}
+mod tests;

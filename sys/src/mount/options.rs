@@ -3,6 +3,9 @@
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use types::{Error, Result};
 
+use super::attr::Attributes;
+use crate::userns::{IdRange, parse_ranges};
+
 /// Changes an existing mount; rustix keeps this flag to itself.
 pub(super) const REMOUNT: MountFlags = MountFlags::from_bits_retain(0x20);
 
@@ -13,47 +16,79 @@ pub struct Options {
     pub flags: MountFlags,
     /// Propagation, set by a call of its own.
     pub propagation: MountPropagationFlags,
+    /// What changes on the mount and on all below it: `rro` and its like.
+    pub tree: Attributes,
+    /// The source is a file, to be mounted through a loop device.
+    pub is_loop: bool,
+    /// The loop device passes the page cache of its file by.
+    pub direct_io: bool,
+    /// Ids of users and of groups, to be shown as these.
+    pub ids: Option<(Vec<IdRange>, Vec<IdRange>)>,
     /// Options for the file system, joined with commas.
     pub data: String,
 }
 
 impl Options {
+    /// Nothing at all.
+    fn none() -> Self {
+        Self {
+            flags: MountFlags::empty(),
+            propagation: MountPropagationFlags::empty(),
+            tree: Attributes::default(),
+            is_loop: false,
+            direct_io: false,
+            ids: None,
+            data: String::new(),
+        }
+    }
+
     /// Parses option strings as mount(8) names them.
     ///
     /// # Errors
-    /// `NotImplemented` for options that need a helper (`loop`, identity-mapped mounts);
-    /// `InvalidArgument` for a NUL byte.
+    /// `InvalidArgument` for a NUL byte, for ids that do not parse, and for those of users without
+    /// those of groups.
     pub fn parse(options: &[String]) -> Result<Self> {
-        let mut flags = MountFlags::empty();
-        let mut propagation = MountPropagationFlags::empty();
+        let mut parsed = Self::none();
         let mut data: Vec<&str> = Vec::new();
+        let (mut users, mut groups) = (None, None);
         for option in options {
             if option.contains('\0') {
                 return Err(Error::invalid_argument("mount option contains a NUL byte"));
             }
-            if option.is_empty() || option == "defaults" {
-                continue;
-            }
             if let Some((clear, flag)) = flag(option) {
-                flags = if clear { flags - flag } else { flags | flag };
+                parsed.flags = if clear {
+                    parsed.flags - flag
+                } else {
+                    parsed.flags | flag
+                };
             } else if let Some(flag) = propagation_flag(option) {
-                propagation |= flag;
-            } else if option == "loop"
-                || option.starts_with("uidmap=")
-                || option.starts_with("gidmap=")
-            {
-                return Err(Error::not_implemented(format_args!(
-                    "mount option {option}"
-                )));
-            } else {
+                parsed.propagation |= flag;
+            } else if let Some(text) = option.strip_prefix("uidmap=") {
+                users = Some(parse_ranges(text)?);
+            } else if let Some(text) = option.strip_prefix("gidmap=") {
+                groups = Some(parse_ranges(text)?);
+            } else if option == "loop" {
+                parsed.is_loop = true;
+            } else if !matches!(&**option, "" | "defaults") && !parsed.tree.take(option) {
                 data.push(option);
             }
         }
-        Ok(Self {
-            flags,
-            propagation,
-            data: data.join(","),
-        })
+        parsed.ids = match (users, groups) {
+            (None, None) => None,
+            (Some(users), Some(groups)) => Some((users, groups)),
+            _ => {
+                return Err(Error::invalid_argument(
+                    "mount options uidmap and gidmap go together",
+                ));
+            }
+        };
+        if parsed.is_loop {
+            let before = data.len();
+            data.retain(|option| !matches!(*option, "direct-io" | "direct_io"));
+            parsed.direct_io = data.len() != before;
+        }
+        parsed.data = data.join(",");
+        Ok(parsed)
     }
 }
 
@@ -156,7 +191,8 @@ mod tests {
                 Options {
                     flags,
                     propagation,
-                    data: data.to_owned()
+                    data: data.to_owned(),
+                    ..Options::none()
                 },
                 "{options:?}"
             );
@@ -164,10 +200,26 @@ mod tests {
     }
 
     #[test]
-    fn options_that_need_a_helper_are_refused() {
-        for option in ["loop", "uidmap=0:1:1", "gidmap=0:1:1"] {
-            let error = Options::parse(&[option.to_owned()]).unwrap_err();
-            assert!(error.is(types::Code::NotImplemented), "{option}: {error}");
+    fn loop_ids_and_whole_trees_are_no_data() {
+        let got = parse(&["loop", "direct-io", "ro", "noload"]);
+        assert!(got.is_loop && got.direct_io);
+        assert_eq!((got.flags, &*got.data), (MountFlags::RDONLY, "noload"));
+        // Without a loop device the word is the file system's own.
+        assert_eq!(parse(&["direct-io"]).data, "direct-io");
+        let got = parse(&["uidmap=0:5:2,7:9:1", "gidmap=0:6:2"]);
+        let (users, groups) = got.ids.unwrap();
+        assert_eq!((users.len(), groups[0].outside), (2, 6));
+        for lists in [&["rro"][..], &["rrw", "rro"]] {
+            let tree = parse(lists).tree;
+            assert!(
+                !tree.is_empty() && tree != parse(&["rrw"]).tree,
+                "{lists:?}"
+            );
+        }
+        for bad in [&["uidmap=0:1:1"][..], &["uidmap=x", "gidmap=0:1:1"]] {
+            let owned: Vec<String> = bad.iter().map(|&o| o.to_owned()).collect();
+            let error = Options::parse(&owned).unwrap_err();
+            assert!(error.is(types::Code::InvalidArgument), "{bad:?}: {error}");
         }
     }
 }

@@ -8,17 +8,20 @@ use std::path::Path;
 use rustix::mount::MountFlags;
 use types::{Error, Result};
 
-use super::options::Options;
 use crate::error::{at, last};
 
 /// The kernel copies one page of options; as Go, 512 bytes of it are kept for the rest.
-pub(super) fn data_limit() -> usize {
+fn data_limit() -> usize {
     rustix::param::page_size() - 512
 }
 
-/// Mounts with the lower directories relative to their common parent.
-pub(super) fn mount_compact(source: &str, target: &Path, options: &Options) -> Result<()> {
-    let Some((base, data)) = compact(&options.data) else {
+/// Mounts an overlay; with options that are too long, by names relative to the parent that the lower
+/// directories have in common.
+pub(super) fn mount(source: &str, target: &Path, flags: MountFlags, data: &str) -> Result<()> {
+    if data.len() < data_limit() {
+        return super::call(Path::new(source), target, "overlay", flags, data);
+    }
+    let Some((base, data)) = compact(data) else {
         return Err(Error::invalid_argument(
             "overlay options are too long and share no parent",
         ));
@@ -30,7 +33,6 @@ pub(super) fn mount_compact(source: &str, target: &Path, options: &Options) -> R
         )));
     }
     let target = std::path::absolute(target).map_err(|e| at("resolve", target, e))?;
-    let flags = options.flags;
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| from_directory(Path::new(base), source, &target, flags, &data));
         worker
@@ -53,7 +55,7 @@ fn from_directory(
         return Err(last("unshare"));
     }
     std::env::set_current_dir(base).map_err(|e| at("chdir", base, e))?;
-    super::call(source, target, "overlay", flags, data)
+    super::call(Path::new(source), target, "overlay", flags, data)
 }
 
 /// The common parent of the lower directories and the option string that names them relatively.

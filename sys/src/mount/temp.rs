@@ -74,7 +74,7 @@ pub fn with_temp_mount<T>(mounts: &[Mount], work: impl FnOnce(&Path) -> Result<T
 }
 
 /// The same mounts for reading only: an overlay's upper layer becomes its topmost lower one (a single
-/// lower layer alone cannot be mounted), everything else becomes `ro`.
+/// lower layer alone cannot be mounted) and its ids are those on the disk, everything else becomes `ro`.
 #[must_use]
 pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
     mounts
@@ -84,9 +84,8 @@ pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
             if mount.kind == "overlay" {
                 let upper = mount.option("upperdir").map(str::to_owned);
                 mount.options.retain(|option| {
-                    !option.starts_with("upperdir=")
-                        && !option.starts_with("workdir=")
-                        && option != "volatile"
+                    let gone = ["upperdir=", "workdir=", "uidmap=", "gidmap="];
+                    !gone.iter().any(|name| option.starts_with(name)) && option != "volatile"
                 });
                 for option in &mut mount.options {
                     if let (Some(upper), Some(lower)) = (&upper, option.strip_prefix("lowerdir=")) {
@@ -94,7 +93,9 @@ pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
                     }
                 }
             } else {
-                mount.options.retain(|option| option != "rw");
+                mount
+                    .options
+                    .retain(|option| option != "rw" && option != "ro");
                 mount.options.push("ro".into());
             }
             mount
@@ -146,9 +147,16 @@ mod tests {
     fn read_only_makes_the_upper_layer_a_lower_one() {
         let overlay = Mount {
             kind: "overlay".into(),
-            options: ["lowerdir=/l", "upperdir=/u", "workdir=/w", "volatile"]
-                .map(Into::into)
-                .into(),
+            options: [
+                "uidmap=0:1:1",
+                "gidmap=0:1:1",
+                "lowerdir=/l",
+                "upperdir=/u",
+                "workdir=/w",
+                "volatile",
+            ]
+            .map(Into::into)
+            .into(),
             ..Mount::default()
         };
         let bind = Mount {

@@ -9,6 +9,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 
+use crate::signal;
+
 /// Room for the child's few frames; pages that it does not touch cost nothing.
 const STACK: usize = 32 * 1024;
 
@@ -65,7 +67,7 @@ pub(super) fn start(image: &mut Image<'_>) -> Result<(u32, OwnedFd), Failed> {
         failed: None,
     };
     let mut pidfd: RawFd = -1;
-    let before = block_signals();
+    let before = signal::block_all();
     // SAFETY: one past the end of the array is in bounds for pointer arithmetic.
     let top = unsafe { stack.as_mut_ptr().add(1) };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
@@ -82,7 +84,7 @@ pub(super) fn start(image: &mut Image<'_>) -> Result<(u32, OwnedFd), Failed> {
         )
     };
     let cloned = io::Error::last_os_error();
-    restore_signals(&before);
+    signal::restore(&before);
     if pid < 0 {
         return Err(Failed {
             step: Step::Other("clone"),
@@ -213,21 +215,4 @@ fn reset_signals() {
     unsafe { libc::sigemptyset(none.as_mut_ptr()) };
     // SAFETY: the set was initialised above; the old one is not asked for.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
-}
-
-/// Blocks all signals of this thread: no handler may run in the child on our memory.
-fn block_signals() -> libc::sigset_t {
-    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: initialises the set.
-    unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: `all` is initialised, `before` is written by the call.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
-    // SAFETY: pthread_sigmask cannot fail with these arguments and has written the old mask.
-    unsafe { before.assume_init() }
-}
-
-fn restore_signals(before: &libc::sigset_t) {
-    // SAFETY: a mask that the kernel gave us.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, ptr::null_mut()) };
 }

@@ -1,0 +1,258 @@
+//! File systems whose ids are shown as other ones.
+//!
+//! An overlay cannot be mapped itself: its lower directories are, each as a mount of its own that
+//! nobody sees.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use types::{Error, Result};
+
+use super::options::Options;
+use super::{attr, detach, overlay};
+use crate::error::at;
+use crate::fs::fd_path;
+
+/// Replaces the mount at `target` by one with the ids of `user`: a mount that is attached takes none.
+pub(super) fn remap(target: &Path, user: &OwnedFd) -> Result<()> {
+    let tree = attr::copy_tree(target, false)?;
+    attr::map_ids(&tree, user.as_fd(), false)?;
+    detach(target)?;
+    attr::attach(tree.as_fd(), target)
+}
+
+/// Mounts an overlay over lower directories with the ids of `user`.
+pub(super) fn mount_overlay(
+    source: &str,
+    target: &Path,
+    options: &Options,
+    user: &OwnedFd,
+) -> Result<()> {
+    let Some(lowers) = lowers(&options.data) else {
+        return Err(Error::invalid_argument("overlay without a lowerdir"));
+    };
+    let trees = lowers.iter().map(|lower| {
+        let tree = attr::copy_tree(Path::new(lower), false)?;
+        attr::map_ids(&tree, user.as_fd(), false)?;
+        Ok(tree)
+    });
+    let trees: Vec<OwnedFd> = trees.collect::<Result<_>>()?;
+    let paths: Vec<PathBuf> = trees.iter().map(fd_path).collect();
+    let mount = |paths: &[PathBuf]| {
+        let data = with_lowers(&options.data, paths);
+        overlay::mount(source, target, options.flags, &data)
+    };
+    match mount(&paths) {
+        // Kernels before 6.15 take no layer that is not attached.
+        Err(error) if error.errno() == Some(libc::EINVAL) => {
+            let attached = Attached::new(&trees)?;
+            mount(&attached.paths())
+        }
+        done => done,
+    }
+}
+
+/// The lower directories, as they are called outside of options.
+fn lowers(data: &str) -> Option<Vec<String>> {
+    let text = data.split(',').find_map(|o| o.strip_prefix("lowerdir="))?;
+    let mut all = vec![String::new()];
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            ':' => all.push(String::new()),
+            '\\' => all.last_mut()?.extend(chars.next()),
+            c => all.last_mut()?.push(c),
+        }
+    }
+    Some(all)
+}
+
+fn with_lowers(data: &str, paths: &[PathBuf]) -> String {
+    let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    let lowers = format!("lowerdir={}", names.join(":"));
+    let options = data.split(',').map(|option| {
+        if option.starts_with("lowerdir=") {
+            &lowers
+        } else {
+            option
+        }
+    });
+    options.collect::<Vec<_>>().join(",")
+}
+
+/// Trees attached in a directory of their own, as long as this is held.
+struct Attached {
+    directory: PathBuf,
+    count: usize,
+}
+
+impl Attached {
+    fn new(trees: &[OwnedFd]) -> Result<Self> {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        use std::os::unix::fs::DirBuilderExt as _;
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("containerd-idmap{}-{serial}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700);
+        let make = |path: &Path| builder.create(path).map_err(|e| at("mkdir", path, e));
+        make(&directory)?;
+        let mut made = Self {
+            directory,
+            count: 0,
+        };
+        for tree in trees {
+            let point = made.point(made.count);
+            make(&point)?;
+            made.count += 1;
+            attr::attach(tree.as_fd(), &point)?;
+        }
+        Ok(made)
+    }
+
+    fn point(&self, number: usize) -> PathBuf {
+        self.directory.join(number.to_string())
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        (0..self.count).map(|number| self.point(number)).collect()
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        for point in self.paths() {
+            let gone = detach(&point);
+            // Never more than the empty directory: what is still mounted must survive.
+            let removed = std::fs::remove_dir(&point);
+            if gone.is_err() || removed.is_err() {
+                tracing::warn!(path = %point.display(), "temporary mount left behind");
+            }
+        }
+        if let Err(error) = std::fs::remove_dir(&self.directory) {
+            tracing::warn!(%error, path = %self.directory.display(), "temporary directory left behind");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use types::Mount;
+
+    use super::super::{info, mount, unmount_all};
+    use super::*;
+    use crate::userns;
+
+    const IDS: [&str; 2] = ["uidmap=0:100000:10", "gidmap=0:200000:10"];
+
+    fn owner(path: &Path) -> (u32, u32) {
+        let facts = std::fs::metadata(path).unwrap();
+        (facts.uid(), facts.gid())
+    }
+
+    fn dirs(names: &[&str]) -> (tempfile::TempDir, Vec<PathBuf>) {
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = names.iter().map(|name| dir.path().join(name)).collect();
+        for path in &paths {
+            std::fs::create_dir_all(path).unwrap();
+        }
+        (dir, paths)
+    }
+
+    fn one(kind: &str, source: &Path, options: &[&str]) -> Mount {
+        Mount {
+            kind: kind.into(),
+            source: source.display().to_string(),
+            options: options.iter().chain(&IDS).map(|&o| o.to_owned()).collect(),
+            ..Mount::default()
+        }
+    }
+
+    #[test]
+    fn a_bind_mount_shows_other_ids() {
+        let (_dir, paths) = dirs(&["from", "to"]);
+        std::fs::write(paths[0].join("f"), "").unwrap();
+        std::os::unix::fs::chown(paths[0].join("f"), Some(3), Some(4)).unwrap();
+        mount(&one("bind", &paths[0], &["rbind"]), &paths[1]).unwrap();
+        assert_eq!(owner(&paths[1].join("f")), (100_003, 200_004));
+        assert_eq!(owner(&paths[0].join("f")), (3, 4));
+        unmount_all(&paths[1]).unwrap();
+    }
+
+    #[test]
+    fn a_file_system_of_its_own_is_mapped_once() {
+        let (_dir, paths) = dirs(&["to"]);
+        let tmpfs = one("tmpfs", Path::new("tmpfs"), &["size=1m"]);
+        mount(&tmpfs, &paths[0]).unwrap();
+        assert_eq!(owner(&paths[0]), (100_000, 200_000));
+        let real = paths[0].canonicalize().unwrap();
+        let there = info::load().unwrap().into_iter();
+        assert_eq!(there.filter(|m| m.mount_point == real).count(), 1);
+        unmount_all(&paths[0]).unwrap();
+    }
+
+    fn overlay_over(lowers: &[PathBuf], upper: &Path, work: &Path) -> Mount {
+        let names: Vec<String> = lowers.iter().map(|p| p.display().to_string()).collect();
+        let lower = format!("lowerdir={}", names.join(":"));
+        let (upper, work) = (
+            format!("upperdir={}", upper.display()),
+            format!("workdir={}", work.display()),
+        );
+        one("overlay", Path::new("overlay"), &[&work, &upper, &lower])
+    }
+
+    #[test]
+    fn an_overlay_shows_the_ids_of_all_its_lower_directories() {
+        let names: Vec<String> = (0..130)
+            .map(|n| format!("lower-with-a-long-name/{n}"))
+            .collect();
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        names.extend(["upper", "work", "to"]);
+        let (_dir, paths) = dirs(&names);
+        let (lowers, rest) = paths.split_at(130);
+        for (number, lower) in lowers.iter().enumerate() {
+            std::fs::write(lower.join(format!("f{number}")), "").unwrap();
+        }
+        let mounted = overlay_over(lowers, &rest[0], &rest[1]);
+        mount(&mounted, &rest[2]).unwrap();
+        for number in 0..130 {
+            let path = rest[2].join(format!("f{number}"));
+            assert_eq!(owner(&path), (100_000, 200_000));
+        }
+        unmount_all(&rest[2]).unwrap();
+    }
+
+    #[test]
+    fn the_way_of_old_kernels_leaves_no_mount_behind() {
+        let (_dir, paths) = dirs(&["one", "two", "upper", "work", "to"]);
+        std::fs::write(paths[0].join("f"), "").unwrap();
+        let ids = userns::parse_ranges("0:100000:10").unwrap();
+        let user = userns::create(&ids, &ids).unwrap();
+        let tree = |path: &Path| {
+            let tree = attr::copy_tree(path, false).unwrap();
+            attr::map_ids(&tree, user.as_fd(), false).unwrap();
+            tree
+        };
+        let attached = Attached::new(&[tree(&paths[0]), tree(&paths[1])]).unwrap();
+        let directory = attached.directory.clone();
+        let data = with_lowers("lowerdir=x", &attached.paths());
+        let flags = rustix::mount::MountFlags::empty();
+        overlay::mount("overlay", &paths[4], flags, &data).unwrap();
+        drop(attached);
+        assert!(!directory.exists());
+        assert_eq!(owner(&paths[4].join("f")), (100_000, 100_000));
+        unmount_all(&paths[4]).unwrap();
+    }
+
+    #[test]
+    fn escaped_names_of_lower_directories_are_understood() {
+        let got = lowers(r"index=off,lowerdir=/a\:b:/c\\d,upperdir=/u").unwrap();
+        assert_eq!(got, ["/a:b", r"/c\d"]);
+        assert_eq!(lowers("upperdir=/u"), None);
+        let data = with_lowers("a=b,lowerdir=/x:/y,c", &["/1".into(), "/2".into()]);
+        assert_eq!(data, "a=b,lowerdir=/1:/2,c");
+    }
+}
