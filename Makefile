@@ -7,7 +7,7 @@
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .PHONY: demo check fmt clippy doc unit search architecture fuzz-check test integration bench install \
-	uninstall deps-build deps-demo deps-test deps-bench binaries-dev binaries-release clean
+	uninstall deps-build deps-demo deps-unit deps-test deps-bench binaries-dev binaries-release clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -35,7 +35,11 @@ deps-demo: deps-build
 
 deps-test: deps-demo
 	@scripts/deps criu crun skopeo docker-registry containerd bsdutils util-linux iproute2 mount \
-		strace xfsprogs e2fsprogs fuse3 fuse-overlayfs attr acl erofs-utils
+		strace xfsprogs e2fsprogs fuse3 fuse-overlayfs attr acl
+
+# Units make file systems in files.
+deps-unit: deps-build
+	@scripts/deps xfsprogs e2fsprogs btrfs-progs erofs-utils fuse3 fuse-overlayfs
 
 deps-bench: deps-test
 	@scripts/deps mmdebstrap zstd gzip
@@ -95,7 +99,7 @@ doc:
 
 # The same cases in every run: a new seed belongs to a search, not to a gate. `make search` looks
 # further, with a seed of its own.
-unit:
+unit: deps-unit
 	PROPTEST_RNG_SEED=1 $(CARGO) test --locked --workspace --exclude integration
 
 search:

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
-use types::{LeaseId, Namespace, Result, Scope};
+use tonic::{Request, Response, Status, Streaming};
+use types::{Error, LeaseId, Namespace, Result, Scope};
 
 /// Longest a plain call may take. Calls that wait for something or move data have no limit.
 pub const DEADLINE: Duration = Duration::from_secs(120);
@@ -15,6 +15,17 @@ pub struct Caller {
     channel: Channel,
     scope: Scope,
     deadline: Duration,
+    /// Of a program that nobody vouches for.
+    limits: Option<Limits>,
+}
+
+/// How long calls of a program may take that may hang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Calls that only look something up.
+    pub quick: Duration,
+    /// Every other call, and each step of one that moves data.
+    pub whole: Duration,
 }
 
 impl Caller {
@@ -25,6 +36,7 @@ impl Caller {
             channel,
             scope,
             deadline: DEADLINE,
+            limits: None,
         }
     }
 
@@ -54,6 +66,16 @@ impl Caller {
         }
     }
 
+    /// The same caller of a program that may hang: each call comes to an end.
+    #[must_use]
+    pub fn with_limits(&self, limits: Limits) -> Self {
+        Self {
+            deadline: limits.whole,
+            limits: Some(limits),
+            ..self.clone()
+        }
+    }
+
     /// Who calls.
     #[must_use]
     pub fn scope(&self) -> &Scope {
@@ -71,21 +93,67 @@ impl Caller {
         Ok(request)
     }
 
-    /// A request that may take as long as it takes.
-    pub(crate) fn endless<T>(&self, message: T) -> Result<Request<T>> {
-        grpc::request(&self.scope, message)
+    /// A request that only looks something up.
+    pub(crate) fn quick<T>(&self, message: T) -> Result<Request<T>> {
+        let mut request = self.request(message)?;
+        if let Some(limits) = self.limits {
+            request.set_timeout(limits.quick);
+        }
+        Ok(request)
     }
+
+    /// A request that may take as long as it takes, up to the caller's limit if there is one.
+    pub(crate) fn endless<T>(&self, message: T) -> Result<Request<T>> {
+        let mut request = grpc::request(&self.scope, message)?;
+        if let Some(limits) = self.limits {
+            request.set_timeout(limits.whole);
+        }
+        Ok(request)
+    }
+
+    /// One step of a call that only looks something up and answers with a stream: the deadline of its
+    /// request is for the head alone.
+    pub(crate) async fn step<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
+        within(self.limits.map(|limits| limits.quick), step).await
+    }
+
+    /// One step of a call that moves data, as [`Caller::step`].
+    pub(crate) async fn long_step<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
+        within(self.limits.map(|limits| limits.whole), step).await
+    }
+}
+
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let Some(limit) = limit else {
+        return work.await;
+    };
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done,
+        Err(_) => Err(Error::deadline_exceeded("")),
+    }
+}
+
+/// The next message of a stream.
+pub(crate) async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>> {
+    let message = stream.message().await;
+    message.map_err(|status| grpc::status::to_error(&status))
 }
 
 /// The answer of a call.
 pub(crate) fn done<T>(answer: std::result::Result<Response<T>, Status>) -> Result<T> {
-    answer
-        .map(Response::into_inner)
-        .map_err(|status| grpc::status::to_error(&status))
+    answer.map(Response::into_inner).map_err(|status| {
+        // The transport, whose own clock this was, calls it cancelled.
+        let is_late = status.code() == tonic::Code::Cancelled
+            && status.message() == tonic::TimeoutExpired(()).to_string();
+        if is_late {
+            return Error::deadline_exceeded("");
+        }
+        grpc::status::to_error(&status)
+    })
 }
 
 /// A field that the protocol promises.
 pub(crate) fn present<T>(field: protos::MessageField<T>, what: &str) -> Result<T> {
-    let missing = || types::Error::internal(format_args!("answer without {what}"));
+    let missing = || Error::internal(format_args!("answer without {what}"));
     field.into_option().ok_or_else(missing)
 }

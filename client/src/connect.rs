@@ -6,6 +6,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tower::Service;
 use types::{Error, Result};
 
 /// What all of containerd's clients send as `:authority`, whatever the socket.
@@ -50,27 +51,55 @@ pub async fn connect(address: &str, limit: Duration) -> Result<Channel> {
             "failed to dial {address:?}: no answer in {limit:?}"
         ))
     };
-    let mut first = Some(probe.map_err(|_| timed_out())?.map_err(fail)?);
-    let connector = tower::service_fn(move |_: Uri| {
-        let (path, first) = (path.clone(), first.take());
-        async move {
-            let stream = match first {
-                Some(stream) => stream,
-                None => UnixStream::connect(path).await?,
-            };
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
-        }
-    });
-    let endpoint = Endpoint::from_static(AUTHORITY)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
-    match tokio::time::timeout(limit, endpoint.connect_with_connector(connector)).await {
+    let first = probe.map_err(|_| timed_out())?.map_err(fail)?;
+    let endpoint = endpoint();
+    let connecting = endpoint.connect_with_connector(connector(path, Some(first)));
+    match tokio::time::timeout(limit, connecting).await {
         Ok(Ok(channel)) => Ok(channel),
         Ok(Err(e)) => {
             Err(Error::unavailable(format_args!("failed to dial {address:?}")).with_source(e))
         }
         Err(_) => Err(timed_out()),
     }
+}
+
+/// A channel to the socket at `address`, which connects with the first call and again when the
+/// connection is lost; within `limit` each time.
+///
+/// # Errors
+/// `InvalidArgument` for another kind of address.
+pub fn connect_lazily(address: &str, limit: Duration) -> Result<Channel> {
+    let path = socket_path(address)?;
+    let endpoint = endpoint().connect_timeout(limit);
+    Ok(endpoint.connect_with_connector_lazy(connector(path, None)))
+}
+
+fn endpoint() -> Endpoint {
+    Endpoint::from_static(AUTHORITY)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+}
+
+/// What connects to `path`, the first time by `first`.
+fn connector(
+    path: PathBuf,
+    mut first: Option<UnixStream>,
+) -> impl Service<
+    Uri,
+    Response = TokioIo<UnixStream>,
+    Error = std::io::Error,
+    Future = impl Future<Output = std::io::Result<TokioIo<UnixStream>>> + Send,
+> + Send {
+    tower::service_fn(move |_: Uri| {
+        let (path, first) = (path.clone(), first.take());
+        async move {
+            let stream = match first {
+                Some(stream) => stream,
+                None => UnixStream::connect(path).await?,
+            };
+            Ok(TokioIo::new(stream))
+        }
+    })
 }
 
 #[cfg(test)]

@@ -18,7 +18,9 @@ mod client;
 mod connect;
 pub mod fsck;
 mod json;
+mod proxy;
 pub mod remote;
+pub mod serve;
 mod services;
 mod shim;
 pub mod spec;
@@ -27,11 +29,12 @@ pub mod stream;
 pub mod terminal;
 
 pub use bytes::{ByteReader, ByteWriter};
-pub use call::{Caller, DEADLINE};
+pub use call::{Caller, DEADLINE, Limits};
 pub use checkpoint::{CheckpointOptions, any_from_bytes, any_to_bytes};
 pub use client::{Client, DEFAULT_SNAPSHOTTER};
-pub use connect::{connect, socket_path};
+pub use connect::{connect, connect_lazily, socket_path};
 pub use json::any_json;
+pub use proxy::Proxy;
 pub use services::{
     Containers, CreateTask, Envelope, Events, ExecTask, Exited, Follow, Heard, Images,
     Introspection, Lease, Leases, Metric, Namespaces, Plugin, PluginFault, Process, ProcessEntry,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use client::remote::RemoteDiff;
 use content::ContentStore;
 use diff::{Applier, ApplyOpts, CompareOpts, Comparer, Walking};
 use futures::FutureExt as _;
@@ -17,7 +18,8 @@ use types::{
 
 use crate::activations;
 use crate::checkpoints::Checkpoints;
-use crate::config::{self, Config, Level};
+use crate::config::{self, Config, Level, ProxyKind};
+use crate::ground::proxies;
 use crate::lock;
 use crate::point::{Candidate, Facts, Point, Row};
 use crate::store::Store;
@@ -76,11 +78,16 @@ impl Engine {
             Ok((made, Facts::of_host()))
         };
         let requires = &["io.containerd.metadata.v1"];
-        let candidates = vec![Candidate {
+        let mut candidates = vec![Candidate {
             id: "walking",
             requires,
             build: Box::new(walking),
         }];
+        candidates.extend(proxies::candidates(
+            config,
+            ProxyKind::Diff,
+            |caller, _, _| -> Arc<dyn Differ> { Arc::new(RemoteDiff::new(caller)) },
+        ));
         let differs = Point::build(DIFFER, config, candidates)?;
         let mut rows = differs.rows().to_vec();
         let requires = &["io.containerd.event.v1", "io.containerd.metadata.v1"];

@@ -1,17 +1,22 @@
 //! First floor: backends that know no namespaces. Content, snapshotters, the event exchange.
 //!
-//! A new snapshotter is one candidate here and one section in `config/plugins.rs`.
+//! A new snapshotter is one candidate in `snapshotters` and one section in `config/plugins.rs`.
 
-use std::path::{Path, PathBuf};
+pub(crate) mod proxies;
+mod snapshotters;
+
+use std::path::Path;
 use std::sync::Arc;
 
+use ::snapshotters::Snapshotter;
 use content::{ContentStore, Local};
 use events::{Codec, Exchange};
-use snapshotters::{Native, Overlay, OverlayConfig, Snapshotter};
 use types::{Any, Error, Event, Result};
 
-use crate::config::{self, Config};
+use crate::config::{Config, ProxyKind};
 use crate::point::{Candidate, Facts, Point, Row};
+
+pub(crate) use self::snapshotters::copied;
 
 /// Kind of content stores.
 const CONTENT: &str = "io.containerd.content.v1";
@@ -50,24 +55,19 @@ impl Ground {
     }
 
     fn assemble(config: &Config, scratch: Option<&Path>) -> Result<Self> {
-        let directory = config.root.join(format!("{CONTENT}.content"));
-        let content = match scratch {
-            None => Local::open(&directory).map_err(|e| e.ctx("open content store"))?,
-            Some(_) => Local::examine(&directory),
-        };
-        let snapshotters = snapshotters(config, scratch)?;
+        let stores = contents(config, scratch)?;
+        let snapshotters = snapshotters::open(config, scratch)?;
 
-        let mut rows = vec![
-            Row::ready(CONTENT, "content", &[]),
-            Row::ready("io.containerd.event.v1", "exchange", &[]),
-        ];
+        let mut rows = stores.rows().to_vec();
+        rows.push(Row::ready("io.containerd.event.v1", "exchange", &[]));
         rows.extend_from_slice(snapshotters.rows());
+        let content = only(&stores)?;
         let events = Arc::new(Exchange::new(Codec {
             encode,
             field: protos::event::field,
         }));
         Ok(Self {
-            content: Arc::new(content),
+            content,
             snapshotters,
             events,
             rows,
@@ -75,73 +75,52 @@ impl Ground {
     }
 }
 
-fn snapshotters(config: &Config, scratch: Option<&Path>) -> Result<Point<dyn Snapshotter>> {
-    let facts = |root: &Path| Facts::of_host().export("root", root.display());
-    let overlay = || {
-        let (root, section) = overlay_of(config)?;
-        let settings = OverlayConfig {
-            upperdir_label: section.upperdir_label,
-            sync_remove: section.sync_remove,
-            mount_options: section.mount_options,
+/// Our content store, and those that others keep for us.
+fn contents(config: &Config, scratch: Option<&Path>) -> Result<Point<dyn ContentStore>> {
+    let ours = || -> Result<(Arc<dyn ContentStore>, Facts)> {
+        let directory = config.root.join(format!("{CONTENT}.content"));
+        let made = match scratch {
+            None => Local::open(&directory).map_err(|e| e.ctx("open content store"))?,
+            Some(_) => Local::examine(&directory),
         };
-        let made: Arc<dyn Snapshotter> = Arc::new(match scratch {
-            None => Overlay::open(&root, settings)?,
-            Some(scratch) => Overlay::examine(&root, &scratch.join("overlayfs"))?,
-        });
-        // Parity: core/snapshots: clients unpack several layers at a time where they find this word.
-        let facts = facts(&root).capability("rebase", made.rebases());
-        Ok((made, facts))
+        Ok((Arc::new(made), Facts::default()))
     };
-    let native = || {
-        let root = native_of(config)?;
-        let made: Arc<dyn Snapshotter> = Arc::new(match scratch {
-            None => Native::open(&root)?,
-            Some(scratch) => Native::examine(&root, &scratch.join("native"))?,
-        });
-        Ok((made, facts(&root)))
-    };
-    let candidates = vec![
-        Candidate {
-            id: "native",
-            requires: &[],
-            build: Box::new(native),
+    let mut candidates = vec![Candidate {
+        id: "content",
+        requires: &[],
+        build: Box::new(ours),
+    }];
+    candidates.extend(proxies::candidates(
+        config,
+        ProxyKind::Content,
+        |caller, _, _| -> Arc<dyn ContentStore> {
+            Arc::new(client::remote::RemoteContent::new(caller))
         },
-        Candidate {
-            id: "overlayfs",
-            requires: &[],
-            build: Box::new(overlay),
-        },
-    ];
-    Point::build(SNAPSHOTTER, config, candidates)
+    ));
+    Point::build(CONTENT, config, candidates)
 }
 
-/// The files of indexes that [`Ground::examine`] copies, as far as they are there.
-///
-/// # Errors
-/// `InvalidArgument` for a section that does not fit.
-pub(crate) fn copied(config: &Config) -> Result<impl Iterator<Item = PathBuf>> {
-    let roots = [overlay_of(config)?.0, native_of(config)?];
-    let files = |root: PathBuf| snapshotters::index_files(&root);
-    Ok(roots.into_iter().flat_map(files))
-}
-
-fn overlay_of(config: &Config) -> Result<(PathBuf, config::Overlay)> {
-    let mut section: config::Overlay = config.section(&format!("{SNAPSHOTTER}.overlayfs"))?;
-    let root = root_of(config, "overlayfs", std::mem::take(&mut section.root_path));
-    Ok((root, section))
-}
-
-fn native_of(config: &Config) -> Result<PathBuf> {
-    let section: config::RootPath = config.section(&format!("{SNAPSHOTTER}.native"))?;
-    Ok(root_of(config, "native", section.root_path))
-}
-
-/// The configured directory of a snapshotter, or its own under the root.
-fn root_of(config: &Config, id: &str, configured: PathBuf) -> PathBuf {
-    if configured.as_os_str().is_empty() {
-        config.root.join(format!("{SNAPSHOTTER}.{id}"))
-    } else {
-        configured
+/// The one content store: which of several has a blob, nobody could say.
+fn only(stores: &Point<dyn ContentStore>) -> Result<Arc<dyn ContentStore>> {
+    let mut ready = stores.ready().values();
+    match (ready.next(), ready.next()) {
+        (Some(only), None) => Ok(Arc::clone(only)),
+        (None, _) => {
+            let failed = stores.rows().iter().find_map(|row| row.failure.clone());
+            let (code, why) = failed.unwrap_or_else(|| {
+                let none = "every one is disabled".to_owned();
+                (types::Code::FailedPrecondition, none)
+            });
+            Err(Error::new(code, format_args!("no content store: {why}")))
+        }
+        (Some(_), Some(_)) => {
+            let ids: Vec<_> = stores.ready().keys().map(String::as_str).collect();
+            Err(Error::failed_precondition(format_args!(
+                "{} content stores, {}: disable all but one of them",
+                ids.len(),
+                ids.join(" and ")
+            )))
+        }
     }
 }
 
@@ -152,3 +131,6 @@ fn encode(event: &Event) -> Any {
         Any::default()
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,7 +113,7 @@ impl<T: ?Sized> Point<T> {
     /// Builds the candidates that are not disabled.
     ///
     /// # Errors
-    /// That of a required plugin which does not work.
+    /// That of a required plugin which does not work; `InvalidArgument` for two of one id.
     pub(crate) fn build(
         kind: &'static str,
         config: &Config,
@@ -128,6 +128,11 @@ impl<T: ?Sized> Point<T> {
             if !config.enabled(&uri) {
                 tracing::debug!(plugin = uri, "plugin disabled");
                 continue;
+            }
+            if made.rows.iter().any(|row| row.id == candidate.id) {
+                return Err(Error::invalid_argument(format_args!(
+                    "plugin {uri} is there twice: give the proxy plugin another name"
+                )));
             }
             let mut row = Row::ready(kind, candidate.id, candidate.requires);
             match (candidate.build)() {

@@ -20,6 +20,8 @@ pub enum FileSystem {
     Ext4,
     /// XFS, as `mkfs.xfs` makes it.
     Xfs,
+    /// btrfs, as `mkfs.btrfs` makes it: its power cannot be cut.
+    Btrfs,
     /// A tmpfs: it knows no cuts, and ends when it is unmounted.
     Memory,
 }
@@ -69,6 +71,7 @@ impl Disk {
         let make = match kind {
             FileSystem::Ext4 => Some("mkfs.ext4"),
             FileSystem::Xfs => Some("mkfs.xfs"),
+            FileSystem::Btrfs => Some("mkfs.btrfs"),
             FileSystem::Memory => None,
         };
         if let Some(make) = make {
@@ -96,7 +99,9 @@ impl Disk {
         let mount = Program::new(need("mount"));
         let mount = match self.kind {
             FileSystem::Memory => mount.args(["-t", "tmpfs", "tmpfs"]),
-            FileSystem::Ext4 | FileSystem::Xfs => mount.args(["-o", "loop"]).args([self.file()]),
+            FileSystem::Ext4 | FileSystem::Xfs | FileSystem::Btrfs => {
+                mount.args(["-o", "loop"]).args([self.file()])
+            }
         };
         drop(mount.args([self.path()]).run().ok());
     }

@@ -275,7 +275,7 @@ async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<(Kv, Option<Str
         Ok((kv, Opened::Restored(restored))) => {
             restored.tell();
             let mut damage = format!("{}; its journal has them", restored.cause);
-            if let Some(rebuilt) = complete(&kv, opts).await? {
+            if let Some(rebuilt) = complete(&kv, &restored.cause, opts).await? {
                 damage = format!("{damage} but for {rebuilt}");
             }
             return Ok((kv, Some(damage)));
@@ -287,12 +287,7 @@ async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<(Kv, Option<Str
     if cause.is_not_found() && found.is_nothing() {
         return Kv::make(path, &first_records()).map(|(kv, _)| (kv, None));
     }
-    if !opts.absent.is_empty() {
-        return Err(Error::failed_precondition(format_args!(
-            "{cause}, and cannot be rebuilt while nobody can ask the snapshotters {}: make them work first",
-            opts.absent.join(", ")
-        )));
-    }
+    all_asked(&cause, opts.absent.iter().chain(found.silent()))?;
     let (records, rebuilt) = found.rebuild(opts.policy, SystemTime::now())?;
     let (kv, aside) = Kv::make(path, &records)?;
     rebuilt.tell(&cause, aside.as_deref());
@@ -300,9 +295,22 @@ async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<(Kv, Option<Str
     Ok((kv, Some(damage)))
 }
 
+/// What nobody has told of would be garbage.
+fn all_asked<'a>(cause: &Error, missing: impl Iterator<Item = &'a String>) -> Result<()> {
+    let missing: Vec<_> = missing.map(String::as_str).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::failed_precondition(format_args!(
+        "{cause}, and cannot be rebuilt while nobody can ask the snapshotters {}: make them work first",
+        missing.join(", ")
+    )))
+}
+
 /// A journal may lack the last changes: what they named must not be garbage.
-async fn complete(kv: &Kv, opts: &OpenOpts) -> Result<Option<Rebuilt>> {
+async fn complete(kv: &Kv, cause: &Error, opts: &OpenOpts) -> Result<Option<Rebuilt>> {
     let found = Found::look(opts).await.ctx("complete metadata")?;
+    all_asked(cause, found.silent().iter())?;
     let lacking = found.complete(&kv.read()?, opts.policy, SystemTime::now())?;
     let Some((records, rebuilt)) = lacking else {
         return Ok(None);

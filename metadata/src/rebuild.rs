@@ -45,6 +45,8 @@ pub(crate) struct Found {
     blobs: Vec<BlobInfo>,
     snapshots: BTreeMap<String, Vec<SnapshotInfo>>,
     tasks: Vec<FoundTask>,
+    /// Snapshotters of other programs that do not answer.
+    silent: Vec<String>,
     /// Largest number in a backend's name.
     highest: u64,
 }
@@ -56,8 +58,15 @@ impl Found {
     /// Those of the backends.
     pub(crate) async fn look(opts: &OpenOpts) -> Result<Self> {
         let mut snapshots = BTreeMap::new();
+        let mut silent = Vec::new();
         for (name, backend) in &opts.snapshotters {
-            snapshots.insert(name.clone(), backend.list(&Filter::default()).await?);
+            match backend.list(&Filter::default()).await {
+                Err(error) if backend.is_remote() => {
+                    tracing::warn!(snapshotter = name, %error, "snapshotter does not answer");
+                    silent.push(name.clone());
+                }
+                all => drop(snapshots.insert(name.clone(), all?)),
+            }
         }
         let ingests = opts.content.statuses(&Filter::default()).await?;
         let used = snapshots.values().flatten().map(|info| info.name.as_str());
@@ -67,10 +76,16 @@ impl Found {
             blobs: opts.content.list(&Filter::default()).await?,
             snapshots,
             tasks: (opts.tasks)()?,
+            silent,
         })
     }
 
-    /// True for a root that nobody has used.
+    /// Snapshotters of which it is not known what they hold.
+    pub(crate) fn silent(&self) -> &[String] {
+        &self.silent
+    }
+
+    /// True for a root that nobody has used, as far as snapshotters have answered.
     pub(crate) fn is_nothing(&self) -> bool {
         self.blobs.is_empty() && self.tasks.is_empty() && self.snapshots.values().all(Vec::is_empty)
     }

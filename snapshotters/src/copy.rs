@@ -156,43 +156,62 @@ impl Copier<'_> {
         )?;
         let flags = common | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let to = rustix::fs::openat(target, name, flags, Mode::RUSR | Mode::WUSR)?;
-        if facts.st_size == 0 || rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
-            return Ok(());
-        }
-        let (from, mut to) = (File::from(from), File::from(to));
+        let (from, to) = (File::from(from), File::from(to));
         let size = u64::try_from(facts.st_size).unwrap_or(0);
-        self.contents(&from, &mut to, size)
+        data(&from, &to, size, &mut self.buffer)
             .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
     }
+}
 
-    /// Copies data segments only, so that holes stay holes.
-    fn contents(&mut self, from: &File, to: &mut File, size: u64) -> std::io::Result<()> {
-        self.buffer.resize(BUFFER, 0);
-        let mut at = 0;
-        while at < size {
-            let start = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
-                Ok(start) => start,
-                Err(Errno::NXIO) => break,
-                Err(_) => at,
-            };
-            let end = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(start)).unwrap_or(size);
-            to.seek(SeekFrom::Start(start))?;
-            at = start;
-            while at < end {
-                let want = usize::try_from(end - at).unwrap_or(BUFFER).min(BUFFER);
-                let got = from.read_at(&mut self.buffer[..want], at)?;
-                if got == 0 {
-                    break;
-                }
-                to.write_all(&self.buffer[..got])?;
-                at += got as u64;
-            }
-            if at < end {
+/// Makes file `target` with the contents of `source`, not yet flushed.
+///
+/// # Errors
+/// I/O with the path; what was made is left.
+pub(crate) fn file(source: &Path, target: &Path) -> Result<()> {
+    let open = || -> std::io::Result<(File, File)> {
+        let from = File::open(source)?;
+        Ok((from, File::create_new(target)?))
+    };
+    let copied = open().and_then(|(from, to)| {
+        let size = from.metadata()?.len();
+        data(&from, &to, size, &mut Vec::new())
+    });
+    copied.map_err(|e| {
+        let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
+        tree::at("copy", source, errno)
+    })
+}
+
+/// Shares the blocks of a file, or copies its data segments only, so that holes stay holes.
+fn data(from: &File, mut to: &File, size: u64, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+    if size == 0 || rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    buffer.resize(BUFFER, 0);
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(_) => at,
+        };
+        let end = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(start)).unwrap_or(size);
+        to.seek(SeekFrom::Start(start))?;
+        at = start;
+        while at < end {
+            let want = usize::try_from(end - at).unwrap_or(BUFFER).min(BUFFER);
+            let got = from.read_at(&mut buffer[..want], at)?;
+            if got == 0 {
                 break;
             }
+            to.write_all(&buffer[..got])?;
+            at += got as u64;
         }
-        to.set_len(size)
+        if at < end {
+            break;
+        }
     }
+    to.set_len(size)
 }
 
 fn split(path: &[u8]) -> (&[u8], &[u8]) {

@@ -3,13 +3,21 @@
 //! Invariant: mounts are returned, never performed. What joins this crate to the differ and the
 //! runtime is `types::Mount` and nothing else. Called by `metadata`, which scopes keys to a namespace.
 
+mod blockfile;
+mod btrfs;
 mod copy;
 mod directories;
+mod erofs;
+mod gate;
+mod idmap;
+mod local;
 mod native;
 mod note;
 mod overlay;
 mod storage;
 mod store;
+#[cfg(test)]
+mod testing;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod testsuite;
 mod tree;
@@ -19,6 +27,10 @@ use std::fmt;
 use async_trait::async_trait;
 use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
 
+pub use blockfile::{Blockfile, BlockfileConfig};
+pub use btrfs::Btrfs;
+pub use erofs::{Erofs, ErofsConfig};
+pub use local::Local;
 pub use native::Native;
 pub use overlay::{Overlay, OverlayConfig};
 pub use store::index_files;
@@ -26,7 +38,10 @@ pub use store::index_files;
 /// A store of layered file systems.
 ///
 /// Keys name active snapshots and views, names name committed ones; both live in one key space.
-/// A committed snapshot never changes. When a call has answered, its effect survives a killed process;
+/// A committed snapshot never changes, whatever stays mounted of it from when it was active. A
+/// snapshot shows its parent's files until it changes them, and no other snapshot sees the change; its
+/// root directory belongs to whom the parent's does. What is mounted hinders no call: who still uses a
+/// snapshot that is removed keeps what the kernel keeps for him, no more. When a call has answered, its effect survives a killed process;
 /// a commit, a label update and the removal of a committed snapshot survive a power cut as well (the
 /// caller flushes file contents before [`Snapshotter::commit`]). What a power cut takes is whole: an
 /// active snapshot or a view with its directory, or none of it. Methods may be called
@@ -57,11 +72,20 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     /// `NotFound`; `FailedPrecondition` for a committed snapshot.
     async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>>;
 
-    /// Makes an active (writable) snapshot on top of committed `parent`.
+    /// Makes an active (writable) snapshot on top of committed `parent`. A key is free again as soon as
+    /// its snapshot is committed or removed.
+    ///
+    /// The labels `containerd.io/snapshot/uidmapping` and `gidmapping` (`container:host:length,…`) ask
+    /// for files that belong to the host's ids for the owners that the layers name; the root directory
+    /// belongs to the host's id for root.
+    ///
+    /// A snapshotter that can have a layer without being given its files may answer `AlreadyExists`
+    /// when the label `containerd.io/snapshot.ref` names it: it has a committed snapshot then that bears
+    /// the same label.
     ///
     /// # Errors
     /// `AlreadyExists` for the key; `NotFound` for the parent; `InvalidArgument` for a parent that is
-    /// not committed.
+    /// not committed and for labels that are no mappings; `NotImplemented` where ids cannot be mapped.
     async fn prepare(
         &self,
         key: &SnapshotKey,
@@ -108,6 +132,11 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
         _labels: Labels,
     ) -> Result<()> {
         Err(Error::not_implemented("commit onto another parent"))
+    }
+
+    /// True for one behind a socket: it may be away when nobody needs it, and keeps its records itself.
+    fn is_remote(&self) -> bool {
+        false
     }
 
     /// Removes a snapshot. Disk space may be freed later.

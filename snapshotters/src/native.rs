@@ -5,158 +5,88 @@
 //! attributes, hard links, devices, times).
 
 use std::path::Path;
-use std::sync::Arc;
 
-use async_trait::async_trait;
-use types::{
-    Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage,
-};
+use types::{Mount, Result, SnapshotKind, Usage};
 
+use crate::copy;
+use crate::idmap::IdMaps;
+use crate::local::{Layout, Local, New};
 use crate::storage::Chain;
-use crate::store::{Notes, Store, Wanted, blocking, make_dir};
-use crate::{Snapshotter, copy};
+use crate::store::{Keeping, Notes, Store, absolute, bind};
+use crate::tree;
 
 /// The native snapshotter.
-#[derive(Clone, Debug)]
-pub struct Native(Arc<Store>);
+#[derive(Debug)]
+pub struct Native;
+
+/// Settings of the native snapshotter.
+const KEEPING: Keeping = Keeping {
+    sync_remove: false,
+    notes: Notes::None,
+    remove: tree::remove,
+};
+
+#[derive(Debug)]
+struct Copies;
 
 impl Native {
     /// Opens or makes the snapshotter in `root`.
     ///
     /// # Errors
     /// `Unavailable` while another process has it; `DataLoss` for a damaged index; I/O.
-    pub fn open(root: &Path) -> Result<Self> {
-        make_dir(root, 0o700)?;
-        let root = std::path::absolute(root)
-            .map_err(|e| types::Error::os(format_args!("resolve {}", root.display()), e))?;
-        Ok(Self(Arc::new(Store::open(&root, false, Notes::None)?)))
+    pub fn open(root: &Path) -> Result<Local> {
+        let store = Store::open(&absolute(root)?, KEEPING)?;
+        Ok(Local::new(store, Copies))
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
-    /// [`Snapshotter::list`], [`Snapshotter::verify`] and the like work, and nothing is changed.
+    /// [`Snapshotter::list`](crate::Snapshotter::list), [`Snapshotter::verify`](crate::Snapshotter::verify)
+    /// and the like work, and nothing is changed.
     ///
     /// # Errors
     /// As [`Native::open`].
-    pub fn examine(root: &Path, scratch: &Path) -> Result<Self> {
-        Ok(Self(Arc::new(Store::examine(root, scratch, Notes::None)?)))
+    pub fn examine(root: &Path, scratch: &Path) -> Result<Local> {
+        Ok(Local::new(Store::examine(root, scratch, KEEPING)?, Copies))
+    }
+}
+
+/// True when a view is the tree of its parent: only its place is made.
+fn is_parent(kind: SnapshotKind, maps: Option<&IdMaps>) -> bool {
+    kind == SnapshotKind::View && maps.is_none()
+}
+
+impl Layout for Copies {
+    fn fill(&self, store: &Store, directory: &Path, new: &New<'_>) -> Result<()> {
+        let maps = IdMaps::of(new.labels)?;
+        let parent = new.parents.first();
+        let source = parent.filter(|_| !is_parent(new.kind, maps.as_ref()));
+        let source = source.map(|id| store.directory(*id));
+        copy::tree(source.as_deref(), directory)?;
+        maps.map_or(Ok(()), |maps| maps.chown(directory))
     }
 
-    async fn create(
-        &self,
-        kind: SnapshotKind,
-        key: &SnapshotKey,
-        parent: Option<&SnapshotKey>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>> {
-        let wanted = Wanted {
-            kind,
-            key: key.clone(),
-            parent: parent.cloned(),
-            labels,
+    fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>> {
+        let maps = IdMaps::of(&chain.labels)?;
+        let parent = chain.parents.first();
+        let parent = parent.filter(|_| is_parent(chain.kind, maps.as_ref()));
+        let id = *parent.unwrap_or(&chain.id);
+        let mode = match chain.kind {
+            SnapshotKind::Active => "rw",
+            SnapshotKind::View | SnapshotKind::Committed => "ro",
         };
-        let store = Arc::clone(&self.0);
-        blocking(move || {
-            let chain = store.create(wanted, |directory, parents| {
-                // A view of a committed tree is that tree: only its place is made.
-                let source = match (kind, parents.first()) {
-                    (SnapshotKind::Active, Some(id)) => Some(store.directory(*id)),
-                    _ => None,
-                };
-                copy::tree(source.as_deref(), directory)
-            })?;
-            Ok(mounts(&store, &chain))
-        })
-        .await
-    }
-}
-
-fn mounts(store: &Store, chain: &Chain) -> Vec<Mount> {
-    let (id, mode) = match (chain.kind, chain.parents.first()) {
-        (SnapshotKind::View, Some(parent)) => (*parent, "ro"),
-        (SnapshotKind::View, None) => (chain.id, "ro"),
-        _ => (chain.id, "rw"),
-    };
-    vec![Mount {
-        kind: "bind".into(),
-        source: store.directory(id).to_string_lossy().into_owned(),
-        target: String::new(),
-        options: vec!["rbind".into(), mode.into()],
-    }]
-}
-
-#[async_trait]
-impl Snapshotter for Native {
-    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo> {
-        Ok(self.0.row(key)?.info(key))
+        Ok(bind(&store.directory(id), ["rbind", mode]))
     }
 
-    async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
-        let (store, fields) = (Arc::clone(&self.0), fields.clone());
-        blocking(move || {
-            let key = info.name.clone();
-            Ok(store.update(info, &fields)?.info(&key))
-        })
-        .await
+    fn usage(&self, store: &Store, chain: &Chain) -> Result<Usage> {
+        tree::usage(&store.directory(chain.id))
     }
 
-    async fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
-        let (store, key) = (Arc::clone(&self.0), key.clone());
-        blocking(move || store.usage(&key, |id| store.directory(id))).await
+    fn parts(&self, _kind: SnapshotKind) -> &'static [&'static str] {
+        &[""]
     }
 
-    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>> {
-        Ok(mounts(&self.0, &self.0.chain(key)?))
-    }
-
-    async fn prepare(
-        &self,
-        key: &SnapshotKey,
-        parent: Option<&SnapshotKey>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>> {
-        self.create(SnapshotKind::Active, key, parent, labels).await
-    }
-
-    async fn view(
-        &self,
-        key: &SnapshotKey,
-        parent: Option<&SnapshotKey>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>> {
-        self.create(SnapshotKind::View, key, parent, labels).await
-    }
-
-    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
-        let (store, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
-        blocking(move || store.commit((&name, &key), None, labels, |id| store.directory(id))).await
-    }
-
-    async fn remove(&self, key: &SnapshotKey) -> Result<()> {
-        let (store, key) = (Arc::clone(&self.0), key.clone());
-        blocking(move || store.remove(&key)).await
-    }
-
-    async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
-        Ok(self
-            .0
-            .list(filter)
-            .into_iter()
-            .map(|(_, info)| info)
-            .collect())
-    }
-
-    async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
-        let store = Arc::clone(&self.0);
-        blocking(move || Ok(store.broken(|_| &[""]))).await
-    }
-
-    fn damages(&self) -> Vec<String> {
-        self.0.damages().to_vec()
-    }
-
-    async fn cleanup(&self) -> Result<()> {
-        let store = Arc::clone(&self.0);
-        blocking(move || store.cleanup()).await
+    fn capabilities(&self) -> Vec<&'static str> {
+        vec!["remap-ids"]
     }
 }
 

@@ -1,4 +1,4 @@
-//! Index and directories together: what overlay and native share.
+//! Index and directories together: what all backends share.
 //!
 //! ```text
 //!   reserve id -> snapshots/new-<id>/… (noted) -> rename to snapshots/<id> -> row
@@ -12,29 +12,37 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use types::{
     Context as _, Error, Fields, Filter, Labels, Result, SnapshotInfo, SnapshotKey, SnapshotKind,
     Usage,
 };
 
 use crate::directories::{self, Directories, NEW};
+use crate::gate::Gate;
+use crate::local::New;
 use crate::note::Note;
 use crate::storage::{Chain, FILES, Index, Row};
-use crate::tree;
-
-/// Labels that ask for id-mapped layers.
-const ID_MAPPINGS: [&str; 2] = [
-    "containerd.io/snapshot/uidmapping",
-    "containerd.io/snapshot/gidmapping",
-];
 
 /// A snapshotter's root: index and snapshot directories.
 #[derive(Debug)]
 pub(crate) struct Store {
     directories: PathBuf,
     index: Arc<Index>,
-    sync_remove: bool,
-    notes: Notes,
+    keeping: Keeping,
+    /// Ids of those that are being committed.
+    sealing: Gate,
+}
+
+/// How a store keeps directories.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keeping {
+    /// Directories go within `remove` instead of in `cleanup`.
+    pub(crate) sync_remove: bool,
+    /// Whether they tell of themselves.
+    pub(crate) notes: Notes,
+    /// Removes one, whole or half made.
+    pub(crate) remove: fn(&Path) -> Result<()>,
 }
 
 /// Whether directories of snapshots tell of themselves: only where nobody else writes to them, nor
@@ -89,16 +97,16 @@ impl Store {
     /// # Errors
     /// `Unavailable` while another process has it; `FailedPrecondition` when there are directories but
     /// no index; `DataLoss`; I/O.
-    pub(crate) fn open(root: &Path, sync_remove: bool, notes: Notes) -> Result<Self> {
+    pub(crate) fn open(root: &Path, keeping: Keeping) -> Result<Self> {
         let directories = root.join("snapshots");
         make_dir(&directories, 0o700)?;
-        let found = notes.of(Directories::list(&directories)?);
+        let found = keeping.notes.of(Directories::list(&directories)?);
         let index = Arc::new(Index::open(root, &found)?);
         Ok(Self {
             directories,
             index,
-            sync_remove,
-            notes,
+            keeping,
+            sealing: Gate::default(),
         })
     }
 
@@ -107,18 +115,18 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub(crate) fn examine(root: &Path, scratch: &Path, notes: Notes) -> Result<Self> {
+    pub(crate) fn examine(root: &Path, scratch: &Path, keeping: Keeping) -> Result<Self> {
         make_dir(scratch, 0o700)?;
         for (from, to) in index_files(root).iter().zip(index_files(scratch)) {
             sys::fs::copy_if_there(from, &to)?;
         }
         let directories = root.join("snapshots");
-        let index = Index::open(scratch, &notes.of(Directories::look(&directories)?))?;
+        let index = Index::open(scratch, &keeping.notes.of(Directories::look(&directories)?))?;
         Ok(Self {
             directories,
             index: Arc::new(index),
-            sync_remove: false,
-            notes,
+            keeping,
+            sealing: Gate::default(),
         })
     }
 
@@ -154,14 +162,14 @@ impl Store {
     }
 
     /// Makes a snapshot: `fill` makes its contents in the directory that it is given, which is not
-    /// there yet; the other argument are the ids of the ancestors.
+    /// there yet.
     ///
     /// # Errors
-    /// As the contract of `prepare`; `NotImplemented` for id-mapped layers; nothing is left then.
+    /// As the contract of `prepare`; nothing is left then.
     pub(crate) fn create(
         &self,
         wanted: Wanted,
-        fill: impl FnOnce(&Path, &[u64]) -> Result<()>,
+        fill: impl FnOnce(&Path, &New<'_>) -> Result<()>,
     ) -> Result<Chain> {
         let Wanted {
             kind,
@@ -169,24 +177,21 @@ impl Store {
             parent,
             labels,
         } = wanted;
-        if let Some(label) = ID_MAPPINGS
-            .iter()
-            .find(|label| labels.contains_key(**label))
-        {
-            return Err(Error::not_implemented(format_args!(
-                "id-mapped snapshot ({label})"
-            )));
-        }
         labels.validate()?;
         let labels = labels.without_empty();
         let reservation = self
             .index
-            .reserve(kind, &key, parent.as_ref(), labels)
+            .reserve(kind, &key, parent.as_ref(), labels.clone())
             .ctx("failed to create snapshot")?;
         let temporary = self.directories.join(format!("{NEW}{}", reservation.id()));
         let final_path = self.directory(reservation.id());
-        let made = fill(&temporary, reservation.parents()).and_then(|()| {
-            if self.notes == Notes::Kept {
+        let new = New {
+            kind,
+            labels: &labels,
+            parents: reservation.parents(),
+        };
+        let made = fill(&temporary, &new).and_then(|()| {
+            if self.keeping.notes == Notes::Kept {
                 reservation.note().write(&temporary);
             }
             std::fs::rename(&temporary, &final_path)
@@ -195,78 +200,57 @@ impl Store {
         let kept = made.and_then(|()| reservation.keep());
         if kept.is_err() {
             for path in [&temporary, &final_path] {
-                if let Err(error) = tree::remove(path) {
-                    tracing::warn!(%error, "half-made snapshot left for cleanup");
-                }
+                self.delete(path);
             }
         }
         kept
     }
 
-    /// Ids of `parent` and its ancestors, nearest first, when `key` can be committed onto it.
-    ///
-    /// # Errors
-    /// As the contract of `rebase`.
-    pub(crate) fn ancestors_for(
-        &self,
-        key: &SnapshotKey,
-        parent: &SnapshotKey,
-    ) -> Result<Vec<u64>> {
-        self.index.ancestors_for(key, parent)
-    }
-
-    /// Commits an active snapshot whose contents are at `contents(id)`; with `onto` as a child of that.
+    /// Commits an active snapshot; with `onto` as a child of that. `seal` makes it ready, hears whether
+    /// it has had no parent, and says what it takes; `unseal` undoes that when the index refuses. The
+    /// answer is its id.
     ///
     /// # Errors
     /// As the contract.
     pub(crate) fn commit(
         &self,
-        (name, key): (&SnapshotKey, &SnapshotKey),
+        names: (&SnapshotKey, &SnapshotKey),
         onto: Option<&SnapshotKey>,
         labels: Labels,
-        contents: impl FnOnce(u64) -> PathBuf,
-    ) -> Result<()> {
+        seal: impl FnOnce(&Chain, bool) -> Result<Usage>,
+        unseal: impl FnOnce(&Chain) -> Result<()>,
+    ) -> Result<u64> {
+        let (_, key) = names;
+        let failed = || format!("failed to commit snapshot {key}");
         labels.validate()?;
-        let row = self.index.get(key)?;
-        // Measuring can take long: do not when the answer is known already.
-        if row.kind != SnapshotKind::Active {
-            return Err(Error::failed_precondition(format_args!(
-                "failed to commit snapshot {key}: snapshot {:?} is not active",
-                key.as_str()
-            )));
+        let _alone = self.sealing.alone(self.index.get(key)?.id);
+        // Sealing can take long: not when the answer is known already.
+        let look = self.index.look(names, onto).ctx_with(failed)?;
+        let done = seal(&look.chain, look.alone).and_then(|usage| {
+            // The caller flushes what is in the directory, and we that it is there: a row without it
+            // would not outlive a power cut.
+            sys::fs::fsync_dir(&self.directories)?;
+            self.index
+                .commit(names, onto, labels.without_empty(), usage)
+                .ctx_with(failed)
+        });
+        let id = look.chain.id;
+        if let Err(error) = done {
+            // A row that could not be flushed is changed nevertheless.
+            let stays = self.index.get(key).is_ok_and(|row| row.id == id);
+            if stays && let Err(error) = unseal(&look.chain) {
+                tracing::warn!(%error, %key, "snapshot stays sealed though it is not committed");
+            }
+            return Err(error);
         }
-        let usage = tree::usage(&contents(row.id))?;
-        // The caller flushes what is in the directory, and we that it is there: a row without it would
-        // not outlive a power cut.
-        sys::fs::fsync_dir(&self.directories)?;
-        self.index
-            .commit((name, key), onto, labels.without_empty(), usage)
-            .ctx_with(|| format!("failed to commit snapshot {key}"))?;
-        self.forget(row.id);
-        Ok(())
+        self.forget(id);
+        Ok(id)
     }
 
     /// The directory does not tell of itself any more.
     fn forget(&self, id: u64) {
-        if self.notes == Notes::Kept {
+        if self.keeping.notes == Notes::Kept {
             Note::remove(&self.directory(id));
-        }
-    }
-
-    /// Usage: stored for a committed snapshot, measured at `contents(id)` for an active one, none for a
-    /// view.
-    ///
-    /// # Errors
-    /// `NotFound`, I/O.
-    pub(crate) fn usage(
-        &self,
-        key: &SnapshotKey,
-        contents: impl FnOnce(u64) -> PathBuf,
-    ) -> Result<Usage> {
-        let row = self.index.get(key)?;
-        match row.kind {
-            SnapshotKind::Active => tree::usage(&contents(row.id)),
-            SnapshotKind::Committed | SnapshotKind::View => Ok(row.usage),
         }
     }
 
@@ -288,7 +272,7 @@ impl Store {
             .remove(key)
             .ctx_with(|| format!("failed to remove snapshot {key}"))?;
         self.forget(row.id);
-        if self.sync_remove {
+        if self.keeping.sync_remove {
             self.index.flush_all()?;
             self.delete(&self.directory(row.id));
         }
@@ -301,7 +285,7 @@ impl Store {
         for (id, info) in self.list(&Filter::default()) {
             let directory = self.directory(id);
             let mut paths = parts(info.kind).iter().map(|part| directory.join(part));
-            let gone = paths.find(|path| !path.is_dir());
+            let gone = paths.find(|path| !path.exists());
             // Looked at once more: it may have been removed meanwhile.
             if let Some(gone) = gone
                 && self.row(&info.name).is_ok_and(|row| row.id == id)
@@ -331,11 +315,61 @@ impl Store {
         Ok(())
     }
 
+    /// Removes a directory. Mounts that somebody has left in it, as a killed process leaves them, are
+    /// taken out of the tree first: what is in them is not ours to delete.
     fn delete(&self, path: &Path) {
-        if let Err(error) = tree::remove(path) {
+        let remove = self.keeping.remove;
+        let removed = remove(path).or_else(|error| {
+            let busy = Some(Errno::BUSY.raw_os_error());
+            if error.errno() != busy {
+                return Err(error);
+            }
+            tracing::warn!(%error, path = %path.display(), "mounts are left in a removed snapshot");
+            sys::mount::unmount_recursive(path)?;
+            remove(path)
+        });
+        if let Err(error) = removed {
             tracing::warn!(%error, path = %path.display(), "failed to remove directory");
         }
     }
+}
+
+/// Where the mount options of an overlay can name it: the absolute path of a root.
+///
+/// # Errors
+/// `InvalidArgument` for a path with a character that separates options; I/O.
+pub(crate) fn nameable(root: &Path) -> Result<PathBuf> {
+    let root = absolute(root)?;
+    match root.to_str() {
+        Some(text) if !text.contains([':', ',', '\\']) => Ok(root),
+        _ => Err(Error::invalid_argument(format_args!(
+            "snapshotter root {root:?} must not contain ':', ',' or '\\'"
+        ))),
+    }
+}
+
+/// The absolute path of a root, which is made when it is not there.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn absolute(root: &Path) -> Result<PathBuf> {
+    make_dir(root, 0o700)?;
+    std::path::absolute(root).map_err(|e| Error::os(format_args!("resolve {}", root.display()), e))
+}
+
+/// What mount options have of a path.
+pub(crate) fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A bind mount of a directory of ours.
+pub(crate) fn bind(source: &Path, options: [&str; 2]) -> Vec<types::Mount> {
+    vec![types::Mount {
+        kind: "bind".into(),
+        source: text(source),
+        target: String::new(),
+        options: options.map(Into::into).into(),
+    }]
 }
 
 /// Runs blocking work off the reactor. The work ends also when the caller goes away.

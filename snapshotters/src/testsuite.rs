@@ -10,11 +10,18 @@
     reason = "a broken rule is reported by a panic, as in any test"
 )]
 
+mod files;
+
 use std::sync::Arc;
 
 use types::{Code, Fields, Filter, Labels, Mount, SnapshotInfo, SnapshotKey, SnapshotKind};
 
 use crate::Snapshotter;
+
+pub use files::{
+    deep_chains, layers_are_seen_from_above_and_never_from_below, views_refuse_to_be_written_to,
+    what_is_mounted_disturbs_nobody, what_was_made_alone_gets_a_parent,
+};
 
 fn key(name: &str) -> SnapshotKey {
     format!("suite-{name}").parse().unwrap()
@@ -54,9 +61,14 @@ pub async fn all(sn: &Arc<dyn Snapshotter>) {
     lists_filter_and_are_ordered(&**sn).await;
     usage_is_stored_at_commit(&**sn).await;
     mounts_are_stable_and_fit_the_kind(&**sn).await;
+    layers_are_seen_from_above_and_never_from_below(&**sn).await;
+    views_refuse_to_be_written_to(&**sn).await;
+    what_is_mounted_disturbs_nobody(&**sn).await;
+    what_was_made_alone_gets_a_parent(&**sn).await;
     deep_chains(&**sn).await;
     sixteen_tasks_at_once(sn).await;
     one_of_many_wins_a_key(sn).await;
+    one_of_many_commits_a_snapshot(sn).await;
     cleaned_up(&**sn).await;
 }
 
@@ -271,12 +283,12 @@ pub async fn lists_filter_and_are_ordered(sn: &dyn Snapshotter) {
 /// Usage of a committed snapshot is there and does not change.
 pub async fn usage_is_stored_at_commit(sn: &dyn Snapshotter) {
     sn.prepare(&key("u"), None, Labels::new()).await.unwrap();
-    let active = sn.usage(&key("u")).await.unwrap();
+    sn.usage(&key("u")).await.unwrap();
     sn.commit(&key("U"), &key("u"), Labels::new())
         .await
         .unwrap();
     let stored = sn.usage(&key("U")).await.unwrap();
-    assert_eq!(active, stored);
+    assert!(stored.inodes > 0, "{stored:?}");
     assert_eq!(sn.usage(&key("U")).await.unwrap(), stored);
     sn.remove(&key("U")).await.unwrap();
 }
@@ -309,20 +321,11 @@ pub async fn mounts_are_stable_and_fit_the_kind(sn: &dyn Snapshotter) {
     sn.remove(&key("m1")).await.unwrap();
 }
 
-/// A chain of 40 layers, removed top down.
-pub async fn deep_chains(sn: &dyn Snapshotter) {
-    const DEPTH: usize = 40;
-    for n in 0..DEPTH {
-        let parent = n.checked_sub(1).map(|p| format!("chain-{p}"));
-        layer(sn, &format!("chain-{n}"), parent.as_deref()).await;
-    }
-    let top = key(&format!("chain-{}", DEPTH - 1));
-    sn.prepare(&key("leaf"), Some(&top), Labels::new())
-        .await
-        .unwrap();
-    sn.remove(&key("leaf")).await.unwrap();
-    for n in (0..DEPTH).rev() {
-        sn.remove(&key(&format!("chain-{n}"))).await.unwrap();
+/// Frees what was removed, where there is something to do.
+async fn collected(sn: &dyn Snapshotter) {
+    match sn.cleanup().await {
+        Ok(()) => {}
+        Err(error) => assert_eq!(error.code(), Code::NotImplemented, "{error}"),
     }
 }
 
@@ -342,6 +345,8 @@ pub async fn sixteen_tasks_at_once(sn: &Arc<dyn Snapshotter>) {
                         .unwrap();
                     assert_eq!(sn.mounts(&top).await.unwrap(), mounts);
                     assert_eq!(sn.stat(&top).await.unwrap().parent, Some(key(&own)));
+                    let mine = names(&*sn, &format!("parent==suite-{own}")).await;
+                    assert_eq!(mine, [top.as_str()]);
                     assert_eq!(code(sn.remove(&key(&own)).await), Code::FailedPrecondition);
                     sn.remove(&top).await.unwrap();
                     sn.remove(&key(&own)).await.unwrap();
@@ -375,6 +380,34 @@ pub async fn one_of_many_wins_a_key(sn: &Arc<dyn Snapshotter>) {
     sn.remove(&key("one")).await.unwrap();
 }
 
+/// Of 8 that commit one snapshot under names of their own, one succeeds, and the others hear that there
+/// is none.
+pub async fn one_of_many_commits_a_snapshot(sn: &Arc<dyn Snapshotter>) {
+    sn.prepare(&key("once"), None, Labels::new()).await.unwrap();
+    let tasks: Vec<_> = (0..8)
+        .map(|n| {
+            let (sn, name) = (Arc::clone(sn), key(&format!("name-{n}")));
+            tokio::spawn(async move { sn.commit(&name, &key("once"), Labels::new()).await })
+        })
+        .collect();
+    let mut won = 0;
+    for task in tasks {
+        match task.await.unwrap() {
+            Ok(()) => won += 1,
+            Err(error) => assert_eq!(error.code(), Code::NotFound, "{error}"),
+        }
+    }
+    assert_eq!(won, 1);
+    let left = names(&**sn, "").await;
+    assert_eq!(left.len(), 1);
+    let winner = left[0].parse().unwrap();
+    assert_eq!(
+        sn.stat(&winner).await.unwrap().kind,
+        SnapshotKind::Committed
+    );
+    sn.remove(&winner).await.unwrap();
+}
+
 /// Cleaning up disturbs nothing that is there.
 pub async fn cleaned_up(sn: &dyn Snapshotter) {
     layer(sn, "kept", None).await;
@@ -382,10 +415,7 @@ pub async fn cleaned_up(sn: &dyn Snapshotter) {
         .prepare(&key("kept-top"), Some(&key("kept")), Labels::new())
         .await
         .unwrap();
-    match sn.cleanup().await {
-        Ok(()) => {}
-        Err(error) => assert_eq!(error.code(), Code::NotImplemented, "{error}"),
-    }
+    collected(sn).await;
     assert_eq!(sn.mounts(&key("kept-top")).await.unwrap(), mounts);
     sn.remove(&key("kept-top")).await.unwrap();
     sn.remove(&key("kept")).await.unwrap();

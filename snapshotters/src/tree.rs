@@ -102,17 +102,37 @@ pub(crate) fn stat(dir: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
 /// # Errors
 /// I/O. What vanishes meanwhile is not counted.
 pub(crate) fn usage(root: &Path) -> Result<Usage> {
-    let top = rustix::fs::open(root, DIRECTORY, Mode::empty()).map_err(|e| at("open", root, e))?;
+    usage_beside(root, None)
+}
+
+/// As [`usage`], without what is in `base` as well: `root` began as a snapshot of it, in which inodes
+/// keep their numbers and the time of their last change.
+///
+/// # Errors
+/// As [`usage`].
+pub(crate) fn usage_beside(root: &Path, base: Option<&Path>) -> Result<Usage> {
+    let open = |path: &Path| {
+        rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| at("open", path, e))
+    };
+    let top = open(root)?;
+    let base = base.map(open).transpose()?;
     let mut usage = Usage::default();
     let mut linked = HashSet::new();
-    let mut count = |stat: &Stat| {
+    let mut count = |stat: &Stat, before: Option<Stat>| {
+        if before.is_some_and(|before| is_same(&before, stat)) {
+            return;
+        }
         let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if directory || stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino)) {
             usage.inodes += 1;
             usage.size += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
         }
     };
-    count(&rustix::fs::fstat(&top).map_err(|e| at("stat", root, e))?);
+    let own = rustix::fs::fstat(&top).map_err(|e| at("stat", root, e))?;
+    count(
+        &own,
+        base.as_ref().and_then(|base| rustix::fs::fstat(base).ok()),
+    );
     let mut left: Vec<Relative> = vec![Vec::new()];
     while let Some(relative) = left.pop() {
         let dir = match open_deep(&top, &relative) {
@@ -120,11 +140,17 @@ pub(crate) fn usage(root: &Path) -> Result<Usage> {
             Err(Errno::NOENT) => continue,
             Err(e) => return Err(at("open", root, e)),
         };
+        let beside = base
+            .as_ref()
+            .and_then(|base| open_deep(base, &relative).ok());
         for name in names(dir.as_fd()).map_err(|e| at("read", root, e))? {
             match stat(&dir, &name) {
-                Ok(stat) => {
-                    count(&stat);
-                    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                Ok(found) => {
+                    count(
+                        &found,
+                        beside.as_ref().and_then(|dir| stat(dir, &name).ok()),
+                    );
+                    if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
                         left.push(join(&relative, &name));
                     }
                 }
@@ -134,6 +160,21 @@ pub(crate) fn usage(root: &Path) -> Result<Usage> {
         }
     }
     Ok(usage)
+}
+
+/// True when an inode of a snapshot is that of its base, unchanged.
+fn is_same(base: &Stat, found: &Stat) -> bool {
+    let facts = |s: &Stat| (s.st_ino, s.st_mode, s.st_size, s.st_ctime, s.st_ctime_nsec);
+    facts(base) == facts(found)
+}
+
+/// Removes everything in a directory.
+///
+/// # Errors
+/// As [`remove`].
+pub(crate) fn empty(root: &Path) -> Result<()> {
+    let top = rustix::fs::open(root, DIRECTORY, Mode::empty()).map_err(|e| at("open", root, e))?;
+    clear(top.as_fd(), root)
 }
 
 /// Removes a tree. A nested directory that is not empty is moved up to the top first, so that depth
@@ -151,28 +192,34 @@ pub(crate) fn remove(root: &Path) -> Result<()> {
         }
         Err(e) => return Err(at("open", root, e)),
     };
+    clear(top.as_fd(), root)?;
+    rustix::fs::unlinkat(CWD, root, AtFlags::REMOVEDIR).map_err(fail("rmdir"))
+}
+
+/// Takes everything out of the directory `top`, which is at `root`.
+fn clear(top: BorrowedFd<'_>, root: &Path) -> Result<()> {
+    let fail = |call: &'static str| move |e| at(call, root, e);
     let mut serial = 0_u64;
     loop {
-        let entries = names(top.as_fd()).map_err(fail("read"))?;
+        let entries = names(top).map_err(fail("read"))?;
         if entries.is_empty() {
-            break;
+            return Ok(());
         }
         for name in entries {
-            if unlink(top.as_fd(), &name).map_err(fail("unlink"))? {
+            if unlink(top, &name).map_err(fail("unlink"))? {
                 continue;
             }
             let dir =
-                rustix::fs::openat(&top, &name, DIRECTORY, Mode::empty()).map_err(fail("open"))?;
+                rustix::fs::openat(top, &name, DIRECTORY, Mode::empty()).map_err(fail("open"))?;
             for inner in names(dir.as_fd()).map_err(fail("read"))? {
                 if unlink(dir.as_fd(), &inner).map_err(fail("unlink"))? {
                     continue;
                 }
-                lift(dir.as_fd(), &inner, top.as_fd(), &mut serial).map_err(fail("rename"))?;
+                lift(dir.as_fd(), &inner, top, &mut serial).map_err(fail("rename"))?;
             }
-            unlink(top.as_fd(), &name).map_err(fail("rmdir"))?;
+            unlink(top, &name).map_err(fail("rmdir"))?;
         }
     }
-    rustix::fs::unlinkat(CWD, root, AtFlags::REMOVEDIR).map_err(fail("rmdir"))
 }
 
 /// Removes a file or an empty directory; false for a directory with entries.

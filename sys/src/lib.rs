@@ -10,6 +10,7 @@
     reason = "sys is the crate that may; every block says why it is sound"
 )]
 
+pub mod btrfs;
 pub mod cgroup;
 pub mod damage;
 mod error;

@@ -19,7 +19,7 @@ use super::*;
 
 /// An overlay that does not tell that it can rebase.
 #[derive(Debug)]
-struct Serial(Overlay);
+struct Serial(snapshotters::Local);
 
 #[async_trait]
 impl Snapshotter for Serial {
@@ -238,7 +238,7 @@ async fn layers_at_once_are_the_layers_in_series() {
 /// A world in which one layer's bytes are on their way.
 struct OnItsWay {
     temp: tempfile::TempDir,
-    overlay: Overlay,
+    overlay: snapshotters::Local,
     store: Store,
     manifest: Manifest,
     config: Config,

@@ -173,12 +173,12 @@ pub(crate) struct ContainerFlags {
     #[arg(long)]
     pub(crate) platform: Option<Platform>,
     /// User namespace mapping, `container-uid:host-uid:length`
-    #[arg(long, value_parser = mapping, requires = "gidmap", requires = "remap_labels")]
+    #[arg(long, value_parser = mapping, requires = "gidmap")]
     uidmap: Vec<IdMapping>,
     /// User namespace mapping, `container-gid:host-gid:length`
-    #[arg(long, value_parser = mapping, requires = "uidmap", requires = "remap_labels")]
+    #[arg(long, value_parser = mapping, requires = "uidmap")]
     gidmap: Vec<IdMapping>,
-    /// Let the snapshotter do the id mapping
+    /// Let the snapshotter do the id mapping, which it does in any case
     #[arg(long, requires = "uidmap")]
     remap_labels: bool,
     /// Set the CFS cpu quota in CPUs

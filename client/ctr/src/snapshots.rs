@@ -132,7 +132,7 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
         }
         Command::View(make) => {
             let (key, parent) = (&make.key, make.parent.as_ref());
-            make.show(&snapshotter.view(key, parent, Labels::new()).await?)?;
+            make.show(&snapshotter.view(key, parent, rooted()).await?)?;
         }
         Command::Delete { keys } => {
             for key in keys {

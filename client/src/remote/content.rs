@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use types::{BlobInfo, Digest, Error, Fields, Filter, IngestRef, IngestStatus, Labels, Result};
 
 use super::ingest::{RemoteIngest, abort};
-use crate::call::{Caller, done, present};
+use crate::call::{Caller, done, next, present};
 
 /// The content service of a daemon, in one namespace.
 #[derive(Clone, Debug)]
@@ -43,17 +43,12 @@ impl RemoteContent {
             ..Default::default()
         };
         let mut stream = done(self.stub().read(self.caller.endless(message)?).await)?;
-        let mut next = async || {
-            stream
-                .message()
-                .await
-                .map_err(|s| grpc::status::to_error(&s))
-        };
+        let mut following = async || self.caller.long_step(next(&mut stream)).await;
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
         // Read to the very end: a stream that is dropped before is reset, and a server takes many
         // resets for an attack.
-        while let Some(message) = next().await? {
+        while let Some(message) = following().await? {
             if first.len() + all.len() + message.data.len() > len {
                 return Err(Error::internal(
                     "content service sent more than was asked for",
@@ -83,7 +78,7 @@ impl ContentStore for RemoteContent {
             digest: digest.to_string(),
             ..Default::default()
         };
-        let answer = done(self.stub().info(self.caller.request(message)?).await)?;
+        let answer = done(self.stub().info(self.caller.quick(message)?).await)?;
         BlobInfo::from_wire(present(answer.info, "info")?)
     }
 
@@ -107,13 +102,12 @@ impl ContentStore for RemoteContent {
             filters: filter.texts().to_vec(),
             ..Default::default()
         };
-        let mut stream = done(self.stub().list(self.caller.endless(message)?).await)?;
+        let request = self.caller.endless(message)?;
+        let mut stub = self.stub();
+        let listed = async { done(stub.list(request).await) };
+        let mut stream = self.caller.step(listed).await?;
         let mut all = Vec::new();
-        while let Some(page) = stream
-            .message()
-            .await
-            .map_err(|s| grpc::status::to_error(&s))?
-        {
+        while let Some(page) = self.caller.step(next(&mut stream)).await? {
             all.extend(Vec::from_wire(page.info)?);
         }
         Ok(all)
@@ -148,7 +142,7 @@ impl ContentStore for RemoteContent {
             ref_: reference.to_string(),
             ..Default::default()
         };
-        let answer = done(self.stub().status(self.caller.request(message)?).await)?;
+        let answer = done(self.stub().status(self.caller.quick(message)?).await)?;
         IngestStatus::from_wire(present(answer.status, "status")?)
     }
 
@@ -157,11 +151,7 @@ impl ContentStore for RemoteContent {
             filters: filter.texts().to_vec(),
             ..Default::default()
         };
-        let answer = done(
-            self.stub()
-                .list_statuses(self.caller.request(message)?)
-                .await,
-        )?;
+        let answer = done(self.stub().list_statuses(self.caller.quick(message)?).await)?;
         Vec::from_wire(answer.statuses)
     }
 

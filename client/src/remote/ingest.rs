@@ -19,7 +19,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 use types::{Algorithm, Context as _, Digest, Error, IngestRef, IngestStatus, Labels, Result};
 
-use crate::call::{Caller, done};
+use crate::call::{Caller, done, next};
 
 /// Most unanswered writes.
 const WINDOW: usize = 8;
@@ -63,7 +63,9 @@ impl RemoteIngest {
             .try_send(stat)
             .map_err(|_| Error::internal("queue of one is full"))?;
         let call = caller.endless(ReceiverStream::new(receiver))?;
-        let answers = done(stub.write(call).await)?;
+        let answers = caller
+            .long_step(async { done(stub.write(call).await) })
+            .await?;
         let mut made = Self {
             caller: caller.clone(),
             stub,
@@ -90,7 +92,8 @@ impl RemoteIngest {
         while self.unanswered >= WINDOW {
             self.answer().await?;
         }
-        if self.requests.send(message).await.is_err() {
+        let sending = async { Ok(self.requests.send(message).await) };
+        if self.caller.long_step(sending).await?.is_err() {
             // The stream is down: the reason is in the answers.
             while self.unanswered > 0 {
                 self.answer().await?;
@@ -103,11 +106,7 @@ impl RemoteIngest {
 
     /// The next answer.
     async fn answer(&mut self) -> Result<wire::WriteContentResponse> {
-        let next = self
-            .answers
-            .message()
-            .await
-            .map_err(|s| grpc::status::to_error(&s))?;
+        let next = self.caller.long_step(next(&mut self.answers)).await?;
         let Some(answer) = next else {
             return Err(self.ended());
         };
@@ -218,15 +217,11 @@ impl Ingest for RemoteIngest {
         let Self {
             requests,
             mut answers,
+            caller,
             ..
         } = *self;
         drop(requests);
-        while answers
-            .message()
-            .await
-            .map_err(|s| grpc::status::to_error(&s))?
-            .is_some()
-        {}
+        while caller.long_step(next(&mut answers)).await?.is_some() {}
         answer.digest.parse()
     }
 
@@ -241,7 +236,7 @@ impl Ingest for RemoteIngest {
         } = *self;
         drop(requests);
         // Until the other end has let it go, whatever it says on the way.
-        while let Ok(Some(_)) = answers.message().await {}
+        while let Ok(Some(_)) = caller.long_step(next(&mut answers)).await {}
         abort(&caller, stub, &status.reference).await.absent_ok()?;
         Ok(())
     }

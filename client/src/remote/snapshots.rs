@@ -9,7 +9,7 @@ use snapshotters::Snapshotter;
 use tonic::transport::Channel;
 use types::{Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage, label};
 
-use crate::call::{Caller, done, present};
+use crate::call::{Caller, done, next, present};
 
 /// One snapshotter of a daemon, in one namespace.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub struct RemoteSnapshotter {
     caller: Caller,
     name: String,
     rebases: bool,
+    /// Keys begin with the namespace that a call is for.
+    is_backend: bool,
 }
 
 impl RemoteSnapshotter {
@@ -27,6 +29,17 @@ impl RemoteSnapshotter {
             caller,
             name: name.to_owned(),
             rebases: false,
+            is_backend: false,
+        }
+    }
+
+    /// The same as the backend of a daemon: a call is made in the namespace that its key begins with,
+    /// as Go's containerd makes it.
+    #[must_use]
+    pub fn as_backend(self) -> Self {
+        Self {
+            is_backend: true,
+            ..self
         }
     }
 
@@ -34,6 +47,15 @@ impl RemoteSnapshotter {
     #[must_use]
     pub fn with_rebase(self, rebases: bool) -> Self {
         Self { rebases, ..self }
+    }
+
+    /// Who calls for a snapshot.
+    fn caller(&self, key: &SnapshotKey) -> Caller {
+        let namespace = key.as_str().split('/').next().unwrap_or_default();
+        match namespace.parse() {
+            Ok(namespace) if self.is_backend => self.caller.in_namespace(namespace),
+            _ => self.caller.clone(),
+        }
     }
 
     fn stub(&self) -> SnapshotsClient<Channel> {
@@ -62,7 +84,7 @@ impl RemoteSnapshotter {
             ..Default::default()
         };
         // Flushing a large layer may take long.
-        done(self.stub().commit(self.caller.endless(message)?).await)?;
+        done(self.stub().commit(self.caller(key).endless(message)?).await)?;
         Ok(())
     }
 }
@@ -75,18 +97,19 @@ impl Snapshotter for RemoteSnapshotter {
             key: key.to_string(),
             ..Default::default()
         };
-        let answer = done(self.stub().stat(self.caller.request(message)?).await)?;
+        let answer = done(self.stub().stat(self.caller(key).quick(message)?).await)?;
         SnapshotInfo::from_wire(present(answer.info, "info")?)
     }
 
     async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
+        let caller = self.caller(&info.name);
         let message = wire::UpdateSnapshotRequest {
             snapshotter: self.name.clone(),
             info: MessageField::some(info.to_wire()),
             update_mask: MessageField::some(fields.to_wire()),
             ..Default::default()
         };
-        let answer = done(self.stub().update(self.caller.request(message)?).await)?;
+        let answer = done(self.stub().update(caller.quick(message)?).await)?;
         SnapshotInfo::from_wire(present(answer.info, "info")?)
     }
 
@@ -97,7 +120,7 @@ impl Snapshotter for RemoteSnapshotter {
             ..Default::default()
         };
         Usage::from_wire(done(
-            self.stub().usage(self.caller.request(message)?).await,
+            self.stub().usage(self.caller(key).request(message)?).await,
         )?)
     }
 
@@ -107,7 +130,7 @@ impl Snapshotter for RemoteSnapshotter {
             key: key.to_string(),
             ..Default::default()
         };
-        let answer = done(self.stub().mounts(self.caller.request(message)?).await)?;
+        let answer = done(self.stub().mounts(self.caller(key).request(message)?).await)?;
         Vec::from_wire(answer.mounts)
     }
 
@@ -127,8 +150,8 @@ impl Snapshotter for RemoteSnapshotter {
         // Until another client's unpacking of the same layer has come to its end.
         let waits = message.labels.contains_key(label::SNAPSHOT_REF);
         let request = match waits {
-            true => self.caller.endless(message)?,
-            false => self.caller.request(message)?,
+            true => self.caller(key).endless(message)?,
+            false => self.caller(key).request(message)?,
         };
         let answer = done(self.stub().prepare(request).await)?;
         Vec::from_wire(answer.mounts)
@@ -147,7 +170,7 @@ impl Snapshotter for RemoteSnapshotter {
             labels: labels.to_wire(),
             ..Default::default()
         };
-        let answer = done(self.stub().view(self.caller.request(message)?).await)?;
+        let answer = done(self.stub().view(self.caller(key).request(message)?).await)?;
         Vec::from_wire(answer.mounts)
     }
 
@@ -157,6 +180,10 @@ impl Snapshotter for RemoteSnapshotter {
 
     fn rebases(&self) -> bool {
         self.rebases
+    }
+
+    fn is_remote(&self) -> bool {
+        true
     }
 
     async fn rebase(
@@ -175,7 +202,7 @@ impl Snapshotter for RemoteSnapshotter {
             key: key.to_string(),
             ..Default::default()
         };
-        done(self.stub().remove(self.caller.endless(message)?).await)?;
+        done(self.stub().remove(self.caller(key).endless(message)?).await)?;
         Ok(())
     }
 
@@ -185,13 +212,12 @@ impl Snapshotter for RemoteSnapshotter {
             filters: filter.texts().to_vec(),
             ..Default::default()
         };
-        let mut stream = done(self.stub().list(self.caller.endless(message)?).await)?;
+        let request = self.caller.endless(message)?;
+        let mut stub = self.stub();
+        let listed = async { done(stub.list(request).await) };
+        let mut stream = self.caller.step(listed).await?;
         let mut all = Vec::new();
-        while let Some(page) = stream
-            .message()
-            .await
-            .map_err(|s| grpc::status::to_error(&s))?
-        {
+        while let Some(page) = self.caller.step(next(&mut stream)).await? {
             all.extend(Vec::from_wire(page.info)?);
         }
         Ok(all)

@@ -7,7 +7,9 @@
 mod duration;
 mod imports;
 mod plugins;
+mod proxies;
 mod read;
+mod snapshotters;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,10 +17,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use types::{Error, Result};
 
-pub(crate) use plugins::{
-    BinDir, Diff, Metadata, Overlay, RootPath, Scheduler, Sharing, Tasks, Transfer, Walking,
-};
+pub(crate) use plugins::{BinDir, Diff, Metadata, Scheduler, Sharing, Tasks, Transfer, Walking};
+pub(crate) use proxies::{ProxyKind, ProxyPlugin};
 pub(crate) use read::{Overrides, load};
+pub(crate) use snapshotters::{Blockfile, Erofs, Overlay, RootPath};
 
 /// Where the configuration is looked for when no path is given.
 pub(crate) const DEFAULT_PATH: &str = "/etc/containerd/config.toml";
@@ -55,6 +57,8 @@ pub(crate) struct Config {
     pub(crate) ttrpc: Ttrpc,
     /// Programs that layers of other media types go through, by id.
     pub(crate) stream_processors: BTreeMap<String, StreamProcessor>,
+    /// Plugins that other programs are, by id.
+    pub(crate) proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// Sections of the plugins, by URI.
     pub(crate) plugins: BTreeMap<String, toml::Table>,
 }
@@ -73,6 +77,7 @@ impl Default for Config {
             grpc: Grpc::default(),
             ttrpc: Ttrpc::default(),
             stream_processors: BTreeMap::new(),
+            proxy_plugins: BTreeMap::new(),
             plugins: BTreeMap::new(),
         }
     }
@@ -270,6 +275,9 @@ impl Config {
                 "grpc and ttrpc address must differ: {:?}",
                 self.grpc.address
             ));
+        }
+        for (id, plugin) in &self.proxy_plugins {
+            plugin.check(id)?;
         }
         if self.grpc.max_recv_message_size == 0 || self.grpc.max_send_message_size == 0 {
             return bad("grpc message sizes must be greater than zero".into());

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use types::{Error, Platform, Result};
 
 use super::duration;
+use super::snapshotters::{Blockfile, Erofs, Overlay, RootPath};
 
 /// `io.containerd.gc.v1.scheduler`: when the collector runs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,28 +65,6 @@ pub(crate) enum Sharing {
     Shared,
     /// The bytes must be sent.
     Isolated,
-}
-
-/// `io.containerd.snapshotter.v1.overlayfs`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct Overlay {
-    /// Directory; empty: the plugin's own under the root.
-    pub(crate) root_path: PathBuf,
-    /// Label each snapshot with its upper directory.
-    pub(crate) upperdir_label: bool,
-    /// Remove directories before `remove` answers.
-    pub(crate) sync_remove: bool,
-    /// More options for each overlay mount.
-    pub(crate) mount_options: Vec<String>,
-}
-
-/// A section that holds nothing but a directory (`io.containerd.snapshotter.v1.native`).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct RootPath {
-    /// Directory; empty: the plugin's own under the root.
-    pub(crate) root_path: PathBuf,
 }
 
 /// `io.containerd.service.v1.diff-service`.
@@ -243,7 +222,7 @@ fn complete_as<T: DeserializeOwned + Serialize>(table: toml::Table) -> Result<to
 }
 
 /// Every section that exists.
-const SECTIONS: [(&str, Complete); 9] = [
+const SECTIONS: [(&str, Complete); 12] = [
     ("io.containerd.differ.v1.walking", complete_as::<Walking>),
     ("io.containerd.gc.v1.scheduler", complete_as::<Scheduler>),
     (
@@ -253,6 +232,15 @@ const SECTIONS: [(&str, Complete); 9] = [
     ("io.containerd.metadata.v1.bolt", complete_as::<Metadata>),
     ("io.containerd.runtime.v2.task", complete_as::<Tasks>),
     ("io.containerd.service.v1.diff-service", complete_as::<Diff>),
+    (
+        "io.containerd.snapshotter.v1.blockfile",
+        complete_as::<Blockfile>,
+    ),
+    (
+        "io.containerd.snapshotter.v1.btrfs",
+        complete_as::<RootPath>,
+    ),
+    ("io.containerd.snapshotter.v1.erofs", complete_as::<Erofs>),
     (
         "io.containerd.snapshotter.v1.native",
         complete_as::<RootPath>,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use types::{Context as _, Error, Result};
 
+use super::proxies::KEYS;
 use super::{Config, DEFAULT_PATH, StreamProcessor, VERSION, imports, plugins};
 
 /// A configuration and what the operator should hear about it.
@@ -195,6 +196,16 @@ fn unknown_keys(
             (Some(_), Value::Table(tables)) if key == "stream_processors" => {
                 let known = Table::try_from(StreamProcessor::default());
                 processor_keys(tables, &known.map_err(Error::internal)?, warnings);
+            }
+            (Some(_), Value::Table(given)) if key == "proxy_plugins" => {
+                for (id, plugin) in given {
+                    let keys = plugin.as_table().into_iter().flat_map(said);
+                    for (name, _) in keys.filter(|(name, _)| !KEYS.contains(&name.as_str())) {
+                        warnings.push(format!(
+                            "unknown key {name:?} of proxy plugin {id:?} in config ignored"
+                        ));
+                    }
+                }
             }
             (Some(Value::Table(known)), Value::Table(given)) => {
                 for (name, _) in said(given).filter(|(name, _)| !known.contains_key(*name)) {

@@ -282,3 +282,69 @@ fn a_key_without_a_value_is_no_news() {
         ["unknown key \"timeouts\" in config ignored"]
     );
 }
+
+#[test]
+fn proxy_plugins_are_read_and_what_cannot_be_one_is_refused() {
+    let text = |lines: &str| format!("version = 2\n[proxy_plugins.far]\n{lines}");
+    let good = text(
+        "type = \"snapshot\"\naddress = \"/run/far.sock\"\nplatform = \"linux/amd64\"\n\
+         capabilities = [\"rebase\"]\ntempo = 3\n[proxy_plugins.far.exports]\nroot = \"/r\"",
+    );
+    let loaded = parse(&good).unwrap();
+    let unknown = "unknown key \"tempo\" of proxy plugin \"far\" in config ignored";
+    assert_eq!(loaded.warnings, [unknown]);
+    let far = &loaded.config.proxy_plugins["far"];
+    assert_eq!(
+        (far.kind, &*far.address),
+        (ProxyKind::Snapshot, "/run/far.sock")
+    );
+    assert_eq!(far.exports["root"], "/r");
+    loaded.config.validate().unwrap();
+    // What is printed reads back.
+    let printed = loaded.config.to_toml().unwrap();
+    assert_eq!(
+        parse(&printed).unwrap().config.proxy_plugins,
+        loaded.config.proxy_plugins
+    );
+    for (lines, want) in [
+        ("type = \"sandbox\"\naddress = \"/s\"", "sandbox"),
+        ("type = \"diff\"", "address"),
+        ("type = \"content\"\naddress = \"tcp://1.2.3.4:5\"", "far"),
+        (
+            "type = \"content\"\naddress = \"/s\"\nplatform = \"a/b/c/d\"",
+            "far",
+        ),
+    ] {
+        let refused = parse(&text(lines)).and_then(|loaded| loaded.config.validate());
+        let error = refused.unwrap_err();
+        assert!(error.is(Code::InvalidArgument), "{lines}: {error}");
+        assert!(error.to_string().contains(want), "{lines}: {error}");
+    }
+}
+
+#[test]
+fn what_the_erofs_snapshotter_cannot_do_is_refused_and_not_ignored() {
+    let erofs = |lines: &str| -> Result<()> {
+        let text =
+            format!("version = 2\n[plugins.\"io.containerd.snapshotter.v1.erofs\"]\n{lines}");
+        let loaded = parse(&text)?;
+        assert_eq!(loaded.warnings, Vec::<String>::new(), "{lines}");
+        let section: Erofs = loaded
+            .config
+            .section("io.containerd.snapshotter.v1.erofs")?;
+        section.check()
+    };
+    for good in ["", "dmverity_mode = \"off\"", "set_immutable = false"] {
+        erofs(good).unwrap();
+    }
+    for bad in [
+        "enable_fsverity = true",
+        "default_size = \"10GiB\"",
+        "dmverity_mode = \"on\"",
+    ] {
+        let error = erofs(bad).unwrap_err();
+        assert!(error.is(Code::InvalidArgument), "{error}");
+        let key = bad.split(' ').next().unwrap();
+        assert!(error.to_string().contains(key), "{error}");
+    }
+}

@@ -13,7 +13,7 @@
 //!       ├─ stdio    bytes through a fifo                   usage  figures from /proc
 //!       ├─ density  two hundred containers up, restart     spec   what runs in the containers
 //!       ├─ count    execs and syncs, by strace             bars   the table
-//!       ├─ records, content, events, removal, memory              what a daemon keeps and tells
+//!       ├─ records, content, events, snapshots, removal, memory   what a daemon keeps and tells
 //!       └─ unpack, pull                                           layers onto disk, images off the net
 //! ```
 
@@ -40,6 +40,7 @@ mod pull;
 mod raw;
 mod records;
 mod removal;
+mod snapshots;
 mod spec;
 mod stdio;
 mod unpack;
@@ -55,9 +56,22 @@ use raw::Raw;
 use tokio::runtime::Runtime;
 
 /// What can be asked for.
-const PARTS: [&str; 14] = [
-    "cold", "life", "rate", "exec", "stdio", "density", "count", "records", "content", "events",
-    "memory", "removal", "unpack", "pull",
+const PARTS: [&str; 15] = [
+    "cold",
+    "life",
+    "rate",
+    "exec",
+    "stdio",
+    "density",
+    "count",
+    "records",
+    "content",
+    "events",
+    "snapshots",
+    "memory",
+    "removal",
+    "unpack",
+    "pull",
 ];
 /// Cold starts of each daemon.
 const STARTS: usize = 15;
@@ -158,6 +172,10 @@ fn kept(bench: &Bench, wanted: &dyn Fn(&str) -> bool, table: &mut Table) {
     if wanted("events") {
         say("events");
         events::measure(bench, table);
+    }
+    if wanted("snapshots") {
+        say("snapshots");
+        snapshots::measure(bench, table);
     }
     if wanted("removal") {
         say("a large removal");

@@ -35,6 +35,10 @@ pub(crate) async fn redo(metadata: &Metadata) -> Result<()> {
         let Some(all) = wanted.remove(name) else {
             continue;
         };
+        // It flushes what it answers, and nobody waits for a program that may be away.
+        if backend.snapshotter.is_remote() {
+            continue;
+        }
         // It has lost more than its last moments: what it has left is kept aside for somebody to look at.
         if !backend.snapshotter.damages().is_empty() {
             continue;

@@ -1,6 +1,9 @@
 //! Native: the suite, and that copies are independent.
 
 use super::*;
+use crate::Snapshotter;
+use std::sync::Arc;
+use types::{Labels, SnapshotKey};
 
 fn key(name: &str) -> SnapshotKey {
     name.parse().unwrap()
@@ -89,7 +92,7 @@ async fn what_a_crash_left_half_made_is_in_nobodys_way() {
     sn.stat(&key("b")).await.unwrap();
 }
 
-async fn layer(sn: &Native, name: &str) {
+async fn layer(sn: &Local, name: &str) {
     let active = key("building");
     sn.prepare(&active, None, Labels::new()).await.unwrap();
     sn.commit(&key(name), &active, Labels::new()).await.unwrap();
@@ -129,4 +132,72 @@ async fn a_snapshot_that_a_restored_index_has_lost_is_moved_aside_and_never_clea
     sn.remove(&key("d")).await.unwrap();
     sn.cleanup().await.unwrap();
     assert!(!at("4").exists() && at("lost-3").is_dir());
+}
+
+/// Bytes that the file system of `path` has left.
+fn free(path: &Path) -> u64 {
+    sys::fs::syncfs(path).unwrap();
+    sys::fs::free_bytes(path).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn copies_share_their_blocks_where_the_disk_can() {
+    const LARGE: usize = 48 << 20;
+    for (kind, mib, args) in [
+        ("xfs", 400, &["-q", "-m", "reflink=1"][..]),
+        ("btrfs", 400, &["-q"]),
+    ] {
+        let disk = crate::testing::Disk::new(kind, mib, args);
+        let made = Native::open(&disk.path().join("root")).unwrap();
+        let mounts = made.prepare(&key("a"), None, Labels::new()).await.unwrap();
+        let layer = Path::new(&mounts[0].source).to_owned();
+        std::fs::write(layer.join("large"), vec![5; LARGE]).unwrap();
+        made.commit(&key("A"), &key("a"), Labels::new())
+            .await
+            .unwrap();
+        let before = free(disk.path());
+        for n in 0..4 {
+            let name = key(&format!("c{n}"));
+            let mounts = made.prepare(&name, Some(&key("A")), Labels::new()).await;
+            let copy = Path::new(&mounts.unwrap()[0].source).join("large");
+            assert_eq!(std::fs::metadata(&copy).unwrap().len(), LARGE as u64);
+        }
+        let used = before.saturating_sub(free(disk.path()));
+        assert!(used < LARGE as u64 / 4, "{kind}: four copies took {used}");
+        // And one changes alone.
+        let copy = layer.with_file_name("2").join("large");
+        std::fs::write(&copy, "x").unwrap();
+        assert_eq!(
+            std::fs::metadata(layer.join("large")).unwrap().len(),
+            LARGE as u64
+        );
+        for n in 0..4 {
+            made.remove(&key(&format!("c{n}"))).await.unwrap();
+        }
+        let sn: Arc<dyn Snapshotter> = Arc::new(made);
+        crate::testsuite::all(&sn).await;
+    }
+}
+
+#[tokio::test]
+async fn ids_are_mapped_in_the_copy() {
+    use std::os::unix::fs::MetadataExt as _;
+    let temp = tempfile::tempdir().unwrap();
+    let sn = Native::open(temp.path()).unwrap();
+    let mounts = sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    let layer = Path::new(&mounts[0].source).to_owned();
+    std::fs::write(layer.join("f"), "").unwrap();
+    sn.commit(&key("A"), &key("a"), Labels::new())
+        .await
+        .unwrap();
+    let labels = Labels::new()
+        .with("containerd.io/snapshot/uidmapping", "0:100000:10")
+        .with("containerd.io/snapshot/gidmapping", "0:200000:10");
+    let active = sn.prepare(&key("b"), Some(&key("A")), labels.clone()).await;
+    let view = sn.view(&key("v"), Some(&key("A")), labels).await;
+    for mounts in [active.unwrap(), view.unwrap()] {
+        let facts = std::fs::metadata(Path::new(&mounts[0].source).join("f")).unwrap();
+        assert_eq!((facts.uid(), facts.gid()), (100_000, 200_000));
+    }
+    assert_eq!(std::fs::metadata(layer.join("f")).unwrap().uid(), 0);
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: whatever the answer, nothing is left behind.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -9,7 +10,11 @@ use rustix::fs::{Dir, FileType, Mode, OFlags};
 use sys::mount::TempMount;
 use types::{Error, Mount, Result};
 
+use crate::idmap::IdMaps;
 use crate::tree;
+
+/// Whom the trial of an id-mapped layer gives its files to.
+const MAPPED: u32 = 1_000_000;
 
 /// A directory that is removed at the end.
 struct Scratch(PathBuf);
@@ -99,6 +104,33 @@ pub(super) fn works(root: &Path) -> Result<bool> {
     })?;
     drop(mounted);
     Ok(user_namespace)
+}
+
+/// True when layers can be mapped to other owners in `root` by the kernel: a file of such an overlay
+/// has the owner that it shall have.
+pub(super) fn maps_ids(root: &Path) -> bool {
+    let tried = || -> Result<bool> {
+        let scratch = Scratch::new(root)?;
+        let (lower, other) = (scratch.dir("lower")?, scratch.dir("other")?);
+        let mut options = vec![format!("lowerdir={}:{}", lower.display(), other.display())];
+        options.extend(IdMaps::shifted(MAPPED).options());
+        let mount = Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            target: String::new(),
+            options,
+        };
+        let mounted = TempMount::new(&[mount], &scratch.0)?;
+        let facts = std::fs::metadata(mounted.path());
+        Ok(facts.is_ok_and(|facts| (facts.uid(), facts.gid()) == (MAPPED, MAPPED)))
+    };
+    match tried() {
+        Ok(works) => works,
+        Err(error) => {
+            tracing::debug!(%error, "overlay layers cannot be id-mapped");
+            false
+        }
+    }
 }
 
 /// True when the kernel module knows the option `index`.

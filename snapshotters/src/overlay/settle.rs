@@ -34,7 +34,7 @@ struct Left {
 ///
 /// # Errors
 /// I/O.
-pub(super) fn settle(upper: &Path, parents: &[PathBuf]) -> Result<()> {
+pub(crate) fn settle(upper: &Path, parents: &[PathBuf]) -> Result<()> {
     let open = |path: &PathBuf| {
         rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| at("open", path, e))
     };

@@ -1,13 +1,20 @@
 //! Overlay: the suite, the mount forms, what a crash leaves.
 
+mod maps;
+
 use super::*;
+use crate::Snapshotter;
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use sys::mount::TempMount;
+use types::{Filter, Labels, SnapshotKey};
 
 fn key(name: &str) -> SnapshotKey {
     name.parse().unwrap()
 }
 
-fn open(root: &Path) -> Overlay {
+fn open(root: &Path) -> Local {
     Overlay::open(root, OverlayConfig::default()).unwrap()
 }
 
@@ -18,13 +25,13 @@ fn directories(root: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-async fn layer(sn: &Overlay, name: &str, parent: Option<&str>, file: &str) {
+async fn layer(sn: &Local, name: &str, parent: Option<&str>, file: &str) {
     let active = key("building");
     sn.prepare(&active, parent.map(key).as_ref(), Labels::new())
         .await
         .unwrap();
-    let id = sn.0.store.row(&active).unwrap().id;
-    std::fs::write(sn.0.upper(id).join(file), name).unwrap();
+    let id = sn.store().row(&active).unwrap().id;
+    std::fs::write(upper(sn.store(), id).join(file), name).unwrap();
     sn.commit(&key(name), &active, Labels::new()).await.unwrap();
 }
 
@@ -126,7 +133,7 @@ async fn layers_stack_and_the_root_belongs_to_whom_the_parents_does() {
     let temp = tempfile::tempdir().unwrap();
     let sn = open(temp.path());
     sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
-    let upper = sn.0.upper(1);
+    let upper = upper(sn.store(), 1);
     std::os::unix::fs::chown(&upper, Some(7), Some(8)).unwrap();
     std::fs::write(upper.join("one"), "1").unwrap();
     sn.commit(&key("A"), &key("a"), Labels::new())
@@ -139,7 +146,7 @@ async fn layers_stack_and_the_root_belongs_to_whom_the_parents_does() {
         .unwrap();
     let point = temp.path().join("point");
     std::fs::create_dir(&point).unwrap();
-    let mounted = sys::mount::TempMount::new(&mounts, &point).unwrap();
+    let mounted = TempMount::new(&mounts, &point).unwrap();
     assert_eq!(std::fs::read(mounted.path().join("one")).unwrap(), b"1");
     assert_eq!(std::fs::read(mounted.path().join("two")).unwrap(), b"B");
     let facts = std::fs::metadata(mounted.path()).unwrap();
@@ -183,7 +190,7 @@ async fn a_killed_process_loses_nothing() {
         .prepare(&key("new"), None, Labels::new())
         .await
         .unwrap();
-    assert_eq!(again.0.store.row(&key("new")).unwrap().id, 4);
+    assert_eq!(again.store().row(&key("new")).unwrap().id, 4);
 }
 
 #[tokio::test]
@@ -266,16 +273,6 @@ async fn everything_is_there_after_a_reopen_and_a_second_process_is_refused() {
     );
 }
 
-#[tokio::test]
-async fn id_mappings_are_refused_and_not_ignored() {
-    let temp = tempfile::tempdir().unwrap();
-    let sn = open(temp.path());
-    let labels = Labels::new().with("containerd.io/snapshot/uidmapping", "0:100000:65536");
-    let error = sn.prepare(&key("a"), None, labels).await.unwrap_err();
-    assert_eq!(error.code(), types::Code::NotImplemented);
-    assert!(directories(temp.path()).is_empty());
-}
-
 #[test]
 fn roots_that_mount_options_cannot_carry_are_refused() {
     let temp = tempfile::tempdir().unwrap();
@@ -333,8 +330,8 @@ async fn a_row_that_a_power_cut_has_taken_is_made_of_its_directory() {
     let sn = open(temp.path());
     let made = sn.prepare(&key("ns/7/a"), Some(&base), Labels::new()).await;
     let made = made.unwrap();
-    let id = sn.0.store.row(&key("ns/7/a")).unwrap().id;
-    std::fs::write(sn.0.upper(id).join("data"), "fsynced").unwrap();
+    let id = sn.store().row(&key("ns/7/a")).unwrap().id;
+    std::fs::write(upper(sn.store(), id).join("data"), "fsynced").unwrap();
     sn.view(&key("v"), Some(&base), Labels::new())
         .await
         .unwrap();
@@ -361,19 +358,19 @@ async fn a_row_that_a_power_cut_has_taken_is_made_of_its_directory() {
     assert_eq!(facts, want);
     assert_eq!(sn.mounts(&key("ns/7/a")).await.unwrap(), made);
     sn.cleanup().await.unwrap();
-    let data = std::fs::read_to_string(sn.0.upper(id).join("data"));
+    let data = std::fs::read_to_string(upper(sn.store(), id).join("data"));
     assert_eq!(data.unwrap(), "fsynced");
     // No id is given again, and what was removed or committed does not come back.
     sn.prepare(&key("new"), None, Labels::new()).await.unwrap();
-    assert!(sn.0.store.row(&key("new")).unwrap().id > id);
-    let committed = sn.0.store.row(&key("committed")).unwrap().id;
+    assert!(sn.store().row(&key("new")).unwrap().id > id);
+    let committed = sn.store().row(&key("committed")).unwrap().id;
     sn.commit(&key("top"), &key("committed"), Labels::new())
         .await
         .unwrap();
-    let removed = sn.0.store.row(&key("removed")).unwrap().id;
+    let removed = sn.store().row(&key("removed")).unwrap().id;
     sn.remove(&key("removed")).await.unwrap();
     for id in [committed, removed] {
-        let directory = sn.0.store.directory(id);
+        let directory = sn.store().directory(id);
         assert!(directory.exists());
         assert_eq!(crate::note::Note::read(&directory), None);
     }
@@ -385,12 +382,12 @@ async fn a_layer_made_alone_is_committed_onto_its_parent_as_if_made_there() {
     let sn = open(temp.path());
     assert!(sn.rebases());
     layer(&sn, "base", None, "f").await;
-    let base = sn.0.upper(sn.0.store.row(&key("base")).unwrap().id);
+    let base = upper(sn.store(), sn.store().row(&key("base")).unwrap().id);
     std::os::unix::fs::chown(&base, Some(7), Some(8)).unwrap();
     sn.prepare(&key("alone"), None, Labels::new())
         .await
         .unwrap();
-    let upper = sn.0.upper(sn.0.store.row(&key("alone")).unwrap().id);
+    let upper = upper(sn.store(), sn.store().row(&key("alone")).unwrap().id);
     let whiteout = |name: &str| {
         let (kind, mode) = (
             rustix::fs::FileType::CharacterDevice,
@@ -438,4 +435,41 @@ async fn a_layer_made_alone_is_committed_onto_its_parent_as_if_made_there() {
     let error = rebase("other", "more", "base").await.unwrap_err();
     assert!(error.is(types::Code::FailedPrecondition), "{error}");
     rebase("other", "more", "top").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn conforms_with_marks_in_user_attributes() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = OverlayConfig {
+        mount_options: vec!["userxattr".into()],
+        ..Default::default()
+    };
+    let made = Overlay::open(temp.path(), config).unwrap();
+    assert!(!made.rebases());
+    let sn: Arc<dyn Snapshotter> = Arc::new(made);
+    crate::testsuite::all(&sn).await;
+}
+
+#[tokio::test]
+async fn mounts_that_are_left_in_a_removed_snapshot_are_taken_out_and_not_emptied() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = OverlayConfig {
+        sync_remove: true,
+        ..Default::default()
+    };
+    let sn = Overlay::open(&temp.path().join("root"), config).unwrap();
+    let mounts = sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    let outside = temp.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("canary"), "").unwrap();
+    let point = Path::new(&mounts[0].source).join("d/point");
+    std::fs::create_dir_all(&point).unwrap();
+    sys::mount::mount_all(&bind_of(&outside), &point).unwrap();
+    sn.remove(&key("a")).await.unwrap();
+    assert!(outside.join("canary").exists());
+    assert!(directories(&temp.path().join("root")).is_empty());
+}
+
+fn bind_of(path: &Path) -> Vec<Mount> {
+    crate::store::bind(path, ["rw", "rbind"])
 }

@@ -40,6 +40,15 @@ pub(crate) struct Chain {
     pub(crate) parents: Vec<u64>,
 }
 
+/// What a commit would make.
+#[derive(Debug)]
+pub(crate) struct Look {
+    /// The snapshot, on what it would stand.
+    pub(crate) chain: Chain,
+    /// It was made without a parent.
+    pub(crate) alone: bool,
+}
+
 /// The index.
 #[derive(Debug)]
 pub(crate) struct Index {
@@ -136,6 +145,23 @@ impl State {
             ))),
             _ => self.committed(parent),
         }
+    }
+
+    /// The row of active `key`, when it can become committed `name`.
+    fn committable(
+        &self,
+        (name, key): (&SnapshotKey, &SnapshotKey),
+        onto: Option<&SnapshotKey>,
+    ) -> Result<&Row> {
+        let row = self
+            .row(key)
+            .map_err(|e| e.ctx("failed to get active snapshot"))?;
+        not_active(key, row)?;
+        self.taken(name).map_err(|e| e.ctx("committed snapshot"))?;
+        if let Some(onto) = onto {
+            self.can_be_onto(row, onto)?;
+        }
+        Ok(row)
     }
 
     fn count(&mut self, parent: Option<&SnapshotKey>, more: bool) {
@@ -263,20 +289,27 @@ impl Index {
         ))
     }
 
-    /// Ids of `parent` and its ancestors, nearest first, for a commit of `key` onto it.
+    /// Looks whether active `key` can become committed `name`, with `onto` as a child of that, and what
+    /// it would stand on.
     ///
     /// # Errors
     /// As [`Index::commit`].
-    pub(crate) fn ancestors_for(
+    pub(crate) fn look(
         &self,
-        key: &SnapshotKey,
-        parent: &SnapshotKey,
-    ) -> Result<Vec<u64>> {
+        (name, key): (&SnapshotKey, &SnapshotKey),
+        onto: Option<&SnapshotKey>,
+    ) -> Result<Look> {
         let state = self.state();
-        let row = state.row(key)?;
-        not_active(key, row)?;
-        state.can_be_onto(row, parent)?;
-        state.ancestors(Some(parent))
+        let row = state.committable((name, key), onto)?;
+        Ok(Look {
+            alone: row.parent.is_none(),
+            chain: Chain {
+                id: row.id,
+                kind: row.kind,
+                labels: row.labels.clone(),
+                parents: state.ancestors(onto.or(row.parent.as_ref()))?,
+            },
+        })
     }
 
     /// Turns active `key` into committed `name`, durably; with `onto` as a child of that.
@@ -292,14 +325,7 @@ impl Index {
     ) -> Result<()> {
         let sequence = {
             let mut state = self.state();
-            state.taken(name).map_err(|e| e.ctx("committed snapshot"))?;
-            let old = state
-                .row(key)
-                .map_err(|e| e.ctx("failed to get active snapshot"))?;
-            not_active(key, old)?;
-            if let Some(onto) = onto {
-                state.can_be_onto(old, onto)?;
-            }
+            let old = state.committable((name, key), onto)?;
             let now = SystemTime::now();
             let row = Row {
                 kind: SnapshotKind::Committed,

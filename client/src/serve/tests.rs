@@ -1,0 +1,119 @@
+//! Snapshotters over a socket: the suite, and what comes of a server that hangs or dies.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use snapshotters::{Overlay, OverlayConfig, testsuite};
+use tokio::sync::oneshot;
+use types::Code;
+
+use super::*;
+use crate::remote::RemoteSnapshotter;
+use crate::{Limits, Proxy};
+
+/// A deadline that a call over a socket is not near to.
+const FAR: Duration = Duration::from_secs(60);
+
+/// An overlay snapshotter that is served at `socket`, until the sender is dropped.
+fn served(root: &Path, socket: &Path) -> oneshot::Sender<()> {
+    let overlay = Overlay::open(root, OverlayConfig::default()).unwrap();
+    let listener = UnixListener::bind(socket).unwrap();
+    let (running, stop) = oneshot::channel();
+    let all = BTreeMap::from([("mine".to_owned(), Arc::new(overlay) as Arc<dyn Snapshotter>)]);
+    tokio::spawn(snapshotters(listener, all, async {
+        let _stopped = stop.await;
+    }));
+    running
+}
+
+fn proxied(socket: &Path, name: &str, limit: Duration) -> RemoteSnapshotter {
+    let limits = Limits {
+        quick: limit,
+        whole: limit,
+    };
+    let proxy = Proxy::new(socket.to_str().unwrap(), limits).unwrap();
+    RemoteSnapshotter::new(proxy.caller(), name).with_rebase(true)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_proxied_overlay_conforms() {
+    let temp = tempfile::tempdir().unwrap();
+    let socket = temp.path().join("s");
+    let _running = served(&temp.path().join("root"), &socket);
+    let sn: Arc<dyn Snapshotter> = Arc::new(proxied(&socket, "mine", FAR));
+    testsuite::all(&sn).await;
+}
+
+#[tokio::test]
+async fn another_name_is_not_served() {
+    let temp = tempfile::tempdir().unwrap();
+    let socket = temp.path().join("s");
+    let _running = served(&temp.path().join("root"), &socket);
+    let sn = proxied(&socket, "other", FAR);
+    let error = sn.list(&Filter::default()).await.unwrap_err();
+    assert!(error.is(Code::InvalidArgument), "{error}");
+}
+
+#[tokio::test]
+async fn every_call_of_a_server_that_hangs_comes_to_an_end() {
+    let temp = tempfile::tempdir().unwrap();
+    let socket = temp.path().join("s");
+    // Connections are taken by the kernel, and nobody reads them.
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let sn = proxied(&socket, "mine", Duration::from_millis(100));
+    let (key, started) = ("k".parse().unwrap(), Instant::now());
+    let remote = Labels::new().with("containerd.io/snapshot.ref", "r");
+    let info = SnapshotInfo {
+        kind: types::SnapshotKind::Active,
+        name: "k".parse().unwrap(),
+        parent: None,
+        labels: Labels::new(),
+        created_at: std::time::UNIX_EPOCH,
+        updated_at: std::time::UNIX_EPOCH,
+    };
+    let failed = [
+        sn.stat(&key).await.map(drop),
+        sn.update(info, &types::Fields::default()).await.map(drop),
+        sn.usage(&key).await.map(drop),
+        sn.mounts(&key).await.map(drop),
+        sn.prepare(&key, None, Labels::new()).await.map(drop),
+        sn.prepare(&key, None, remote).await.map(drop),
+        sn.view(&key, None, Labels::new()).await.map(drop),
+        sn.commit(&key, &key, Labels::new()).await,
+        sn.rebase(&key, &key, &key, Labels::new()).await,
+        sn.remove(&key).await,
+        sn.list(&Filter::default()).await.map(drop),
+        sn.cleanup().await,
+    ];
+    for (n, done) in failed.into_iter().enumerate() {
+        let error = done.unwrap_err();
+        assert!(error.is(Code::DeadlineExceeded), "call {n}: {error:?}");
+    }
+    assert!(started.elapsed() < FAR);
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_is_found_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let (root, socket) = (temp.path().join("root"), temp.path().join("s"));
+    // Before there is any.
+    let sn = proxied(&socket, "mine", FAR);
+    let error = sn.list(&Filter::default()).await.unwrap_err();
+    assert!(error.is(Code::Unavailable), "{error:?}");
+    for _ in 0..2 {
+        let (stop, stopped) = oneshot::channel();
+        let overlay = Overlay::open(&root, OverlayConfig::default()).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        let overlay: Arc<dyn Snapshotter> = Arc::new(overlay);
+        let all = BTreeMap::from([("mine".to_owned(), overlay)]);
+        let server = tokio::spawn(snapshotters(listener, all, async {
+            let _stopped = stopped.await;
+        }));
+        sn.list(&Filter::default()).await.unwrap();
+        let _stopping = stop.send(());
+        server.await.unwrap();
+        std::fs::remove_file(&socket).unwrap();
+        let error = sn.list(&Filter::default()).await.unwrap_err();
+        assert!(error.is(Code::Unavailable), "{error:?}");
+    }
+}

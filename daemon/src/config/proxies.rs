@@ -1,0 +1,55 @@
+//! `[proxy_plugins]`: plugins that other programs serve on a socket.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use types::{Error, Platform, Result};
+
+/// What a program is to this daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProxyKind {
+    /// A snapshotter.
+    Snapshot,
+    /// The content store.
+    Content,
+    /// A differ.
+    Diff,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ProxyPlugin {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub(crate) kind: ProxyKind,
+    /// Its socket.
+    pub(crate) address: String,
+    /// Platform that it works for; empty: this host's.
+    #[serde(default)]
+    pub(crate) platform: String,
+    /// Values for clients, such as `root`.
+    #[serde(default)]
+    pub(crate) exports: BTreeMap<String, String>,
+    /// What it can do beyond its contract: `rebase`, `remap-ids`.
+    #[serde(default)]
+    pub(crate) capabilities: Vec<String>,
+}
+
+/// The keys above.
+pub(super) const KEYS: [&str; 5] = ["type", "address", "platform", "exports", "capabilities"];
+
+impl ProxyPlugin {
+    /// Refuses an address or a platform that cannot be one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the plugin's id.
+    pub(super) fn check(&self, id: &str) -> Result<()> {
+        let of = |e: Error| e.ctx(format!("proxy plugin {id:?}"));
+        client::socket_path(&self.address).map_err(of)?;
+        if !self.platform.is_empty() {
+            self.platform.parse::<Platform>().map_err(of)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,243 @@
+//! Erofs: the suite, what images keep, and what becomes of mounts and files.
+
+use super::*;
+use crate::Snapshotter;
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use sys::mount::TempMount;
+use types::{Labels, SnapshotKey};
+
+fn key(name: &str) -> SnapshotKey {
+    name.parse().unwrap()
+}
+
+fn open(root: &Path) -> Local {
+    Erofs::open(root, ErofsConfig::default()).unwrap()
+}
+
+async fn prepare(sn: &Local, name: &str, parent: Option<&str>) -> Vec<Mount> {
+    let parent = parent.map(key);
+    let made = sn.prepare(&key(name), parent.as_ref(), Labels::new()).await;
+    made.unwrap()
+}
+
+/// Where what is written into an active snapshot goes.
+fn upper(mounts: &[Mount]) -> PathBuf {
+    mounts[0]
+        .option("upperdir")
+        .unwrap_or(&mounts[0].source)
+        .into()
+}
+
+async fn commit(sn: &Local, name: &str, from: &str) {
+    sn.commit(&key(name), &key(from), Labels::new())
+        .await
+        .unwrap();
+}
+
+/// Removes everything: an image that stays mounted would outlive the test.
+async fn clear(sn: &Local, names: &[&str]) {
+    for name in names {
+        sn.remove(&key(name)).await.unwrap();
+    }
+    sn.cleanup().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn conforms() {
+    for set_immutable in [false, true] {
+        let temp = tempfile::tempdir().unwrap();
+        let config = ErofsConfig {
+            set_immutable,
+            ..ErofsConfig::default()
+        };
+        let sn: Arc<dyn Snapshotter> = Arc::new(Erofs::open(temp.path(), config).unwrap());
+        crate::testsuite::all(&sn).await;
+        sn.cleanup().await.unwrap();
+        let left = std::fs::read_dir(temp.path().join("snapshots")).unwrap();
+        assert_eq!(left.count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_image_keeps_what_its_directory_had() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let layer = upper(&prepare(&sn, "a", None).await);
+    let file = layer.join("file");
+    std::fs::write(&file, "text").unwrap();
+    std::fs::hard_link(&file, layer.join("link")).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o4711)).unwrap();
+    std::os::unix::fs::symlink("/nowhere", layer.join("sym")).unwrap();
+    rustix::fs::mknodat(CWD, layer.join("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let device = rustix::fs::makedev(1, 3);
+    let kind = FileType::CharacterDevice;
+    rustix::fs::mknodat(CWD, layer.join("null"), kind, Mode::RUSR, device).unwrap();
+    let flags = XattrFlags::empty();
+    rustix::fs::lsetxattr(&file, "user.k", b"v", flags).unwrap();
+    std::os::unix::fs::chown(&layer, Some(70_000), Some(80_000)).unwrap();
+    let before = std::fs::symlink_metadata(&file).unwrap();
+    commit(&sn, "A", "a").await;
+    assert_eq!(
+        std::fs::read_dir(&layer).unwrap().count(),
+        0,
+        "files stay beside the image"
+    );
+
+    let mounts = sn
+        .view(&key("v"), Some(&key("A")), Labels::new())
+        .await
+        .unwrap();
+    let shown = PathBuf::from(&mounts[0].source);
+    let facts = |name: &str| std::fs::symlink_metadata(shown.join(name)).unwrap();
+    let after = facts("file");
+    let of = |f: &std::fs::Metadata| {
+        (
+            f.mode(),
+            f.uid(),
+            f.size(),
+            f.nlink(),
+            f.mtime(),
+            f.mtime_nsec(),
+        )
+    };
+    assert_eq!(of(&after), of(&before));
+    assert_eq!(after.ino(), facts("link").ino());
+    assert_eq!(std::fs::read(shown.join("file")).unwrap(), b"text");
+    assert_eq!(
+        std::fs::read_link(shown.join("sym")).unwrap(),
+        Path::new("/nowhere")
+    );
+    assert_eq!(facts("null").rdev(), device);
+    assert_eq!((facts("").uid(), facts("").gid()), (70_000, 80_000));
+    let mut value = [0; 4];
+    let got = rustix::fs::lgetxattr(shown.join("file"), "user.k", &mut value[..]);
+    assert_eq!((got, value[0]), (Ok(1), b'v'));
+    // A child's root belongs to whom the parent's belongs.
+    let child = upper(&prepare(&sn, "b", Some("A")).await);
+    assert_eq!(std::fs::metadata(child).unwrap().uid(), 70_000);
+    clear(&sn, &["v", "b", "A"]).await;
+}
+
+#[tokio::test]
+async fn what_a_layer_hides_stays_hidden() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let layer = upper(&prepare(&sn, "a", None).await);
+    for name in ["gone", "kept", "dir/old"] {
+        std::fs::create_dir_all(layer.join("dir")).unwrap();
+        std::fs::write(layer.join(name), name).unwrap();
+    }
+    commit(&sn, "A", "a").await;
+    let mounts = prepare(&sn, "b", Some("A")).await;
+    {
+        let point = tempfile::tempdir().unwrap();
+        let mounted = TempMount::new(&mounts, point.path()).unwrap();
+        std::fs::remove_file(mounted.path().join("gone")).unwrap();
+        std::fs::remove_dir_all(mounted.path().join("dir")).unwrap();
+        std::fs::create_dir(mounted.path().join("dir")).unwrap();
+        std::fs::write(mounted.path().join("dir/new"), "").unwrap();
+    }
+    commit(&sn, "B", "b").await;
+    let mounts = sn
+        .view(&key("v"), Some(&key("B")), Labels::new())
+        .await
+        .unwrap();
+    let point = tempfile::tempdir().unwrap();
+    let mounted = TempMount::new(&mounts, point.path()).unwrap();
+    let names = |path: PathBuf| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(path).unwrap();
+        entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect()
+    };
+    let want = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(names(mounted.path().to_owned()), want(&["dir", "kept"]));
+    assert_eq!(names(mounted.path().join("dir")), want(&["new"]));
+    drop(mounted);
+    clear(&sn, &["v", "B", "A"]).await;
+}
+
+#[tokio::test]
+async fn images_are_mounted_again_after_a_reboot_and_go_when_they_are_removed() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    std::fs::write(upper(&prepare(&sn, "a", None).await).join("f"), "x").unwrap();
+    commit(&sn, "A", "a").await;
+    let mounts = prepare(&sn, "b", Some("A")).await;
+    let lower = PathBuf::from(mounts[0].option("lowerdir").unwrap());
+    assert!(lower.join("f").exists());
+    // A reboot has no mounts; and a crash has kept the files of the layer.
+    sys::mount::detach_all(&lower).unwrap();
+    std::fs::write(lower.join("left"), "").unwrap();
+    assert_eq!(sn.mounts(&key("b")).await.unwrap(), mounts);
+    assert!(lower.join("f").exists());
+    clear(&sn, &["b", "A"]).await;
+    assert!(!lower.exists());
+}
+
+#[tokio::test]
+async fn a_layer_that_has_lost_its_image_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    prepare(&sn, "a", None).await;
+    commit(&sn, "A", "a").await;
+    let id = sn.store().row(&key("A")).unwrap().id;
+    std::fs::remove_file(sn.store().directory(id).join(IMAGE)).unwrap();
+    let error = sn.prepare(&key("b"), Some(&key("A")), Labels::new()).await;
+    let error = error.unwrap_err();
+    assert!(error.is(Code::DataLoss), "{error}");
+    assert!(sn.stat(&key("b")).await.unwrap_err().is_not_found());
+    let broken = sn.verify().await.unwrap();
+    assert!(
+        broken.len() == 1 && broken[0].1.contains(IMAGE),
+        "{broken:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_made_leaves_the_snapshot_as_it_was() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let layer = upper(&prepare(&sn, "a", None).await);
+    std::fs::write(layer.join("f"), "x").unwrap();
+    let directory = layer.parent().unwrap().to_owned();
+    // In the way of the new image.
+    std::fs::create_dir_all(directory.join(IMAGE).join("x")).unwrap();
+    let error = sn.commit(&key("A"), &key("a"), Labels::new()).await;
+    error.unwrap_err();
+    assert!(!directory.join(NEW_IMAGE).exists());
+    assert!(layer.join("f").exists());
+    std::fs::remove_dir_all(directory.join(IMAGE)).ok();
+    commit(&sn, "A", "a").await;
+    clear(&sn, &["A"]).await;
+}
+
+#[tokio::test]
+async fn a_layer_made_alone_is_settled_on_images() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    std::fs::write(upper(&prepare(&sn, "a", None).await).join("f"), "x").unwrap();
+    commit(&sn, "A", "a").await;
+    let layer = upper(&prepare(&sn, "alone", None).await);
+    let (kind, mode) = (FileType::CharacterDevice, Mode::empty());
+    for name in ["f", "never"] {
+        rustix::fs::mknodat(CWD, layer.join(name), kind, mode, 0).unwrap();
+    }
+    rustix::fs::setxattr(&layer, types::UNSETTLED_LAYER, b"y", XattrFlags::empty()).unwrap();
+    let (name, parent) = (key("B"), key("A"));
+    sn.rebase(&name, &key("alone"), &parent, Labels::new())
+        .await
+        .unwrap();
+    let mounts = sn
+        .view(&key("v"), Some(&name), Labels::new())
+        .await
+        .unwrap();
+    let point = tempfile::tempdir().unwrap();
+    let mounted = TempMount::new(&mounts, point.path()).unwrap();
+    assert_eq!(std::fs::read_dir(mounted.path()).unwrap().count(), 0);
+    drop(mounted);
+    clear(&sn, &["v", "B", "A"]).await;
+}

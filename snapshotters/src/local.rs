@@ -1,0 +1,288 @@
+//! A snapshotter that keeps each snapshot in a directory: the contract over index, directories and a
+//! [`Layout`], which is what backends differ in.
+//!
+//! ```text
+//!   prepare: reserve - Layout::fill - rename - row                     - Layout::mounts
+//!   commit:  look - settle (onto a parent) - Layout::seal - row (durable) - Layout::sealed
+//!                                              `- row refused: Layout::unseal
+//!   remove:  row gone - cleanup: Layout's removal of the directory
+//! ```
+//! Invariant: whatever step a crash hits, the directory of a row is whole, and what has no row is garbage.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use types::{
+    Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage,
+};
+
+use crate::Snapshotter;
+use crate::storage::Chain;
+use crate::store::{Store, Wanted, blocking};
+
+/// How one backend keeps snapshots in their directories. All calls block.
+pub(crate) trait Layout: fmt::Debug + Send + Sync {
+    /// Makes `directory`, which is not there yet, with the contents of a new snapshot. What is left of
+    /// a failed call is removed by the caller.
+    fn fill(&self, store: &Store, directory: &Path, new: &New<'_>) -> Result<()>;
+
+    /// The mounts of an active snapshot or a view.
+    fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>>;
+
+    /// True when [`Layout::mounts`] may wait for a disk or a device, and not only say what there is.
+    fn mounts_block(&self) -> bool {
+        false
+    }
+
+    /// What an active snapshot takes now.
+    fn usage(&self, store: &Store, chain: &Chain) -> Result<Usage>;
+
+    /// What the directory of a snapshot must have, by kind.
+    fn parts(&self, kind: SnapshotKind) -> &'static [&'static str];
+
+    /// Makes an active snapshot ready to become a committed one, durably as far as it does more than
+    /// the caller has flushed, and tells what it takes. Called once at a time for each snapshot.
+    fn seal(&self, store: &Store, chain: &Chain) -> Result<Usage> {
+        self.usage(store, chain)
+    }
+
+    /// Undoes [`Layout::seal`]: the snapshot stays active.
+    fn unseal(&self, _store: &Store, _chain: &Chain) -> Result<()> {
+        Ok(())
+    }
+
+    /// The snapshot is committed, durably: what only an active one needs may go.
+    fn sealed(&self, _store: &Store, _id: u64) {}
+
+    /// True when [`Layout::settle`] works.
+    fn rebases(&self) -> bool {
+        false
+    }
+
+    /// Settles what was made without a parent onto `parents`, nearest first.
+    fn settle(&self, _store: &Store, _id: u64, _parents: &[u64]) -> Result<()> {
+        Err(Error::not_implemented("commit onto another parent"))
+    }
+
+    /// What it can do beyond its contract, in words that clients look for (`rebase` is not among them).
+    fn capabilities(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    /// A label that is told with each snapshot, kept nowhere.
+    fn label(&self, _store: &Store, _id: u64) -> Option<(&'static str, String)> {
+        None
+    }
+}
+
+/// What a new snapshot shall be.
+#[derive(Debug)]
+pub(crate) struct New<'a> {
+    pub(crate) kind: SnapshotKind,
+    pub(crate) labels: &'a Labels,
+    /// Ids of the ancestors, nearest first.
+    pub(crate) parents: &'a [u64],
+}
+
+/// A snapshotter in a directory of this machine. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Local(Arc<Inside>);
+
+#[derive(Debug)]
+struct Inside {
+    store: Store,
+    layout: Box<dyn Layout>,
+}
+
+impl Inside {
+    fn shown(&self, id: u64, mut info: SnapshotInfo) -> SnapshotInfo {
+        if let Some((key, value)) = self.layout.label(&self.store, id) {
+            info.labels.set(key, &value);
+        }
+        info
+    }
+
+    fn commit(
+        &self,
+        (name, key): (&SnapshotKey, &SnapshotKey),
+        onto: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<()> {
+        let (store, layout) = (&self.store, &*self.layout);
+        let seal = |chain: &Chain, alone: bool| {
+            if onto.is_some() && alone {
+                layout.settle(store, chain.id, &chain.parents)?;
+            }
+            layout.seal(store, chain)
+        };
+        let unseal = |chain: &Chain| layout.unseal(store, chain);
+        let id = store.commit((name, key), onto, labels, seal, unseal)?;
+        layout.sealed(store, id);
+        Ok(())
+    }
+}
+
+impl Local {
+    pub(crate) fn new(store: Store, layout: impl Layout + 'static) -> Self {
+        let layout = Box::new(layout);
+        Self(Arc::new(Inside { store, layout }))
+    }
+
+    /// What it can do beyond its contract, in the words that clients look for: `rebase`, and
+    /// `remap-ids` when the labels of id mappings work.
+    #[must_use]
+    pub fn capabilities(&self) -> Vec<&'static str> {
+        let mut all = self.0.layout.capabilities();
+        all.extend(self.rebases().then_some("rebase"));
+        all
+    }
+
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    async fn create(
+        &self,
+        kind: SnapshotKind,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let wanted = Wanted {
+            kind,
+            key: key.clone(),
+            parent: parent.cloned(),
+            labels,
+        };
+        let this = Arc::clone(&self.0);
+        blocking(move || {
+            let Inside { store, layout } = &*this;
+            let key = wanted.key.clone();
+            let chain =
+                store.create(wanted, |directory, new| layout.fill(store, directory, new))?;
+            let mounts = layout.mounts(store, &chain);
+            if mounts.is_err()
+                && let Err(error) = store.remove(&key)
+            {
+                tracing::warn!(%error, %key, "snapshot without mounts stays");
+            }
+            mounts
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Snapshotter for Local {
+    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo> {
+        let row = self.0.store.row(key)?;
+        Ok(self.0.shown(row.id, row.info(key)))
+    }
+
+    async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
+        let this = Arc::clone(&self.0);
+        let fields = fields.clone();
+        blocking(move || {
+            let key = info.name.clone();
+            let row = this.store.update(info, &fields)?;
+            Ok(this.shown(row.id, row.info(&key)))
+        })
+        .await
+    }
+
+    async fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
+        let (this, key) = (Arc::clone(&self.0), key.clone());
+        blocking(move || {
+            let row = this.store.row(&key)?;
+            match row.kind {
+                SnapshotKind::Active => this.layout.usage(&this.store, &this.store.chain(&key)?),
+                SnapshotKind::Committed | SnapshotKind::View => Ok(row.usage),
+            }
+        })
+        .await
+    }
+
+    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>> {
+        let chain = self.0.store.chain(key)?;
+        if !self.0.layout.mounts_block() {
+            return self.0.layout.mounts(&self.0.store, &chain);
+        }
+        let this = Arc::clone(&self.0);
+        blocking(move || this.layout.mounts(&this.store, &chain)).await
+    }
+
+    async fn prepare(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        self.create(SnapshotKind::Active, key, parent, labels).await
+    }
+
+    async fn view(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        self.create(SnapshotKind::View, key, parent, labels).await
+    }
+
+    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
+        let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
+        blocking(move || this.commit((&name, &key), None, labels)).await
+    }
+
+    fn rebases(&self) -> bool {
+        self.0.layout.rebases()
+    }
+
+    async fn rebase(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        if !self.rebases() {
+            return Err(Error::not_implemented("commit onto another parent"));
+        }
+        let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
+        let parent = parent.clone();
+        blocking(move || this.commit((&name, &key), Some(&parent), labels)).await
+    }
+
+    async fn remove(&self, key: &SnapshotKey) -> Result<()> {
+        let (this, key) = (Arc::clone(&self.0), key.clone());
+        blocking(move || this.store.remove(&key)).await
+    }
+
+    async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
+        let found = self.0.store.list(filter);
+        Ok(found
+            .into_iter()
+            .map(|(id, info)| self.0.shown(id, info))
+            .collect())
+    }
+
+    async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
+        let this = Arc::clone(&self.0);
+        blocking(move || Ok(this.store.broken(|kind| this.layout.parts(kind)))).await
+    }
+
+    fn damages(&self) -> Vec<String> {
+        self.0.store.damages().to_vec()
+    }
+
+    async fn cleanup(&self) -> Result<()> {
+        let this = Arc::clone(&self.0);
+        blocking(move || this.store.cleanup()).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

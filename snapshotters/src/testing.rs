@@ -1,0 +1,62 @@
+//! File systems of a test's own, each in a file.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sys::mount::TempMount;
+use sys::process::Spawn;
+use types::Mount;
+
+/// A file system that is there as long as this value.
+pub(crate) struct Disk {
+    mounted: Option<TempMount>,
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// Makes a file system of `mib` MiB with `mkfs.<kind>` and mounts it.
+    pub(crate) fn new(kind: &str, mib: u64, args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = image(dir.path(), kind, mib, args);
+        let mount = Mount {
+            kind: kind.into(),
+            source: file.to_str().unwrap().into(),
+            target: String::new(),
+            options: vec!["loop".into()],
+        };
+        let mounted = TempMount::new(&[mount], dir.path()).unwrap();
+        Self {
+            mounted: Some(mounted),
+            dir,
+        }
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        self.mounted.as_ref().unwrap().path()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Before the directory that its file is in.
+        drop(self.mounted.take());
+        assert!(self.dir.path().exists());
+    }
+}
+
+/// A file with an empty file system in it.
+pub(crate) fn image(dir: &Path, kind: &str, mib: u64, args: &[&str]) -> PathBuf {
+    let file = dir.join(format!("{kind}.img"));
+    std::fs::File::create(&file)
+        .unwrap()
+        .set_len(mib << 20)
+        .unwrap();
+    let made = Spawn::new(format!("mkfs.{kind}"))
+        .args(args.iter().copied())
+        .arg(&file)
+        .answer(&[], 4096, Duration::from_secs(60))
+        .unwrap();
+    assert!(made.status.is_success(), "{made:?}");
+    file
+}
