@@ -14,6 +14,7 @@
 pub mod archive;
 mod blob;
 mod convert;
+mod few;
 mod gc;
 mod media;
 mod model;
@@ -28,6 +29,7 @@ mod walk;
 
 pub use blob::{digest_of, put_blob, read_blob};
 pub use convert::{Compress, ConvertOpts, Family, convert};
+pub use few::MAX_CHILDREN;
 pub use gc::{child_labels, label_children};
 pub use media::{
     is_config, is_docker, is_index, is_layer, is_manifest, is_non_distributable, ref_key,

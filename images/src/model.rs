@@ -3,12 +3,11 @@
 //! Invariant: a value of these types came from a document that is what its media type says. Unknown
 //! keys are ignored, a missing list is an empty one, a negative size or a bad digest is an error.
 
-use std::collections::BTreeMap;
-
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use types::{Descriptor, Digest, Error, Labels, Platform, Result};
 
+use crate::few::{Few, FewNamed};
 use crate::media::{is_index, is_manifest};
 
 /// A descriptor in an index, with the platform it is for.
@@ -85,10 +84,11 @@ impl Index {
     /// Parses an index of type `media_type`.
     ///
     /// # Errors
-    /// `InvalidArgument` when it is not JSON, not an index, or both an index and a manifest.
+    /// `InvalidArgument` when it is not JSON, not an index, both an index and a manifest, or has a list
+    /// of more than [`crate::MAX_CHILDREN`].
     pub fn parse(text: &[u8], media_type: &str) -> Result<Self> {
         let document = Document::parse(text, media_type)?;
-        let manifests = document.manifests.unwrap_or_default();
+        let manifests = document.manifests.unwrap_or_default().0;
         Ok(Self {
             manifests: manifests
                 .into_iter()
@@ -109,7 +109,7 @@ impl Manifest {
         let Some(config) = document.config else {
             return Err(Error::invalid_argument("manifest has no config"));
         };
-        let layers = document.layers.unwrap_or_default();
+        let layers = document.layers.unwrap_or_default().0;
         Ok(Self {
             config: config.entry()?.descriptor,
             layers: layers
@@ -128,7 +128,7 @@ impl Config {
     /// `InvalidArgument`.
     pub fn parse(text: &[u8]) -> Result<Self> {
         let raw: RawConfig = json(text, "image config")?;
-        let diff_ids = raw.rootfs.and_then(|r| r.diff_ids).unwrap_or_default();
+        let diff_ids = raw.rootfs.and_then(|r| r.diff_ids).unwrap_or_default().0;
         let run = raw.config.unwrap_or_default();
         let platform = RawPlatform {
             os: raw.os,
@@ -144,11 +144,11 @@ impl Config {
                 .collect::<Result<_>>()?,
             process: ProcessDefaults {
                 user: run.user.unwrap_or_default(),
-                env: run.env.unwrap_or_default(),
-                entrypoint: run.entrypoint.unwrap_or_default(),
-                cmd: run.cmd.unwrap_or_default(),
+                env: run.env.unwrap_or_default().0,
+                entrypoint: run.entrypoint.unwrap_or_default().0,
+                cmd: run.cmd.unwrap_or_default().0,
                 working_dir: run.working_dir.unwrap_or_default(),
-                volumes: run.volumes.unwrap_or_default().into_keys().collect(),
+                volumes: run.volumes.unwrap_or_default().0.into_keys().collect(),
                 stop_signal: run.stop_signal.unwrap_or_default(),
                 labels: labels(run.labels),
             },
@@ -168,10 +168,10 @@ pub(crate) fn json<'a, T: Deserialize<'a>>(text: &'a [u8], what: &str) -> Result
 struct Document {
     media_type: Option<String>,
     config: Option<RawDescriptor>,
-    layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    layers: Option<Few<RawDescriptor>>,
+    manifests: Option<Few<RawDescriptor>>,
     fs_layers: Option<IgnoredAny>,
-    annotations: Option<BTreeMap<String, String>>,
+    annotations: Option<FewNamed<String>>,
 }
 
 impl Document {
@@ -206,7 +206,7 @@ struct RawDescriptor {
     media_type: String,
     digest: String,
     size: u64,
-    annotations: Option<BTreeMap<String, String>>,
+    annotations: Option<FewNamed<String>>,
     platform: Option<RawPlatform>,
 }
 
@@ -258,29 +258,30 @@ struct RawConfig {
 
 #[derive(Deserialize)]
 struct RawRootfs {
-    diff_ids: Option<Vec<String>>,
+    diff_ids: Option<Few<String>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct RawRun {
     user: Option<String>,
-    env: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
+    env: Option<Few<String>>,
+    entrypoint: Option<Few<String>>,
+    cmd: Option<Few<String>>,
     working_dir: Option<String>,
-    volumes: Option<BTreeMap<String, IgnoredAny>>,
+    volumes: Option<FewNamed<IgnoredAny>>,
     stop_signal: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
+    labels: Option<FewNamed<String>>,
 }
 
-fn labels(map: Option<BTreeMap<String, String>>) -> Labels {
-    map.unwrap_or_default().into_iter().collect()
+fn labels(map: Option<FewNamed<String>>) -> Labels {
+    map.unwrap_or_default().0.into_iter().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MAX_CHILDREN;
     use proptest::prelude::*;
     use types::{Code, media_type as mt};
 
@@ -373,6 +374,32 @@ mod tests {
         );
         let deep = deep.replace("\"x\"", "\"manifests\"");
         Index::parse(deep.as_bytes(), mt::OCI_INDEX).unwrap_err();
+    }
+
+    #[test]
+    fn lists_and_maps_have_an_end() {
+        let manifest = |layers: usize, notes: usize| {
+            let d = descriptor();
+            let layers = vec![d.as_str(); layers].join(",");
+            let notes: Vec<_> = (0..notes).map(|n| format!("\"{n}\":\"\"")).collect();
+            let text = format!(
+                r#"{{"config":{d},"layers":[{layers}],"annotations":{{{}}}}}"#,
+                notes.join(",")
+            );
+            Manifest::parse(text.as_bytes(), mt::OCI_MANIFEST)
+        };
+        let most = manifest(MAX_CHILDREN, MAX_CHILDREN).unwrap();
+        assert_eq!(most.layers.len(), MAX_CHILDREN);
+        assert_eq!(most.annotations.len(), MAX_CHILDREN);
+        for (layers, notes) in [(MAX_CHILDREN + 1, 0), (0, MAX_CHILDREN + 1)] {
+            let error = manifest(layers, notes).unwrap_err();
+            assert!(error.is(Code::InvalidArgument), "{error}");
+            assert!(error.to_string().contains("more than 4096"), "{error}");
+        }
+        let ids = vec!["\"x\""; MAX_CHILDREN + 1].join(",");
+        let text = format!(r#"{{"rootfs":{{"diff_ids":[{ids}]}}}}"#);
+        let error = Config::parse(text.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("more than 4096"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,56 @@
+//! All of the faults at once: what they cost the daemon.
+
+use integration::{Host, forget_peak, peak, resident};
+use registry::testsuite::Server;
+
+use super::{Fault, answers, bytes, documents, image, runtime};
+
+/// What all of them together may take, in KiB.
+const GROWTH: u64 = 32 << 10;
+
+fn all() -> Vec<Fault> {
+    let mut all = bytes::faults();
+    all.extend(documents::faults());
+    all.extend(answers::faults());
+    all
+}
+
+/// Pulls and removes an image, so that the daemon has read in what a pull needs of its program.
+fn warm(host: &Host, runtime: &tokio::runtime::Runtime) {
+    let (content, _) = image("good");
+    let server = runtime.block_on(Server::start(move |request| content.reply(request)));
+    let reference = format!("{}/r:latest", server.host());
+    let pull = ["images", "pull", "--plain-http", "--user=me:secret"];
+    drop(host.ctr_program().args(pull).args([&reference]).run().ok());
+    drop(host.ctr(["images", "rm", "--sync", &reference]).ok());
+}
+
+#[test]
+fn all_faults_at_once_cost_the_daemon_a_bounded_amount() {
+    let runtime = runtime();
+    let host = Host::new("faults-all");
+    warm(&host, &runtime);
+    let pid = host.daemon_pid();
+    let before = resident(pid);
+    forget_peak(pid);
+    let faults = all();
+    let servers: Vec<Server> = faults.iter().map(|fault| fault.serve(&runtime)).collect();
+    std::thread::scope(|scope| {
+        for (fault, server) in faults.iter().zip(&servers) {
+            let host = &host;
+            drop(scope.spawn(move || {
+                let (said, _) = fault.pull(host, server);
+                fault.is_told(server, &said);
+            }));
+        }
+    });
+    let grown = peak(pid).saturating_sub(before);
+    assert_eq!(host.ctr(["images", "ls", "-q"]).ok(), "");
+    drop(servers);
+    assert!(
+        grown <= GROWTH,
+        "{} faults cost {grown} KiB, {GROWTH} may be",
+        faults.len()
+    );
+    host.finish();
+}
