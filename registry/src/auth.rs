@@ -25,8 +25,8 @@ use crate::url::{self, Origin, pair};
 /// What we call ourselves.
 pub(crate) const AGENT: HeaderValue =
     HeaderValue::from_static(concat!("containerd/", env!("CARGO_PKG_VERSION")));
-/// Largest token document.
-const MAX_TOKEN: usize = 8 << 20;
+/// Largest token document: what is in it has to fit into the head of a request.
+const MAX_TOKEN: usize = 1 << 20;
 
 /// Longest that a token is taken to live, whatever the server says.
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);

@@ -1,7 +1,7 @@
 //! A request with all that can come between it and its answer: challenges, redirects, retries.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderValue, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
@@ -9,6 +9,8 @@ use http::header::{
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use rand::Rng as _;
+use time::PrimitiveDateTime;
+use time::macros::format_description;
 use tokio::time::{Instant, sleep};
 use types::{Code, Error, Result};
 
@@ -134,7 +136,8 @@ impl Call {
                 let wish = retry_after(&answer);
                 Err((self.refused(host, answer).await, wish))
             }
-            Err(error) => Err((error, None)),
+            Err(error) if error.to_string().contains(host.root()) => Err((error, None)),
+            Err(error) => Err((error.ctx(host.root().to_owned()), None)),
         }
     }
 
@@ -273,21 +276,45 @@ fn pause(wished: Duration, jitter: f64) -> Duration {
     wished.min(MAX_PAUSE).mul_f64(jitter).min(MAX_PAUSE)
 }
 
-/// The server's wish, in seconds.
+/// The server's wish, in seconds or as a date.
 fn retry_after(answer: &Response<Incoming>) -> Option<Duration> {
-    let seconds = answer
-        .headers()
-        .get(RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()?;
-    Some(Duration::from_secs(seconds))
+    let wish = answer.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    wished(wish, SystemTime::now())
+}
+
+/// How long to wait at `now` for who wants this. A date that has passed is no wish to wait.
+fn wished(wish: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = wish.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    // The one form that servers are to send; the zone is always the same.
+    let form = format_description!(
+        "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+    );
+    let date = PrimitiveDateTime::parse(wish, form).ok()?.assume_utc();
+    let left = SystemTime::from(date).duration_since(now);
+    Some(left.unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_wishes_in_seconds_or_by_date() {
+        // Sun, 06 Nov 1994 08:49:37 GMT.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (wish, want) in [
+            ("7", Some(7)),
+            ("Sun, 06 Nov 1994 08:49:40 GMT", Some(3)),
+            ("Sun, 06 Nov 1994 08:49:36 GMT", Some(0)),
+            ("Sun, 06 Nov 9999 08:49:36 CET", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(wished(wish, now), want.map(Duration::from_secs), "{wish}");
+        }
+    }
 
     #[test]
     fn no_wish_of_a_server_is_too_long() {

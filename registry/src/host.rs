@@ -163,7 +163,7 @@ fn host(
         namespace: (!is_upstream).then(|| reference.host().to_owned()),
         capabilities: config.capabilities,
         headers: headers(opts, &config.headers, is_upstream),
-        http: Http::new(limits, trust, Arc::clone(proxies)),
+        http: Http::new(limits, trust, Arc::clone(proxies), opts.watch.clone()),
         auth: Auth::new(source, name, reference.to_string()),
     })
 }

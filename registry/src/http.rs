@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use types::{Code, Error, Result};
 
 use crate::body::{Outgoing, Sent};
@@ -23,6 +23,7 @@ use crate::opts::Limits;
 use crate::proxy::Proxies;
 use crate::tls::{self, Trust};
 use crate::url::{self, Origin};
+use crate::watch::Watch;
 
 /// Largest error document that is read.
 const MAX_ERROR: usize = 64 * 1024;
@@ -43,18 +44,25 @@ pub(crate) struct Http {
     limits: Limits,
     trust: Trust,
     proxies: Arc<Proxies>,
+    watch: Option<Watch>,
     connector: Connector,
     plain: Client<Connector, Outgoing>,
     tls: OnceLock<Client<HttpsConnector<Connector>, Outgoing>>,
 }
 
 impl Http {
-    pub(crate) fn new(limits: Limits, trust: Trust, proxies: Arc<Proxies>) -> Self {
+    pub(crate) fn new(
+        limits: Limits,
+        trust: Trust,
+        proxies: Arc<Proxies>,
+        watch: Option<Watch>,
+    ) -> Self {
         let connector = Connector::new(Arc::clone(&proxies), limits.connect);
         Self {
             limits,
             trust,
             proxies,
+            watch,
             plain: builder().build(connector.clone()),
             connector,
             tls: OnceLock::new(),
@@ -77,6 +85,25 @@ impl Http {
         gone: &Sent,
     ) -> Result<Response<Incoming>> {
         let shown = format!("{} {}", request.method(), url::shown(request.uri()));
+        let Some(watch) = &self.watch else {
+            return self.answer(request, gone, shown).await;
+        };
+        watch.asked(&request);
+        let began = Instant::now();
+        let answer = self.answer(request, gone, shown.clone()).await;
+        match &answer {
+            Ok(answer) => watch.answered(&shown, answer, began.elapsed()),
+            Err(error) => watch.failed(&shown, error, began.elapsed()),
+        }
+        answer
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Outgoing>,
+        gone: &Sent,
+        shown: String,
+    ) -> Result<Response<Incoming>> {
         let mut patience = (self.limits.connect + self.limits.answer).min(self.limits.patience);
         let mut sent = pin!(self.pass(request));
         let mut before = 0;

@@ -7,6 +7,7 @@
 //! ```text
 //! Repository: resolve, open -> Call (retries, redirects, challenges) -> Http (one request)
 //! BlobReader: chunks, resumed by Range when the connection breaks
+//! WideReader: BlobReaders side by side where one is slow
 //! ```
 
 mod auth;
@@ -35,6 +36,8 @@ pub mod testsuite;
 mod tls;
 mod upload;
 mod url;
+mod watch;
+mod wide;
 
 #[cfg(test)]
 mod tests;
@@ -45,12 +48,14 @@ pub use credentials::{Answer, Authenticator, Credentials, Question};
 pub use docker_config::DockerConfig;
 pub use health::Health;
 pub use listing::Referrer;
-pub use opts::{Limits, RegistryOpts, TlsFiles};
+pub use opts::{Limits, RegistryOpts, TlsFiles, Wide};
 pub use proxy::Proxies;
 pub use push::Pushed;
 pub use reader::BlobReader;
 pub use reference::Reference;
 pub use repository::Repository;
+pub use watch::Watch;
+pub use wide::WideReader;
 
 /// Largest manifest.
 pub const MAX_MANIFEST: u64 = 4 << 20;

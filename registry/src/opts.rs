@@ -10,6 +10,7 @@ use crate::budget::Budget;
 use crate::credentials::{Authenticator, Credentials};
 use crate::health::Health;
 use crate::proxy::Proxies;
+use crate::watch::Watch;
 
 /// Options of a [`crate::Repository`].
 #[derive(Clone, Debug, Default)]
@@ -39,6 +40,8 @@ pub struct RegistryOpts {
     pub budget: Option<Budget>,
     /// How long to wait and how often to try.
     pub limits: Limits,
+    /// Who is told of each request.
+    pub watch: Option<Watch>,
 }
 
 /// Files with certificates and keys (PEM).
@@ -73,6 +76,22 @@ pub struct Limits {
     pub attempts: u32,
     /// Pause after the first failed try; doubles each time.
     pub backoff: Duration,
+    /// When a blob comes over several connections.
+    pub wide: Wide,
+}
+
+/// Several connections for one blob.
+#[derive(Clone, Copy, Debug)]
+pub struct Wide {
+    /// How many; fewer than two: never.
+    pub lanes: usize,
+    /// Length of the smallest blob that is worth it.
+    pub from: u64,
+    /// Length of the smallest piece that is worth a request, or two where the registry sends us
+    /// elsewhere; 2 MiB at most.
+    pub piece: u64,
+    /// How long one connection is waited for, to see how fast it is.
+    pub after: Duration,
 }
 
 impl Limits {
@@ -95,6 +114,12 @@ impl Default for Limits {
             patience: Duration::from_secs(45),
             attempts: 5,
             backoff: Duration::from_millis(100),
+            wide: Wide {
+                lanes: 4,
+                from: 64 << 20,
+                piece: 1 << 20,
+                after: Duration::from_secs(1),
+            },
         }
     }
 }

@@ -35,8 +35,18 @@ pub struct BlobReader {
     /// Others could have given them.
     alternatives: bool,
     tries: Tries,
+    /// Nothing is tried again, and an answer without the range is none.
+    is_piece: bool,
     /// Bytes since when, to notice a server that only trickles.
     window: (Instant, u64),
+}
+
+/// Who sent bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) host: Arc<Host>,
+    /// Others could have given them.
+    pub(crate) alternatives: bool,
 }
 
 /// A connection that gives the blob.
@@ -69,8 +79,25 @@ impl BlobReader {
             host: None,
             alternatives: false,
             tries: Tries::new(),
+            is_piece: false,
             window: (Instant::now(), 0),
         }
+    }
+
+    /// Without a second try, and only from who gives ranges.
+    pub(crate) fn once(self) -> Self {
+        Self {
+            is_piece: true,
+            ..self
+        }
+    }
+
+    /// Who sent the last bytes.
+    pub(crate) fn source(&self) -> Option<Source> {
+        self.host.as_ref().map(|host| Source {
+            host: Arc::clone(host),
+            alternatives: self.alternatives,
+        })
     }
 
     /// Position of the next byte.
@@ -119,6 +146,7 @@ impl BlobReader {
                     self.call.from += data.len() as u64;
                     return Ok(Some(data));
                 }
+                Err((error, _)) if self.is_piece => return Err(error),
                 Err((error, wish)) => {
                     if let Some(open) = self.open.take()
                         && open.alternatives
@@ -213,6 +241,9 @@ impl BlobReader {
                 ));
             }
             return Ok(0);
+        }
+        if self.is_piece {
+            return Err(Error::not_implemented("registry gives no ranges"));
         }
         let length: Option<u64> = header(CONTENT_LENGTH).and_then(|l| l.parse().ok());
         match length {

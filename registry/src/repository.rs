@@ -20,6 +20,7 @@ use crate::opts::{Limits, RegistryOpts};
 use crate::race::{self, Failure};
 use crate::reader::BlobReader;
 use crate::reference::Reference;
+use crate::wide::WideReader;
 
 /// The types that a name may resolve to, best first.
 const ACCEPT: [&str; 4] = [
@@ -221,6 +222,16 @@ impl Repository {
         self.reader(descriptor, offset, descriptor.size)
     }
 
+    /// As [`Repository::open`], over several connections where one is slow and the registry gives
+    /// ranges.
+    ///
+    /// # Errors
+    /// As [`Repository::open`].
+    pub fn open_wide(&self, descriptor: &Descriptor, offset: u64) -> Result<WideReader> {
+        let one = self.open(descriptor, offset)?;
+        Ok(WideReader::new(self.clone(), descriptor.clone(), one))
+    }
+
     /// Opens the bytes `range` of a blob, which may be read beside others of the same blob. A server
     /// that does not know ranges sends what comes before as well: ask for a part only when another one
     /// has shown that it saves something.
@@ -229,6 +240,16 @@ impl Repository {
     /// `OutOfRange` when it is no part of the blob. The registry is asked at the first read.
     pub fn open_range(&self, descriptor: &Descriptor, range: Range<u64>) -> Result<BlobReader> {
         self.reader(descriptor, range.start, range.end)
+    }
+
+    /// As [`Repository::open_range`], for who can do without: asked for once, and only of a server that
+    /// gives ranges.
+    pub(crate) fn open_piece(
+        &self,
+        descriptor: &Descriptor,
+        range: Range<u64>,
+    ) -> Result<BlobReader> {
+        self.open_range(descriptor, range).map(BlobReader::once)
     }
 
     fn reader(&self, descriptor: &Descriptor, from: u64, to: u64) -> Result<BlobReader> {

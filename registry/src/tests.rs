@@ -16,6 +16,8 @@ mod mirrors;
 mod proxied;
 mod push;
 mod secure;
+mod watch;
+mod wide;
 
 /// Nothing here waits for a deadline, save where a server is stuck on purpose.
 fn opts() -> RegistryOpts {

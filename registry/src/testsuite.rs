@@ -69,6 +69,8 @@ pub struct Reply {
     pub stall: Option<usize>,
     /// Pause before each byte of the body.
     pub drip: Option<Duration>,
+    /// Bytes of the body per second.
+    pub rate: Option<usize>,
     /// Say a part again and again until the client has enough.
     pub endless: Option<Part>,
 }
@@ -135,6 +137,8 @@ impl Server {
             let mut connections = JoinSet::new();
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
+                // Small pieces are to go out as they are.
+                stream.set_nodelay(true).unwrap();
                 let (cut, handler, seen) = shared.clone();
                 connections.spawn(async move {
                     let Some(mut request) = read(&mut stream).await else {
@@ -230,6 +234,8 @@ impl Content {
     }
 }
 
+/// Between two pieces of a body with a rate.
+const TICK: Duration = Duration::from_millis(20);
 /// First byte of a TLS connection.
 const TLS_HANDSHAKE: u8 = 22;
 
@@ -300,9 +306,13 @@ async fn answer(mut stream: TcpStream, request: &Request, reply: Reply) {
     }
     if request.method != "HEAD" {
         let end = reply.cut.or(reply.stall).unwrap_or(reply.body.len());
-        match reply.drip {
-            Some(pause) => drip(&mut stream, &reply.body[..end], pause).await,
-            None => drop(stream.write_all(&reply.body[..end]).await),
+        match (reply.drip, reply.rate) {
+            (Some(pause), _) => trickle(&mut stream, &reply.body[..end], 1, pause).await,
+            (None, Some(rate)) => {
+                let piece = rate.div_ceil(50);
+                trickle(&mut stream, &reply.body[..end], piece, TICK).await;
+            }
+            (None, None) => drop(stream.write_all(&reply.body[..end]).await),
         }
         let _sent = stream.flush().await;
         if reply.stall.is_some() {
@@ -312,10 +322,13 @@ async fn answer(mut stream: TcpStream, request: &Request, reply: Reply) {
     let _closed = stream.shutdown().await;
 }
 
-async fn drip(stream: &mut TcpStream, body: &[u8], pause: Duration) {
-    for byte in body {
-        tokio::time::sleep(pause).await;
-        if stream.write_all(&[*byte]).await.is_err() {
+/// Sends a piece after each pause.
+async fn trickle(stream: &mut TcpStream, body: &[u8], piece: usize, pause: Duration) {
+    let mut tick = tokio::time::interval(pause);
+    tick.tick().await;
+    for piece in body.chunks(piece) {
+        tick.tick().await;
+        if stream.write_all(piece).await.is_err() {
             return;
         }
     }

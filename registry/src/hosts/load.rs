@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use types::{Error, Result};
 
-use super::{HostConfig, MAX_HOSTS_FILE, parse};
+use super::{HostConfig, MAX_HOSTS_FILE, parse, unknown_keys};
 
 /// The name of the file.
 const FILE: &str = "hosts.toml";
@@ -68,6 +68,9 @@ fn read(dir: &Path) -> Result<Vec<HostConfig>> {
             "{} is larger than {MAX_HOSTS_FILE} bytes",
             path.display()
         )));
+    }
+    for key in unknown_keys(&text) {
+        tracing::warn!(key, path = %path.display(), "unknown key in hosts file");
     }
     // Parity: core/remotes/docker/config/hosts.go: a file with a mistake in it does not keep a node
     // from pulling; the registry itself is asked.

@@ -22,6 +22,16 @@ use crate::url::{self, Origin};
 
 /// Largest `hosts.toml` that is read.
 pub const MAX_HOSTS_FILE: u64 = 1 << 20;
+/// What can be said of a host: the fields of [`Table`].
+const KEYS: [&str; 7] = [
+    "capabilities",
+    "ca",
+    "client",
+    "skip_verify",
+    "header",
+    "override_path",
+    "dial_timeout",
+];
 /// Hosts of one file.
 const MAX_HOSTS: usize = 64;
 
@@ -157,6 +167,30 @@ pub fn parse(text: &str, dir: &Path) -> Result<Vec<HostConfig>> {
         dir,
     )?);
     Ok(hosts)
+}
+
+/// Keys of a `hosts.toml` that mean nothing, `host."https://m.test".capabilites`: slips, or words of
+/// another version. Nothing is told of a text that is no TOML.
+pub fn unknown_keys(text: &str) -> Vec<String> {
+    let Ok(file) = text.parse::<toml::Table>() else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for (key, value) in &file {
+        match (key.as_str(), value.as_table()) {
+            ("server", _) => {}
+            ("host", Some(hosts)) => {
+                for (name, host) in hosts {
+                    let keys = host.as_table().into_iter().flat_map(toml::Table::keys);
+                    let unknown = keys.filter(|key| !KEYS.contains(&key.as_str()));
+                    found.extend(unknown.map(|key| format!("host.{name:?}.{key}")));
+                }
+            }
+            _ if KEYS.contains(&key.as_str()) => {}
+            _ => found.push(key.clone()),
+        }
+    }
+    found
 }
 
 #[derive(Deserialize)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use types::Code;
 
-use super::{Capabilities, HostConfig, load, parse};
+use super::{Capabilities, HostConfig, KEYS, load, parse, unknown_keys};
 
 const FULL: &str = r#"
 server = "https://registry.example.test"
@@ -200,5 +200,33 @@ proptest! {
     #[test]
     fn parsing_ends_and_never_panics(text in "[a-z\"=\\[\\]./:\n ]{0,120}") {
         drop(parse(&text, Path::new("/d")));
+    }
+}
+
+#[test]
+fn keys_that_mean_nothing_are_named() {
+    let text = r#"
+        server = "https://r.test"
+        servers = "https://s.test"
+        skip_verify = true
+        [host."https://m.test:5000"]
+        capabilites = ["pull"]
+        ca = "ca.crt"
+        [host."https://m.test:5000".header]
+        x-anything = "goes"
+        [hosts."https://n.test"]
+    "#;
+    let mut found = unknown_keys(text);
+    found.sort();
+    let want = [
+        "host.\"https://m.test:5000\".capabilites",
+        "hosts",
+        "servers",
+    ];
+    assert_eq!(found, want);
+    assert_eq!(unknown_keys("no toml ="), [""; 0]);
+    // What is known is a field, and every field is known.
+    for key in KEYS {
+        assert!(unknown_keys(&format!("{key} = 1")).is_empty(), "{key}");
     }
 }

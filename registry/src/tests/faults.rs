@@ -96,7 +96,7 @@ async fn manifests_and_tokens_have_a_limit() {
     told(
         &error,
         Code::ResourceExhausted,
-        &["latest", "fetch token", "8388608"],
+        &["latest", "fetch token", "1048576"],
     );
 }
 

@@ -1,0 +1,140 @@
+//! Large blobs over several connections.
+
+use std::time::Duration;
+
+use types::{Descriptor, media_type as mt};
+
+use super::opts;
+use crate::testsuite::{Content, Reply, Request, Server};
+use crate::{RegistryOpts, Repository, Wide};
+
+/// What one connection carries in a second: so little that a busy machine does not matter.
+const RATE: usize = 128 << 10;
+/// Sixteen seconds of one connection.
+const SIZE: usize = 16 * RATE;
+
+fn wide() -> RegistryOpts {
+    let mut opts = opts();
+    opts.limits.wide = Wide {
+        lanes: 4,
+        from: 1 << 20,
+        piece: 64 << 10,
+        after: Duration::from_millis(100),
+    };
+    opts
+}
+
+fn blob() -> (Content, Descriptor, Vec<u8>) {
+    let mut content = Content::default();
+    let data: Vec<u8> = (0..SIZE / 4)
+        .flat_map(|n| n.to_le_bytes()[..4].to_vec())
+        .collect();
+    let layer = content.add(mt::OCI_LAYER, data.clone(), &[]);
+    (content, layer, data)
+}
+
+/// Reads the blob from `from` on, of a server whose answers `change` makes.
+async fn read(
+    from: u64,
+    opts: RegistryOpts,
+    change: impl Fn(&Content, &Request) -> Reply + Send + Sync + 'static,
+) -> (Server, Duration) {
+    let (content, layer, data) = blob();
+    let server = Server::start(move |request| change(&content, request)).await;
+    let reference = format!("{}/r", server.host()).parse().unwrap();
+    let repository = Repository::new(&reference, opts).unwrap();
+    let began = std::time::Instant::now();
+    let mut reader = repository.open_wide(&layer, from).unwrap();
+    let mut all = data[..usize::try_from(from).unwrap()].to_vec();
+    while let Some(chunk) = reader.chunk().await.unwrap() {
+        all.extend_from_slice(&chunk);
+        assert_eq!(reader.offset(), all.len() as u64);
+    }
+    assert!(all == data, "the blob came changed");
+    assert!(reader.host().contains(server.host()));
+    assert!(!reader.distrust(), "there is nobody else");
+    (server, began.elapsed())
+}
+
+fn slow(content: &Content, request: &Request) -> Reply {
+    Reply {
+        rate: Some(RATE),
+        ..content.reply(request)
+    }
+}
+
+fn ranges(server: &Server) -> Vec<String> {
+    let requests = server.requests();
+    let range = |r: &Request| r.header("range").to_owned();
+    requests.iter().map(range).collect()
+}
+
+#[tokio::test]
+async fn where_one_connection_is_slow_several_are_faster() {
+    let (server, took) = read(100_000, wide(), slow).await;
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    let pieces = ranges(&server);
+    assert!(pieces.len() > 25, "{pieces:?}");
+    let mut alone = wide();
+    alone.limits.wide.lanes = 1;
+    let last = SIZE - RATE;
+    let (server, took) = read(last as u64, alone, slow).await;
+    assert!(took > Duration::from_millis(900), "{took:?}");
+    assert_eq!(ranges(&server), [format!("bytes={last}-")]);
+}
+
+#[tokio::test]
+async fn a_line_that_is_full_gets_one_connection_back() {
+    let (server, _) = read(0, wide(), |content, request| Reply {
+        rate: Some(match request.header("range") {
+            range if range.is_empty() || range.ends_with('-') => 8 * RATE,
+            _ => 2 * RATE,
+        }),
+        ..content.reply(request)
+    })
+    .await;
+    let asked = ranges(&server);
+    let last = asked.last().unwrap();
+    assert!(last.ends_with('-'), "{asked:?}");
+    assert!(asked.len() <= 2 + 3 * 4, "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_server_without_ranges_is_read_on_where_it_was() {
+    let (server, _) = read(0, wide(), |content, request| {
+        let mut request = request.clone();
+        request.headers.remove("range");
+        Reply {
+            rate: Some(8 * RATE),
+            ..content.reply(&request)
+        }
+    })
+    .await;
+    let asked = ranges(&server);
+    assert!(asked.len() > 1 && asked.len() <= 5, "{asked:?}");
+    assert_eq!(asked[0], "");
+    assert!(asked[1..].iter().all(|r| !r.ends_with('-')), "{asked:?}");
+}
+
+#[tokio::test]
+async fn pieces_that_do_not_come_are_fetched_by_one_connection() {
+    let (server, _) = read(0, wide(), |content, request| {
+        let mut reply = Reply {
+            rate: Some(4 * RATE),
+            ..content.reply(request)
+        };
+        let range = request.header("range");
+        // In the second round.
+        let is_cut = |first: &str| first.parse::<usize>().is_ok_and(|first| first > 700_000);
+        let first = range
+            .strip_prefix("bytes=")
+            .and_then(|r| r.split('-').next());
+        if first.is_some_and(is_cut) && !range.ends_with('-') {
+            reply.cut = Some(10);
+        }
+        reply
+    })
+    .await;
+    let asked = ranges(&server);
+    assert!(asked.last().unwrap().ends_with('-'), "{asked:?}");
+}
