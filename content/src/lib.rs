@@ -19,9 +19,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use types::{BlobInfo, Digest, Error, Fields, Filter, IngestRef, IngestStatus, Labels, Result};
 
-/// Pause between two looks at a writer of a store that tells nothing.
-const LOOK: Duration = Duration::from_millis(50);
-
 /// What a writer wants to write.
 #[derive(Clone, Debug)]
 pub struct IngestSpec {
@@ -75,10 +72,12 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
     /// `Unavailable` while another writer has it; `AlreadyExists` when `spec.expected` is there already.
     async fn ingest(&self, spec: IngestSpec) -> Result<Box<dyn Ingest>>;
 
-    /// Waits until nobody writes the ingest any more, but not longer than `limit`. It may return early:
-    /// whoever waits looks again. Not every store is told; one that is not comes back after a moment.
-    async fn released(&self, _reference: &IngestRef, limit: Duration) {
-        tokio::time::sleep(limit.min(LOOK)).await;
+    /// Waits until nobody writes the ingest any more, but not longer than `limit`. True when that is so,
+    /// as far as is known; false when somebody does, or when this store is not told: then it comes back
+    /// after `limit`, and whoever waits looks at [`ContentStore::status`].
+    async fn released(&self, _reference: &IngestRef, limit: Duration) -> bool {
+        tokio::time::sleep(limit).await;
+        false
     }
 
     /// Where one ingest stands.

@@ -29,11 +29,26 @@ pub(crate) const INGEST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct ScopedContent {
     pub(crate) metadata: Metadata,
     pub(crate) scope: Scope,
+    /// Ingests outlive their lease by a day, for who comes back to them.
+    is_patient: bool,
 }
 
 impl ScopedContent {
     pub(crate) fn new(metadata: Metadata, scope: Scope) -> Self {
-        Self { metadata, scope }
+        Self {
+            metadata,
+            scope,
+            is_patient: false,
+        }
+    }
+
+    /// The same, whose ingests wait for their writer as those without a lease do, also when the lease
+    /// is gone.
+    pub(crate) fn patient(self) -> Self {
+        Self {
+            is_patient: true,
+            ..self
+        }
     }
 
     fn backend(&self) -> &dyn ContentStore {
@@ -81,6 +96,7 @@ impl ScopedContent {
         let scope = self.scope.clone();
         let spec = spec.clone();
         let shared = shared.cloned();
+        let is_patient = self.is_patient;
         let change = move |tx: &mut WriteTx<'_, '_>| {
             let namespace = &scope.namespace;
             if let Some(expected) = spec.expected
@@ -103,7 +119,7 @@ impl ScopedContent {
                 expires_at: None,
                 expected: None,
             });
-            if !leased {
+            if !leased || is_patient {
                 record.expires_at = Some(SystemTime::now() + INGEST_LIFETIME);
             }
             record.expected = shared;
@@ -262,14 +278,16 @@ impl ContentStore for ScopedContent {
         }
     }
 
-    async fn released(&self, reference: &IngestRef, limit: Duration) {
+    async fn released(&self, reference: &IngestRef, limit: Duration) -> bool {
         let at = own(Bucket::Ingest, &self.scope.namespace, reference.as_str());
         let record = self.metadata.0.db.kv.read().and_then(|kv| kv.get(&at));
         let record = record.ok().flatten().map(|r| IngestRecord::decode(&r));
-        if let Some(Ok(record)) = record
-            && let Ok(backend) = record.backend.parse()
-        {
-            self.backend().released(&backend, limit).await;
+        match record {
+            Some(Ok(record)) => match record.backend.parse() {
+                Ok(backend) => self.backend().released(&backend, limit).await,
+                Err(_) => true,
+            },
+            _ => true,
         }
     }
 

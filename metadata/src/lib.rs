@@ -362,6 +362,13 @@ impl Scoped {
         ))
     }
 
+    /// The same for transfers that are resumed: an ingest that loses its lease is kept for a day.
+    #[must_use]
+    pub fn patient_content(&self) -> Arc<dyn ContentStore> {
+        let content = content::ScopedContent::new(self.metadata.clone(), self.scope.clone());
+        Arc::new(content.patient())
+    }
+
     /// The namespace's snapshots in the snapshotter `name`.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ pub(crate) struct BlobRecord {
 pub(crate) struct IngestRecord {
     /// Its name in the backend.
     pub(crate) backend: String,
-    /// When it may be collected; never by time when a lease had it from the start.
+    /// When it may be collected, if no lease has it; never by time when a lease was all that kept it.
     pub(crate) expires_at: Option<SystemTime>,
     /// A blob of another namespace that this ingest would only link.
     pub(crate) expected: Option<Digest>,

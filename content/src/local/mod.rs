@@ -221,20 +221,20 @@ impl ContentStore for Local {
         Ok(Box::new(ingest))
     }
 
-    async fn released(&self, reference: &IngestRef, limit: Duration) {
+    async fn released(&self, reference: &IngestRef, limit: Duration) -> bool {
         let Ok(name) = ticket_name(reference) else {
-            return;
+            return true;
         };
         let live = self.0.writers().get(OsStr::new(&name)).map(Arc::clone);
-        let Some(live) = live else { return };
+        let Some(live) = live else { return true };
         let gone = live.gone.notified();
         tokio::pin!(gone);
         // Registered before the second look: an end in between is not missed.
         gone.as_mut().enable();
         if !self.0.writers().contains_key(OsStr::new(&name)) {
-            return;
+            return true;
         }
-        let _ended = tokio::time::timeout(limit, gone).await;
+        tokio::time::timeout(limit, gone).await.is_ok()
     }
 
     async fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {

@@ -309,7 +309,7 @@ async fn who_waits_for_a_writer_is_told_of_its_end() {
     let limit = Duration::from_secs(3600);
     let begin = tokio::time::Instant::now();
     // Nobody writes: no reason to wait.
-    store.released(&reference, limit).await;
+    assert!(store.released(&reference, limit).await);
     let spec = IngestSpec {
         reference: reference.clone(),
         total: None,
@@ -320,11 +320,11 @@ async fn who_waits_for_a_writer_is_told_of_its_end() {
     tokio::pin!(waiting);
     tokio::select! {
         biased;
-        () = &mut waiting => panic!("there is a writer"),
+        _ = &mut waiting => panic!("there is a writer"),
         () = tokio::task::yield_now() => {}
     }
     drop(writer);
-    waiting.await;
+    assert!(waiting.await);
     assert!(begin.elapsed() < limit / 2);
 }
 

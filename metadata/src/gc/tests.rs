@@ -14,6 +14,7 @@ use crate::fixture::{
 mod model;
 mod mounts;
 mod naive;
+mod patient;
 mod steps;
 mod streams;
 
