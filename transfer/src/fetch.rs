@@ -1,23 +1,18 @@
 //! One blob from a registry into the content store.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use content::{Blob, ContentStore, Ingest, IngestSpec};
-use registry::{BlobReader, Budget, Reference, Repository};
+use registry::{Budget, Reference, Repository, WideReader};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
-use types::{Code, Context as _, Descriptor, Error, Fields, IngestRef, Labels, Result, label};
+use types::{Code, Descriptor, Error, Fields, IngestRef, Labels, Result, label};
 
 use crate::progress::{OnProgress, Status};
+use crate::turns::{Place, Places, Wait};
 
 /// Bytes written at a time: over the wire each write is a round trip.
 const WRITE: usize = 1 << 20;
-/// How long another transfer of the same blob may make no progress.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest time between two looks at how far another transfer has come.
-const LOOK: Duration = Duration::from_millis(500);
 /// Most times that a blob is fetched anew because its bytes are not what its descriptor says.
 const ANEW: u32 = 3;
 
@@ -33,6 +28,8 @@ pub(crate) struct Fetcher {
     source: (String, String),
     /// Of the whole pull.
     budget: Budget,
+    /// For layers, shared with other pulls.
+    places: Option<Places>,
     on: OnProgress,
 }
 
@@ -57,6 +54,7 @@ impl Fetcher {
         repository: Repository,
         reference: &Reference,
         budget: Budget,
+        places: Option<Places>,
         on: &OnProgress,
     ) -> Self {
         // Parity: core/remotes/docker/handler.go: without the port.
@@ -66,6 +64,7 @@ impl Fetcher {
             repository,
             source: (key, reference.path().to_owned()),
             budget,
+            places,
             on: on.clone(),
         }
     }
@@ -94,8 +93,11 @@ impl Fetcher {
         let key = images::ref_key(descriptor);
         let reference: IngestRef = key.clone().try_into()?;
         let mut anew = 0;
+        // Only layers are followed; documents are small, and others wait for them.
+        let is_layer = started.is_some();
         loop {
-            let Some(ingest) = self.ingest(&reference, descriptor).await? else {
+            let got = self.ingest(&reference, descriptor, is_layer).await?;
+            let Some((ingest, _place)) = got else {
                 self.on
                     .tell(&key, Status::Exists, descriptor.size, descriptor.size);
                 return self.add_source(descriptor).await;
@@ -127,40 +129,35 @@ impl Fetcher {
         }
     }
 
-    /// A writer; `None` when the blob is there. Waits for another writer of it.
+    /// A writer, and a place if it is a layer's; `None` when the blob is there. Waits for another writer
+    /// of it.
     async fn ingest(
         &self,
         reference: &IngestRef,
         descriptor: &Descriptor,
-    ) -> Result<Option<Box<dyn Ingest>>> {
-        let (mut seen, mut since) = (None, Instant::now());
+        is_layer: bool,
+    ) -> Result<Option<(Box<dyn Ingest>, Option<Place>)>> {
+        let mut wait = Wait::new();
         loop {
+            let place = match &self.places {
+                Some(places) if is_layer => Some(places.take().await?),
+                _ => None,
+            };
             let spec = IngestSpec {
                 reference: reference.clone(),
                 total: Some(descriptor.size),
                 expected: Some(descriptor.digest.clone()),
             };
             let error = match self.content.ingest(spec).await {
-                Ok(ingest) => return Ok(Some(ingest)),
+                Ok(ingest) => return Ok(Some((ingest, place))),
                 Err(error) if error.is_already_exists() => return Ok(None),
                 Err(error) if error.is(Code::Unavailable) => error,
                 Err(error) => return Err(error),
             };
-            let offset = self
-                .content
-                .status(reference)
-                .await
-                .absent_ok()?
-                .map(|s| s.offset);
-            if offset != seen {
-                (seen, since) = (offset, Instant::now());
-            } else if since.elapsed() > PATIENCE {
-                return Err(error.ctx("another transfer of this blob makes no progress"));
-            }
-            let at = offset.unwrap_or_default();
-            self.on
-                .tell(reference.as_str(), Status::Waiting, at, descriptor.size);
-            self.content.released(reference, LOOK).await;
+            drop(place);
+            let store = self.content.as_ref();
+            wait.until_free(store, reference, descriptor, &self.on, error)
+                .await?;
         }
     }
 
@@ -187,7 +184,7 @@ impl Fetcher {
         self.on.tell(key, Status::Downloading, offset, size);
         // What came before took its own time.
         self.budget.progress();
-        let mut reader = self.repository.open(descriptor, offset)?;
+        let mut reader = self.repository.open_wide(descriptor, offset)?;
         let copied = self.copy(&mut reader, ingest.as_mut(), key, size).await;
         if let Err(error) = copied {
             let failed = judged(error, &reader, offset > 0);
@@ -216,7 +213,7 @@ impl Fetcher {
     /// Writes what comes, to the end or as far as it comes.
     async fn copy(
         &self,
-        reader: &mut BlobReader,
+        reader: &mut WideReader,
         ingest: &mut dyn Ingest,
         key: &str,
         size: u64,
@@ -228,7 +225,12 @@ impl Fetcher {
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),
             };
-            buffer.extend_from_slice(&chunk);
+            if buffer.is_empty() && chunk.len() >= WRITE {
+                ingest.write(chunk).await?;
+                self.budget.progress();
+            } else {
+                buffer.extend_from_slice(&chunk);
+            }
             if buffer.len() >= WRITE {
                 ingest.write(buffer.split().freeze()).await?;
                 // A slow disk is not the registry's fault.
@@ -275,7 +277,7 @@ impl Fetcher {
 
 /// Names the host whose bytes are not what the descriptor says, and keeps to others where there are
 /// any. Of a blob that an earlier fetch began, that part may be the damaged one.
-fn judged(error: Error, reader: &BlobReader, is_resumed: bool) -> Failed {
+fn judged(error: Error, reader: &WideReader, is_resumed: bool) -> Failed {
     if !error.is(Code::FailedPrecondition) {
         return error.into();
     }

@@ -18,6 +18,7 @@ mod names;
 mod progress;
 mod pull;
 mod push;
+mod turns;
 mod unpack;
 mod verify;
 
@@ -38,6 +39,7 @@ pub use names::Names;
 pub use progress::{OnProgress, Progress, Status};
 pub use pull::{PullOpts, pull};
 pub use push::{PushOpts, push};
+pub use turns::Places;
 pub use unpack::{unpack, unpack_image};
 pub use verify::verify;
 

@@ -10,6 +10,7 @@ use types::{Descriptor, Error, Image, Labels, Result};
 use crate::Deps;
 use crate::fetch::Fetcher;
 use crate::progress::{OnProgress, Status};
+use crate::turns::Places;
 use crate::unpack::{Arrival, Arriving, is_image, unpack_arriving};
 use crate::verify::verify;
 
@@ -27,6 +28,8 @@ pub struct PullOpts {
     pub unpack: bool,
     /// Layers fetched at a time; 0: three.
     pub max_concurrent: usize,
+    /// Places for layers that this pull shares with others; `None`: it has its own.
+    pub places: Option<Places>,
     /// How to talk to the registry; without a budget the pull gets one of five minutes without
     /// progress.
     pub registry: RegistryOpts,
@@ -58,15 +61,17 @@ pub async fn pull(reference: &str, deps: &Deps, mut opts: PullOpts) -> Result<Im
     on.tell(reference, Status::Resolved, 0, 0);
     verify(&opts.verifiers, reference, &target).await?;
     on.child(reference, &target);
-    let fetcher = Fetcher::new(&deps.content, repository, &parsed, budget, &on);
+    let fetcher = {
+        let places = opts.places.clone();
+        Fetcher::new(&deps.content, repository, &parsed, budget, places, &on)
+    };
     let pull = Pull {
         deps,
         fetcher: Arc::new(fetcher),
         opts: &opts,
     };
-    for manifest in pull.documents(&target).await? {
-        pull.image(&manifest).await?;
-    }
+    let fetched = pull.all(&target).await;
+    fetched.map_err(|error| placed(error, &parsed))?;
     let image = deps
         .images
         .put(reference, target, opts.labels.clone())
@@ -82,6 +87,13 @@ struct Pull<'a> {
 }
 
 impl Pull<'_> {
+    async fn all(&self, target: &Descriptor) -> Result<()> {
+        for manifest in self.documents(target).await? {
+            self.image(&manifest).await?;
+        }
+        Ok(())
+    }
+
     /// Fetches indexes, manifests and configs, labels them, and returns the manifests to take.
     async fn documents(&self, target: &Descriptor) -> Result<Vec<Manifest>> {
         let store = self.deps.content.as_ref();
@@ -169,7 +181,8 @@ impl Pull<'_> {
         let config = &manifest.config;
         if images::is_config(&config.media_type) && config.size > images::MAX_CONFIG {
             return Err(Error::resource_exhausted(format_args!(
-                "image config of {} bytes is larger than {} bytes",
+                "rejecting image config {} of {} bytes, the limit is {}",
+                config.digest,
                 config.size,
                 images::MAX_CONFIG
             )));
@@ -241,6 +254,14 @@ async fn fetch_layer(fetcher: Arc<Fetcher>, layer: Descriptor, arrived: Arriving
     // Nobody waits when nothing is unpacked.
     let _waiting = done.send(true);
     Ok(())
+}
+
+/// Says which image it is about, where the error does not.
+fn placed(error: Error, reference: &Reference) -> Error {
+    if error.to_string().contains(reference.host()) {
+        return error;
+    }
+    error.ctx(reference.to_string())
 }
 
 fn limited(descriptor: &Descriptor) -> Result<()> {

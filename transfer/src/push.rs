@@ -21,6 +21,7 @@ use registry::{BlobSource, Budget, OnSent, Pushed, Reference, RegistryOpts, Repo
 use types::{Context as _, Descriptor, Digest, Error, Labels, Result, label};
 
 use crate::progress::{OnProgress, Status};
+use crate::turns::Places;
 
 /// Blobs sent at a time.
 const CONCURRENT: usize = 3;
@@ -33,6 +34,8 @@ pub struct PushOpts {
     pub platforms: PlatformSet,
     /// Blobs sent at a time; 0: three.
     pub max_concurrent: usize,
+    /// Places for blobs that this push shares with others; `None`: it has its own.
+    pub places: Option<Places>,
     /// Also send layers that their owners do not let registries store.
     pub allow_non_distributable: bool,
     /// How to talk to the registry; without a budget the push gets one of five minutes without
@@ -47,6 +50,7 @@ impl Default for PushOpts {
         Self {
             platforms: PlatformSet::All,
             max_concurrent: 0,
+            places: None,
             allow_non_distributable: false,
             registry: RegistryOpts::default(),
             progress: OnProgress::default(),
@@ -85,6 +89,7 @@ pub async fn push(
         path: parsed.path().to_owned(),
         tag: Some(parsed.tag().to_owned()).filter(|tag| !tag.is_empty()),
         budget,
+        places: opts.places.clone(),
         on: opts.progress.clone(),
     };
     tree.tell(reference, &opts.progress);
@@ -265,6 +270,8 @@ struct Push {
     tag: Option<String>,
     /// Of the whole push.
     budget: Budget,
+    /// For blobs, shared with other pushes.
+    places: Option<Places>,
     on: OnProgress,
 }
 
@@ -282,7 +289,11 @@ impl Push {
                 (Arc::clone(&missing) as Arc<dyn BlobSource>, Some(missing))
             }
         };
-        // Finding the bytes is not the registry's time.
+        let _place = match &self.places {
+            Some(places) => Some(places.take().await?),
+            None => None,
+        };
+        // Finding the bytes, and waiting for a place, is not the registry's time.
         self.budget.progress();
         let pushing = self.repository.push_blob(blob, source, &from, sent);
         let pushed = Box::pin(pushing).await;

@@ -84,6 +84,7 @@ async fn here(client: &Client, args: &Args, display: &Display) -> Result<()> {
         allow_non_distributable: args.allow_non_distributable_blobs,
         registry: args.registry.opts()?,
         progress: display.listener(),
+        ..PushOpts::default()
     };
     transfer::push(&args.remote, &target, &content, opts).await
 }

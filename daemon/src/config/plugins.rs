@@ -148,9 +148,9 @@ impl Default for Tasks {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Transfer {
-    /// Layers that a pull fetches at a time.
+    /// Layers that all pulls together fetch at a time; 0: three of each pull.
     pub(crate) max_concurrent_downloads: usize,
-    /// Blobs that a push sends at a time.
+    /// Blobs that all pushes together send at a time; 0: three of each push.
     pub(crate) max_concurrent_uploaded_layers: usize,
     /// Directories with a directory for each registry host (`certs.d`), separated by colons; empty:
     /// none.

@@ -1,16 +1,19 @@
 //! How a registry is reached, and who we are there: the client is asked over its stream, when a
 //! registry wants to know.
 
+use std::io::{LineWriter, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use client::ByteWriter;
 use client::stream::Duplex;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use protos::wire::transfer::{auth_answer_from_any, auth_request_to_any};
-use registry::{Answer, Authenticator, Credentials, Question, RegistryOpts};
-use tokio::sync::Mutex;
+use registry::{Answer, Authenticator, Credentials, Question, RegistryOpts, Watch};
+use tokio::sync::{Mutex, oneshot};
 use types::transfer::{AuthAnswer, AuthRequest, Remote};
 use types::{Context as _, Error, Labels, Result, Scope};
 
@@ -19,21 +22,19 @@ use crate::streams::Held;
 
 /// How long a client may think: people type passwords.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Lines about requests that wait for the client.
+const LINES: usize = 256;
+/// How long the last of them may take.
+const LAST: Duration = Duration::from_secs(2);
 
 impl Shared {
-    /// How to talk to the registry of `remote`. The stream for credentials stays open with the guard.
+    /// How to talk to the registry of `remote`. The streams to the client stay open with the second
+    /// value.
     ///
     /// # Errors
     /// `NotFound` for the stream; `InvalidArgument` for a bad scheme or header; `NotImplemented` for
     /// what cannot be had here.
-    pub(super) fn registry(
-        &self,
-        scope: &Scope,
-        remote: &Remote,
-    ) -> Result<(RegistryOpts, Option<Held>)> {
-        if remote.dump || remote.trace {
-            return Err(Error::not_implemented("dumps of what registries are asked"));
-        }
+    pub(super) fn registry(&self, scope: &Scope, remote: &Remote) -> Result<(RegistryOpts, Talk)> {
         if !matches!(remote.default_scheme.as_str(), "" | "http" | "https") {
             return Err(Error::invalid_argument(format_args!(
                 "scheme {:?} of a registry",
@@ -50,12 +51,77 @@ impl Shared {
             default_scheme: remote.default_scheme.clone(),
             ..RegistryOpts::default()
         };
-        if remote.auth_stream.is_empty() {
-            return Ok((opts, None));
+        let mut talk = Talk::default();
+        if remote.dump || remote.trace {
+            let (watch, logs) = self.watch(scope, remote)?;
+            opts.watch = Some(watch);
+            talk.logs = logs;
         }
-        let (stream, held) = self.streams.take(&scope.namespace, &remote.auth_stream)?;
-        opts.authenticator = Some(Arc::new(Client(Mutex::new(stream))));
-        Ok((opts, Some(held)))
+        if !remote.auth_stream.is_empty() {
+            let (stream, held) = self.streams.take(&scope.namespace, &remote.auth_stream)?;
+            opts.authenticator = Some(Arc::new(Client(Mutex::new(stream))));
+            talk.auth = Some(held);
+        }
+        Ok((opts, talk))
+    }
+
+    /// Tells of requests on the client's stream, or else in the daemon's log.
+    fn watch(&self, scope: &Scope, remote: &Remote) -> Result<(Watch, Option<Logs>)> {
+        if remote.logs_stream.is_empty() {
+            let tell = |text: String| tracing::info!("{text}");
+            return Ok((Watch::new(remote.dump, remote.trace, tell), None));
+        }
+        let (stream, held) = self.streams.take(&scope.namespace, &remote.logs_stream)?;
+        let (lines, waiting) = sync_channel::<String>(LINES);
+        let (ended, written) = oneshot::channel();
+        let write = move || {
+            let mut writer = LineWriter::new(ByteWriter::new(stream));
+            // A client that does not read misses lines, and nothing else.
+            while let Ok(line) = waiting.recv()
+                && writeln!(writer, "{line}").is_ok()
+            {}
+            let _told = ended.send(writer.flush());
+        };
+        let thread = std::thread::Builder::new().name("registry-logs".into());
+        let started = thread.spawn(write);
+        drop(started.map_err(|e| Error::os("start a thread", e))?);
+        let tell = move |text| {
+            if lines.try_send(text).is_err() {
+                tracing::debug!("what a registry is asked is not read any more");
+            }
+        };
+        let watch = Watch::new(remote.dump, remote.trace, tell);
+        Ok((watch, Some(Logs { written, held })))
+    }
+}
+
+/// The streams of a transfer to its client.
+#[derive(Default)]
+pub(super) struct Talk {
+    auth: Option<Held>,
+    logs: Option<Logs>,
+}
+
+/// What is told of requests.
+struct Logs {
+    written: oneshot::Receiver<std::io::Result<()>>,
+    held: Held,
+}
+
+impl Talk {
+    /// Ends them; nobody may tell anything any more.
+    pub(super) async fn finish(self) {
+        drop(self.auth);
+        if let Some(Logs { written, held }) = self.logs {
+            let last = async {
+                // A client that is gone has no use for the rest.
+                let _written = written.await;
+                held.close().await;
+            };
+            if tokio::time::timeout(LAST, last).await.is_err() {
+                tracing::debug!("the last lines about a registry were not read");
+            }
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ::transfer::{Deps, ImportOpts, PullOpts, PushOpts};
+use ::transfer::{Deps, ImportOpts, Places, PullOpts, PushOpts};
 use client::{ByteReader, ByteWriter};
 use diff::Applier;
 use images::archive::ExportOpts;
@@ -53,10 +53,29 @@ struct Shared {
     /// What can be unpacked where.
     targets: Vec<Target>,
     verifiers: Vec<Arc<dyn Verifier>>,
-    max_downloads: usize,
-    max_uploads: usize,
+    downloads: Room,
+    uploads: Room,
     host_dirs: Vec<PathBuf>,
     applier: Arc<dyn Applier>,
+}
+
+/// How many blobs may be on their way at a time.
+#[derive(Clone, Debug)]
+struct Room {
+    /// Of one transfer; 0: as many as it likes by itself.
+    each: usize,
+    /// Of all together.
+    all: Option<Places>,
+}
+
+impl Room {
+    /// Parity: core/transfer/local/transfer.go: the limit is the daemon's, not each transfer's.
+    fn new(most: usize) -> Self {
+        Self {
+            each: most,
+            all: (most > 0).then(|| Places::new(most)),
+        }
+    }
 }
 
 /// What [`Transfers::new`] needs.
@@ -71,9 +90,9 @@ struct Parts {
     strict: bool,
     /// Who must agree to each pull.
     verifiers: Vec<Arc<dyn Verifier>>,
-    /// Layers fetched at a time by each pull.
+    /// Layers fetched at a time by all pulls.
     max_downloads: usize,
-    /// Blobs sent at a time by each push.
+    /// Blobs sent at a time by all pushes.
     max_uploads: usize,
     /// Directories with what is configured for registries.
     host_dirs: Vec<PathBuf>,
@@ -90,8 +109,8 @@ impl Transfers {
             streams: parts.streams,
             targets: parts.unpacking.into_iter().map(target).collect(),
             verifiers: parts.verifiers,
-            max_downloads: parts.max_downloads,
-            max_uploads: parts.max_uploads,
+            downloads: Room::new(parts.max_downloads),
+            uploads: Room::new(parts.max_uploads),
             host_dirs: parts.host_dirs,
             applier: parts.applier,
         }))
@@ -171,7 +190,7 @@ impl Shared {
         let from = Endpoint::Registry(remote.clone()).to_string();
         report.say(format!("Resolving from {from}"));
         report.on_resolved(format!("Pulling from {from}"));
-        let (registry, _auth) = self.registry(scope, &remote)?;
+        let (registry, talk) = self.registry(scope, &remote)?;
         let chosen = self.chosen(scope, &store)?;
         let (during, later) = chosen.for_pull(&store.platforms);
         let unpack = during.is_some();
@@ -184,10 +203,12 @@ impl Shared {
         };
         let mut deps = during.map_or_else(|| self.plain(scope), Ok)?;
         deps.images = Arc::new(records);
+        deps.content = self.metadata.scoped(scope).patient_content();
         let opts = PullOpts {
             platforms: set(&store.platforms),
             unpack,
-            max_concurrent: self.max_downloads,
+            max_concurrent: self.downloads.each,
+            places: self.downloads.all.clone(),
             registry,
             all_metadata: store.all_metadata,
             manifest_limit: store.manifest_limit,
@@ -195,7 +216,9 @@ impl Shared {
             progress: report.listener(),
             ..PullOpts::default()
         };
-        ::transfer::pull(&remote.reference, &deps, opts).await?;
+        let pulled = ::transfer::pull(&remote.reference, &deps, opts).await;
+        talk.finish().await;
+        drop(pulled?);
         report.say(format!("Completed pull from {from}"));
         Ok(())
     }
@@ -211,16 +234,19 @@ impl Shared {
         let to = Endpoint::Registry(remote.clone()).to_string();
         report.say(format!("Pushing to {to}"));
         report.image("pushing content", &image.name, &image.target);
-        let (registry, _auth) = self.registry(scope, &remote)?;
+        let (registry, talk) = self.registry(scope, &remote)?;
         let opts = PushOpts {
             platforms: set(&store.platforms),
-            max_concurrent: self.max_uploads,
+            max_concurrent: self.uploads.each,
+            places: self.uploads.all.clone(),
             registry,
             progress: report.listener(),
             ..PushOpts::default()
         };
         let content = self.metadata.scoped(scope).content();
-        ::transfer::push(&remote.reference, &image.target, &content, opts).await?;
+        let pushed = ::transfer::push(&remote.reference, &image.target, &content, opts).await;
+        talk.finish().await;
+        pushed?;
         report.image("pushed content", &image.name, &image.target);
         report.say(format!("Completed push to {to}"));
         Ok(())
