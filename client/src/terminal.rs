@@ -1,7 +1,7 @@
 //! The terminal of this process: raw while a container's terminal is shown on it.
 
 use std::fs::File;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read, Write as _};
 use std::os::fd::AsFd as _;
 
 use sys::pty::Saved;
@@ -43,6 +43,20 @@ impl Terminal {
         Ok(())
     }
 
+    /// Asks a person for a line that is not shown.
+    ///
+    /// # Errors
+    /// `Cancelled` when they give up, by control C or at the end of input; the errno.
+    pub fn ask_secretly(&mut self, prompt: &str) -> Result<String> {
+        let failed = |e| Error::os("ask on the terminal", e);
+        self.file.write_all(prompt.as_bytes()).map_err(failed)?;
+        let saved = sys::pty::make_raw(&self.file)?;
+        let line = secret(&mut self.file);
+        saved.restore(&self.file)?;
+        self.file.write_all(b"\n").map_err(failed)?;
+        line
+    }
+
     /// Columns and rows.
     ///
     /// # Errors
@@ -52,6 +66,36 @@ impl Terminal {
     }
 }
 
+/// Longest line that is asked for.
+const MAX_LINE: usize = 4096;
+
+/// A line as keys make it on a raw terminal.
+fn secret(keys: &mut impl Read) -> Result<String> {
+    const INTERRUPT: u8 = 3;
+    const END: u8 = 4;
+    const KILL_LINE: u8 = 21;
+    let mut line = Vec::new();
+    loop {
+        let mut key = [0];
+        match keys.read(&mut key) {
+            Ok(0) => key = [END],
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Error::os("read the terminal", e)),
+        }
+        match key[0] {
+            b'\r' | b'\n' => break,
+            INTERRUPT | END => return Err(Error::cancelled("interrupted")),
+            // Backspace, or delete: what it sends depends on the terminal.
+            8 | 127 => drop(line.pop()),
+            KILL_LINE => line.clear(),
+            key if line.len() < MAX_LINE => line.push(key),
+            _ => return Err(Error::invalid_argument("this line is too long")),
+        }
+    }
+    String::from_utf8(line).map_err(|_| Error::invalid_argument("this is no UTF-8"))
+}
+
 impl Drop for Terminal {
     fn drop(&mut self) {
         if let Some(saved) = &self.saved
@@ -59,5 +103,28 @@ impl Drop for Terminal {
         {
             tracing::warn!(%error, "cannot restore the terminal");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::Code;
+
+    #[test]
+    fn a_secret_is_what_the_keys_leave() {
+        for (keys, want) in [
+            (&b"pass\r"[..], "pass"),
+            (b"pax\x7fss\nmore", "pass"),
+            (b"\x08wrong\x15pass\r", "pass"),
+            (b"\r", ""),
+        ] {
+            assert_eq!(secret(&mut { keys }).unwrap(), want);
+        }
+        for keys in [&b"pa\x03"[..], b"pa\x04", b"pa"] {
+            assert!(secret(&mut { keys }).unwrap_err().is(Code::Cancelled));
+        }
+        let long = vec![b'x'; MAX_LINE + 1];
+        assert!(secret(&mut &*long).unwrap_err().is(Code::InvalidArgument));
     }
 }

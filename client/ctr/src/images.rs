@@ -12,7 +12,7 @@ use types::{
 use crate::context::Context;
 use crate::out::{self, Pad, Table};
 use crate::text;
-use crate::{export, image_care, image_mounts, import, pull, push, tag};
+use crate::{export, image_care, image_mounts, import, inspect, pull, push, tag};
 
 /// Manage images.
 #[derive(Debug, clap::Args)]
@@ -40,6 +40,9 @@ enum Command {
     Tag(tag::Args),
     /// Set and clear labels of an image
     Label(Label),
+    /// Inspect an image
+    #[command(visible_alias = "i")]
+    Inspect(inspect::Args),
     /// Mount an image to a target path
     Mount(image_mounts::Mount),
     /// Unmount the image from the target
@@ -107,6 +110,7 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
         Command::Check(args) => check(ctx, args).await,
         Command::Tag(args) => tag::run(ctx, args).await,
         Command::Label(args) => label(ctx, args).await,
+        Command::Inspect(args) => inspect::run(ctx, args).await,
         Command::Mount(args) => image_mounts::mount(ctx, args).await,
         Command::Unmount(args) => image_mounts::unmount(ctx, args).await,
         Command::Usage(args) => image_care::usage(ctx, args).await,

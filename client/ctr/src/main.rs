@@ -27,6 +27,7 @@ mod image_mounts;
 mod images;
 mod import;
 mod info;
+mod inspect;
 mod leases;
 mod namespaces;
 mod oci;

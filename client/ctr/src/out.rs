@@ -82,8 +82,13 @@ pub(crate) fn note(what: impl Display) {
 
 /// JSON as Go's `MarshalIndent` with four spaces writes it: safe to put into HTML.
 fn pretty(value: &impl Serialize) -> Result<String> {
+    indented(value, b"    ")
+}
+
+/// The same with another indentation.
+pub(crate) fn indented(value: &impl Serialize, indent: &[u8]) -> Result<String> {
     let mut made = Vec::new();
-    let form = PrettyFormatter::with_indent(b"    ");
+    let form = PrettyFormatter::with_indent(indent);
     let mut writer = serde_json::Serializer::with_formatter(&mut made, form);
     let fail = |e: &dyn Display| Error::internal(format_args!("write JSON: {e}"));
     value.serialize(&mut writer).map_err(|e| fail(&e))?;

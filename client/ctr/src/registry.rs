@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use client::Client;
+use client::terminal::Terminal;
 use registry::{Answer, Authenticator, Credentials, DockerConfig};
-use registry::{Question, RegistryOpts, TlsFiles};
+use registry::{Question, RegistryOpts, TlsFiles, Watch};
 use types::transfer::{AuthAnswer, AuthRequest, Remote};
 use types::{Error, Result};
 
@@ -20,7 +21,8 @@ pub(crate) struct Flags {
     /// Allow connections using plain HTTP
     #[arg(long)]
     plain_http: bool,
-    /// Registry user and password, `user[:password]`; without it Docker's config.json is asked
+    /// Registry user and password, `user[:password]`; a password that is left out is asked for on the
+    /// terminal; without the flag Docker's config.json is asked
     #[arg(short, long)]
     user: Option<String>,
     /// Refresh token for the authorization server
@@ -38,6 +40,12 @@ pub(crate) struct Flags {
     /// Key of the client certificate
     #[arg(long)]
     tlskey: Option<PathBuf>,
+    /// Show the heads of requests to registries and of their answers
+    #[arg(long)]
+    http_dump: bool,
+    /// Show how long registries take to answer
+    #[arg(long)]
+    http_trace: bool,
 }
 
 impl Flags {
@@ -64,8 +72,15 @@ impl Flags {
                 cert: self.tlscert.clone(),
                 key: self.tlskey.clone(),
             },
+            watch: self
+                .is_watched()
+                .then(|| Watch::new(self.http_dump, self.http_trace, out::note)),
             ..RegistryOpts::default()
         })
+    }
+
+    fn is_watched(&self) -> bool {
+        self.http_dump || self.http_trace
     }
 
     /// The registry's end of a transfer in the daemon, which asks for the credentials that the user
@@ -90,6 +105,12 @@ impl Flags {
                 .map_err(|e| Error::os(format_args!("find {}", directory.display()), e))?;
             remote.host_dir = directory.display().to_string();
         }
+        if self.is_watched() {
+            (remote.dump, remote.trace) = (self.http_dump, self.http_trace);
+            let errors = Box::new(std::io::stderr());
+            // It ends with the transfer.
+            (remote.logs_stream, _) = client.receive_bytes(errors).await?;
+        }
         let answer = self.answer()?;
         let known = DockerConfig::of_user();
         remote.auth_stream = match (answer, known) {
@@ -113,16 +134,24 @@ impl Flags {
         let Some(user) = &self.user else {
             return Ok(AuthAnswer::None);
         };
-        let Some((user, secret)) = user.split_once(':') else {
-            return Err(Error::invalid_argument(
-                "--user needs a password: user:password",
-            ));
+        let (user, secret) = match user.split_once(':') {
+            Some((user, secret)) if !secret.is_empty() => (user, secret.to_owned()),
+            Some((user, _)) => (user, asked()?),
+            None => (user.as_str(), asked()?),
         };
         Ok(AuthAnswer::Password {
             user: user.to_owned(),
-            secret: secret.to_owned(),
+            secret,
         })
     }
+}
+
+/// The password that a person types.
+fn asked() -> Result<String> {
+    let terminal = Terminal::find();
+    let mut terminal =
+        terminal.map_err(|_| Error::invalid_argument("--user needs a password: user:password"))?;
+    terminal.ask_secretly("Password: ")
 }
 
 /// What Docker's configuration has for the registry that asks. The daemon cannot be told of an error:
@@ -172,6 +201,8 @@ mod tests {
             tlscacert: None,
             tlscert: None,
             tlskey: None,
+            http_dump: false,
+            http_trace: false,
         };
         let answer = flags(Some("me:a:b"), None).answer().unwrap();
         let want = AuthAnswer::Password {
@@ -182,7 +213,6 @@ mod tests {
         let token = flags(None, Some("t")).answer().unwrap();
         assert_eq!(token, AuthAnswer::Refresh("t".into()));
         assert_eq!(flags(None, None).answer().unwrap(), AuthAnswer::None);
-        flags(Some("me"), None).answer().unwrap_err();
     }
 
     #[tokio::test]

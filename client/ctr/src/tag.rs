@@ -2,7 +2,7 @@
 
 use client::Client;
 use types::transfer::{Endpoint, Store};
-use types::{Context as _, Error, Fields, Result};
+use types::{Context as _, Fields, Result};
 
 use crate::context::Context;
 use crate::out;
@@ -11,7 +11,7 @@ use crate::pull::interruptible;
 /// Tag an image
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Replace the target reference when it exists
+    /// With `--local`, replace the target reference when it exists; without, that is done anyway and told
     #[arg(long)]
     force: bool,
     /// Do not check the target references
@@ -50,10 +50,9 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
 async fn tag(client: &Client, args: &Args, target: &str) -> Result<()> {
     let images = client.images();
     if !args.local {
-        // A transfer replaces what is there.
-        if !args.force && images.get(target).await.absent_ok()?.is_some() {
-            return Err(Error::already_exists(format_args!("image {target:?}")));
-        }
+        // Parity: cmd/ctr/commands/images/tag.go: a transfer replaces what is there, with and without
+        // `--force`. Not without a word.
+        let before = images.get(target).await.absent_ok()?;
         let named = |name: &str| {
             Endpoint::Store(Store {
                 name: name.to_owned(),
@@ -61,7 +60,15 @@ async fn tag(client: &Client, args: &Args, target: &str) -> Result<()> {
             })
         };
         let (from, to) = (named(&args.source), named(target));
-        return client.transfer(&from, &to, drop).await;
+        client.transfer(&from, &to, drop).await?;
+        if let Some(before) = before
+            && !args.force
+            && before.target.digest != images.get(&args.source).await?.target.digest
+        {
+            let digest = before.target.digest;
+            out::note(format_args!("{target} was {digest} before"));
+        }
+        return Ok(());
     }
     let mut image = images.get(&args.source).await?;
     target.clone_into(&mut image.name);
