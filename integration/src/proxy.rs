@@ -8,9 +8,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long a test waits for the stop.
-const LIMIT: Duration = Duration::from_secs(60);
-
 #[derive(Debug, Default)]
 struct Count {
     passed: u64,
@@ -82,14 +79,14 @@ impl Proxy {
     /// Waits until the limit is reached.
     ///
     /// # Panics
-    /// When it is not within a minute.
-    pub fn stopped(&self) {
+    /// When it is not within `patience`.
+    pub fn stopped(&self, patience: Duration) {
         let reached = |count: &mut Count| count.limit.is_some_and(|limit| count.passed < limit);
         let count = self.shared.count();
         let waited = self
             .shared
             .changed
-            .wait_timeout_while(count, LIMIT, reached);
+            .wait_timeout_while(count, patience, reached);
         let (count, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         assert!(!waited.timed_out(), "{count:?}");
     }

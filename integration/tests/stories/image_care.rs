@@ -101,3 +101,82 @@ fn prune_leaves_what_containers_use() {
     assert_eq!(host.ctr(["images", "ls", "-q"]).ok(), "");
     host.finish();
 }
+
+#[test]
+fn a_tag_replaces_another_image_not_without_a_word() {
+    let host = Host::new("image-tag");
+    host.image();
+    let converted = "b.test/other:1";
+    drop(
+        host.ctr(["images", "convert", "--uncompress", IMAGE, converted])
+            .ok(),
+    );
+    let [first, second] = [IMAGE, converted].map(|name| digest(&host, name));
+    assert_ne!(first, second);
+    let name = "b.test/name:1";
+    let tag = |flags: &[&str], from: &str| {
+        let ctr = host.ctr_program().args(["images", "tag"]).args(flags);
+        ctr.args([from, name]).run()
+    };
+    // As often as one likes, for the same image.
+    for _ in 0..2 {
+        assert_eq!(tag(&[], IMAGE).stderr, "");
+    }
+    let told = tag(&[], converted);
+    assert_eq!(
+        (told.code, told.stdout.trim()),
+        (0, name),
+        "{}",
+        told.stderr
+    );
+    assert!(told.stderr.contains(&first), "{}", told.stderr);
+    assert_eq!(digest(&host, name), second);
+    let said = tag(&["--local"], IMAGE).err();
+    assert!(said.contains("already exists"), "{said}");
+    drop(tag(&["--local", "--force"], IMAGE).ok());
+    assert_eq!(digest(&host, name), first);
+    assert_eq!(tag(&["--force"], converted).stderr, "");
+    for name in [IMAGE, converted, name] {
+        drop(host.ctr(["images", "rm", "--sync", name]).ok());
+    }
+    host.finish();
+}
+
+#[test]
+fn inspect_shows_what_an_image_consists_of() {
+    let host = Host::new("image-inspect");
+    host.image();
+    let target = digest(&host, IMAGE);
+    let inspect = |flags: &[&str]| {
+        let ctr = host.ctr_program().args(["images", "inspect"]).args(flags);
+        ctr.args([IMAGE]).run().ok()
+    };
+    let plain = inspect(&[]);
+    let mut lines = plain.lines();
+    assert_eq!(lines.next(), Some(IMAGE), "{plain}");
+    assert!(plain.contains("│    Created: 20"), "{plain}");
+    assert!(plain.contains("└── application/vnd.oci.image"), "{plain}");
+    assert!(plain.contains(&format!("@{target} (")), "{plain}");
+    assert!(
+        plain.contains("├── application/vnd.oci.image.config.v1+json @"),
+        "{plain}"
+    );
+    assert!(
+        plain.contains("└── application/vnd.oci.image.layer.v1.tar"),
+        "{plain}"
+    );
+    assert!(!plain.contains("schemaVersion"), "{plain}");
+    let full = inspect(&["--content"]);
+    for part in [
+        "Content──",
+        "\"schemaVersion\": 2",
+        "\"rootfs\": {",
+        "gc.ref.content",
+    ] {
+        assert!(full.contains(part), "{part} in {full}");
+    }
+    let said = host.ctr(["images", "inspect", "nobody"]).err();
+    assert!(said.contains("not found"), "{said}");
+    drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+    host.finish();
+}

@@ -1,6 +1,6 @@
 //! A registry that wants to know who comes: the daemon asks its client.
 
-use integration::{Host, IMAGE, Registry};
+use integration::{Host, IMAGE, Program, Registry, bin_dir};
 
 use crate::push::digest;
 
@@ -30,5 +30,74 @@ fn the_client_s_credentials_reach_the_registry_through_the_daemon() {
         drop(host.ctr(["images", "rm", &remote]).ok());
     }
     assert!(!host.log().contains("s3:cret"));
+    host.finish();
+}
+
+#[test]
+fn a_password_that_is_left_out_is_asked_for_on_the_terminal() {
+    let host = Host::new("auth-ask");
+    let registry = Registry::with_password("me", "s3:cret");
+    host.image();
+    let remote = format!("{}/mine/b:1", registry.host());
+    let line = |rest: &str| {
+        format!(
+            "{} --address {} -n {} images {rest}",
+            bin_dir().join("ctr").display(),
+            host.address().display(),
+            host.namespace()
+        )
+    };
+    let ask = |rest: &str, typed: &[u8]| {
+        let script = Program::new("script").args(["-qec", &line(rest), "/dev/null"]);
+        script.env("DOCKER_CONFIG", host.dir()).input(typed).run()
+    };
+    let push = format!("push --plain-http -u me {remote} {IMAGE}");
+    let told = ask(&push, b"s3:cret\n").ok();
+    assert!(told.contains("Password: "), "{told}");
+    let told = ask(
+        &format!("pull --local --plain-http -u me: {remote}"),
+        b"s3:cret\n",
+    );
+    assert!(told.ok().contains("Password: "));
+    assert_eq!(digest(&host, &remote), digest(&host, IMAGE));
+    assert_ne!(ask(&push, b"wrong\n").code, 0);
+    // Nobody is there to be asked.
+    let said = host
+        .ctr(["images", "push", "-u", "me", &remote, IMAGE])
+        .err();
+    assert!(said.contains("user:password"), "{said}");
+    host.finish();
+}
+
+#[test]
+fn what_registries_are_asked_is_shown_without_secrets() {
+    let host = Host::new("auth-dump");
+    let registry = Registry::with_password("me", "s3:cret");
+    host.image();
+    let remote = format!("{}/mine/c:1", registry.host());
+    for local in [None, Some("--local")] {
+        for (verb, image) in [("push", Some(IMAGE)), ("pull", None)] {
+            let ctr = host.ctr_program().args(["images", verb, "--plain-http"]);
+            let ctr = ctr.args(["--user=me:s3:cret", "--http-dump", "--http-trace"]);
+            let shown = ctr.args(local).args([remote.as_str()]).args(image).run();
+            assert_eq!(shown.code, 0, "{}", shown.stderr);
+            let shown = shown.stderr;
+            let url = format!("http://{}/v2/mine/c/manifests/1", registry.host());
+            let method = if verb == "push" { "PUT" } else { "HEAD" };
+            for part in [
+                format!("> {method} {url}"),
+                format!("{method} {url}: 20"),
+                "> authorization: (secret)".to_owned(),
+                "< docker-content-digest: sha256:".to_owned(),
+            ] {
+                assert!(shown.contains(&part), "{verb} {local:?}: {part} in {shown}");
+            }
+            assert!(
+                !shown.contains("s3:cret") && !shown.contains("Basic "),
+                "{shown}"
+            );
+        }
+        drop(host.ctr(["images", "rm", "--sync", &remote]).ok());
+    }
     host.finish();
 }

@@ -2,50 +2,74 @@
 
 use std::time::Duration;
 
-use integration::{Host, Proxy, Registry};
+use integration::{Host, Proxy, Registry, figure, forget_peak, peak};
 
 use crate::layout;
 
-/// The only layer.
-const LAYER: usize = 96 << 20;
-/// What a client may still hold: it writes when it has 1 MiB; heads of answers count as well.
+/// The only layer, in MiB, where `RESUME_MIB` says nothing: as large as fits into a story.
+const LAYER: usize = 96;
+/// What the process that pulls may still hold: it writes when it has 1 MiB; heads of answers count as
+/// well.
 const UNSENT: u64 = (1 << 20) + (256 << 10);
-/// A debug build takes its time to unpack that.
-const LIMIT: Duration = Duration::from_secs(240);
+/// Most memory of the daemon, in KiB, whatever the size of the layer.
+const MEMORY: u64 = 64 << 10;
 
-#[test]
-fn a_daemon_killed_at_ninety_percent_of_a_layer_fetches_the_rest_only() {
-    let mut host = Host::new("resume");
+fn layer() -> usize {
+    let given = std::env::var("RESUME_MIB").ok();
+    given.map_or(LAYER, |text| text.parse().expect("RESUME_MIB is a number")) << 20
+}
+
+/// A debug build takes its time to unpack that.
+fn limit() -> Duration {
+    Duration::from_secs(240)
+        * u32::try_from((layer() >> 20) / LAYER)
+            .expect("a few")
+            .max(1)
+}
+
+/// Kills the daemon when nine tenths have come, and pulls again.
+fn resumes(name: &str, flags: &[&str]) {
+    let mut host = Host::new(name);
     let layout = host.path("layout");
-    let file = [("large", layout::noise(LAYER, 1))];
-    let size = layout::make(&layout, &[&file]);
+    let size = layout::make(&layout, &[&[("large", layout::noise(layer(), 1))]]);
     let registry = Registry::start();
     drop(registry.add(&format!("oci:{}:latest", layout.display()), "large"));
     std::fs::remove_dir_all(&layout).expect("remove the layout");
     let proxy = Proxy::to(registry.port());
     let reference = format!("127.0.0.1:{}/large:1", proxy.port());
-    let pull = ["images", "pull", "--local", "--plain-http", &reference];
+    let pull = |host: &Host| {
+        let ctr = host.ctr_program().args(["images", "pull", "--plain-http"]);
+        ctr.args(flags).args([&reference]).limit(limit())
+    };
 
     let cut = size / 10 * 9;
     proxy.stop_at(cut);
-    let client = host.ctr_program().args(pull).limit(LIMIT);
+    forget_peak(host.daemon_pid());
+    let client = pull(&host);
     let first = std::thread::spawn(move || client.run());
-    proxy.stopped();
-    integration::until("the daemon has what was sent", || {
-        arrived(&host) > cut - UNSENT
-    });
+    proxy.stopped(limit());
+    integration::until("what was sent is there", || arrived(&host) > cut - UNSENT);
+    let before_death = peak(host.daemon_pid());
     host.kill();
     let error = first.join().expect("the client's thread").err();
     assert!(!error.is_empty());
     host.start();
+    forget_peak(host.daemon_pid());
     proxy.go_on();
     let before = proxy.passed();
-    drop(host.ctr_program().args(pull).limit(LIMIT).run().ok());
+    drop(pull(&host).run().ok());
     let again = (proxy.passed() - before).saturating_sub(size - cut);
+    let after = peak(host.daemon_pid());
+    figure(format_args!(
+        "{name}: {size} bytes, {again} twice; memory {before_death} KiB, then {after} KiB"
+    ));
     assert!(
         again < size / 50,
         "{again} bytes of {size} were fetched twice"
     );
+    for memory in [before_death, after] {
+        assert!(memory < MEMORY, "{memory} KiB, {MEMORY} may be");
+    }
     let snapshots = host.ctr(["snapshots", "ls"]).ok();
     assert!(snapshots.contains("Committed"), "{snapshots}");
     drop(host.ctr(["images", "rm", "--sync", &reference]).ok());
@@ -54,6 +78,16 @@ fn a_daemon_killed_at_ninety_percent_of_a_layer_fetches_the_rest_only() {
         drop(host.ctr(["leases", "delete", lease]).ok());
     }
     host.finish();
+}
+
+#[test]
+fn a_daemon_killed_at_ninety_percent_of_a_layer_fetches_the_rest_only() {
+    resumes("resume", &[]);
+}
+
+#[test]
+fn a_client_that_pulls_itself_fetches_the_rest_only() {
+    resumes("resume-local", &["--local"]);
 }
 
 /// Bytes of the largest ingest.

@@ -1,6 +1,6 @@
 //! All of the faults at once: what they cost the daemon.
 
-use integration::{Host, forget_peak, peak, resident};
+use integration::{Host, figure, forget_peak, peak, resident};
 use registry::testsuite::Server;
 
 use super::{Fault, answers, bytes, documents, image, runtime};
@@ -45,6 +45,7 @@ fn all_faults_at_once_cost_the_daemon_a_bounded_amount() {
         }
     });
     let grown = peak(pid).saturating_sub(before);
+    figure(format_args!("{} faults cost {grown} KiB", faults.len()));
     assert_eq!(host.ctr(["images", "ls", "-q"]).ok(), "");
     drop(servers);
     assert!(

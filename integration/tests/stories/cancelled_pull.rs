@@ -1,0 +1,175 @@
+//! A client that goes away in the middle of a pull that the daemon does for it: the pull ends, only what
+//! the next one resumes stays, and that one fetches the rest.
+
+use std::process::{Child, Command, Stdio};
+
+use integration::{Host, Proxy, Registry, bin_dir, until};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::layout;
+
+/// The only layer.
+const LAYER: usize = 16 << 20;
+/// What the daemon holds of a layer before it writes, and heads of answers.
+const UNSENT: u64 = (1 << 20) + (256 << 10);
+
+/// A registry whose large image stops coming at `cut` of `size` bytes.
+struct Stuck {
+    host: Host,
+    _registry: Registry,
+    proxy: Proxy,
+    reference: String,
+    size: u64,
+    cut: u64,
+}
+
+impl Stuck {
+    fn new(name: &str) -> Self {
+        let host = Host::new(name);
+        let layout = host.path("layout");
+        let size = layout::make(&layout, &[&[("large", layout::noise(LAYER, 1))]]);
+        let registry = Registry::start();
+        drop(registry.add(&format!("oci:{}:latest", layout.display()), "large"));
+        std::fs::remove_dir_all(&layout).expect("remove the layout");
+        let proxy = Proxy::to(registry.port());
+        let cut = size / 2;
+        proxy.stop_at(cut);
+        Self {
+            reference: format!("127.0.0.1:{}/large:1", proxy.port()),
+            host,
+            _registry: registry,
+            proxy,
+            size,
+            cut,
+        }
+    }
+
+    /// Begins to pull, and waits until nothing more comes.
+    fn pull(&self) -> Child {
+        let client = Command::new(bin_dir().join("ctr"))
+            .arg("--address")
+            .arg(self.host.address())
+            .args(["-n", self.host.namespace(), "images", "pull"])
+            .args(["--plain-http", &self.reference])
+            .env("DOCKER_CONFIG", self.host.dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start ctr");
+        self.proxy.stopped(std::time::Duration::from_secs(60));
+        until("what was sent is there", || {
+            self.arrived() + UNSENT > self.cut
+        });
+        client
+    }
+
+    /// Bytes that `ctr content active` tells of the layer, as far as the store has them.
+    fn arrived(&self) -> u64 {
+        let ingests = self.host.root();
+        let ingests = ingests.join("io.containerd.content.v1.content/ingest");
+        let entries = std::fs::read_dir(ingests).into_iter().flatten().flatten();
+        let data = entries.filter_map(|entry| std::fs::metadata(entry.path().join("data")).ok());
+        data.map(|facts| facts.len()).max().unwrap_or(0)
+    }
+
+    fn leases(&self) -> Vec<String> {
+        let leases = self.host.ctr(["leases", "ls", "-q"]).ok();
+        leases.lines().map(str::to_owned).collect()
+    }
+
+    /// What stays: one ingest, `leases` leases, and no connection to the registry.
+    fn is_left(&self, descriptors: usize, leases: usize) {
+        until("the pull ends", || {
+            self.host.descriptors() <= descriptors && self.leases().len() == leases
+        });
+        let active = self.host.ctr(["content", "active"]).ok();
+        assert_eq!(active.lines().count(), 2, "{active}");
+        assert!(active.contains("layer-sha256:"), "{active}");
+        assert_eq!(self.host.ctr(["images", "ls", "-q"]).ok(), "");
+        let snapshots = self.host.ctr(["snapshots", "ls"]).ok();
+        assert_eq!(snapshots.lines().count(), 1, "{snapshots}");
+    }
+
+    /// The next pull goes on where the first one was.
+    fn goes_on(self) {
+        self.proxy.go_on();
+        let before = self.proxy.passed();
+        let pull = ["images", "pull", "--plain-http", &self.reference];
+        drop(self.host.ctr(pull).ok());
+        let again = (self.proxy.passed() - before).saturating_sub(self.size - self.cut);
+        assert!(again < UNSENT, "{again} bytes were fetched twice");
+        let active = self.host.ctr(["content", "active"]).ok();
+        assert_eq!(active.lines().count(), 1, "{active}");
+        drop(
+            self.host
+                .ctr(["images", "rm", "--sync", &self.reference])
+                .ok(),
+        );
+        for lease in self.leases() {
+            drop(self.host.ctr(["leases", "delete", &lease]).ok());
+        }
+        self.host.finish();
+    }
+}
+
+#[test]
+fn a_client_that_is_killed_leaves_an_ingest_and_its_own_lease() {
+    let stuck = Stuck::new("cancel-kill");
+    let descriptors = stuck.host.descriptors();
+    let mut client = stuck.pull();
+    assert!(stuck.host.descriptors() > descriptors, "it is connected");
+    client.kill().expect("kill");
+    assert!(!client.wait().expect("wait").success());
+    // It made a lease for itself, which nobody but the clock can take back.
+    stuck.is_left(descriptors, 1);
+    stuck.goes_on();
+}
+
+#[test]
+fn a_client_that_is_interrupted_leaves_an_ingest() {
+    let stuck = Stuck::new("cancel-int");
+    let descriptors = stuck.host.descriptors();
+    let mut client = stuck.pull();
+    kill_process(Pid::from_child(&client), Signal::INT).expect("interrupt");
+    assert!(!client.wait().expect("wait").success());
+    stuck.is_left(descriptors, 0);
+    stuck.goes_on();
+}
+
+#[test]
+fn a_client_without_a_lease_leaves_an_ingest_and_no_lease() {
+    use types::transfer::{Endpoint, Remote, Store};
+    let stuck = Stuck::new("cancel-call");
+    let descriptors = stuck.host.descriptors();
+    let address = stuck.host.address().display().to_string();
+    let namespace = stuck.host.namespace().parse().expect("namespace");
+    let remote = Endpoint::Registry(Remote {
+        reference: stuck.reference.clone(),
+        default_scheme: "http".into(),
+        ..Remote::default()
+    });
+    let store = Endpoint::Store(Store {
+        name: stuck.reference.clone(),
+        ..Store::default()
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let limit = std::time::Duration::from_secs(10);
+    let client = runtime.block_on(client::Client::connect(&address, namespace, limit));
+    let client = client.expect("connect");
+    let calling = runtime.spawn(async move { client.transfer(&remote, &store, drop).await });
+    stuck.proxy.stopped(std::time::Duration::from_secs(60));
+    until("what was sent is there", || {
+        stuck.arrived() + UNSENT > stuck.cut
+    });
+    assert_eq!(stuck.leases().len(), 1, "the transfer has one of its own");
+    // The connection goes with the call.
+    calling.abort();
+    drop(runtime);
+    stuck.is_left(descriptors, 0);
+    stuck.goes_on();
+}
