@@ -1,13 +1,14 @@
 # make demo    see a container survive the daemon's death, in one command
 # make check   what to run while working: format, lints, docs, unit, property and architecture tests
 # make test    everything that CI runs
+# make fuzz    every fuzz target for a few thousand inputs
 # make bench   figures beside Debian's containerd, in one interleaved run; PARTS="life exec" for some
 # make install real use: binaries, systemd unit
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo check fmt clippy doc unit search architecture fuzz-check test integration bench install \
-	uninstall deps-build deps-demo deps-unit deps-test deps-bench binaries-dev binaries-release clean
+.PHONY: demo check fmt clippy doc unit search architecture fuzz-check fuzz test integration bench install \
+	uninstall deps-build deps-demo deps-unit deps-test deps-fuzz deps-bench binaries-dev binaries-release clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -40,6 +41,9 @@ deps-test: deps-demo
 # Units make file systems in files.
 deps-unit: deps-build
 	@scripts/deps xfsprogs e2fsprogs btrfs-progs erofs-utils fuse3 fuse-overlayfs
+
+deps-fuzz: deps-build
+	@scripts/deps g++
 
 deps-bench: deps-test
 	@scripts/deps mmdebstrap zstd gzip
@@ -115,10 +119,15 @@ fuzz-check:
 		$(CARGO) check -q --manifest-path "$$manifest" --target-dir $(TARGET_DIR)/fuzz || exit 1; \
 	done
 
+# Every target with the same few thousand inputs in each run; `scripts/fuzz CRATE TARGET SECONDS` looks
+# further.
+fuzz: deps-fuzz
+	TARGET_DIR=$(TARGET_DIR) CARGO=$(CARGO) scripts/fuzz
+
 integration: deps-test binaries-dev $(IMAGE)
 	BIN_DIR=$(DEV) $(CARGO) test --locked -p integration --test stories --test conformance
 
-test: deps-test check integration
+test: deps-test check fuzz integration
 
 bench: deps-bench binaries-release $(IMAGE) $(LAYERS)
 	$(CARGO) bench --locked -p integration --no-run
