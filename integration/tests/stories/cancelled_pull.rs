@@ -7,12 +7,10 @@ use integration::{Host, Proxy, Registry, bin_dir, until};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::layout;
+use crate::resume::UNSENT;
 
 /// The only layer.
 const LAYER: usize = 16 << 20;
-/// What the daemon holds of a layer before it writes, and heads of answers.
-const UNSENT: u64 = (1 << 20) + (256 << 10);
-
 /// A registry whose large image stops coming at `cut` of `size` bytes.
 struct Stuck {
     host: Host,
