@@ -179,7 +179,15 @@ impl Drop for Server {
 /// Blobs and manifests of repository `r`, served as the distribution specification says.
 #[derive(Clone, Debug, Default)]
 pub struct Content {
-    files: BTreeMap<String, (String, Bytes)>,
+    files: BTreeMap<String, File>,
+}
+
+/// A document or a blob; hashed once, as it may be large.
+#[derive(Clone, Debug)]
+struct File {
+    media_type: String,
+    data: Bytes,
+    digest: Digest,
 }
 
 impl Content {
@@ -195,7 +203,11 @@ impl Content {
             "blobs"
         };
         for name in tags.iter().copied().chain([digest.as_str()]) {
-            let file = (media_type.to_owned(), data.clone());
+            let file = File {
+                media_type: media_type.to_owned(),
+                data: data.clone(),
+                digest: digest.clone(),
+            };
             self.files.insert(format!("/v2/r/{kind}/{name}"), file);
         }
         Descriptor {
@@ -209,11 +221,15 @@ impl Content {
     /// The answer to `request`; 404 for what is not there.
     #[must_use]
     pub fn reply(&self, request: &Request) -> Reply {
-        let Some((media_type, data)) = self.files.get(&request.path) else {
+        let Some(file) = self.files.get(&request.path) else {
             let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
             return Reply::status(404).body(body);
         };
-        let digest = Digest::from_bytes(Algorithm::Sha256, &Sha256::digest(data)).unwrap();
+        let File {
+            media_type,
+            data,
+            digest,
+        } = file;
         let reply = |status| {
             Reply::status(status)
                 .with("content-type", media_type)

@@ -71,11 +71,12 @@ fn a_large_layer_comes_over_several_slow_connections() {
     figure(format_args!(
         "{took:?}, {ALONE:?} over one connection; memory {memory} KiB"
     ));
-    assert!(took < ALONE * 3 / 4, "{took:?}");
     assert!(memory < MEMORY, "{memory} KiB, {MEMORY} may be");
     let asked = server.requests();
-    let pieces = asked.iter().filter(|r| !r.header("range").is_empty());
-    assert!(pieces.count() > 40, "{} requests", asked.len());
+    let ranges = asked.iter().map(|r| r.header("range"));
+    let pieces = ranges.filter(|range| !range.is_empty() && !range.ends_with('-'));
+    // To the end: several connections were found to be faster.
+    assert!(pieces.count() > 50, "{} requests", asked.len());
     drop(host.ctr(["images", "rm", "--sync", &reference]).ok());
     host.finish();
 }
