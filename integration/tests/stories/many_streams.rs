@@ -37,7 +37,7 @@ const QUICK: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(60);
 
 /// Runs clients; at its end all of them are gone at once, in the middle of what they do.
-fn run(work: impl Future<Output = ()>) {
+pub(crate) fn run(work: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -233,7 +233,8 @@ async fn writers(host: &Host, cost: &Cost, connections: usize) {
     }
 }
 
-async fn abort(host: &Host) {
+/// Gives up all ingests.
+pub(crate) async fn abort(host: &Host) {
     let mut client = ContentClient::new(connect(host).await);
     let list = client.list_statuses(scoped(host, ListStatusesRequest::default()));
     for status in list.await.expect("list").into_inner().statuses {

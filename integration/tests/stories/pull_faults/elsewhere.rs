@@ -6,7 +6,7 @@ use std::sync::Arc;
 use integration::{Host, Registry};
 use registry::testsuite::{Reply, Request, Server};
 
-use super::{AT_ONCE, image, known_as, names, runtime};
+use super::{AT_ONCE, finish, image, known_as, names, runtime};
 
 /// `me` with the password `secret`, as a header.
 const BASIC: &str = "Basic bWU6c2VjcmV0";
@@ -77,7 +77,7 @@ fn a_host_elsewhere_that_wants_credentials_gets_none_and_is_named() {
     assert!(!asked.is_empty() && asked.len() <= 2, "{asked:?}");
     let is_clean = |r: &Request| r.header("authorization").is_empty();
     assert!(asked.iter().all(is_clean), "{asked:?}");
-    host.finish();
+    finish(host);
 }
 
 fn pem(name: &str) -> std::path::PathBuf {

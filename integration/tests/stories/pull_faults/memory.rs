@@ -3,7 +3,7 @@
 use integration::{Host, figure, forget_peak, peak, resident};
 use registry::testsuite::Server;
 
-use super::{Fault, answers, bytes, documents, image, runtime};
+use super::{Fault, answers, bytes, documents, finish, image, runtime};
 
 /// What all of them together may take, in KiB.
 const GROWTH: u64 = 32 << 10;
@@ -53,5 +53,5 @@ fn all_faults_at_once_cost_the_daemon_a_bounded_amount() {
         "{} faults cost {grown} KiB, {GROWTH} may be",
         faults.len()
     );
-    host.finish();
+    finish(host);
 }

@@ -18,6 +18,8 @@ use registry::testsuite::{Content, Reply, Request, Server};
 use tokio::runtime::Runtime;
 use types::{Descriptor, media_type as mt};
 
+use crate::many_streams::{abort, run};
+
 /// For a fault that no retry can help.
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// For one that is tried again a few times.
@@ -115,9 +117,15 @@ impl Fault {
         assert_eq!(images, "", "{said}");
         let asked = server.requests();
         drop(server);
-        host.finish();
+        finish(host);
         asked
     }
+}
+
+/// Ends the test: what can be resumed is kept for a day, and given up here.
+fn finish(host: Host) {
+    run(abort(&host));
+    host.finish();
 }
 
 fn runtime() -> Runtime {
