@@ -4,7 +4,7 @@
 //! containerd's [proxy_plugins] ── socket ── serve ──> dyn Snapshotter
 //! ```
 //! Invariant: what a snapshotter answers goes out as it is; nothing is kept here. A program of its own
-//! calls [`snapshotters`]; the daemon has a service that knows namespaces.
+//! calls [`snapshotters()`]; the daemon has a service that knows namespaces.
 
 use std::collections::BTreeMap;
 use std::future::Future;
