@@ -167,7 +167,14 @@ pub(super) fn discard(path: &Path) -> Result<()> {
     let aside = path.with_extension(format!("{now:x}-{count:x}"));
     let gone = || Error::not_found(format_args!("{}", path.display()));
     fs::rename(path, &aside).map_err(|e| absent(e, "rename", path, gone))?;
-    fs::remove_dir_all(&aside).map_err(|e| os("remove", &aside, e))
+    // From here on the name is free. What stays, or what the cleanup takes first, is no ingest any more.
+    match fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(path = %aside.display(), %error, "ingest directory stays");
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// True for a directory that [`discard`] was about to remove.

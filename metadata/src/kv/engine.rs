@@ -54,8 +54,12 @@ impl Engine {
         work(slot.as_ref().ok_or_else(closed)?)
     }
 
-    /// Closes the database, opens it again, and brings it to its journal's last commit, which it tells.
-    pub(super) fn reopen(&self) -> Result<u64> {
+    /// Closes the database, opens it again, and brings it to commit `expected` of its journal. A commit
+    /// that failed may have reached the file all the same: the last one is told.
+    ///
+    /// # Errors
+    /// `DataLoss` when file and journal do not lead there; the store stays closed. I/O.
+    pub(super) fn reopen(&self, expected: u64) -> Result<u64> {
         let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
         drop(slot.take());
         let mut tries = 0;
@@ -63,7 +67,13 @@ impl Engine {
             match open(&self.path) {
                 Ok(database) => {
                     // In memory: on a full disk reads go on.
-                    let last = catch_up(&database, &self.path, Durability::None)?;
+                    let last = catch_up(&database, &self.path, expected, Durability::None)?;
+                    if last < expected {
+                        return Err(Error::data_loss(format_args!(
+                            "{} and its journal end at commit {last}, not at {expected}: start the daemon anew",
+                            self.path.display()
+                        )));
+                    }
                     tracing::warn!(path = %self.path.display(), "metadata store was opened again");
                     *slot = Some(database);
                     return Ok(last);
@@ -79,14 +89,20 @@ impl Engine {
     }
 }
 
-/// Brings the store to the last commit of its journal, and tells which that is.
-pub(super) fn catch_up(database: &Database, path: &Path, durability: Durability) -> Result<u64> {
+/// Brings the store to the last commit of its journal, but not beyond `until`, and tells which that is.
+pub(super) fn catch_up(
+    database: &Database,
+    path: &Path,
+    until: u64,
+    durability: Durability,
+) -> Result<u64> {
     let commit = number(database)?;
     let mut txn = database.begin_write().map_err(failure)?;
     txn.set_durability(durability).map_err(failure)?;
     let last = {
         let mut table = txn.open_table(RECORDS).map_err(failure)?;
-        let last = Journal::follow(path, commit, &mut |entry| apply(&mut table, entry))?;
+        let mut apply = |entry: (&[u8], Option<&[u8]>)| apply(&mut table, entry);
+        let last = Journal::follow(path, commit, until, &mut apply)?;
         let mut store = txn.open_table(STORE).map_err(failure)?;
         store.insert(COMMIT, last).map_err(failure)?;
         last

@@ -19,7 +19,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use types::Result;
+use types::{Error, Result};
 
 use self::scan::{Entry, Scan};
 use super::tx::Overlay;
@@ -86,6 +86,8 @@ pub(super) struct Survey {
     pub(super) last: u64,
     /// It ends in something that cannot be read.
     pub(super) torn: bool,
+    /// Commits that were answered cannot be read.
+    pub(super) damaged: bool,
     base: u64,
     len: u64,
 }
@@ -178,8 +180,8 @@ impl Journal {
             Err(error) => {
                 tracing::warn!(%error, path = %self.path.display(), "metadata journal stops");
                 // Of a frame that nobody knows to be on the disk nothing should be.
-                if let Err(error) = file.set_len(self.len) {
-                    tracing::debug!(%error, "metadata journal keeps a frame of a failed commit");
+                if let Err(error) = file.set_len(self.len).and_then(|()| file.sync_all()) {
+                    tracing::warn!(%error, "metadata journal may keep a frame of a failed commit");
                 }
                 self.file = None;
                 None
@@ -212,6 +214,7 @@ impl Journal {
                     first: last,
                     last,
                     torn: false,
+                    damaged: false,
                     base: len,
                     len,
                 });
@@ -219,14 +222,23 @@ impl Journal {
                 (found.last, found.len) = (last, len);
             }
         }
-        let torn = scan.torn;
-        Ok(found.map(|found| Survey { torn, ..found }))
+        let (torn, damaged) = (scan.torn, scan.damaged);
+        Ok(found.map(|found| Survey {
+            torn,
+            damaged,
+            ..found
+        }))
     }
 
-    /// Applies the commits after `commit` of the journal of `store`, in order, and tells the last.
+    /// Applies the commits after `commit` of the journal of `store`, in order, up to commit `until`, and
+    /// tells the last.
+    ///
+    /// # Errors
+    /// `DataLoss` when the journal began after `commit`.
     pub(super) fn follow(
         store: &Path,
         commit: u64,
+        until: u64,
         apply: &mut dyn FnMut(Entry<'_>) -> Result<()>,
     ) -> Result<u64> {
         let mut last = commit;
@@ -234,8 +246,18 @@ impl Journal {
             return Ok(last);
         };
         while let Some(mut frame) = scan.next()? {
+            if frame.kind == Kind::BaseEnd && frame.commit > commit {
+                let first = frame.commit;
+                return Err(Error::data_loss(format_args!(
+                    "{} is at commit {commit}, its journal began at {first}",
+                    store.display()
+                )));
+            }
             if frame.kind != Kind::Change || frame.commit <= commit {
                 continue;
+            }
+            if frame.commit > until {
+                break;
             }
             last = frame.commit;
             while let Some(entry) = frame.entry()? {

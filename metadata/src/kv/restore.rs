@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! whole, journal at the same commit or newer ---------------> the file gets what it lacks; go on with both
-//! whole, journal older, torn or none -----------------------> the same, and make the journal anew
+//! whole, journal older, ending in half a frame, or none ----> the same, and make the journal anew
+//! whole, journal damaged -----------------------------------> the same; keep it aside, and say so
 //! whole, but older than the journal's base --.
 //! damaged, or gone ---------------------------+-> journal? keep the file aside, write it anew
 //!                                                 none? the caller's turn
@@ -21,7 +22,7 @@ use time::format_description::well_known::Rfc3339;
 use types::{Code, Error, Result};
 
 use super::engine::{self, Engine, failure, opening};
-use super::journal::{Journal, Replay, Survey};
+use super::journal::{Journal, Replay};
 use super::{
     CACHE_BYTES, COMMIT, RECORDS, Records, STORE, Snapshot, beside, number, os, sync_parent,
 };
@@ -85,9 +86,13 @@ pub(super) fn open(path: &Path) -> Result<(Engine, Journal, Opened)> {
         Err(error) if error.is(Code::DataLoss) => return restore(path, error),
         Err(error) => return Err(error),
     };
+    let beside = Journal::beside(path);
     let Some(found) = Journal::survey(path)? else {
+        if beside.try_exists().map_err(|e| os("stat", &beside, e))? {
+            return go_on_without(path, engine);
+        }
         tracing::warn!(
-            "metadata has no journal that can be read: commits that {} lacks are lost, if there were any",
+            "metadata has no journal: commits that {} lacks are lost, if there were any",
             path.display()
         );
         let journal = anew(path, &engine)?;
@@ -100,14 +105,17 @@ pub(super) fn open(path: &Path) -> Result<(Engine, Journal, Opened)> {
         return restore(path, Error::data_loss(what));
     }
     if found.last > commit {
-        engine.with(|database| engine::catch_up(database, path, Durability::Immediate))?;
+        engine
+            .with(|database| engine::catch_up(database, path, u64::MAX, Durability::Immediate))?;
         tracing::info!(
             commits = found.last - commit,
             "metadata got its last commits from its journal"
         );
     }
+    if found.damaged {
+        return go_on_without(path, engine);
+    }
     let journal = if found.torn || found.last < commit {
-        found.tell(commit);
         anew(path, &engine)?
     } else {
         Journal::resume(path, &found)?
@@ -115,14 +123,19 @@ pub(super) fn open(path: &Path) -> Result<(Engine, Journal, Opened)> {
     Ok((engine, journal, Opened::Whole))
 }
 
-impl Survey {
-    /// Tells the log of a journal that does not end as it should, beside a store whose file is at `commit`.
-    fn tell(&self, commit: u64) {
-        let last = self.last.max(commit);
-        tracing::warn!(
-            "metadata's journal cannot be read to its end: commits after {last} are lost, if there was one that anybody was told of"
-        );
-    }
+/// Keeps a damaged journal aside. It may have had commits that the store's file lacks.
+fn go_on_without(path: &Path, engine: Engine) -> Result<(Engine, Journal, Opened)> {
+    let journal = Journal::beside(path);
+    let written = journal.metadata().and_then(|found| found.modified());
+    let aside = sys::damage::keep_aside(&journal)?;
+    let made = anew(path, &engine)?;
+    let restored = Restored {
+        cause: Error::data_loss(format_args!("{} is damaged", journal.display())),
+        aside,
+        written_at: written.ok(),
+        torn: true,
+    };
+    Ok((engine, made, Opened::Restored(restored)))
 }
 
 /// Makes a store of these records at `path`, and tells where what was there is kept.
@@ -150,7 +163,10 @@ fn restore(path: &Path, cause: Error) -> Result<(Engine, Journal, Opened)> {
     // A torn one cannot be gone on with.
     let journal = match Journal::survey(path)? {
         Some(found) if !found.torn && found.last == commit => Journal::resume(path, &found)?,
-        _ => anew(path, &engine)?,
+        _ => {
+            drop(sys::damage::keep_aside(&Journal::beside(path))?);
+            anew(path, &engine)?
+        }
     };
     let restored = Restored {
         cause,

@@ -67,6 +67,8 @@ impl Writer {
                     journal,
                     watches: &noting,
                     last,
+                    tried: last,
+                    is_open: true,
                     behind: 0,
                     next_try: Instant::now(),
                 };
@@ -136,8 +138,12 @@ struct Thread<'a> {
     engine: &'a Engine,
     journal: Journal,
     watches: &'a Watches,
-    /// Number of the last commit that was tried: none is used twice.
+    /// Number of the last commit that stands.
     last: u64,
+    /// Number of the last commit that was tried: none is used twice.
+    tried: u64,
+    /// Not after a failure, until the store could be opened again.
+    is_open: bool,
     /// Bytes of the journal that the store's file lacks.
     behind: u64,
     /// No earlier than this is something tried again that failed.
@@ -157,37 +163,64 @@ impl Thread<'_> {
             let rest = jobs.try_iter();
             let jobs = std::iter::once(first).chain(rest).take(MAX_GROUP);
             let mut group = Group::default();
-            let committed = begin(self.engine).and_then(|txn| self.commit(txn, jobs, &mut group));
+            let begun = self.begin();
+            let committed = begun.and_then(|txn| self.commit(txn, jobs, &mut group));
             if let Ok(is_changed) = committed {
                 commits.fetch_add(is_changed.into(), Ordering::Relaxed);
                 for hook in group.done.into_iter().flat_map(|done| done.hooks) {
-                    hook();
+                    if catch_unwind(AssertUnwindSafe(hook)).is_err() {
+                        tracing::error!("what follows a metadata change panicked");
+                    }
                 }
+            } else if self.is_open {
+                // After a failure the engine refuses everything.
+                self.reopen();
             }
             let committed = committed.map(drop);
             for answer in group.answers {
                 answer(&committed);
             }
-            if self.behind >= MAX_BEHIND && Instant::now() >= self.next_try {
-                self.save();
-            }
-            if self.journal.is_due() && Instant::now() >= self.next_try {
-                self.renew();
-            }
+            self.keep_up();
         }
         self.save();
     }
 
-    /// The next change; `None` when there will be none. While nobody wants anything, the file catches up.
+    /// What is due between changes, unless it failed a moment ago.
+    fn keep_up(&mut self) {
+        if Instant::now() < self.next_try {
+            return;
+        }
+        if self.behind >= MAX_BEHIND {
+            self.save();
+        }
+        if self.journal.is_due() {
+            self.renew();
+        }
+    }
+
+    /// The next change; `None` when there will be none. While nobody wants anything, the file catches
+    /// up, and a store that could not be opened again is tried.
     fn next(&mut self, jobs: &Receiver<Job>) -> Option<Job> {
-        if self.behind > 0 {
-            match jobs.recv_timeout(QUIET) {
+        while self.behind > 0 || !self.is_open {
+            let patience = self.next_try.saturating_duration_since(Instant::now());
+            match jobs.recv_timeout(patience.max(QUIET)) {
                 Ok(job) => return Some(job),
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => self.save(),
+                Err(RecvTimeoutError::Timeout) if self.is_open => self.save(),
+                Err(RecvTimeoutError::Timeout) => self.reopen(),
             }
         }
         jobs.recv().ok()
+    }
+
+    /// Begins a transaction; a store that a failure has closed is opened again first.
+    fn begin(&mut self) -> Result<WriteTransaction> {
+        let begin = |database: &Database| database.begin_write().map_err(failure);
+        self.engine.with(begin).or_else(|error| {
+            tracing::warn!(%error, "metadata store cannot begin a transaction");
+            self.reopen();
+            self.engine.with(begin)
+        })
     }
 
     /// Runs a group of changes and commits those that succeeded as one numbered commit; false when none
@@ -215,40 +248,37 @@ impl Thread<'_> {
             txn.abort().map_err(failure)?;
             return Ok(false);
         }
-        self.last += 1;
-        // Durable before it is seen. Without a journal it is the store's file that makes it so.
+        number(&txn, self.tried + 1)?;
+        txn.set_durability(Durability::None).map_err(failure)?;
+        self.tried += 1;
+        // Durable before it is seen. From the frame on the commit stands, whatever the engine says.
         let changes = group.done.iter().map(|done| &done.overlay);
-        let length = self.journal.append(self.last, changes).unwrap_or(0);
-        let is_durable = length > 0;
-        if is_durable {
-            txn.set_durability(Durability::None).map_err(failure)?;
-        } else {
-            number(&txn, self.last)?;
+        if let Some(length) = self.journal.append(self.tried, changes) {
+            self.last = self.tried;
+            self.behind += length;
+            if let Err(error) = txn.commit() {
+                tracing::warn!(%error, "metadata store could not be written");
+                self.reopen();
+            }
+            return Ok(true);
         }
-        match txn.commit() {
-            Ok(()) if is_durable => self.behind += length,
-            Ok(()) => self.behind = 0,
-            // What the journal has, the file gets when it is opened again.
-            Err(error) => self.reopen(is_durable, failure(error))?,
-        }
+        // Without a journal it is the store's file that makes it durable.
+        txn.set_durability(Durability::Immediate).map_err(failure)?;
+        txn.commit().map_err(failure)?;
+        (self.last, self.behind) = (self.tried, 0);
         Ok(true)
     }
 
-    /// Opens the store again after a failed commit, which stands all the same when it is durable.
-    fn reopen(&mut self, is_durable: bool, cause: Error) -> Result<()> {
-        tracing::warn!(error = %cause, "metadata store could not be written");
-        if !is_durable {
-            // Nobody knows whether that commit has reached the disk.
-            self.journal.stop();
-        }
-        // Until it is saved: what it got from the journal is in memory.
+    /// Opens the store again at its last commit. Until it is saved, what it gets from the journal is in
+    /// memory.
+    fn reopen(&mut self) {
         self.behind = MAX_BEHIND;
-        match self.engine.reopen() {
-            Ok(last) if is_durable && last == self.last => Ok(()),
-            Ok(_) => Err(cause),
+        match self.engine.reopen(self.last) {
+            Ok(last) => (self.is_open, self.last) = (true, last),
             Err(error) => {
                 tracing::error!(%error, "metadata store stays closed");
-                Err(cause)
+                self.is_open = false;
+                self.next_try = Instant::now() + RETRY;
             }
         }
     }
@@ -258,55 +288,49 @@ impl Thread<'_> {
         if self.behind == 0 {
             return;
         }
-        match self.write() {
-            Ok(()) => self.behind = 0,
+        let saved = self.begin().and_then(|txn| {
+            number(&txn, self.tried)?;
+            txn.commit().map_err(failure)
+        });
+        match saved {
+            Ok(()) => (self.last, self.behind) = (self.tried, 0),
             Err(error) => {
                 tracing::warn!(%error, "metadata store's file stays behind its journal");
+                self.reopen();
                 self.next_try = Instant::now() + RETRY;
-                if let Err(error) = self.engine.reopen() {
-                    tracing::error!(%error, "metadata store stays closed");
-                }
             }
         }
-    }
-
-    fn write(&self) -> Result<()> {
-        let txn = begin(self.engine)?;
-        number(&txn, self.last)?;
-        txn.commit().map_err(failure)
     }
 
     /// Makes the journal anew from the store, whose file has all of it first.
     fn renew(&mut self) {
-        let made = self.write().and_then(|()| {
-            let snapshot = self.engine.with(Snapshot::open)?;
-            Journal::make(self.engine.path(), &snapshot, self.last)
-        });
+        // Also when nothing is behind: a number that was tried in vain may stand in the old journal.
+        self.behind = self.behind.max(1);
+        self.save();
+        if self.behind > 0 {
+            return;
+        }
+        let made = self
+            .engine
+            .with(Snapshot::open)
+            .and_then(|snapshot| Journal::make(self.engine.path(), &snapshot, self.last));
         match made {
-            Ok(made) => (self.journal, self.behind) = (made, 0),
+            Ok(made) => self.journal = made,
             Err(error) => {
                 tracing::warn!(%error, "metadata has no new journal: each commit waits for the store's file");
+                // It may be the new one's already that stands under the name.
+                self.journal.stop();
                 self.next_try = Instant::now() + RETRY;
             }
         }
     }
 }
 
-/// Notes the number of the commit that the file will be at; what is only in memory has no need of it.
+/// Notes the number of the commit that a transaction is.
 fn number(txn: &WriteTransaction, number: u64) -> Result<()> {
     let mut store = txn.open_table(STORE).map_err(failure)?;
     store.insert(COMMIT, number).map_err(failure)?;
     Ok(())
-}
-
-/// Begins a transaction; a store that a failure has closed is opened again first.
-fn begin(engine: &Engine) -> Result<WriteTransaction> {
-    let begin = |database: &Database| database.begin_write().map_err(failure);
-    engine.with(begin).or_else(|error| {
-        tracing::warn!(%error, "metadata store cannot begin a transaction");
-        engine.reopen()?;
-        engine.with(begin)
-    })
 }
 
 /// The same failure for one more caller.

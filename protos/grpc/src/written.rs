@@ -28,8 +28,8 @@ use crate::codec::Outgoing;
 
 /// Room of the first piece: a short list's.
 const SHORT: usize = 8 << 10;
-/// A piece is closed beyond this size: small enough to stay in the heap, and to be on its way while the
-/// next one is written.
+/// A piece is closed beyond this size: small enough to stay in the heap, and to go back to it as soon as
+/// it is sent.
 const PIECE: usize = 128 << 10;
 /// Room for the field that closes it.
 const LAST: usize = 8 << 10;

@@ -21,6 +21,8 @@ pub(super) struct Scan {
     /// Where the next frame begins.
     pub(super) at: u64,
     pub(super) torn: bool,
+    /// It is torn, and more than its last frame is: something that was answered cannot be read.
+    pub(super) damaged: bool,
     is_ended: bool,
     /// Commit of the frame before.
     last: u64,
@@ -72,12 +74,14 @@ impl Scan {
             size,
             at: 0,
             torn: false,
+            damaged: false,
             is_ended: false,
             last: 0,
             payload: Vec::new(),
         };
         let mut magic = [0; MAGIC.len()];
         scan.torn = !scan.read(&mut magic)? || magic != *MAGIC;
+        scan.damaged = scan.torn;
         scan.at = MAGIC.len() as u64;
         Ok(Some(scan))
     }
@@ -87,13 +91,14 @@ impl Scan {
             return Ok(None);
         }
         // Until it has shown to be whole, or at its end.
-        self.torn = true;
+        (self.torn, self.damaged) = (true, true);
         let mut head = [0; HEAD];
         if !self.read(&mut head)? {
             return Ok(None);
         }
         if head == [0; HEAD] {
             self.torn = !self.rests()?;
+            self.damaged = self.torn;
             return Ok(None);
         }
         let [l0, l1, l2, l3, c0, c1, c2, c3] = head;
@@ -108,6 +113,8 @@ impl Scan {
             && crc32fast::hash(&payload) == u32::from_le_bytes([c0, c1, c2, c3]);
         self.payload = payload;
         if !whole {
+            // Each frame waits for the flush of the one before: one alone can be half there.
+            self.damaged = !self.rests()?;
             return Ok(None);
         }
         let Ok(frame) = Frame::parse(&self.payload) else {
@@ -118,7 +125,7 @@ impl Scan {
             return Ok(None);
         }
         self.last = frame.commit;
-        self.torn = false;
+        (self.torn, self.damaged) = (false, false);
         self.at += (HEAD + len) as u64;
         Ok(Some(frame))
     }

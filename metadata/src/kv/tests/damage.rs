@@ -165,7 +165,20 @@ async fn a_hole_in_a_journal_is_noticed() {
     journal[from..to].fill(0);
     std::fs::write(Journal::beside(&path), journal).unwrap();
     let found = Journal::survey(&path).unwrap().unwrap();
-    assert!(found.torn, "{found:?}");
+    assert!(found.torn && found.damaged, "{found:?}");
+}
+
+/// File and journal do not lead to the last commit any more: it must not go on without it.
+#[tokio::test]
+async fn a_store_that_lost_commits_under_way_stays_closed() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    kv.0.engine.reopen(1).unwrap();
+    assert_eq!(kv.read().unwrap().get(b"a").unwrap().unwrap(), b"1");
+    let error = kv.0.engine.reopen(2).unwrap_err();
+    assert!(error.is(Code::DataLoss), "{error}");
+    assert!(kv.read().err().unwrap().is(Code::Unavailable));
 }
 
 #[tokio::test]
@@ -176,10 +189,16 @@ async fn a_journal_that_is_damaged_is_made_anew_beside_a_store_that_is_whole() {
     put(&kv, b"a", b"1").await;
     drop(kv);
     let good = std::fs::read(&journal).unwrap();
-    for damaged in [Vec::new(), good[..good.len() - 1].to_vec(), b"x".repeat(99)] {
-        std::fs::write(&journal, damaged).unwrap();
+    let hole = [&good[..9], &[7], &good[10..]].concat();
+    let cut = usize::try_from(Journal::survey(&path).unwrap().unwrap().end()).unwrap() - 1;
+    for damaged in [Vec::new(), good[..cut].to_vec(), b"x".repeat(99), hole] {
+        std::fs::write(&journal, &damaged).unwrap();
         let (kv, opened) = Kv::open(&path).unwrap();
-        assert!(matches!(opened, Opened::Whole));
+        // Nobody knows whether it had more than the file: what has no record must be looked for.
+        let Opened::Restored(restored) = opened else {
+            panic!("{opened:?}");
+        };
+        assert_eq!(std::fs::read(restored.aside.unwrap()).unwrap(), damaged);
         drop(kv);
         let replay = Journal::replay(&path).unwrap().unwrap();
         assert_eq!(
