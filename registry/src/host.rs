@@ -126,7 +126,7 @@ fn host(
     config: HostConfig,
     proxies: &Arc<Proxies>,
 ) -> Result<Host> {
-    let upstream = upstream(reference);
+    let upstream = reference.upstream();
     let address = address(upstream, opts, &config)?;
     let main = Face::new(format!("{}://{}", address.scheme, address.rest))?;
     let plain = address
@@ -218,15 +218,6 @@ fn address(upstream: &str, opts: &RegistryOpts, config: &HostConfig) -> Result<A
         // Nobody issues certificates for such a name.
         skip_verify: skip_verify || (open && !tls_said),
     })
-}
-
-/// The host that serves the registry which the reference names.
-fn upstream(reference: &Reference) -> &str {
-    // Parity: core/remotes/docker: the name that everybody uses is not the host that serves it.
-    match reference.host() {
-        "docker.io" => "registry-1.docker.io",
-        host => host,
-    }
 }
 
 /// The operation's headers, under those of the host.

@@ -27,6 +27,16 @@ impl Reference {
         &self.host
     }
 
+    /// The host that serves the registry.
+    #[must_use]
+    pub fn upstream(&self) -> &str {
+        // Parity: core/remotes/docker: the name that everybody uses is not the host that serves it.
+        match self.host.as_str() {
+            "docker.io" => "registry-1.docker.io",
+            host => host,
+        }
+    }
+
     /// The registry's name without its port.
     #[must_use]
     pub fn hostname(&self) -> &str {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use client::Client;
 use client::terminal::Terminal;
 use registry::{Answer, Authenticator, Credentials, DockerConfig};
-use registry::{Question, RegistryOpts, TlsFiles, Watch};
+use registry::{Question, Reference, RegistryOpts, TlsFiles, Watch};
 use types::transfer::{AuthAnswer, AuthRequest, Remote};
 use types::{Error, Result};
 
@@ -120,7 +120,8 @@ impl Flags {
                 client.lend_credentials(told).await?
             }
             (answer, _) => {
-                let told = move |_| std::future::ready(answer.clone());
+                let upstream = reference.parse::<Reference>()?.upstream().to_owned();
+                let told = move |request| std::future::ready(given(&answer, &upstream, &request));
                 client.lend_credentials(told).await?
             }
         };
@@ -143,6 +144,15 @@ impl Flags {
             user: user.to_owned(),
             secret,
         })
+    }
+}
+
+/// What the user gave, which is for the registry and not for its mirrors.
+fn given(answer: &AuthAnswer, upstream: &str, request: &AuthRequest) -> AuthAnswer {
+    if request.host == upstream {
+        answer.clone()
+    } else {
+        AuthAnswer::None
     }
 }
 
@@ -213,6 +223,22 @@ mod tests {
         let token = flags(None, Some("t")).answer().unwrap();
         assert_eq!(token, AuthAnswer::Refresh("t".into()));
         assert_eq!(flags(None, None).answer().unwrap(), AuthAnswer::None);
+    }
+
+    #[test]
+    fn a_mirror_does_not_get_what_is_for_the_registry() {
+        let answer = AuthAnswer::Refresh("t".into());
+        let ask = |host: &str| {
+            let request = AuthRequest {
+                host: host.to_owned(),
+                ..AuthRequest::default()
+            };
+            given(&answer, "r.test:5000", &request)
+        };
+        assert_eq!(ask("r.test:5000"), answer);
+        for other in ["r.test", "m.test:5000", ""] {
+            assert_eq!(ask(other), AuthAnswer::None, "{other}");
+        }
     }
 
     #[tokio::test]

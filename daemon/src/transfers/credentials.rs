@@ -59,7 +59,7 @@ impl Shared {
         }
         if !remote.auth_stream.is_empty() {
             let (stream, held) = self.streams.take(&scope.namespace, &remote.auth_stream)?;
-            opts.authenticator = Some(Arc::new(Client(Mutex::new(stream))));
+            opts.authenticator = Some(Arc::new(Client::new(stream)));
             talk.auth = Some(held);
         }
         Ok((opts, talk))
@@ -135,9 +135,37 @@ fn headers(labels: &Labels) -> Result<HeaderMap> {
     Ok(made)
 }
 
-/// A client that knows credentials. It is asked one thing at a time.
+/// A client that knows credentials. It is asked one thing at a time, and answers are in the order of the
+/// questions: each is waited for, also when who asked has gone, or it would be taken for the next one's.
+/// `None` once an answer did not come.
 #[derive(Debug)]
-struct Client(Mutex<Duplex>);
+struct Client(Arc<Mutex<Option<Duplex>>>);
+
+impl Client {
+    fn new(stream: Duplex) -> Self {
+        Self(Arc::new(Mutex::new(Some(stream))))
+    }
+}
+
+/// Asks one thing and waits for its answer.
+async fn exchange(client: Arc<Mutex<Option<Duplex>>>, request: AuthRequest) -> Result<AuthAnswer> {
+    let mut held = client.lock().await;
+    let silent = || Error::unauthenticated("the client has left a question unanswered");
+    let stream = held.as_mut().ok_or_else(silent)?;
+    let asked = async {
+        stream.send(auth_request_to_any(&request)?).await?;
+        let answer = stream.receive().await?;
+        let nobody = || Error::unauthenticated("the client gives no credentials");
+        auth_answer_from_any(&answer.ok_or_else(nobody)?)
+    };
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            *held = None;
+            Err(Error::deadline_exceeded(""))
+        }
+    }
+}
 
 #[async_trait]
 impl Authenticator for Client {
@@ -147,16 +175,8 @@ impl Authenticator for Client {
             reference: question.reference.clone(),
             challenges: question.challenges.clone(),
         };
-        let asked = async {
-            let mut stream = self.0.lock().await;
-            stream.send(auth_request_to_any(&request)?).await?;
-            let answer = stream.receive().await?;
-            let nobody = || Error::unauthenticated("the client gives no credentials");
-            auth_answer_from_any(&answer.ok_or_else(nobody)?)
-        };
-        let late = |_| Err(Error::deadline_exceeded(""));
-        let answer = tokio::time::timeout(PATIENCE, asked).await;
-        let answer = answer.unwrap_or_else(late);
+        let asked = tokio::spawn(exchange(Arc::clone(&self.0), request)).await;
+        let answer = asked.unwrap_or_else(|e| Err(Error::internal(e)));
         let answer = answer.ctx_with(|| format!("ask for credentials for {}", question.host))?;
         Ok(match answer {
             AuthAnswer::None => Answer::Anonymous,
@@ -186,7 +206,7 @@ mod tests {
     #[tokio::test]
     async fn the_client_is_asked_what_the_registry_asks() {
         let (near, mut far) = pair();
-        let client = Client(Mutex::new(near));
+        let client = Client::new(near);
         let asking = tokio::spawn(async move { client.answer(&question()).await });
         let request = far.receiver.recv().await.unwrap();
         let request = auth_request_from_any(&request).unwrap();
@@ -204,12 +224,36 @@ mod tests {
         assert_eq!(asking.await.unwrap().unwrap(), want);
     }
 
+    /// Who asked for one host gave up before the answer: it is not the answer for the next host.
+    #[tokio::test]
+    async fn an_answer_belongs_to_its_question() {
+        let (near, mut far) = pair();
+        let client = Arc::new(Client::new(near));
+        let asking = Arc::clone(&client);
+        let asked = tokio::spawn(async move { asking.answer(&question()).await });
+        far.receiver.recv().await.unwrap();
+        asked.abort();
+        assert!(asked.await.unwrap_err().is_cancelled());
+        let other = Question {
+            host: "other.test".into(),
+            ..question()
+        };
+        let asked = tokio::spawn(async move { client.answer(&other).await });
+        let header = |value: &str| auth_answer_to_any(&AuthAnswer::Header(value.into()));
+        assert!(far.sink.send(header("of r.test")).await);
+        let request = far.receiver.recv().await.unwrap();
+        assert_eq!(auth_request_from_any(&request).unwrap().host, "other.test");
+        assert!(far.sink.send(header("of other.test")).await);
+        let answer = asked.await.unwrap().unwrap();
+        assert_eq!(answer, Answer::Header("of other.test".into()));
+    }
+
     #[tokio::test]
     async fn a_client_that_is_gone_is_an_error() {
         let (near, far) = pair();
         far.sink.finish();
         drop(far.receiver);
-        let error = Client(Mutex::new(near)).answer(&question()).await;
+        let error = Client::new(near).answer(&question()).await;
         let error = error.unwrap_err();
         assert!(error.is(Code::Cancelled), "{error}");
         assert!(error.to_string().contains("r.test"), "{error}");
