@@ -1,5 +1,4 @@
-//! What a start, and a burst of calls, have left behind goes back to the kernel: free heap, and code that
-//! ran once.
+//! What a burst of calls has left in the allocator goes back to the kernel.
 //!
 //! Invariant: a daemon that does nothing does not stay as large as it once had to be. What is used is not
 //! touched, and as long as the daemon is small the look at it is one small read.
@@ -17,9 +16,6 @@ const SLACK: u64 = 8 << 20;
 /// Watches the daemon's memory, for ever.
 pub(crate) fn watch() {
     tokio::spawn(async {
-        tokio::time::sleep(BEAT).await;
-        // The start is over.
-        forget_code();
         let mut least = u64::MAX;
         loop {
             if let Err(error) = look(&mut least).await {
@@ -43,17 +39,10 @@ async fn look(least: &mut u64) -> Result<()> {
         let unused = unused(now, sys::limits::heap_in_use());
         if unused > SLACK {
             sys::limits::trim_heap();
-            forget_code();
             tracing::debug!(unused, "memory was given back");
         }
     });
     work.await.map_err(types::Error::internal)
-}
-
-fn forget_code() {
-    if let Err(error) = sys::limits::forget_code() {
-        tracing::debug!(%error, "code that ran once stays resident");
-    }
 }
 
 /// What is resident for no use.

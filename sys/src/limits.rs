@@ -126,42 +126,6 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Takes the pages of this program's code out of the process. They stay in the page cache while there is
-/// room, whoever runs into one gets it back with its neighbours, and what ran only once is not resident
-/// any more, nor hard to reclaim. For long-lived processes, after their start and after a burst.
-///
-/// # Errors
-/// `/proc` cannot be read; the errno of madvise(2).
-pub fn forget_code() -> Result<()> {
-    let path = Path::new("/proc/self/maps");
-    let maps = std::fs::read_to_string(path).map_err(|e| at("read", path, e))?;
-    let here = (forget_code as *const ()).addr();
-    let Some((begin, end)) = code_around(&maps, here) else {
-        return Ok(());
-    };
-    let address = std::ptr::with_exposed_provenance_mut(begin);
-    // SAFETY: the range is a mapping of a file that is executable and cannot be written: none of its
-    // pages is anything but the file's, and the kernel maps each again when it is needed.
-    let done = unsafe { libc::madvise(address, end - begin, libc::MADV_DONTNEED) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(op("madvise", std::io::Error::last_os_error()))
-    }
-}
-
-/// The mapping of code, and nothing but code, that an address is in.
-fn code_around(maps: &str, address: usize) -> Option<(usize, usize)> {
-    maps.lines().find_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        let (begin, end) = words.next()?.split_once('-')?;
-        let number = |text| usize::from_str_radix(text, 16).ok();
-        let (begin, end) = (number(begin)?, number(end)?);
-        let is_code = words.next() == Some("r-xp");
-        (is_code && (begin..end).contains(&address)).then_some((begin, end))
-    })
-}
-
 /// Gives the stack's pages below the caller back to the kernel: what deep calls left there is of no
 /// use to anybody. Does something on the main thread only; other stacks are small anyway.
 ///
@@ -306,23 +270,6 @@ mod tests {
     fn a_small_thread_reads_the_table_of_mounts() {
         let thread = spawn_small(|| crate::mount::info::load().map(|mounts| mounts.len()));
         assert!(thread.unwrap().join().unwrap().unwrap() > 0);
-    }
-
-    #[test]
-    fn code_that_was_forgotten_runs_on() {
-        let maps = "\
-55d0-55e0 r--p 00000000 fe:00 1 /a
-55e0-56e0 r-xp 00010000 fe:00 1 /a
-56e0-56f0 rw-p 00110000 fe:00 1 /a
-7000-8000 r-xp 00000000 00:00 0 [vdso]
-";
-        assert_eq!(code_around(maps, 0x55e8), Some((0x55e0, 0x56e0)));
-        for elsewhere in [0x55d0, 0x56e0, 0x6fff] {
-            assert_eq!(code_around(maps, elsewhere), None, "{elsewhere:x}");
-        }
-        forget_code().unwrap();
-        let real = std::fs::read_to_string("/proc/self/maps").unwrap();
-        assert!(code_around(&real, (forget_code as *const ()).addr()).is_some());
     }
 
     #[test]
