@@ -56,7 +56,7 @@ pub use self::rebuild::FoundTask;
 use self::db::{Db, Marks, Outlet, first_records};
 use self::flight::Flights;
 use self::gate::Gate;
-use self::kv::{Kv, Opened};
+use self::kv::{Kv, Opened, Source};
 use self::rebuild::{Found, Rebuilt};
 
 /// Whether a namespace may link a blob that only another one has brought.
@@ -274,7 +274,11 @@ async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<(Kv, Option<Str
         Ok((kv, Opened::Whole)) => return Ok((kv, None)),
         Ok((kv, Opened::Restored(restored))) => {
             restored.tell();
-            let mut damage = format!("{}; its journal has them", restored.cause);
+            let whole = match restored.from {
+                Source::File => "the store's file",
+                Source::Journal => "its journal",
+            };
+            let mut damage = format!("{}; {whole} has them", restored.cause);
             if let Some(rebuilt) = complete(&kv, &restored.cause, opts).await? {
                 damage = format!("{damage} but for {rebuilt}");
             }

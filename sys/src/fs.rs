@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, ResolveFlags};
 use types::Result;
 
 use crate::error::{at, op};
@@ -103,6 +103,21 @@ pub fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && !from.exists() => Ok(()),
         Err(e) => Err(at("copy", from, e)),
     }
+}
+
+/// Makes a file of `bytes` whose room on the disk is there, not only promised.
+///
+/// # Errors
+/// The file exists or cannot be made; no room, or a file system that promises none (fallocate(2)).
+pub fn make_room(path: &Path, bytes: u64) -> Result<()> {
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    let file = made.map_err(|e| at("create", path, e))?;
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes)
+        .map_err(|e| at("allocate", path, e))
 }
 
 /// Bytes that the file system of `path` has left for this process.

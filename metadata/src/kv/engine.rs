@@ -115,6 +115,12 @@ pub(super) fn catch_up(
     Ok(last)
 }
 
+/// Makes durable what is in memory.
+pub(super) fn save(database: &Database) -> Result<()> {
+    let txn = database.begin_write().map_err(failure)?;
+    txn.commit().map_err(failure)
+}
+
 /// Sets or removes one key.
 pub(super) fn apply(
     table: &mut Table<'_, &'static [u8], &'static [u8]>,

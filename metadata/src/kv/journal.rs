@@ -145,11 +145,15 @@ impl Journal {
         })
     }
 
-    /// Goes on with a journal that is as `survey` says.
+    /// Goes on with a journal that is as `survey` says; half a frame at its end is cut off.
     pub(super) fn resume(store: &Path, survey: &Survey) -> Result<Self> {
         let path = Self::beside(store);
         let file = OpenOptions::new().write(true).open(&path);
         let file = file.map_err(|e| os("open", &path, e))?;
+        if survey.torn {
+            let cut = file.set_len(survey.len).and_then(|()| file.sync_all());
+            cut.map_err(|e| os("cut", &path, e))?;
+        }
         let room = file.metadata().map_err(|e| os("stat", &path, e))?.len();
         Ok(Self {
             path,

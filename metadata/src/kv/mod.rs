@@ -11,6 +11,7 @@
 
 mod engine;
 mod journal;
+mod reserve;
 mod restore;
 mod tx;
 mod watch;
@@ -18,17 +19,19 @@ mod writer;
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, TryLockError};
+use std::io::ErrorKind;
 use std::ops::{Bound, ControlFlow};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition, TableError};
-use types::{Error, Result};
+use types::{Code, Error, Result};
 
 use self::engine::{Engine, failure};
 use self::journal::Journal;
-pub(crate) use self::restore::Opened;
+use self::restore::Store;
+pub(crate) use self::restore::{Opened, Source};
 pub(crate) use self::tx::Tx;
 pub(crate) use self::watch::Watch;
 use self::writer::Writer;
@@ -96,8 +99,14 @@ impl Kv {
     /// damaged and `NotFound` when it is not there; I/O.
     pub(crate) fn open(path: &Path) -> Result<(Self, Opened)> {
         let lock = lock(path)?;
-        let (engine, journal, opened) = restore::open(path)?;
-        Ok((Self::start(lock, engine, journal)?, opened))
+        let (store, opened) = match restore::open(path) {
+            // Nothing that it leaves half done stands in the way of the next.
+            Err(error) if error.is(Code::ResourceExhausted) && reserve::give(path)? => {
+                restore::open(path)?
+            }
+            opened => opened?,
+        };
+        Ok((Self::start(lock, store)?, opened))
     }
 
     /// Makes a store of these records at `path`; tells where what was there is kept.
@@ -106,13 +115,13 @@ impl Kv {
     /// `Unavailable` when another process (or handle) has it; I/O.
     pub(crate) fn make(path: &Path, records: &Records) -> Result<(Self, Option<PathBuf>)> {
         let lock = lock(path)?;
-        let (engine, journal, aside) = restore::make(path, records)?;
-        Ok((Self::start(lock, engine, journal)?, aside))
+        let (store, aside) = restore::make(path, records)?;
+        Ok((Self::start(lock, store)?, aside))
     }
 
-    fn start(lock: File, engine: Engine, journal: Journal) -> Result<Self> {
-        let engine = Arc::new(engine);
-        let writer = Writer::start(Arc::clone(&engine), journal)?;
+    fn start(lock: File, store: Store) -> Result<Self> {
+        let engine = Arc::new(store.engine);
+        let writer = Writer::start(Arc::clone(&engine), store.journal, store.is_behind)?;
         Ok(Self(Arc::new(Open {
             writer,
             engine,
@@ -270,6 +279,10 @@ fn sync_parent(path: &Path) -> Result<()> {
 }
 
 fn os(operation: &str, path: &Path, error: std::io::Error) -> Error {
+    if error.kind() == ErrorKind::StorageFull {
+        let what = format_args!("{operation} {}: no space left on device", path.display());
+        return Error::resource_exhausted(what).with_source(error);
+    }
     Error::os(format_args!("{operation} {}", path.display()), error)
 }
 

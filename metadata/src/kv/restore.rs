@@ -4,9 +4,10 @@
 //! its journal is: whoever is killed anywhere in here begins again with nothing lost.
 //!
 //! ```text
-//! whole, journal at the same commit or newer ---------------> the file gets what it lacks; go on with both
-//! whole, journal older, ending in half a frame, or none ----> the same, and make the journal anew
-//! whole, journal damaged -----------------------------------> the same; keep it aside, and say so
+//! whole, journal at the same commit or newer ---------------> what the file lacks is read; go on with both
+//! whole, journal ending in half a frame --------------------> the same, and cut that off
+//! whole, journal older, or none ----------------------------> make the journal anew
+//! whole, journal damaged -----------------------------------> the file gets the rest; keep it aside, say so
 //! whole, but older than the journal's base --.
 //! damaged, or gone ---------------------------+-> journal? keep the file aside, write it anew
 //!                                                 none? the caller's turn
@@ -32,16 +33,35 @@ use super::{
 pub(crate) enum Opened {
     /// It was there, and whole.
     Whole,
-    /// It was written anew from its journal.
+    /// Something was damaged: the last changes may be lost.
     Restored(Restored),
+}
+
+/// An open store.
+pub(super) struct Store {
+    pub(super) engine: Engine,
+    pub(super) journal: Journal,
+    /// The file lacks commits: they are in memory, and in the journal.
+    pub(super) is_behind: bool,
+}
+
+/// Which of the two copies was whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The file.
+    File,
+    /// The journal, as far as it can be read.
+    Journal,
 }
 
 /// What a store was restored from, and why.
 #[derive(Debug)]
 pub(crate) struct Restored {
-    /// What was wrong with the file.
+    /// What was wrong with the other copy.
     pub(crate) cause: Error,
-    /// Where the file is kept, if there was one.
+    /// What the records are from.
+    pub(crate) from: Source,
+    /// Where the damaged one is kept, if it was there.
     pub(crate) aside: Option<PathBuf>,
     /// When the journal was last written.
     pub(crate) written_at: Option<SystemTime>,
@@ -55,28 +75,31 @@ impl Restored {
         let kept = self.aside.as_ref().map_or_else(String::new, |path| {
             format!(" (the damaged file is kept as {})", path.display())
         });
-        tracing::warn!(
-            "metadata was restored from its journal: {}{kept}",
-            self.cause
-        );
+        match self.from {
+            Source::File => tracing::warn!("metadata has a new journal: {}{kept}", self.cause),
+            Source::Journal => tracing::warn!(
+                "metadata was restored from its journal: {}{kept}",
+                self.cause
+            ),
+        }
         let written = self.written_at.and_then(|at| {
             let at = OffsetDateTime::from(at);
             at.format(&Rfc3339).ok()
         });
         let written = written.as_deref().unwrap_or("an unknown time");
-        let damaged = if self.torn {
+        let damaged = if self.torn && self.from == Source::Journal {
             ", where the journal is damaged as well"
         } else {
             ""
         };
         tracing::warn!(
-            "its last change is of {written}{damaged}: later ones are lost, if there were any"
+            "the journal's last change is of {written}{damaged}: later ones are lost, if there were any"
         );
     }
 }
 
-/// Opens the store at `path`; its lock is held.
-pub(super) fn open(path: &Path) -> Result<(Engine, Journal, Opened)> {
+/// Opens the store at `path`; its lock is held. Where nothing is damaged this needs no room on the disk.
+pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
     if !path.try_exists().map_err(|e| os("stat", path, e))? {
         let gone = Error::not_found(format_args!("metadata {}", path.display()));
         return restore(path, gone);
@@ -95,8 +118,7 @@ pub(super) fn open(path: &Path) -> Result<(Engine, Journal, Opened)> {
             "metadata has no journal: commits that {} lacks are lost, if there were any",
             path.display()
         );
-        let journal = anew(path, &engine)?;
-        return Ok((engine, journal, Opened::Whole));
+        return Ok((Store::anew(path, engine)?, Opened::Whole));
     };
     if found.first > commit {
         drop(engine);
@@ -104,9 +126,10 @@ pub(super) fn open(path: &Path) -> Result<(Engine, Journal, Opened)> {
         let what = format!("{} is {lost} commits behind its journal", path.display());
         return restore(path, Error::data_loss(what));
     }
-    if found.last > commit {
-        engine
-            .with(|database| engine::catch_up(database, path, u64::MAX, Durability::Immediate))?;
+    let is_behind = found.last > commit;
+    if is_behind {
+        // In memory: whoever was killed on a full disk starts on it.
+        engine.with(|database| engine::catch_up(database, path, u64::MAX, Durability::None))?;
         tracing::info!(
             commits = found.last - commit,
             "metadata got its last commits from its journal"
@@ -115,39 +138,60 @@ pub(super) fn open(path: &Path) -> Result<(Engine, Journal, Opened)> {
     if found.damaged {
         return go_on_without(path, engine);
     }
-    let journal = if found.torn || found.last < commit {
-        anew(path, &engine)?
-    } else {
-        Journal::resume(path, &found)?
+    if found.last < commit {
+        tracing::info!(
+            commits = commit - found.last,
+            "metadata went on without its journal"
+        );
+        return Ok((Store::anew(path, engine)?, Opened::Whole));
+    }
+    let journal = Journal::resume(path, &found)?;
+    let store = Store {
+        engine,
+        journal,
+        is_behind,
     };
-    Ok((engine, journal, Opened::Whole))
+    Ok((store, Opened::Whole))
 }
 
 /// Keeps a damaged journal aside. It may have had commits that the store's file lacks.
-fn go_on_without(path: &Path, engine: Engine) -> Result<(Engine, Journal, Opened)> {
+fn go_on_without(path: &Path, engine: Engine) -> Result<(Store, Opened)> {
+    engine.with(engine::save)?;
     let journal = Journal::beside(path);
     let written = journal.metadata().and_then(|found| found.modified());
     let aside = sys::damage::keep_aside(&journal)?;
-    let made = anew(path, &engine)?;
+    let store = Store::anew(path, engine)?;
     let restored = Restored {
         cause: Error::data_loss(format_args!("{} is damaged", journal.display())),
+        from: Source::File,
         aside,
         written_at: written.ok(),
         torn: true,
     };
-    Ok((engine, made, Opened::Restored(restored)))
+    Ok((store, Opened::Restored(restored)))
+}
+
+impl Store {
+    /// With a new journal of what the engine's file has.
+    fn anew(path: &Path, engine: Engine) -> Result<Self> {
+        let (snapshot, commit) = engine.with(|db| Ok((Snapshot::open(db)?, number(db)?)))?;
+        Ok(Self {
+            journal: Journal::make(path, &snapshot, commit)?,
+            engine,
+            is_behind: false,
+        })
+    }
 }
 
 /// Makes a store of these records at `path`, and tells where what was there is kept.
-pub(super) fn make(path: &Path, records: &Records) -> Result<(Engine, Journal, Option<PathBuf>)> {
+pub(super) fn make(path: &Path, records: &Records) -> Result<(Store, Option<PathBuf>)> {
     let aside = write(path, records, 0)?;
     let (engine, _) = Engine::open(path)?;
-    let journal = anew(path, &engine)?;
-    Ok((engine, journal, aside))
+    Ok((Store::anew(path, engine)?, aside))
 }
 
 /// Writes the store anew from its journal, if it has one.
-fn restore(path: &Path, cause: Error) -> Result<(Engine, Journal, Opened)> {
+fn restore(path: &Path, cause: Error) -> Result<(Store, Opened)> {
     let Some(replay) = Journal::replay(path)? else {
         return Err(cause);
     };
@@ -161,26 +205,25 @@ fn restore(path: &Path, cause: Error) -> Result<(Engine, Journal, Opened)> {
     drop(records);
     let (engine, commit) = Engine::open(path)?;
     // A torn one cannot be gone on with.
-    let journal = match Journal::survey(path)? {
-        Some(found) if !found.torn && found.last == commit => Journal::resume(path, &found)?,
+    let store = match Journal::survey(path)? {
+        Some(found) if !found.torn && found.last == commit => Store {
+            journal: Journal::resume(path, &found)?,
+            engine,
+            is_behind: false,
+        },
         _ => {
             drop(sys::damage::keep_aside(&Journal::beside(path))?);
-            anew(path, &engine)?
+            Store::anew(path, engine)?
         }
     };
     let restored = Restored {
         cause,
+        from: Source::Journal,
         aside,
         written_at,
         torn,
     };
-    Ok((engine, journal, Opened::Restored(restored)))
-}
-
-/// The journal of what the store holds now.
-fn anew(path: &Path, engine: &Engine) -> Result<Journal> {
-    let (snapshot, commit) = engine.with(|db| Ok((Snapshot::open(db)?, number(db)?)))?;
-    Journal::make(path, &snapshot, commit)
+    Ok((store, Opened::Restored(restored)))
 }
 
 /// Writes a store under another name first: the real name is a complete store or nothing. What was

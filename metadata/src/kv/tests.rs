@@ -1,6 +1,8 @@
 //! Tests of module `kv`.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use proptest::prelude::*;
 use types::{Code, Error};
 
-use super::{Flow, Journal, Kv, Read, Records};
+use super::{Flow, Journal, Kv, Read, Records, files, journal_end, reserve};
 
 mod damage;
 
@@ -297,37 +299,98 @@ proptest! {
     }
 }
 
-#[tokio::test]
-async fn a_full_disk_is_named_and_the_store_works_again_when_there_is_room() {
-    let (root, _) = place();
+/// A file system of 16 MiB.
+fn small_disk(root: &Path) -> sys::mount::TempMount {
     let tmpfs = types::Mount {
         kind: "tmpfs".into(),
         source: "tmpfs".into(),
         options: vec!["size=16m".into()],
         ..types::Mount::default()
     };
-    let disk = sys::mount::TempMount::new(&[tmpfs], root.path()).unwrap();
-    let kv = open(&disk.path().join("meta.redb")).unwrap();
-    put(&kv, b"a", b"1").await;
-    let filler = disk.path().join("filler");
+    sys::mount::TempMount::new(&[tmpfs], root).unwrap()
+}
+
+/// Fills it to the last page, and tells with which file.
+fn fill(disk: &Path) -> PathBuf {
+    let filler = disk.join("filler");
     let full = std::fs::write(&filler, vec![0; 32 << 20]).unwrap_err();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    filler
+}
+
+/// Puts keys that begin with `b`, and tells how many until there was no room, and what was said then.
+async fn put_until_full(kv: &Kv) -> (u32, Error) {
     let mut answered = 0_u32;
-    let error = loop {
-        let result = kv
-            .write(move |tx| {
-                tx.put(
-                    [b"b", &answered.to_be_bytes()[..]].concat(),
-                    vec![7; 64 << 10],
-                );
-                Ok(())
-            })
-            .await;
-        match result {
+    loop {
+        let key = [b"b", &answered.to_be_bytes()[..]].concat();
+        let result = kv.write(move |tx| {
+            tx.put(key, vec![7; 64 << 10]);
+            Ok(())
+        });
+        match result.await {
             Ok(()) => answered += 1,
-            Err(error) => break error,
+            Err(error) => return (answered, error),
         }
-    };
+    }
+}
+
+/// What a daemon that was killed has left starts without a page of room, and can be read.
+#[tokio::test]
+async fn a_store_that_was_killed_opens_on_a_full_disk() {
+    let (root, _) = place();
+    let disk = small_disk(root.path());
+    let path = disk.path().join("killed/meta.redb");
+    let kv = open(&disk.path().join("meta.redb")).unwrap();
+    for n in 0..30_u8 {
+        put(&kv, &[n], &vec![n; 1000 * usize::from(n)]).await;
+    }
+    // With half a frame of the change that was on its way.
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    for (from, to) in files(&disk.path().join("meta.redb"))
+        .iter()
+        .zip(files(&path))
+    {
+        std::fs::copy(from, to).unwrap();
+    }
+    let journal = OpenOptions::new().write(true).open(Journal::beside(&path));
+    let journal = journal.unwrap();
+    journal
+        .write_all_at(&[7, 0, 0, 0, 1, 2, 3, 4, 9], journal_end(&path))
+        .unwrap();
+    reserve::keep(&path);
+    drop((kv, journal));
+    assert!(Journal::survey(&path).unwrap().unwrap().torn);
+    let filler = fill(disk.path());
+    let kv = open(&path).unwrap();
+    let all = dump(&kv.read().unwrap(), b"");
+    assert!(all.iter().map(|(key, _)| key[0]).eq(0..30));
+    let (_, error) = put_until_full(&kv).await;
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+    drop(kv);
+    std::fs::remove_file(filler).unwrap();
+    let kv = open(&path).unwrap();
+    put(&kv, b"c", b"3").await;
+    drop(kv);
+    let kv = open(&path).unwrap();
+    let all = dump(&kv.read().unwrap(), b"");
+    assert!(
+        all.iter()
+            .filter(|(key, _)| key.len() == 1)
+            .map(|(key, _)| key[0])
+            .eq((0..30).chain([b'c']))
+    );
+    drop(kv);
+    disk.unmount().unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_named_and_the_store_works_again_when_there_is_room() {
+    let (root, _) = place();
+    let disk = small_disk(root.path());
+    let kv = open(&disk.path().join("meta.redb")).unwrap();
+    put(&kv, b"a", b"1").await;
+    let filler = fill(disk.path());
+    let (answered, error) = put_until_full(&kv).await;
     assert!(error.is(Code::ResourceExhausted), "{error}");
     assert_eq!(
         kv.read().unwrap().get(b"a").unwrap().unwrap(),

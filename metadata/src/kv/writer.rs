@@ -24,7 +24,7 @@ use super::engine::apply;
 use super::journal::Journal;
 use super::tx::Done;
 use super::watch::{Watch, Watches};
-use super::{COMMIT, Engine, RECORDS, STORE, Snapshot, Tx, failure};
+use super::{COMMIT, Engine, RECORDS, STORE, Snapshot, Tx, failure, reserve};
 
 /// Most changes that share one commit: bounds what one of them waits for the others.
 const MAX_GROUP: usize = 256;
@@ -52,7 +52,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(engine: Arc<Engine>, journal: Journal) -> Result<Self> {
+    /// `is_behind` says that the store's file lacks commits that the engine has.
+    pub(super) fn start(engine: Arc<Engine>, journal: Journal, is_behind: bool) -> Result<Self> {
         let last = engine.with(super::number)?;
         let (queue, jobs) = channel();
         let commits = Arc::<AtomicU64>::default();
@@ -69,7 +70,7 @@ impl Writer {
                     last,
                     tried: last,
                     is_open: true,
-                    behind: 0,
+                    behind: is_behind.into(),
                     next_try: Instant::now(),
                 };
                 thread.serve(&jobs, &counted);
@@ -293,7 +294,10 @@ impl Thread<'_> {
             txn.commit().map_err(failure)
         });
         match saved {
-            Ok(()) => (self.last, self.behind) = (self.tried, 0),
+            Ok(()) => {
+                (self.last, self.behind) = (self.tried, 0);
+                reserve::keep(self.engine.path());
+            }
             Err(error) => {
                 tracing::warn!(%error, "metadata store's file stays behind its journal");
                 self.reopen();

@@ -3,7 +3,7 @@
 use types::Code;
 
 use super::{dump, open, place, put};
-use crate::kv::{Journal, Kv, Opened, Read as _, Records, beside};
+use crate::kv::{Journal, Kv, Opened, Read as _, Records, Source, beside};
 
 /// What may stand in a damaged file.
 fn damages(whole: &[u8]) -> Vec<Vec<u8>> {
@@ -57,7 +57,7 @@ async fn a_damaged_file_is_restored_from_its_journal_and_kept() {
         let Opened::Restored(restored) = opened else {
             panic!("{opened:?}");
         };
-        assert!(!restored.torn);
+        assert!(!restored.torn && restored.from == Source::Journal);
         assert_eq!(std::fs::read(restored.aside.unwrap()).unwrap(), damaged);
         assert_eq!(kv.read().unwrap().get(b"a").unwrap(), None);
         assert_eq!(kv.read().unwrap().get(b"b").unwrap().unwrap(), b"2");
@@ -198,6 +198,7 @@ async fn a_journal_that_is_damaged_is_made_anew_beside_a_store_that_is_whole() {
         let Opened::Restored(restored) = opened else {
             panic!("{opened:?}");
         };
+        assert_eq!(restored.from, Source::File);
         assert_eq!(std::fs::read(restored.aside.unwrap()).unwrap(), damaged);
         drop(kv);
         let replay = Journal::replay(&path).unwrap().unwrap();
