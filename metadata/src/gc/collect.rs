@@ -4,13 +4,15 @@
 //! record, a busy number or a held gate by then. A blob is looked up once more, alone in its digest's
 //! gate, before its file goes, and of a snapshot it is asked, alone in its gate, whether somebody has
 //! adopted it since. No gate is waited for and none is of more than one object: what takes long here
-//! holds up nobody but who wants that very object.
+//! holds up nobody but who wants that very object. A snapshotter that another program is may take as long
+//! as it likes: a run waits a moment for it, and what it then still has to do goes on beside later runs.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use ::snapshotters::Snapshotter;
 use futures::future::join_all;
-use types::{Code, Context as _, Digest, Errors, Filter, Result, SnapshotInfo};
+use types::{Code, Context as _, Digest, Error, Errors, Filter, Result, SnapshotInfo};
 
 use super::Stats;
 use super::sweep::Swept;
@@ -36,7 +38,7 @@ impl Swept {
             .snapshotters
             .iter()
             .filter(|(name, _)| marks.snapshotters.contains(*name))
-            .map(|(name, backend)| async move { (name, snapshots(metadata, name, backend).await) });
+            .map(|(name, backend)| async move { (name, patiently(metadata, name, backend).await) });
         for (name, result) in join_all(dirty).await {
             match result {
                 Ok(removed) => {
@@ -52,6 +54,26 @@ impl Swept {
         marks
             .snapshotters
             .retain(|name| metadata.0.snapshotters.contains_key(name));
+    }
+}
+
+/// How long a run, and all who wait for it, wait for another program's snapshots.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+
+/// [`snapshots`], for no longer than [`PATIENCE`] where it is another program that removes them.
+async fn patiently(metadata: &Metadata, name: &str, backend: &Backend) -> Result<u64> {
+    if !backend.snapshotter.is_remote() {
+        return snapshots(metadata, name, backend).await;
+    }
+    let (metadata, name) = (metadata.clone(), name.to_owned());
+    let work = tokio::spawn(async move {
+        let backend = metadata.0.snapshotters.get(&name);
+        let backend = backend.ok_or_else(|| Error::not_found(&name))?;
+        snapshots(&metadata, &name, backend).await
+    });
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(done) => done.map_err(Error::internal)?,
+        Err(_) => Err(Error::unavailable("it is still at work")),
     }
 }
 
@@ -147,6 +169,9 @@ fn is_named(tx: &dyn Read, digest: &Digest) -> Result<bool> {
 
 /// Removes snapshots without a record, children before parents, and returns how many.
 async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result<u64> {
+    let Ok(_one_at_a_time) = backend.collecting.try_lock() else {
+        return Err(Error::unavailable("an earlier collection is still at work"));
+    };
     let mut errors = Errors::default();
     let mut removed = 0;
     let adoptions = backend.adoptions();
@@ -168,7 +193,8 @@ async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result
             continue;
         };
         if !adoptions.has(info.name.as_str()) {
-            removed += u64::from(remove(backend.snapshotter.as_ref(), &info, &mut errors).await);
+            let gone = remove(backend.snapshotter.as_ref(), &info, &mut errors);
+            removed += u64::from(gone.await?);
         }
     }
     drop(adoptions);
@@ -176,15 +202,24 @@ async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result
     errors.into_result().map(|()| removed)
 }
 
-async fn remove(backend: &dyn Snapshotter, info: &SnapshotInfo, errors: &mut Errors) -> bool {
+/// True when it is gone now.
+///
+/// # Errors
+/// Nobody answers: the next would wait as long for nothing.
+async fn remove(
+    backend: &dyn Snapshotter,
+    info: &SnapshotInfo,
+    errors: &mut Errors,
+) -> Result<bool> {
     match backend.remove(&info.name).await {
-        Ok(()) => true,
+        Ok(()) => Ok(true),
+        Err(error) if error.is(Code::DeadlineExceeded) || error.is(Code::Unavailable) => Err(error),
         // A child was made meanwhile: it goes with it next time, or it keeps it.
         Err(error) if error.is(Code::FailedPrecondition) => {
             tracing::warn!(key = %info.name, %error, "snapshot stays");
-            false
+            Ok(false)
         }
-        gone => errors.note(gone.absent_ok()).flatten().is_some(),
+        gone => Ok(errors.note(gone.absent_ok()).flatten().is_some()),
     }
 }
 

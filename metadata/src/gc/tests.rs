@@ -15,6 +15,7 @@ mod model;
 mod mounts;
 mod naive;
 mod patient;
+mod proxies;
 mod steps;
 mod streams;
 

@@ -45,6 +45,8 @@ pub(crate) struct Backend {
     pub(crate) adopting: Gate,
     /// What was adopted during a collection; `None` while there is none.
     adopted: Mutex<Option<HashSet<String>>>,
+    /// Held by who collects here.
+    pub(crate) collecting: tokio::sync::Mutex<()>,
 }
 
 impl Backend {
@@ -55,6 +57,7 @@ impl Backend {
             naming: Gate::default(),
             adopting: Gate::default(),
             adopted: Mutex::default(),
+            collecting: tokio::sync::Mutex::default(),
         }
     }
 
