@@ -39,8 +39,9 @@ const MAX_FRAME: usize = 1 << 30;
 /// A journal is made anew when its changes outgrow its base by this factor, and this many bytes.
 const OUTGROWN: u64 = 2;
 const SMALL: u64 = 4 << 20;
-/// Room that is made at a time: that of some hundred changes.
-const ROOM: usize = 256 << 10;
+/// Room that is made at a time: that of some hundred changes. The flush that follows is a slow one, for
+/// the file has grown.
+const ROOM: usize = 1 << 20;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +132,7 @@ impl Journal {
         })?;
         put(&mut file, &part)?;
         put(&mut file, &frame(Kind::BaseEnd, commit))?;
-        file.write_all(&[0; ROOM]).map_err(at)?;
+        file.write_all(&vec![0; ROOM]).map_err(at)?;
         let file = file.into_inner().map_err(|e| at(e.into_error()))?;
         file.sync_data().map_err(at)?;
         std::fs::rename(&draft, &path).map_err(|e| os("rename", &draft, e))?;
@@ -304,7 +305,7 @@ fn write(file: &File, frame: &Encoder, at: u64, room: &mut u64) -> std::io::Resu
     let bytes = bytes(frame)?;
     let end = at + (bytes.len() + HEAD) as u64;
     while end > *room {
-        file.write_all_at(&[0; ROOM], *room)?;
+        file.write_all_at(&vec![0; ROOM], *room)?;
         *room += ROOM as u64;
     }
     file.write_all_at(&bytes, at)?;
