@@ -37,8 +37,9 @@ impl Lock {
         match handle.try_lock() {
             Ok(()) => Ok(Self { _held: handle }),
             Err(TryLockError::WouldBlock) => Err(Error::failed_precondition(format_args!(
-                "{} is in use by another containerd",
-                directory.display()
+                "{} is in use by another containerd{}",
+                directory.display(),
+                sys::lock::holder(&handle)
             ))),
             Err(TryLockError::Error(error)) => Err(at("lock", error)),
         }
@@ -73,9 +74,10 @@ mod tests {
         let error = Lock::take(&root, ROOT_MODE).unwrap_err();
         assert_eq!(error.code(), Code::FailedPrecondition);
         assert!(
-            error
-                .to_string()
-                .contains("is in use by another containerd"),
+            error.to_string().contains(&format!(
+                "is in use by another containerd, process {} (",
+                std::process::id()
+            )),
             "{error}"
         );
         drop(first);

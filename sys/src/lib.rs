@@ -17,6 +17,7 @@ mod error;
 pub mod fifo;
 pub mod fs;
 pub mod limits;
+pub mod lock;
 pub mod loopdev;
 pub mod mount;
 pub mod pidfd;

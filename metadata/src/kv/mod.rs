@@ -256,8 +256,9 @@ fn lock(path: &Path) -> Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::unavailable(format_args!(
-            "metadata {} is in use by another daemon: stop it or choose another root",
-            path.display()
+            "metadata {} is in use by another daemon{}: stop it or choose another root",
+            path.display(),
+            sys::lock::holder(&file)
         ))),
         Err(TryLockError::Error(e)) => Err(os("lock", &path, e)),
     }

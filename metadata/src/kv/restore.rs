@@ -6,8 +6,8 @@
 //! ```text
 //! whole, journal at the same commit or newer ---------------> what the file lacks is read; go on with both
 //! whole, journal ending in half a frame --------------------> the same, and cut that off
-//! whole, journal older, or none ----------------------------> make the journal anew
-//! whole, journal damaged -----------------------------------> the file gets the rest; keep it aside, say so
+//! whole, journal older -------------------------------------> make the journal anew
+//! whole, journal damaged or gone ---------------------------> the file gets the rest; keep it aside, say so
 //! whole, but older than the journal's base --.
 //! damaged, or gone ---------------------------+-> journal? keep the file aside, write it anew
 //!                                                 none? the caller's turn
@@ -109,16 +109,8 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
         Err(error) if error.is(Code::DataLoss) => return restore(path, error),
         Err(error) => return Err(error),
     };
-    let beside = Journal::beside(path);
     let Some(found) = Journal::survey(path)? else {
-        if beside.try_exists().map_err(|e| os("stat", &beside, e))? {
-            return go_on_without(path, engine);
-        }
-        tracing::warn!(
-            "metadata has no journal: commits that {} lacks are lost, if there were any",
-            path.display()
-        );
-        return Ok((Store::anew(path, engine)?, Opened::Whole));
+        return go_on_without(path, engine);
     };
     if found.first > commit {
         drop(engine);
@@ -145,6 +137,12 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
         );
         return Ok((Store::anew(path, engine)?, Opened::Whole));
     }
+    if found.torn {
+        tracing::warn!(
+            "the journal of {} ends in half a change: nobody was told that it is done, or it is lost",
+            path.display()
+        );
+    }
     let journal = Journal::resume(path, &found)?;
     let store = Store {
         engine,
@@ -154,15 +152,20 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
     Ok((store, Opened::Whole))
 }
 
-/// Keeps a damaged journal aside. It may have had commits that the store's file lacks.
+/// Keeps a damaged journal aside, if it is there. It may have had commits that the store's file lacks.
 fn go_on_without(path: &Path, engine: Engine) -> Result<(Store, Opened)> {
     engine.with(engine::save)?;
     let journal = Journal::beside(path);
     let written = journal.metadata().and_then(|found| found.modified());
     let aside = sys::damage::keep_aside(&journal)?;
     let store = Store::anew(path, engine)?;
+    let what = if aside.is_some() {
+        "is damaged"
+    } else {
+        "is gone"
+    };
     let restored = Restored {
-        cause: Error::data_loss(format_args!("{} is damaged", journal.display())),
+        cause: Error::data_loss(format_args!("{} {what}", journal.display())),
         from: Source::File,
         aside,
         written_at: written.ok(),

@@ -209,6 +209,21 @@ async fn a_journal_that_is_damaged_is_made_anew_beside_a_store_that_is_whole() {
     }
 }
 
+#[tokio::test]
+async fn a_journal_that_is_gone_is_told() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    drop(kv);
+    std::fs::remove_file(Journal::beside(&path)).unwrap();
+    let (_, opened) = Kv::open(&path).unwrap();
+    let Opened::Restored(restored) = opened else {
+        panic!("{opened:?}");
+    };
+    assert_eq!((restored.from, restored.aside), (Source::File, None));
+    assert!(restored.cause.to_string().contains("is gone"));
+}
+
 /// Random damage of the file: whatever is hit, all that was answered is there, or the file is whole.
 #[tokio::test]
 async fn whatever_is_damaged_nothing_that_was_answered_is_lost() {
