@@ -1,6 +1,8 @@
 //! Layers through a content store onto real mounts.
 
 use super::*;
+use content::Blob;
+
 use crate::UNSUSPECTED;
 use crate::compression::Encoder;
 use crate::tar::Kind;
@@ -156,9 +158,11 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
     for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
         let run = |digest: Digest| {
             let job = Job {
-                blob: Arc::new(Liar(packed(compression, &sample()))),
-                abandoned: Arc::default(),
-                handle: Handle::current(),
+                from: Incoming {
+                    blob: Arc::new(Liar(packed(compression, &sample()))),
+                    handle: Handle::current(),
+                    stop: Stop::default(),
+                },
                 digest,
                 limits: Limits::default(),
                 igzip: None,
@@ -182,7 +186,7 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
 
 /// A blob of zeroes without end: an archive that is over at once, and then much to read.
 #[derive(Debug)]
-struct Endless(Arc<AtomicBool>);
+struct Endless(Stop);
 
 #[async_trait]
 impl Blob for Endless {
@@ -193,7 +197,7 @@ impl Blob for Endless {
     async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         if offset > 8 * CHUNK as u64 {
             // The caller goes away.
-            drop(Abandon(Arc::clone(&self.0)));
+            drop(self.0.guard());
         }
         Ok(vec![0; len].into())
     }
@@ -202,11 +206,13 @@ impl Blob for Endless {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abandoned_apply_ends() {
     let temp = tempfile::tempdir().unwrap();
-    let abandoned = Arc::new(AtomicBool::new(false));
+    let stop = Stop::default();
     let job = Job {
-        blob: Arc::new(Endless(Arc::clone(&abandoned))),
-        abandoned,
-        handle: Handle::current(),
+        from: Incoming {
+            blob: Arc::new(Endless(stop.clone())),
+            handle: Handle::current(),
+            stop,
+        },
         digest: Hasher::digest(b"").unwrap(),
         limits: Limits::default(),
         igzip: None,

@@ -27,6 +27,7 @@ use types::{Error, Result, UNSETTLED_LAYER};
 use crate::lower::Lowers;
 use crate::root::{MAX_NAME, Root, components, entry_error};
 use crate::tar::{Entry, Kind, Reader};
+use crate::work::Stop;
 use attributes::Attributes;
 pub(crate) use attributes::{Xattrs, list as list_xattrs};
 use node::Room;
@@ -109,6 +110,8 @@ pub struct TreeOpts {
     pub limits: Limits,
     /// Leave device nodes out (a user namespace cannot make them).
     pub skip_devices: bool,
+    /// Told when nobody waits for it any more.
+    pub stop: Stop,
 }
 
 /// Extracts the archive in `stream` below `root`, and reads `stream` to its end.
