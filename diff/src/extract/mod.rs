@@ -8,6 +8,7 @@
 //! writes through it; directories get their times last. Called by the applier and by fuzz targets.
 
 mod attributes;
+mod copy;
 mod node;
 mod parents;
 mod prune;
@@ -168,6 +169,7 @@ struct Tree<'a> {
     attributes: Attributes,
     skip_devices: bool,
     room: Room,
+    stop: Stop,
     /// Hashes of (directory inode, name) of what this archive wrote: deletions spare it.
     written: Seen,
     /// Inodes of directories that were emptied before: what they hold now is this archive's.
@@ -207,6 +209,7 @@ impl<'a> Tree<'a> {
             attributes: Attributes::of_process(),
             skip_devices: opts.skip_devices,
             room: Room::new(opts.limits.stored),
+            stop: opts.stop.clone(),
             written: Seen::default(),
             emptied: HashSet::new(),
             hasher: RandomState::new(),
