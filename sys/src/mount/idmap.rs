@@ -9,17 +9,29 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use types::{Error, Result};
 
+use super::attr::Attributes;
 use super::options::Options;
+use super::place::Place;
 use super::{attr, detach, overlay};
 use crate::error::at;
 use crate::fs::fd_path;
 
-/// Replaces the mount at `target` by one with the ids of `user`: a mount that is attached takes none.
-pub(super) fn remap(target: &Path, user: &OwnedFd) -> Result<()> {
-    let tree = attr::copy_tree(target, false)?;
+/// Mounts a file system with the ids of `user`. A mount that is attached takes none: it gets them before.
+pub(super) fn mount(
+    source: &Path,
+    place: &Place<'_>,
+    kind: &str,
+    options: &Options,
+    user: &OwnedFd,
+) -> Result<OwnedFd> {
+    let tree = attr::file_system(source, kind, options.flags, &options.data)?;
+    let own = Attributes::of(options.flags);
+    if !own.is_empty() {
+        attr::change(&tree, own, false)?;
+    }
     attr::map_ids(&tree, user.as_fd(), false)?;
-    detach(target)?;
-    attr::attach(tree.as_fd(), target)
+    attr::attach(tree.as_fd(), place.path())?;
+    Ok(tree)
 }
 
 /// Mounts an overlay over lower directories with the ids of `user`.
@@ -183,15 +195,30 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_of_its_own_is_mapped_once() {
-        let (_dir, paths) = dirs(&["to"]);
-        let tmpfs = one("tmpfs", Path::new("tmpfs"), &["size=1m"]);
-        mount(&tmpfs, &paths[0]).unwrap();
-        assert_eq!(owner(&paths[0]), (100_000, 200_000));
-        let real = paths[0].canonicalize().unwrap();
-        let there = info::load().unwrap().into_iter();
-        assert_eq!(there.filter(|m| m.mount_point == real).count(), 1);
-        unmount_all(&paths[0]).unwrap();
+    fn a_file_system_of_its_own_is_mapped_once_also_at_a_sub_path() {
+        let (_dir, paths) = dirs(&["to", "to/sub"]);
+        for (sub, at) in [("sub", &paths[1]), ("", &paths[0])] {
+            let options = ["size=1m", "ro", "nosuid", "mode=0750"];
+            let mut tmpfs = one("tmpfs", Path::new("a source"), &options);
+            tmpfs.target = sub.into();
+            mount(&tmpfs, &paths[0]).unwrap();
+            assert_eq!(owner(at), (100_000, 200_000));
+            let mode = std::fs::metadata(at).unwrap().mode();
+            assert_eq!(mode & 0o7777, 0o750);
+            let real = at.canonicalize().unwrap();
+            let mut there = info::load().unwrap();
+            there.retain(|m| m.mount_point == real);
+            assert_eq!(there.len(), 1);
+            let found = &there[0];
+            assert_eq!(found.source, "a source");
+            assert!(found.options.starts_with("ro,nosuid"), "{found:?}");
+            for part in ["ro", "size=1024k"] {
+                let all = &found.super_options;
+                assert!(all.split(',').any(|option| option == part), "{all}");
+            }
+            unmount_all(at).unwrap();
+            assert_eq!(owner(at), (0, 0));
+        }
     }
 
     fn overlay_over(lowers: &[PathBuf], upper: &Path, work: &Path) -> Mount {
