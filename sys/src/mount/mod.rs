@@ -4,6 +4,7 @@
 //! made. A mount's sub path is resolved inside the target (a link planted there cannot lead out) and
 //! mounted through a descriptor. Calls block; `unmount` may wait seconds for a busy file system.
 
+mod attached;
 mod attr;
 mod bind;
 mod fuse;
