@@ -31,6 +31,7 @@ use crate::root::Root;
 use crate::stream::{CHUNK, Chunk, Pool, Sender, pipe};
 use crate::tar::stream_error;
 use crate::work::{self, Rooms, Stop};
+use crate::zstd_frames::{Large, Windows};
 use crate::{Applier, ApplyOpts, external};
 use blob::{BlobReader, Incoming};
 use place::{Place, in_user_namespace, place};
@@ -115,6 +116,8 @@ impl Applier for Walking {
         let handle = Handle::current();
         let job = Job {
             from: Incoming { blob, handle, stop },
+            follows,
+            rooms: self.rooms.clone(),
             digest: layer.digest.clone(),
             limits: self.limits,
             igzip: self.igzip.clone(),
@@ -135,6 +138,9 @@ impl Applier for Walking {
 /// One apply.
 struct Job {
     from: Incoming,
+    /// It comes in.
+    follows: bool,
+    rooms: Rooms,
     digest: Digest,
     limits: Limits,
     igzip: Option<PathBuf>,
@@ -283,8 +289,23 @@ impl Job {
             })?;
             return Ok(wanted);
         }
-        let mut stream = decoder(&mut *blob).map_err(decode_error)?;
+        let windows = Windows {
+            most: self.limits.window,
+            large: self.large_windows(),
+        };
+        let mut stream = decoder(&mut *blob, windows).map_err(decode_error)?;
         self.pump(&mut stream, to)
+    }
+
+    fn large_windows(&self) -> Large {
+        if self.follows {
+            return Large::Refused;
+        }
+        Large::InTurn {
+            rooms: self.rooms.clone(),
+            handle: self.from.handle.clone(),
+            stop: self.from.stop.clone(),
+        }
     }
 
     /// Passes the stream on in chunks; false when nobody wants the rest.

@@ -18,6 +18,7 @@ mod tar;
 #[cfg(test)]
 mod testing;
 mod work;
+mod zstd_frames;
 
 use std::fmt;
 use std::sync::Arc;

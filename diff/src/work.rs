@@ -9,12 +9,11 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use types::{Error, Result};
 
-/// Layers unpacked at a time, however many images there are: each has buffers and a window.
-const APPLIES: usize = 16;
-/// The same of layers that come in: those wait for the net, and must not keep others waiting.
-const FOLLOWING: usize = 16;
-/// Comparisons at a time.
-const COMPARISONS: usize = 8;
+/// Layers unpacked at a time, for each processor and in all, however many images there are: each has
+/// buffers and a window. Those that come in are counted for themselves: they wait for the net, and must
+/// not keep others waiting. Comparisons have as many.
+const EACH: usize = 2;
+const ALL: std::ops::RangeInclusive<usize> = 4..=16;
 
 /// Room for layers in work, shared by the clones of a differ.
 #[derive(Clone, Debug)]
@@ -22,15 +21,20 @@ pub(crate) struct Rooms {
     applies: Arc<Semaphore>,
     pub(crate) following: Arc<Semaphore>,
     comparisons: Arc<Semaphore>,
+    /// Of decoders with a large window there is one.
+    windows: Arc<Semaphore>,
 }
 
 impl Default for Rooms {
     fn default() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let count = (cpus * EACH).clamp(*ALL.start(), *ALL.end());
         let room = |count| Arc::new(Semaphore::new(count));
         Self {
-            applies: room(APPLIES),
-            following: room(FOLLOWING),
-            comparisons: room(COMPARISONS),
+            applies: room(count),
+            following: room(count),
+            comparisons: room(count),
+            windows: room(1),
         }
     }
 }
@@ -55,6 +59,18 @@ impl Rooms {
     /// None: it waits.
     pub(crate) async fn compare(&self) -> Result<OwnedSemaphorePermit> {
         take(&self.comparisons).await
+    }
+
+    /// The turn of a decoder with a large window.
+    ///
+    /// # Errors
+    /// `Cancelled` when nobody waits for it any more.
+    pub(crate) async fn large_window(&self, stop: &Stop) -> Result<OwnedSemaphorePermit> {
+        tokio::select! {
+            biased;
+            () = stop.told() => Err(stop.error()),
+            turn = take(&self.windows) => turn,
+        }
     }
 }
 
@@ -112,9 +128,15 @@ impl Stop {
     /// An error when it was told.
     pub(crate) fn check(&self) -> Result<()> {
         if *self.0.borrow() {
-            return Err(Error::cancelled("apply was abandoned"));
+            return Err(self.error());
         }
         Ok(())
+    }
+
+    /// What work ends with that was told.
+    #[expect(clippy::unused_self, reason = "its text is about this")]
+    pub(crate) fn error(&self) -> Error {
+        Error::cancelled("apply was abandoned")
     }
 
     /// Comes back when it is told.

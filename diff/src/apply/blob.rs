@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use content::{Blob, Hasher};
 use tokio::runtime::Handle;
-use types::{Error, Result};
+use types::Result;
 
 use crate::stream::CHUNK;
 use crate::work::Stop;
@@ -58,7 +58,7 @@ impl<'a> BlobReader<'a> {
         let unless_stopped = async |wait: Wait<'_>| {
             tokio::select! {
                 biased;
-                () = stop.told() => Err(Error::cancelled("apply was abandoned")),
+                () = stop.told() => Err(stop.error()),
                 done = wait => done,
             }
         };

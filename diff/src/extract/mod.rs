@@ -56,6 +56,8 @@ pub struct Limits {
     pub stored: u64,
     /// How many times the bytes of a compressed blob that data may have, beyond [`UNSUSPECTED`].
     pub ratio: u64,
+    /// Bytes of a window of zstd, which a decoder has in memory. One above 8 MiB at a time.
+    pub window: u64,
 }
 
 /// Data that no ratio is asked about: a disk has room for so much.
@@ -69,6 +71,7 @@ impl Default for Limits {
             paths: 256 << 20,
             stored: 1 << 40,
             ratio: 200,
+            window: 64 << 20,
         }
     }
 }
