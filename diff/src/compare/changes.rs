@@ -51,7 +51,7 @@ impl<'a, W: Write> Walk<'a, W> {
     pub(super) fn new(sources: &'a Sources, writer: Writer<W>, epoch: Option<Time>) -> Self {
         Self {
             sources,
-            layer: Layer::new(&sources.upper, writer, epoch),
+            layer: Layer::new(sources, writer, epoch),
         }
     }
 
@@ -137,7 +137,9 @@ impl<'a, W: Write> Walk<'a, W> {
             Some(lower) => stat(lower, name).map_err(fail)?,
             None => None,
         };
+        let lower = lower.map(|facts| sources.lower_ids.facts(facts));
         let upper = stat(&pair.upper, name).map_err(fail)?;
+        let upper = upper.map(|facts| sources.upper_ids.facts(facts));
         let upper = upper.filter(|upper| {
             let deleted = sources.opaque.is_some() && is_whiteout(upper);
             // Parity: sockets are not archived.
@@ -160,9 +162,7 @@ impl<'a, W: Write> Walk<'a, W> {
             stat: &upper,
         };
         let same = match (&lower, &pair.lower) {
-            (Some(old), Some(dir)) => {
-                same(dir, old, &node, sources.opaque.is_some()).map_err(fail)?
-            }
+            (Some(old), Some(dir)) => same(dir, old, &node, sources).map_err(fail)?,
             _ => false,
         };
         if same {
@@ -184,17 +184,19 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
-/// True when an entry is the same in both trees. `copied_up`: the newer one lies in an upper directory,
-/// so that something about it was touched and its contents are worth a look.
-fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, copied_up: bool) -> Result<bool, Errno> {
+/// True when an entry is the same in both trees.
+fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, sources: &Sources) -> Result<bool, Errno> {
     let stat = new.stat;
+    // The newer one lies in an upper directory: something about it was touched, and its contents are
+    // worth a look.
+    let copied_up = sources.opaque.is_some();
     if (old.st_mode, old.st_uid, old.st_gid, old.st_rdev)
         != (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev)
     {
         return Ok(false);
     }
     let kind = file_type(stat);
-    let xattrs = |dir: &OwnedFd| wanted_xattrs(&through_fd(dir, new.name));
+    let xattrs = |dir: &OwnedFd, ids| wanted_xattrs(&through_fd(dir, new.name), ids);
     if kind != FileType::Directory {
         if old.st_size != stat.st_size || old.st_mtime != stat.st_mtime {
             return Ok(false);
@@ -215,7 +217,7 @@ fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, copied_up: bool) -> Result<bo
             return Ok(false);
         }
     }
-    Ok(xattrs(dir)? == xattrs(new.dir)?)
+    Ok(xattrs(dir, &sources.lower_ids)? == xattrs(new.dir, &sources.upper_ids)?)
 }
 
 fn same_contents(dir: &OwnedFd, old: &Stat, new: &Node<'_>) -> Result<bool, Errno> {

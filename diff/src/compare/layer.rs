@@ -13,8 +13,10 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use types::{Error, Result};
 
+use super::ids::Ids;
+use super::sources::Sources;
 use crate::extract::{Xattrs, list_xattrs};
-use crate::root::{Root, entry_error, file_type, open_regular, through_fd};
+use crate::root::{entry_error, file_type, open_regular, through_fd};
 use crate::stream::CHUNK;
 use crate::tar::{Entry, Kind, Time, Writer, stream_error};
 
@@ -36,7 +38,7 @@ enum Linked {
 
 /// The archive of changes.
 pub(super) struct Layer<'a, W: Write> {
-    root: &'a Root,
+    sources: &'a Sources,
     writer: Writer<W>,
     epoch: Option<Time>,
     /// Directories that stand in the archive.
@@ -46,14 +48,14 @@ pub(super) struct Layer<'a, W: Write> {
 }
 
 /// The extended attributes that belong into a layer, sorted: the others are the host's or overlayfs'.
-pub(super) fn wanted_xattrs(path: &Path) -> Result<Xattrs, Errno> {
+pub(super) fn wanted_xattrs(path: &Path, ids: &Ids) -> Result<Xattrs, Errno> {
     let mut all = list_xattrs(path, false)?;
     all.retain(|(name, _)| {
         let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
         user || name == b"security.capability" || name.starts_with(b"system.posix_acl_")
     });
     all.sort();
-    Ok(all)
+    Ok(ids.attributes(all))
 }
 
 fn kind(stat: &Stat) -> Kind {
@@ -68,9 +70,9 @@ fn kind(stat: &Stat) -> Kind {
 }
 
 impl<'a, W: Write> Layer<'a, W> {
-    pub(super) fn new(root: &'a Root, writer: Writer<W>, epoch: Option<Time>) -> Self {
+    pub(super) fn new(sources: &'a Sources, writer: Writer<W>, epoch: Option<Time>) -> Self {
         Self {
-            root,
+            sources,
             writer,
             epoch,
             written: HashSet::new(),
@@ -230,7 +232,7 @@ impl<'a, W: Write> Layer<'a, W> {
             atime: None,
             major: rustix::fs::major(number),
             minor: rustix::fs::minor(number),
-            xattrs: wanted_xattrs(&through_fd(dir, name))?,
+            xattrs: wanted_xattrs(&through_fd(dir, name), &self.sources.upper_ids)?,
             sparse: None,
         })
     }
@@ -248,8 +250,9 @@ impl<'a, W: Write> Layer<'a, W> {
                 continue;
             }
             let fail = |e| entry_error("read", parent, e);
-            let dir = self.root.plain_directory(parent).map_err(fail)?;
+            let dir = self.sources.upper.plain_directory(parent).map_err(fail)?;
             let stat = rustix::fs::fstat(&dir).map_err(fail)?;
+            let stat = self.sources.upper_ids.facts(stat);
             let node = Node {
                 dir: &dir,
                 name: b".",

@@ -8,6 +8,7 @@
 //! and a failed compare leaves no ingest of its own.
 
 mod changes;
+mod ids;
 mod layer;
 mod sources;
 

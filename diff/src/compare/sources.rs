@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use sys::mount::TempMount;
 use types::{Error, Mount, Result};
 
+use super::ids::Ids;
 use crate::root::Root;
 
 /// Both trees.
@@ -16,6 +17,9 @@ pub(super) struct Sources {
     pub(super) lower: Option<Root>,
     /// The newer tree, or only what overlayfs has on top of the older one.
     pub(super) upper: Root,
+    /// Of what is in either, the ids that are the host's.
+    pub(super) lower_ids: Ids,
+    pub(super) upper_ids: Ids,
     /// Set when `upper` is an overlay's upper directory: the attribute of opaque directories.
     pub(super) opaque: Option<&'static str>,
     /// Kept until the end.
@@ -56,6 +60,8 @@ impl Sources {
         Ok(Self {
             lower: older,
             upper: newer,
+            lower_ids: Ids::of(lower)?,
+            upper_ids: Ids::of(upper)?,
             opaque,
             _mounts: mounts,
         })
@@ -66,6 +72,10 @@ impl Sources {
 fn readable(mounts: &[Mount]) -> Vec<Mount> {
     let one = |mount: &Mount| {
         let mut mount = mount.clone();
+        // As on the disk: the upper directory, which has the host's ids already, becomes a lower one.
+        let is_map =
+            |option: &String| option.starts_with("uidmap=") || option.starts_with("gidmap=");
+        mount.options.retain(|option| !is_map(option));
         if mount.kind != "overlay" {
             mount.options.retain(|option| option != "rw");
             if !mount.is_read_only() {
@@ -167,6 +177,8 @@ mod tests {
             "upperdir=/u",
             "lowerdir=/b:/a",
             "volatile",
+            "uidmap=0:1:1",
+            "gidmap=0:1:1",
         ])];
         assert_eq!(
             readable(&mounts)[0].options,
