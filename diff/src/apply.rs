@@ -151,16 +151,19 @@ struct Job {
 }
 
 impl Job {
-    fn apply(self, temporary: &Path, mounts: &[Mount]) -> Result<Descriptor> {
+    fn apply(mut self, temporary: &Path, mounts: &[Mount]) -> Result<Descriptor> {
         match place(mounts)? {
             Place::Here(path, target) => self.into_directory(&path, target),
             Place::Mounted => {
                 std::fs::create_dir_all(temporary)
                     .map_err(|e| Error::os(format_args!("mkdir {}", temporary.display()), e))?;
                 let mounted = TempMount::new(mounts, temporary)?;
-                let done = self.into_directory(mounted.path(), Target::Merged);
-                drop(mounted);
-                done
+                // The file system may go with the mount: what it cannot write is told to nobody else.
+                self.sync = true;
+                let done = self.into_directory(mounted.path(), Target::Merged)?;
+                // The next one to mount it must not find this one at work.
+                mounted.unmount()?;
+                Ok(done)
             }
         }
     }
@@ -370,6 +373,8 @@ fn join<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
         .unwrap_or_else(|_| Err(Error::internal("apply thread panicked")))
 }
 
+#[cfg(test)]
+mod mount_tests;
 #[cfg(test)]
 mod pool_tests;
 #[cfg(test)]

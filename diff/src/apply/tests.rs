@@ -327,47 +327,6 @@ async fn what_is_stored_is_limited_and_holes_are_not_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_mounts_go_through_a_temporary_mount_that_is_gone_after() {
-    let bench = Bench::new();
-    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| bench.dir(name));
-    std::fs::create_dir(lower.join("d")).unwrap();
-    std::fs::write(lower.join("d/old"), "").unwrap();
-    let tar = archive(&[
-        (entry(Kind::File, "d/.wh.old"), b""),
-        (entry(Kind::File, "d/new"), b"n"),
-    ]);
-    let layer = bench.stored(media_type::OCI_LAYER, tar).await;
-    let mount = |more: &str| {
-        let mut options = vec![
-            format!("workdir={}", work.display()),
-            format!("upperdir={}", upper.display()),
-            format!("lowerdir={}", lower.display()),
-        ];
-        if !more.is_empty() {
-            options.push(more.to_owned());
-        }
-        vec![Mount {
-            kind: "overlay".into(),
-            source: "overlay".into(),
-            target: String::new(),
-            options,
-        }]
-    };
-    bench.apply(&layer, &mount("metacopy=on")).await.unwrap();
-    let facts = std::fs::symlink_metadata(upper.join("d/old")).unwrap();
-    assert_eq!(facts.rdev(), 0);
-    assert!(upper.join("d/new").exists());
-    assert_eq!(
-        std::fs::read_dir(bench.temp.path().join("mounts"))
-            .unwrap()
-            .count(),
-        0
-    );
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains(bench.temp.path().to_str().unwrap()));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn layers_of_other_types_go_through_their_programs() {
     let bench = Bench::new();
     let tar = archive(&[(entry(Kind::File, "f"), b"text")]);

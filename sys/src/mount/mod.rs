@@ -212,7 +212,7 @@ pub fn detach(target: &Path) -> Result<()> {
 /// The errno.
 pub(crate) fn detach_mount(mount: impl AsFd) -> Result<()> {
     // The link of a descriptor leads to the mount itself; not followed, it is a link of procfs.
-    rustix::mount::unmount(fd_path(mount), UnmountFlags::DETACH).map_err(|e| op("unmount", e))
+    rustix::mount::unmount(fd_path(&mount), UnmountFlags::DETACH).map_err(|e| op("unmount", e))
 }
 
 /// [`detach`] that leaves the file system in use by the descriptor returned: the kernel writes it back
