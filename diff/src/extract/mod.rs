@@ -317,4 +317,6 @@ mod hostile;
 #[cfg(test)]
 mod naive;
 #[cfg(test)]
+mod sparse_tests;
+#[cfg(test)]
 mod tests;
