@@ -10,7 +10,7 @@
 mod blob;
 mod place;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use types::{
     Algorithm, Any, Context as _, Descriptor, Digest, Error, Labels, Mount, Result, media_type,
 };
 
-use crate::compression::{Compression, decode_error, decoder};
+use crate::compression::{Compression, begun, decode_error, decoder};
 use crate::extract::{Limits, Target, TreeOpts, apply_tar};
 use crate::mounts;
 use crate::processor::{self, Link, Processor};
@@ -272,7 +272,7 @@ impl Job {
         let mut wanted = true;
         let spawn = processor::spawn(next, &self.payloads)?;
         external::through(spawn, &next.0.path, blob, |stream| {
-            let mut stream = BufReader::with_capacity(CHUNK, stream);
+            let mut stream = begun(stream, CHUNK).map_err(stream_error)?;
             wanted = self.process(rest, &mut stream, to)?;
             Ok(wanted)
         })?;

@@ -3,7 +3,7 @@
 //! Invariant: the bytes decide, not the media type, among the compressions of the known layer types;
 //! a decoder's memory is bounded ([`Windows`]).
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, BufReader, Cursor, Read, Write};
 
 use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -76,7 +76,7 @@ impl Compression {
     /// # Errors
     /// I/O.
     pub(crate) fn of<R: BufRead + ?Sized>(blob: &mut R) -> std::io::Result<Self> {
-        // A short first buffer is a short blob: readers here fill theirs.
+        // A short first buffer is a short blob: readers here fill theirs, or are [`begun`].
         let head = blob.fill_buf()?;
         Ok(Self::detect(&head[..head.len().min(MAGIC)]))
     }
@@ -89,6 +89,19 @@ impl Compression {
             _ => Self::Plain,
         }
     }
+}
+
+/// A stream whose first buffer has what [`Compression::of`] wants to see, however little it gives at a
+/// time.
+///
+/// # Errors
+/// I/O of the first bytes.
+pub(crate) fn begun<R: Read>(mut stream: R, buffer: usize) -> std::io::Result<impl BufRead> {
+    let mut head = Vec::with_capacity(MAGIC);
+    let most = u64::try_from(MAGIC).unwrap_or(0);
+    stream.by_ref().take(most).read_to_end(&mut head)?;
+    let whole = Cursor::new(head).chain(stream);
+    Ok(BufReader::with_capacity(buffer, whole))
 }
 
 /// The uncompressed stream of `blob`.
@@ -196,6 +209,38 @@ mod tests {
             assert_eq!(decoded(&blob), [text.as_slice(), text].concat());
         }
         assert!(decoded(b"").is_empty());
+    }
+
+    /// Gives one byte at a time.
+    struct Drip<'a>(&'a [u8]);
+
+    impl Read for Drip<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let len = buffer.len().min(1);
+            self.0.read(&mut buffer[..len])
+        }
+    }
+
+    #[test]
+    fn the_bytes_decide_also_when_they_come_one_by_one() {
+        for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+            let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
+            encoder.write_all(b"text").unwrap();
+            let blob = encoder.finish().unwrap();
+            let mut stream = begun(Drip(&blob), 64).unwrap();
+            assert_eq!(Compression::of(&mut stream).unwrap(), compression);
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            assert_eq!(all, blob);
+        }
+        for short in [&b""[..], b"\x1f", b"abc"] {
+            let mut all = Vec::new();
+            begun(Drip(short), 64)
+                .unwrap()
+                .read_to_end(&mut all)
+                .unwrap();
+            assert_eq!(all, short);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use sys::mount::TempMount;
 use types::{Error, Mount, Result};
 
 use super::ids::Ids;
+use crate::mounts::{module_default, needs_kernel};
 use crate::root::Root;
 
 /// Both trees.
@@ -125,12 +126,7 @@ fn on_top(lower: &[Mount], upper: &[Mount]) -> Option<(PathBuf, &'static str)> {
     if below != layers || layers.contains('\\') || layers.contains("::") {
         return None;
     }
-    // Moved directories and data-less files would need the kernel's help.
-    let may_differ = |name: &str| match upper.option(name) {
-        Some(value) => !matches!(value, "off" | "nofollow" | "follow"),
-        None => module_default(name),
-    };
-    if may_differ("redirect_dir") || may_differ("metacopy") {
+    if needs_kernel(upper, module_default) {
         return None;
     }
     let userxattr = upper.options.iter().any(|option| option == "userxattr");
@@ -140,11 +136,6 @@ fn on_top(lower: &[Mount], upper: &[Mount]) -> Option<(PathBuf, &'static str)> {
         "trusted.overlay.opaque"
     };
     Some((directory.into(), opaque))
-}
-
-fn module_default(name: &str) -> bool {
-    std::fs::read_to_string(Path::new("/sys/module/overlay/parameters").join(name))
-        .is_ok_and(|value| value.trim() == "Y")
 }
 
 #[cfg(test)]
