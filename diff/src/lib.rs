@@ -13,6 +13,7 @@ mod mounts;
 mod processor;
 mod root;
 mod scan;
+mod seen;
 mod stream;
 mod tar;
 #[cfg(test)]

@@ -10,6 +10,7 @@
 mod changes;
 mod ids;
 mod layer;
+mod names;
 mod sources;
 
 use std::io::{BufWriter, Write};

@@ -12,11 +12,9 @@ mod copy;
 mod node;
 mod parents;
 mod prune;
-mod seen;
 mod times;
 mod whiteout;
 
-use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -27,13 +25,13 @@ use types::{Error, Result, UNSETTLED_LAYER};
 
 use crate::lower::Lowers;
 use crate::root::{MAX_NAME, Root, components, entry_error};
+use crate::seen::Seen;
 use crate::tar::{Entry, Kind, Reader};
 use crate::work::Stop;
 use attributes::Attributes;
 pub(crate) use attributes::{Xattrs, list as list_xattrs};
 use node::Room;
 use parents::{Directory, Parents};
-use seen::Seen;
 use times::Times;
 
 /// Name of the entry that makes its directory opaque.
@@ -175,8 +173,8 @@ struct Tree<'a> {
     stop: Stop,
     /// Hashes of (directory inode, name) of what this archive wrote: deletions spare it.
     written: Seen,
-    /// Inodes of directories that were emptied before: what they hold now is this archive's.
-    emptied: HashSet<u64>,
+    /// Hashes of the inodes of directories that were emptied before: what they hold now is this archive's.
+    emptied: Seen,
     hasher: RandomState,
     times: Times,
     /// Something was made that depends on layers which are not known.
@@ -214,7 +212,7 @@ impl<'a> Tree<'a> {
             room: Room::new(opts.limits.stored),
             stop: opts.stop.clone(),
             written: Seen::default(),
-            emptied: HashSet::new(),
+            emptied: Seen::default(),
             hasher: RandomState::new(),
             times: Times::default(),
             unsettled: false,
