@@ -119,7 +119,17 @@ pub trait Blob: Send + Sync + fmt::Debug {
     /// I/O; `DataLoss` when the file ends before its length.
     async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes>;
 
-    /// The file, when the blob is local: for splice, sendfile and blocking readers.
+    /// Waits until the bytes up to `end` are in the [`Blob::file`]: those of a blob that is being written
+    /// come in one by one.
+    ///
+    /// # Errors
+    /// `Unavailable` when they will not come.
+    async fn ready(&self, _end: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// The file, when the blob is local: for splice, sendfile and blocking readers. What is beyond the
+    /// bytes that [`Blob::ready`] has waited for counts for nothing.
     fn file(&self) -> Option<&File> {
         None
     }

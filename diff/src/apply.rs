@@ -1,36 +1,40 @@
 //! The walking applier: a layer archive onto a file system.
 //!
 //! ```text
-//!   thread 1: blob -> digest of the blob -> decoder -+-> chunks -> caller's thread: tar -> files
+//!   thread 1: blob -> digest of the blob -> decoder -+-> chunks -> thread 0: tar -> files
 //!                                                    +-> chunks -> thread 2: digest of the stream
 //! ```
 //! Invariant: no mount outlives the call; success means the blob had its digest, the whole stream was
 //! read, and (with `sync`) the file system was flushed.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::FileExt as _;
+mod blob;
+mod place;
+
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use content::{Blob, ContentStore, Hasher};
+use content::{ContentStore, Hasher};
 use sys::mount::TempMount;
 use tokio::runtime::Handle;
 use types::{
     Algorithm, Any, Context as _, Descriptor, Digest, Error, Labels, Mount, Result, media_type,
 };
 
-use crate::compression::{Compression, decode_error, decoder};
+use crate::compression::{Compression, begun, decode_error, decoder};
 use crate::extract::{Limits, Target, TreeOpts, apply_tar};
 use crate::mounts;
 use crate::processor::{self, Link, Processor};
 use crate::root::Root;
 use crate::stream::{CHUNK, Chunk, Pool, Sender, pipe};
 use crate::tar::stream_error;
+use crate::work::{self, Rooms, Stop};
+use crate::zstd_frames::{Large, Windows};
 use crate::{Applier, ApplyOpts, external};
+use blob::{BlobReader, Incoming};
+use place::{Place, in_user_namespace, place};
 
 /// Applies tar layers: plain, gzip or zstd.
 #[derive(Clone, Debug)]
@@ -41,6 +45,8 @@ pub struct Walking {
     igzip: Option<PathBuf>,
     /// Programs for media types that are not known here.
     processors: Arc<[Processor]>,
+    /// How many layers at a time.
+    pub(crate) rooms: Rooms,
 }
 
 impl Walking {
@@ -52,6 +58,7 @@ impl Walking {
             limits: Limits::default(),
             igzip: external::igzip(),
             processors: Arc::default(),
+            rooms: Rooms::default(),
         }
     }
 
@@ -87,6 +94,7 @@ impl Applier for Walking {
     ) -> Result<Descriptor> {
         let chain = processor::chain(&self.processors, &layer.media_type)?;
         mounts::check(mounts)?;
+        let follows = opts.blob.is_some();
         let blob = match opts.blob {
             Some(blob) => blob,
             None => {
@@ -102,12 +110,14 @@ impl Applier for Walking {
                 layer.size
             )));
         }
-        let abandoned = Arc::new(AtomicBool::new(false));
-        let _guard = Abandon(Arc::clone(&abandoned));
+        let room = self.rooms.apply(follows).await?;
+        let stop = Stop::default();
+        let _guard = stop.guard();
+        let handle = Handle::current();
         let job = Job {
-            blob,
-            abandoned,
-            handle: Handle::current(),
+            from: Incoming { blob, handle, stop },
+            follows,
+            rooms: self.rooms.clone(),
             digest: layer.digest.clone(),
             limits: self.limits,
             igzip: self.igzip.clone(),
@@ -117,9 +127,7 @@ impl Applier for Walking {
         };
         let (temporary, mounts) = (self.temporary.clone(), mounts.to_vec());
         let work = move || job.apply(&temporary, &mounts);
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|e| Error::internal("apply task failed").with_source(e))?
+        work::run("layer-files", room, work).await
     }
 
     fn follows(&self) -> bool {
@@ -127,28 +135,12 @@ impl Applier for Walking {
     }
 }
 
-/// Where the files go.
-enum Place {
-    /// Straight into this directory.
-    Here(PathBuf, Target),
-    /// Through a mount of their own.
-    Mounted,
-}
-
-/// Tells the threads when the caller has dropped its call.
-struct Abandon(Arc<AtomicBool>);
-
-impl Drop for Abandon {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// One apply.
 struct Job {
-    blob: Arc<dyn Blob>,
-    abandoned: Arc<AtomicBool>,
-    handle: Handle,
+    from: Incoming,
+    /// It comes in.
+    follows: bool,
+    rooms: Rooms,
     digest: Digest,
     limits: Limits,
     igzip: Option<PathBuf>,
@@ -159,16 +151,19 @@ struct Job {
 }
 
 impl Job {
-    fn apply(self, temporary: &Path, mounts: &[Mount]) -> Result<Descriptor> {
+    fn apply(mut self, temporary: &Path, mounts: &[Mount]) -> Result<Descriptor> {
         match place(mounts)? {
             Place::Here(path, target) => self.into_directory(&path, target),
             Place::Mounted => {
                 std::fs::create_dir_all(temporary)
                     .map_err(|e| Error::os(format_args!("mkdir {}", temporary.display()), e))?;
                 let mounted = TempMount::new(mounts, temporary)?;
-                let done = self.into_directory(mounted.path(), Target::Merged);
-                drop(mounted);
-                done
+                // The file system may go with the mount: what it cannot write is told to nobody else.
+                self.sync = true;
+                let done = self.into_directory(mounted.path(), Target::Merged)?;
+                // The next one to mount it must not find this one at work.
+                mounted.unmount()?;
+                Ok(done)
             }
         }
     }
@@ -177,8 +172,9 @@ impl Job {
         let root = Root::open(path)?;
         let tree = TreeOpts {
             target,
-            limits: self.limits.for_blob(self.blob.size()),
+            limits: self.limits.for_blob(self.from.blob.size()),
             skip_devices: in_user_namespace(),
+            stop: self.from.stop.clone(),
         };
         let sync = self.sync;
         let stream = self.extract(&root, &tree)?;
@@ -228,13 +224,7 @@ impl Job {
 
     /// Thread 1. The digest of the blob, unless it is that of the stream.
     fn read(&self, to: &[Sender; 2]) -> Result<Option<Digest>> {
-        let mut blob = BlobReader {
-            job: self,
-            offset: 0,
-            buffer: Vec::new(),
-            at: 0,
-            hasher: Some(Hasher::new(self.digest.algorithm())),
-        };
+        let mut blob = BlobReader::new(&self.from, Hasher::new(self.digest.algorithm()));
         let done = self.decode(&mut blob, to);
         if let Err(error) = &done {
             // The extractor has the same text; the hasher only has to know that there is no digest.
@@ -282,7 +272,7 @@ impl Job {
         let mut wanted = true;
         let spawn = processor::spawn(next, &self.payloads)?;
         external::through(spawn, &next.0.path, blob, |stream| {
-            let mut stream = BufReader::with_capacity(CHUNK, stream);
+            let mut stream = begun(stream, CHUNK).map_err(stream_error)?;
             wanted = self.process(rest, &mut stream, to)?;
             Ok(wanted)
         })?;
@@ -302,8 +292,23 @@ impl Job {
             })?;
             return Ok(wanted);
         }
-        let mut stream = decoder(&mut *blob).map_err(decode_error)?;
+        let windows = Windows {
+            most: self.limits.window,
+            large: self.large_windows(),
+        };
+        let mut stream = decoder(&mut *blob, windows).map_err(decode_error)?;
         self.pump(&mut stream, to)
+    }
+
+    fn large_windows(&self) -> Large {
+        if self.follows {
+            return Large::Refused;
+        }
+        Large::InTurn {
+            rooms: self.rooms.clone(),
+            handle: self.from.handle.clone(),
+            stop: self.from.stop.clone(),
+        }
     }
 
     /// Passes the stream on in chunks; false when nobody wants the rest.
@@ -316,9 +321,7 @@ impl Job {
             if chunk.is_empty() {
                 return Ok(true);
             }
-            if self.abandoned.load(Ordering::Relaxed) {
-                return Err(Error::cancelled("apply was abandoned"));
-            }
+            self.from.stop.check()?;
             total += chunk.len() as u64;
             if total > self.limits.bytes {
                 return Err(Error::resource_exhausted(format_args!(
@@ -348,74 +351,6 @@ fn fill_chunk(stream: &mut dyn Read, chunk: &mut Chunk) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The blob as a stream, hashed as it is consumed.
-struct BlobReader<'a> {
-    job: &'a Job,
-    offset: u64,
-    buffer: Vec<u8>,
-    at: usize,
-    hasher: Option<Hasher>,
-}
-
-impl BlobReader<'_> {
-    fn next(&mut self) -> std::io::Result<()> {
-        let blob = &self.job.blob;
-        if let Some(file) = blob.file() {
-            self.buffer.resize(CHUNK, 0);
-            let got = read_at(file, &mut self.buffer, self.offset)?;
-            self.buffer.truncate(got);
-            return Ok(());
-        }
-        let data = self
-            .job
-            .handle
-            .block_on(blob.read_at(self.offset, CHUNK))
-            .map_err(std::io::Error::other)?;
-        self.buffer.clear();
-        self.buffer.extend_from_slice(&data);
-        Ok(())
-    }
-}
-
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
-    loop {
-        match file.read_at(buffer, offset) {
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
-}
-
-impl BufRead for BlobReader<'_> {
-    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
-        if self.at == self.buffer.len() {
-            self.at = 0;
-            self.buffer.clear();
-            self.next()?;
-        }
-        Ok(&self.buffer[self.at..])
-    }
-
-    fn consume(&mut self, amount: usize) {
-        let end = (self.at + amount).min(self.buffer.len());
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&self.buffer[self.at..end]);
-        }
-        self.offset += (end - self.at) as u64;
-        self.at = end;
-    }
-}
-
-impl Read for BlobReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let data = self.fill_buf()?;
-        let take = data.len().min(buffer.len());
-        buffer[..take].copy_from_slice(&data[..take]);
-        self.consume(take);
-        Ok(take)
-    }
-}
-
 /// Thread 2: length and digest of the stream.
 fn hash(mut source: crate::stream::Source) -> Result<(u64, Digest)> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
@@ -438,57 +373,9 @@ fn join<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
         .unwrap_or_else(|_| Err(Error::internal("apply thread panicked")))
 }
 
-/// Where the files of a layer go for these mounts.
-fn place(mounts: &[Mount]) -> Result<Place> {
-    let [mount] = mounts else {
-        return Ok(Place::Mounted);
-    };
-    if !mount.target.is_empty() {
-        return Ok(Place::Mounted);
-    }
-    match mount.kind.as_str() {
-        "bind" if mount.is_read_only() => Err(Error::failed_precondition(
-            "cannot apply a layer to a read-only mount",
-        )),
-        "bind" => Ok(Place::Here(mount.source.clone().into(), Target::Merged)),
-        "overlay" => Ok(overlay(mount)),
-        _ => Ok(Place::Mounted),
-    }
-}
-
-/// An overlay is written straight into its upper directory when its options are the plain ones.
-fn overlay(mount: &Mount) -> Place {
-    let Some(upper) = mount.option("upperdir") else {
-        return Place::Mounted;
-    };
-    let lower = mount.option("lowerdir").unwrap_or_default();
-    let odd = |option: &String| {
-        option.starts_with("redirect_dir=on")
-            || option.starts_with("metacopy=on")
-            || option.starts_with("lowerdir+")
-            || option.starts_with("uidmap=")
-            || option.starts_with("gidmap=")
-    };
-    let odd_path = |path: &str| path.contains('\\') || path.contains("::");
-    if mount.options.iter().any(odd) || odd_path(upper) || odd_path(lower) || in_user_namespace() {
-        return Place::Mounted;
-    }
-    if lower.is_empty() {
-        // A layer on its own: clients unpack several at a time so, and commit each onto its parent.
-        return Place::Here(upper.into(), Target::Detached);
-    }
-    let target = Target::Upper {
-        lowers: lower.split(':').map(PathBuf::from).collect(),
-        userxattr: mount.options.iter().any(|option| option == "userxattr"),
-    };
-    Place::Here(upper.into(), target)
-}
-
-/// True where device nodes cannot be made.
-fn in_user_namespace() -> bool {
-    std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
-}
-
+#[cfg(test)]
+mod mount_tests;
+#[cfg(test)]
+mod pool_tests;
 #[cfg(test)]
 mod tests;

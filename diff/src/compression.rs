@@ -1,16 +1,16 @@
 //! Which compression a layer has, and the decoders and encoders for it.
 //!
 //! Invariant: the bytes decide, not the media type, among the compressions of the known layer types;
-//! a decoder's memory is bounded (zstd window 128 MiB).
+//! a decoder's memory is bounded ([`Windows`]).
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, BufReader, Cursor, Read, Write};
 
 use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use types::{Error, Result, media_type};
 
-/// log2 of the largest zstd window that is decoded: what `zstd --long` and registries use at most.
-const ZSTD_WINDOW_LOG: u32 = 27;
+use crate::zstd_frames::{Frames, Windows};
+
 /// Longest magic number.
 const MAGIC: usize = 4;
 
@@ -76,7 +76,7 @@ impl Compression {
     /// # Errors
     /// I/O.
     pub(crate) fn of<R: BufRead + ?Sized>(blob: &mut R) -> std::io::Result<Self> {
-        // A short first buffer is a short blob: readers here fill theirs.
+        // A short first buffer is a short blob: readers here fill theirs, or are [`begun`].
         let head = blob.fill_buf()?;
         Ok(Self::detect(&head[..head.len().min(MAGIC)]))
     }
@@ -91,19 +91,31 @@ impl Compression {
     }
 }
 
+/// A stream whose first buffer has what [`Compression::of`] wants to see, however little it gives at a
+/// time.
+///
+/// # Errors
+/// I/O of the first bytes.
+pub(crate) fn begun<R: Read>(mut stream: R, buffer: usize) -> std::io::Result<impl BufRead> {
+    let mut head = Vec::with_capacity(MAGIC);
+    let most = u64::try_from(MAGIC).unwrap_or(0);
+    stream.by_ref().take(most).read_to_end(&mut head)?;
+    let whole = Cursor::new(head).chain(stream);
+    Ok(BufReader::with_capacity(buffer, whole))
+}
+
 /// The uncompressed stream of `blob`.
 ///
 /// # Errors
 /// I/O of the first bytes.
-pub(crate) fn decoder<'a>(mut blob: impl BufRead + 'a) -> std::io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn decoder<'a>(
+    mut blob: impl BufRead + 'a,
+    windows: Windows,
+) -> std::io::Result<Box<dyn Read + 'a>> {
     Ok(match Compression::of(&mut blob)? {
         Compression::Plain => Box::new(blob),
         Compression::Gzip => Box::new(MultiGzDecoder::new(blob)),
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            Box::new(decoder)
-        }
+        Compression::Zstd => Box::new(Frames::new(blob, windows)?),
     })
 }
 
@@ -171,6 +183,18 @@ impl<W: Write> Write for Encoder<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::zstd_frames::Large;
+
+    fn decoded(blob: &[u8]) -> Vec<u8> {
+        let windows = Windows {
+            most: 8 << 20,
+            large: Large::Refused,
+        };
+        let mut out = Vec::new();
+        let mut stream = decoder(blob, windows).unwrap();
+        stream.read_to_end(&mut out).unwrap();
+        out
+    }
 
     #[test]
     fn the_bytes_decide() {
@@ -182,33 +206,40 @@ mod tests {
             assert_eq!(Compression::detect(&blob), compression);
             // Two members are one stream.
             blob.extend(blob.clone());
-            let mut out = Vec::new();
-            decoder(&blob[..]).unwrap().read_to_end(&mut out).unwrap();
-            assert_eq!(out, [text.as_slice(), text].concat());
+            assert_eq!(decoded(&blob), [text.as_slice(), text].concat());
         }
-        let mut out = Vec::new();
-        decoder(&b""[..]).unwrap().read_to_end(&mut out).unwrap();
-        assert!(out.is_empty());
+        assert!(decoded(b"").is_empty());
+    }
+
+    /// Gives one byte at a time.
+    struct Drip<'a>(&'a [u8]);
+
+    impl Read for Drip<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let len = buffer.len().min(1);
+            self.0.read(&mut buffer[..len])
+        }
     }
 
     #[test]
-    fn a_zstd_frame_may_not_ask_for_more_memory_than_128_mib() {
-        let windowed = |log: u8| vec![0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3, 1, 0, 0];
-        // The window is the length of the content, four bytes of it.
-        let single = |len: u32| {
-            let head = [0x28, 0xb5, 0x2f, 0xfd, 0xa0];
-            [&head[..], &len.to_le_bytes(), &[1, 0, 0]].concat()
-        };
-        let read = |frame: Vec<u8>| {
-            let mut out = Vec::new();
-            decoder(&frame[..])
-                .and_then(|mut stream| stream.read_to_end(&mut out))
-                .map_err(|e| e.to_string())
-        };
-        assert_eq!(read(windowed(27)), Ok(0));
-        for greedy in [windowed(28), windowed(41), single((128 << 20) + 1)] {
-            let error = read(greedy).unwrap_err();
-            assert!(error.contains("too much memory"), "{error}");
+    fn the_bytes_decide_also_when_they_come_one_by_one() {
+        for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
+            let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
+            encoder.write_all(b"text").unwrap();
+            let blob = encoder.finish().unwrap();
+            let mut stream = begun(Drip(&blob), 64).unwrap();
+            assert_eq!(Compression::of(&mut stream).unwrap(), compression);
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            assert_eq!(all, blob);
+        }
+        for short in [&b""[..], b"\x1f", b"abc"] {
+            let mut all = Vec::new();
+            begun(Drip(short), 64)
+                .unwrap()
+                .read_to_end(&mut all)
+                .unwrap();
+            assert_eq!(all, short);
         }
     }
 

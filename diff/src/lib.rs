@@ -13,10 +13,13 @@ mod mounts;
 mod processor;
 mod root;
 mod scan;
+mod seen;
 mod stream;
 mod tar;
 #[cfg(test)]
 mod testing;
+mod work;
+mod zstd_frames;
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ pub use extract::{Limits, Target, TreeOpts, UNSUSPECTED, apply_tar};
 pub use processor::Processor;
 pub use root::Root;
 pub use scan::{Contents, scan};
+pub use work::Stop;
 
 /// How to apply.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +69,8 @@ pub trait Applier: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NotImplemented` for a media type that is not handled here; `NotFound` for the blob;
     /// `InvalidArgument` for a damaged or hostile archive and for a mount without a type;
-    /// `FailedPrecondition` when the blob does not have the descriptor's digest.
+    /// `FailedPrecondition` when the blob does not have the descriptor's digest; `Unavailable` when a
+    /// layer that comes in cannot be read along, now or any more.
     async fn apply(
         &self,
         store: &Arc<dyn ContentStore>,

@@ -10,7 +10,7 @@ use rustix::fs::{FileType, Mode, Stat};
 use rustix::io::Errno;
 use types::Result;
 
-use crate::root::{DIRECTORY, Root, file_type, is_whiteout, names, stat};
+use crate::root::{DIRECTORY, Root, each_name, file_type, is_whiteout, stat};
 
 /// Lower layers, top first.
 #[derive(Debug)]
@@ -73,20 +73,18 @@ impl Lowers {
         Ok(None)
     }
 
-    /// Names in the root directories of all layers, visible ones only.
-    pub(crate) fn root_names(&self) -> Result<Vec<Vec<u8>>, Errno> {
-        let mut all = Vec::new();
+    /// Gives `each` the names in the root directories of all layers, visible ones only; one may come
+    /// several times.
+    pub(crate) fn root_names(
+        &self,
+        mut each: impl FnMut(&[u8]) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         for layer in &self.layers {
-            all.extend(names(layer.fd())?);
+            each_name(layer.fd(), |name| match self.find(&[name])? {
+                Some(_) => each(name),
+                None => Ok(()),
+            })?;
         }
-        all.sort();
-        all.dedup();
-        let mut visible = Vec::new();
-        for name in all {
-            if self.find(&[&name])?.is_some() {
-                visible.push(name);
-            }
-        }
-        Ok(visible)
+        Ok(())
     }
 }

@@ -3,6 +3,8 @@
 //! Invariant: what passes has a type and, where the kernel would read one, a source; so a caller that
 //! forgot either learns that, and not what the kernel makes of an empty text.
 
+use std::path::Path;
+
 use types::{Error, Mount, Result};
 
 /// Checks what a caller can have left out.
@@ -23,6 +25,23 @@ pub(crate) fn check(mounts: &[Mount]) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// True when an overlay is not what its directories show: the kernel may have moved directories without
+/// their contents, or brought files up without their data. `module`: what the kernel does unasked.
+pub(crate) fn needs_kernel(overlay: &Mount, module: impl Fn(&str) -> bool) -> bool {
+    ["redirect_dir", "metacopy"]
+        .into_iter()
+        .any(|name| match overlay.option(name) {
+            Some(value) => !matches!(value, "off" | "nofollow" | "follow"),
+            None => module(name),
+        })
+}
+
+/// What the kernel's module does with an overlay that does not say it.
+pub(crate) fn module_default(name: &str) -> bool {
+    std::fs::read_to_string(Path::new("/sys/module/overlay/parameters").join(name))
+        .is_ok_and(|value| value.trim() == "Y")
 }
 
 #[cfg(test)]
@@ -54,5 +73,32 @@ mod tests {
             assert!(error.is(types::Code::InvalidArgument));
             assert!(error.to_string().starts_with(why), "{error}");
         }
+    }
+
+    #[test]
+    fn what_the_kernel_may_have_done_is_asked_of_the_options_and_then_of_the_module() {
+        let overlay = |options: &[&str]| Mount {
+            kind: "overlay".into(),
+            options: options.iter().map(|&o| o.to_owned()).collect(),
+            ..Mount::default()
+        };
+        let none = |_: &str| false;
+        let both = ["redirect_dir=off", "metacopy=off"];
+        for (options, module_off, module_on) in [
+            (&[][..], false, true),
+            (&both, false, false),
+            (&both[..1], false, true),
+            (&both[1..], false, true),
+            (&["redirect_dir=nofollow", "metacopy=off"], false, false),
+            (&["redirect_dir=on", "metacopy=off"], true, true),
+            (&["metacopy=on", "redirect_dir=off"], true, true),
+        ] {
+            let mount = overlay(options);
+            assert_eq!(needs_kernel(&mount, none), module_off, "{options:?}");
+            assert_eq!(needs_kernel(&mount, |_| true), module_on, "{options:?}");
+        }
+        let one = |name: &str| name == "metacopy";
+        assert!(needs_kernel(&overlay(&["redirect_dir=off"]), one));
+        assert!(!needs_kernel(&overlay(&["metacopy=off"]), one));
     }
 }

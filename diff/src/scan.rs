@@ -5,8 +5,10 @@ use std::io::{BufRead, BufReader, Read};
 use types::Result;
 
 use crate::compression::{decode_error, decoder};
+use crate::extract::Limits;
 use crate::stream::CHUNK;
 use crate::tar::Reader;
+use crate::zstd_frames::{Large, Windows};
 
 /// What is in a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,7 +24,11 @@ pub struct Contents {
 /// # Errors
 /// `InvalidArgument` for bytes that are no layer; those of the stream.
 pub fn scan(blob: impl BufRead) -> Result<Contents> {
-    let stream = Decoded(decoder(blob).map_err(decode_error)?);
+    let windows = Windows {
+        most: Limits::default().window,
+        large: Large::Free,
+    };
+    let stream = Decoded(decoder(blob, windows).map_err(decode_error)?);
     let mut reader = Reader::new(BufReader::with_capacity(CHUNK, stream));
     let mut contents = Contents::default();
     while reader.next()?.is_some() {

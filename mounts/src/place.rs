@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use types::{ActiveMount, Error, Errors, Result};
+use types::{Error, Errors, Result};
 
 use crate::handler;
 
@@ -78,6 +78,17 @@ impl Place {
         std::fs::remove_dir(&self.0).map_err(|e| self.error("remove", e))
     }
 
+    /// True when so many mounts are there; `mounted` are the mount points of this process, as the kernel
+    /// calls them: the place has to be named without links.
+    pub(crate) fn is_whole(&self, count: usize, mounted: &HashSet<PathBuf>) -> bool {
+        (0..count)
+            .map(|position| self.point(position))
+            .all(|point| {
+                mounted.contains(&point)
+                    || (point.is_symlink() && matches!(handler::device(&point), Ok(Some(_))))
+            })
+    }
+
     fn error(&self, call: &str, error: std::io::Error) -> Error {
         Error::os(format_args!("{call} {}", self.0.display()), error)
     }
@@ -89,13 +100,4 @@ fn unmount(point: &Path, busy: Busy) -> Result<()> {
         Busy::Detach => sys::mount::detach_all(point)?,
     }
     std::fs::remove_dir(point).map_err(|e| Error::os(format_args!("remove {}", point.display()), e))
-}
-
-/// True when all of these mounts are there; `mounted` are the mount points of this process.
-pub(crate) fn are_there(active: &[ActiveMount], mounted: &HashSet<PathBuf>) -> bool {
-    active.iter().all(|one| {
-        let point = Path::new(&one.mount_point);
-        mounted.contains(point)
-            || (point.is_symlink() && matches!(handler::device(point), Ok(Some(_))))
-    })
 }

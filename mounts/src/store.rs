@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use types::{Activation, ActiveMount, Error, Filter, Labels, LeaseId, Mount, Namespace, Result};
 
 use crate::handler::Handler;
-use crate::place::{Busy, Place, are_there};
+use crate::place::{Busy, Place};
 use crate::plan::{Plan, Planned};
 use crate::record::{self, Entry, Phase};
 use crate::{Held, Key, OpenOpts};
@@ -68,10 +68,21 @@ impl Store {
     fn recover(&self) -> Result<()> {
         let mounted = sys::mount::info::load()?.into_iter();
         let mounted: HashSet<PathBuf> = mounted.map(|mount| mount.mount_point).collect();
+        // The configured one may go through links, and another way than that of the daemon before.
+        let real = self.targets.canonicalize();
+        let real =
+            real.map_err(|e| Error::os(format_args!("resolve {}", self.targets.display()), e))?;
+        let is_whole = |entry: &Entry| {
+            let place = Place::new(&real, entry.number);
+            place.is_whole(entry.activation.active.len(), &mounted)
+        };
         let recorded = numbers(&self.records)?;
         for number in &recorded {
             match record::read(&self.record(*number), *number) {
-                Ok((key, entry)) => self.take_up(key, entry, &mounted),
+                Ok((key, entry)) => {
+                    let is_whole = is_whole(&entry);
+                    self.take_up(key, entry, is_whole);
+                }
                 Err(error) => {
                     tracing::warn!(number, %error, "mounts without a record that can be read go");
                     self.drop_orphan(*number);
@@ -87,10 +98,10 @@ impl Store {
         Ok(())
     }
 
-    fn take_up(&self, key: Key, mut entry: Entry, mounted: &HashSet<PathBuf>) {
+    fn take_up(&self, key: Key, mut entry: Entry, is_whole: bool) {
         let name = key.1.clone();
         if entry.phase == Phase::Active {
-            if are_there(&entry.activation.active, mounted) {
+            if is_whole {
                 self.entries().insert(key, entry);
                 return;
             }

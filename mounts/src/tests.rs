@@ -263,6 +263,35 @@ async fn a_crash_keeps_what_is_whole_and_takes_the_rest_away() {
 }
 
 #[tokio::test]
+async fn what_is_mounted_is_kept_also_where_its_directory_is_reached_by_a_link() {
+    let bench = Bench::new();
+    let real = bench.path("real");
+    let link = bench.temp.path().join("link");
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let namespace = &bench.scope.namespace;
+    let list = disk_and_overlay(&bench);
+    let mut roots = opts(&link).roots;
+    roots.push(bench.path("root"));
+    let open = |way: &Path| {
+        let opts = OpenOpts {
+            roots: roots.clone(),
+            ..opts(way)
+        };
+        Mounts::open(opts).unwrap()
+    };
+    let options = ActivateOpts::default();
+    let first = open(&link);
+    let made = first.activate(&bench.scope, "one", list, options).await;
+    let made = made.unwrap();
+    // The next daemon comes the same way, and one after it another.
+    for way in [&link, &real] {
+        let mounts = open(way);
+        assert_eq!(mounts.info(namespace, "one").unwrap(), made);
+    }
+    open(&link).deactivate(namespace, "one").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_device_that_has_passed_to_somebody_else_is_not_touched() {
     let bench = Bench::new();
     let (ours, theirs) = (

@@ -46,12 +46,7 @@ impl Blob for Following {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        let end = offset + len as u64;
-        let mut written = self.written.clone();
-        // What is there already counts also when the writer is gone.
-        if written.wait_for(|written| *written >= end).await.is_err() {
-            return Err(Error::unavailable("the writer of the blob has given up"));
-        }
+        self.ready(offset + len as u64).await?;
         let file = Arc::clone(&self.file);
         blocking(move || {
             let mut data = vec![0; len];
@@ -60,5 +55,18 @@ impl Blob for Following {
             Ok(data.into())
         })
         .await
+    }
+
+    async fn ready(&self, end: u64) -> Result<()> {
+        let mut written = self.written.clone();
+        // What is there already counts also when the writer is gone.
+        if written.wait_for(|written| *written >= end).await.is_err() {
+            return Err(Error::unavailable("the writer of the blob has given up"));
+        }
+        Ok(())
+    }
+
+    fn file(&self) -> Option<&File> {
+        Some(&self.file)
     }
 }

@@ -98,6 +98,8 @@ pub(crate) struct Walking {
     pub(crate) max_stored_bytes: u64,
     /// Most bytes of files for each byte of the blob, beyond the first GiB.
     pub(crate) max_ratio: u64,
+    /// Most bytes of a window of zstd, which are memory.
+    pub(crate) max_zstd_window: u64,
 }
 
 impl Walking {
@@ -108,6 +110,7 @@ impl Walking {
             entries: self.max_entries,
             stored: self.max_stored_bytes,
             ratio: self.max_ratio,
+            window: self.max_zstd_window,
             ..diff::Limits::default()
         }
     }
@@ -121,6 +124,7 @@ impl Default for Walking {
             max_entries: limits.entries,
             max_stored_bytes: limits.stored,
             max_ratio: limits.ratio,
+            max_zstd_window: limits.window,
         }
     }
 }

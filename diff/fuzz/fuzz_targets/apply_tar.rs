@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
             Target::Merged
         };
         let limits = Limits { bytes: 64 << 20, entries: 4096, ..Limits::default() };
-        let opts = TreeOpts { target, limits, skip_devices: false };
+        let opts = TreeOpts { target, limits, skip_devices: false, ..TreeOpts::default() };
         let root = Root::open(&root).expect("open");
         if let Err(error) = apply_tar(data, &root, &opts) {
             let fine = [Code::InvalidArgument, Code::ResourceExhausted, Code::Unknown];

@@ -1,6 +1,8 @@
 //! Layers through a content store onto real mounts.
 
 use super::*;
+use content::Blob;
+
 use crate::UNSUSPECTED;
 use crate::compression::Encoder;
 use crate::tar::Kind;
@@ -156,9 +158,13 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
     for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
         let run = |digest: Digest| {
             let job = Job {
-                blob: Arc::new(Liar(packed(compression, &sample()))),
-                abandoned: Arc::default(),
-                handle: Handle::current(),
+                from: Incoming {
+                    blob: Arc::new(Liar(packed(compression, &sample()))),
+                    handle: Handle::current(),
+                    stop: Stop::default(),
+                },
+                follows: false,
+                rooms: Rooms::default(),
                 digest,
                 limits: Limits::default(),
                 igzip: None,
@@ -182,7 +188,7 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
 
 /// A blob of zeroes without end: an archive that is over at once, and then much to read.
 #[derive(Debug)]
-struct Endless(Arc<AtomicBool>);
+struct Endless(Stop);
 
 #[async_trait]
 impl Blob for Endless {
@@ -193,7 +199,7 @@ impl Blob for Endless {
     async fn read_at(&self, offset: u64, len: usize) -> Result<Bytes> {
         if offset > 8 * CHUNK as u64 {
             // The caller goes away.
-            drop(Abandon(Arc::clone(&self.0)));
+            drop(self.0.guard());
         }
         Ok(vec![0; len].into())
     }
@@ -202,11 +208,15 @@ impl Blob for Endless {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_abandoned_apply_ends() {
     let temp = tempfile::tempdir().unwrap();
-    let abandoned = Arc::new(AtomicBool::new(false));
+    let stop = Stop::default();
     let job = Job {
-        blob: Arc::new(Endless(Arc::clone(&abandoned))),
-        abandoned,
-        handle: Handle::current(),
+        from: Incoming {
+            blob: Arc::new(Endless(stop.clone())),
+            handle: Handle::current(),
+            stop,
+        },
+        follows: false,
+        rooms: Rooms::default(),
         digest: Hasher::digest(b"").unwrap(),
         limits: Limits::default(),
         igzip: None,
@@ -314,47 +324,6 @@ async fn what_is_stored_is_limited_and_holes_are_not_stored() {
     assert_eq!(limits(u64::MAX, 10).for_blob(1 << 20).stored, UNSUSPECTED);
     assert_eq!(limits(u64::MAX, 10).for_blob(1 << 30).stored, 10 << 30);
     assert_eq!(limits(5, 10).for_blob(1 << 30).stored, 5);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn other_mounts_go_through_a_temporary_mount_that_is_gone_after() {
-    let bench = Bench::new();
-    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| bench.dir(name));
-    std::fs::create_dir(lower.join("d")).unwrap();
-    std::fs::write(lower.join("d/old"), "").unwrap();
-    let tar = archive(&[
-        (entry(Kind::File, "d/.wh.old"), b""),
-        (entry(Kind::File, "d/new"), b"n"),
-    ]);
-    let layer = bench.stored(media_type::OCI_LAYER, tar).await;
-    let mount = |more: &str| {
-        let mut options = vec![
-            format!("workdir={}", work.display()),
-            format!("upperdir={}", upper.display()),
-            format!("lowerdir={}", lower.display()),
-        ];
-        if !more.is_empty() {
-            options.push(more.to_owned());
-        }
-        vec![Mount {
-            kind: "overlay".into(),
-            source: "overlay".into(),
-            target: String::new(),
-            options,
-        }]
-    };
-    bench.apply(&layer, &mount("metacopy=on")).await.unwrap();
-    let facts = std::fs::symlink_metadata(upper.join("d/old")).unwrap();
-    assert_eq!(facts.rdev(), 0);
-    assert!(upper.join("d/new").exists());
-    assert_eq!(
-        std::fs::read_dir(bench.temp.path().join("mounts"))
-            .unwrap()
-            .count(),
-        0
-    );
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains(bench.temp.path().to_str().unwrap()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

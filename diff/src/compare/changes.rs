@@ -12,11 +12,10 @@ use rustix::io::Errno;
 use types::Result;
 
 use super::layer::{Layer, Node, wanted_xattrs};
+use super::names::{Names, Room};
 use super::sources::Sources;
 use crate::lower::is_opaque;
-use crate::root::{
-    Root, entry_error, file_type, is_whiteout, names, open_regular, stat, through_fd,
-};
+use crate::root::{Root, entry_error, file_type, is_whiteout, open_regular, stat, through_fd};
 use crate::tar::{Time, Writer};
 
 /// Levels of directories that are kept open.
@@ -28,13 +27,13 @@ const BUFFER: usize = 64 * 1024;
 pub(super) struct Walk<'a, W: Write> {
     sources: &'a Sources,
     layer: Layer<'a, W>,
+    room: Room,
 }
 
 /// A directory being walked.
 struct Level {
     path: Vec<u8>,
-    /// Names left, last first.
-    names: Vec<Vec<u8>>,
+    names: Names,
     /// False when nothing of the older tree is below.
     has_lower: bool,
     /// Descriptors, while near the top of the stack.
@@ -51,7 +50,8 @@ impl<'a, W: Write> Walk<'a, W> {
     pub(super) fn new(sources: &'a Sources, writer: Writer<W>, epoch: Option<Time>) -> Self {
         Self {
             sources,
-            layer: Layer::new(&sources.upper, writer, epoch),
+            layer: Layer::new(sources, writer, epoch),
+            room: Room::default(),
         }
     }
 
@@ -63,15 +63,19 @@ impl<'a, W: Write> Walk<'a, W> {
         let top = self.level(Vec::new(), self.sources.lower.is_some())?;
         let mut stack = vec![top];
         while let Some(level) = stack.last_mut() {
-            let Some(name) = level.names.pop() else {
+            if level.names.is_done() {
                 stack.pop();
                 continue;
-            };
+            }
             if level.open.is_none() {
                 level.open = Some(self.pair(&level.path, level.has_lower)?);
             }
-            let path = join(&level.path, &name);
             let Some(pair) = &level.open else { continue };
+            let Some(name) = level.names.next(&mut self.room) else {
+                self.read(&level.path, pair, &mut level.names)?;
+                continue;
+            };
+            let path = join(&level.path, &name);
             let below = Self::entry(&mut self.layer, self.sources, pair, &name, &path)?;
             if let Some(has_lower) = below {
                 let next = self.level(path, has_lower)?;
@@ -100,28 +104,30 @@ impl<'a, W: Write> Walk<'a, W> {
         })
     }
 
-    fn level(&self, path: Vec<u8>, has_lower: bool) -> Result<Level> {
+    fn level(&mut self, path: Vec<u8>, has_lower: bool) -> Result<Level> {
         let pair = self.pair(&path, has_lower)?;
-        let fail = |e| entry_error("read", &path, e);
-        let mut all = names(&pair.upper).map_err(fail)?;
+        let mut names = Names::default();
+        self.read(&path, &pair, &mut names)?;
+        Ok(Level {
+            path,
+            names,
+            has_lower,
+            open: Some(pair),
+        })
+    }
+
+    /// Reads the next names of a directory.
+    fn read(&mut self, path: &[u8], pair: &Pair, names: &mut Names) -> Result<()> {
         // What an upper directory does not name is as below, unless the directory is opaque.
         let merged = self
             .sources
             .opaque
             .is_some_and(|opaque| !is_opaque(&pair.upper, opaque));
-        if let Some(lower) = &pair.lower
-            && !merged
-        {
-            all.extend(names(lower).map_err(fail)?);
-        }
-        all.sort_unstable_by(|a, b| b.cmp(a));
-        all.dedup();
-        Ok(Level {
-            path,
-            names: all,
-            has_lower,
-            open: Some(pair),
-        })
+        let lower = pair.lower.as_ref().filter(|_| !merged);
+        let directories = lower.into_iter().chain([&pair.upper]);
+        names
+            .read(directories, &mut self.room)
+            .map_err(|e| entry_error("read", path, e))
     }
 
     /// Handles one name; for a directory to walk, whether there is an older one.
@@ -137,7 +143,9 @@ impl<'a, W: Write> Walk<'a, W> {
             Some(lower) => stat(lower, name).map_err(fail)?,
             None => None,
         };
+        let lower = lower.map(|facts| sources.lower_ids.facts(facts));
         let upper = stat(&pair.upper, name).map_err(fail)?;
+        let upper = upper.map(|facts| sources.upper_ids.facts(facts));
         let upper = upper.filter(|upper| {
             let deleted = sources.opaque.is_some() && is_whiteout(upper);
             // Parity: sockets are not archived.
@@ -160,9 +168,7 @@ impl<'a, W: Write> Walk<'a, W> {
             stat: &upper,
         };
         let same = match (&lower, &pair.lower) {
-            (Some(old), Some(dir)) => {
-                same(dir, old, &node, sources.opaque.is_some()).map_err(fail)?
-            }
+            (Some(old), Some(dir)) => same(dir, old, &node, sources).map_err(fail)?,
             _ => false,
         };
         if same {
@@ -184,17 +190,19 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
-/// True when an entry is the same in both trees. `copied_up`: the newer one lies in an upper directory,
-/// so that something about it was touched and its contents are worth a look.
-fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, copied_up: bool) -> Result<bool, Errno> {
+/// True when an entry is the same in both trees.
+fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, sources: &Sources) -> Result<bool, Errno> {
     let stat = new.stat;
+    // The newer one lies in an upper directory: something about it was touched, and its contents are
+    // worth a look.
+    let copied_up = sources.opaque.is_some();
     if (old.st_mode, old.st_uid, old.st_gid, old.st_rdev)
         != (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev)
     {
         return Ok(false);
     }
     let kind = file_type(stat);
-    let xattrs = |dir: &OwnedFd| wanted_xattrs(&through_fd(dir, new.name));
+    let xattrs = |dir: &OwnedFd, ids| wanted_xattrs(&through_fd(dir, new.name), ids);
     if kind != FileType::Directory {
         if old.st_size != stat.st_size || old.st_mtime != stat.st_mtime {
             return Ok(false);
@@ -215,7 +223,7 @@ fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, copied_up: bool) -> Result<bo
             return Ok(false);
         }
     }
-    Ok(xattrs(dir)? == xattrs(new.dir)?)
+    Ok(xattrs(dir, &sources.lower_ids)? == xattrs(new.dir, &sources.upper_ids)?)
 }
 
 fn same_contents(dir: &OwnedFd, old: &Stat, new: &Node<'_>) -> Result<bool, Errno> {

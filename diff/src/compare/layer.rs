@@ -3,8 +3,9 @@
 //! Invariant: every entry's parent directories stand before it; a file with several names has its data
 //! at the first one written and links for the others.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::{Read as _, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -13,8 +14,11 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use types::{Error, Result};
 
+use super::ids::Ids;
+use super::sources::Sources;
 use crate::extract::{Xattrs, list_xattrs};
-use crate::root::{Root, entry_error, file_type, open_regular, through_fd};
+use crate::root::{entry_error, file_type, open_regular, through_fd};
+use crate::seen::Seen;
 use crate::stream::CHUNK;
 use crate::tar::{Entry, Kind, Time, Writer, stream_error};
 
@@ -26,34 +30,35 @@ pub(super) struct Node<'a> {
     pub(super) stat: &'a Stat,
 }
 
-/// What is known of an inode with several names.
+/// What is known of an inode with several names, until all of them have been seen.
 enum Linked {
-    /// Its data stands under this name.
-    Written(Vec<u8>),
+    /// Its data stands under this name, and so many were seen.
+    Written(Vec<u8>, usize),
     /// Unchanged so far, under these names.
     Unchanged(Vec<Vec<u8>>),
 }
 
 /// The archive of changes.
 pub(super) struct Layer<'a, W: Write> {
-    root: &'a Root,
+    sources: &'a Sources,
     writer: Writer<W>,
     epoch: Option<Time>,
-    /// Directories that stand in the archive.
-    written: HashSet<Vec<u8>>,
+    /// Hashes of the paths of directories that stand in the archive.
+    written: Seen,
+    hasher: RandomState,
     linked: HashMap<(u64, u64), Linked>,
     buffer: Vec<u8>,
 }
 
 /// The extended attributes that belong into a layer, sorted: the others are the host's or overlayfs'.
-pub(super) fn wanted_xattrs(path: &Path) -> Result<Xattrs, Errno> {
+pub(super) fn wanted_xattrs(path: &Path, ids: &Ids) -> Result<Xattrs, Errno> {
     let mut all = list_xattrs(path, false)?;
     all.retain(|(name, _)| {
         let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
         user || name == b"security.capability" || name.starts_with(b"system.posix_acl_")
     });
     all.sort();
-    Ok(all)
+    Ok(ids.attributes(all))
 }
 
 fn kind(stat: &Stat) -> Kind {
@@ -68,12 +73,13 @@ fn kind(stat: &Stat) -> Kind {
 }
 
 impl<'a, W: Write> Layer<'a, W> {
-    pub(super) fn new(root: &'a Root, writer: Writer<W>, epoch: Option<Time>) -> Self {
+    pub(super) fn new(sources: &'a Sources, writer: Writer<W>, epoch: Option<Time>) -> Self {
         Self {
-            root,
+            sources,
             writer,
             epoch,
-            written: HashSet::new(),
+            written: Seen::default(),
+            hasher: RandomState::new(),
             linked: HashMap::new(),
             buffer: Vec::new(),
         }
@@ -126,13 +132,31 @@ impl<'a, W: Write> Layer<'a, W> {
         match entry {
             Linked::Unchanged(names) => {
                 names.push(node.path.to_vec());
+                if names.len() >= name_count(node.stat) {
+                    self.linked.remove(&inode);
+                }
                 Ok(())
             }
-            Linked::Written(first) => {
-                let first = first.clone();
-                self.link(node, node.path, first)
-            }
+            Linked::Written(..) => self.another(node),
         }
+    }
+
+    /// A further name of a file whose data stands in the archive.
+    fn another(&mut self, node: &Node<'_>) -> Result<()> {
+        let inode = (node.stat.st_dev, node.stat.st_ino);
+        let Some(Linked::Written(first, seen)) = self.linked.get_mut(&inode) else {
+            return Ok(());
+        };
+        *seen += 1;
+        let first = if *seen < name_count(node.stat) {
+            first.clone()
+        } else {
+            // It was the last one: nobody asks again.
+            let first = std::mem::take(first);
+            self.linked.remove(&inode);
+            first
+        };
+        self.link(node, node.path, first)
     }
 
     /// A node that is new or other than before.
@@ -141,18 +165,21 @@ impl<'a, W: Write> Layer<'a, W> {
             return self.whole(node);
         }
         let inode = (node.stat.st_dev, node.stat.st_ino);
-        if let Some(Linked::Written(first)) = self.linked.get(&inode) {
-            let first = first.clone();
-            return self.link(node, node.path, first);
+        if let Some(Linked::Written(..)) = self.linked.get(&inode) {
+            return self.another(node);
         }
         self.whole(node)?;
-        let before = self
-            .linked
-            .insert(inode, Linked::Written(node.path.to_vec()));
-        if let Some(Linked::Unchanged(names)) = before {
-            for name in names {
-                self.link(node, &name, node.path.to_vec())?;
-            }
+        let names = match self.linked.remove(&inode) {
+            Some(Linked::Unchanged(names)) => names,
+            _ => Vec::new(),
+        };
+        let seen = names.len() + 1;
+        for name in names {
+            self.link(node, &name, node.path.to_vec())?;
+        }
+        if seen < name_count(node.stat) {
+            let written = Linked::Written(node.path.to_vec(), seen);
+            self.linked.insert(inode, written);
         }
         Ok(())
     }
@@ -175,7 +202,7 @@ impl<'a, W: Write> Layer<'a, W> {
             .map_err(|e| entry_error("read", node.path, e))?;
         self.parents(node.path)?;
         if entry.kind == Kind::Directory {
-            self.written.insert(node.path.to_vec());
+            self.note(node.path);
         }
         self.put(&entry)?;
         if entry.kind == Kind::File && entry.size > 0 {
@@ -230,9 +257,14 @@ impl<'a, W: Write> Layer<'a, W> {
             atime: None,
             major: rustix::fs::major(number),
             minor: rustix::fs::minor(number),
-            xattrs: wanted_xattrs(&through_fd(dir, name))?,
+            xattrs: wanted_xattrs(&through_fd(dir, name), &self.sources.upper_ids)?,
             sparse: None,
         })
+    }
+
+    /// Notes that a directory stands in the archive.
+    fn note(&mut self, directory: &[u8]) {
+        self.written.insert(self.hasher.hash_one(directory));
     }
 
     /// Writes the directories above `path` that are not in the archive yet.
@@ -244,12 +276,13 @@ impl<'a, W: Write> Layer<'a, W> {
             .map(|(at, _)| at);
         for at in slashes.collect::<Vec<_>>() {
             let parent = &path[..at];
-            if self.written.contains(parent) {
+            if self.written.contains(self.hasher.hash_one(parent)) {
                 continue;
             }
             let fail = |e| entry_error("read", parent, e);
-            let dir = self.root.plain_directory(parent).map_err(fail)?;
+            let dir = self.sources.upper.plain_directory(parent).map_err(fail)?;
             let stat = rustix::fs::fstat(&dir).map_err(fail)?;
+            let stat = self.sources.upper_ids.facts(stat);
             let node = Node {
                 dir: &dir,
                 name: b".",
@@ -257,7 +290,7 @@ impl<'a, W: Write> Layer<'a, W> {
                 stat: &stat,
             };
             let entry = self.describe(&node).map_err(fail)?;
-            self.written.insert(parent.to_vec());
+            self.note(parent);
             self.put(&entry)?;
         }
         Ok(())
@@ -295,4 +328,8 @@ impl<'a, W: Write> Layer<'a, W> {
 
 fn has_names(stat: &Stat) -> bool {
     stat.st_nlink > 1 && file_type(stat) != FileType::Directory
+}
+
+fn name_count(stat: &Stat) -> usize {
+    usize::try_from(stat.st_nlink).unwrap_or(usize::MAX)
 }

@@ -8,7 +8,9 @@
 //! and a failed compare leaves no ingest of its own.
 
 mod changes;
+mod ids;
 mod layer;
+mod names;
 mod sources;
 
 use std::io::{BufWriter, Write};
@@ -20,7 +22,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use content::{ContentStore, Hasher, Ingest, IngestSpec};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use types::{
     Algorithm, Context as _, Descriptor, Digest, Error, Fields, IngestRef, Labels, Mount, Result,
     label,
@@ -31,7 +33,7 @@ use crate::compression::{Compression, Encoder};
 use crate::mounts;
 use crate::stream::CHUNK;
 use crate::tar::{Time, Writer, stream_error};
-use crate::{CompareOpts, Comparer};
+use crate::{CompareOpts, Comparer, work};
 use changes::Walk;
 use sources::Sources;
 
@@ -61,6 +63,7 @@ impl Comparer for Walking {
             total: None,
             expected: None,
         };
+        let room = self.rooms.compare().await?;
         let mut ingest = store.ingest(spec).await.ctx("failed to open writer")?;
         let (lower, upper) = (lower.to_vec(), upper.to_vec());
         let temporary = self.temporary().to_owned();
@@ -69,7 +72,9 @@ impl Comparer for Walking {
             if !ours {
                 ingest.truncate(0).await?;
             }
-            let diff_id = fill(&mut *ingest, walk).await.ctx("failed to write diff")?;
+            let diff_id = fill(&mut *ingest, room, walk)
+                .await
+                .ctx("failed to write diff")?;
             let digest = ingest.digest()?;
             let labels = opts.labels.with(label::UNCOMPRESSED, diff_id.as_str());
             match ingest.commit(None, None, labels).await {
@@ -143,22 +148,24 @@ fn since_epoch(time: SystemTime) -> Time {
 /// Runs the walk on a thread of its own and passes what it writes to the ingest.
 async fn fill(
     ingest: &mut dyn Ingest,
+    room: OwnedSemaphorePermit,
     walk: impl FnOnce(mpsc::Sender<Bytes>) -> Result<Digest> + Send + 'static,
 ) -> Result<Digest> {
     let (to, mut chunks) = mpsc::channel(DEPTH);
-    let task = tokio::task::spawn_blocking(move || walk(to));
-    let mut written = Ok(());
-    while let Some(chunk) = chunks.recv().await {
-        written = ingest.write(chunk).await;
-        if written.is_err() {
-            break;
+    let walked = work::run("layer-walk", room, move || walk(to));
+    let store = async {
+        let mut written = Ok(());
+        while let Some(chunk) = chunks.recv().await {
+            written = ingest.write(chunk).await;
+            if written.is_err() {
+                break;
+            }
         }
-    }
-    // A walk that still runs fails at its next chunk.
-    drop(chunks);
-    let walked = task
-        .await
-        .map_err(|e| Error::internal("diff task failed").with_source(e))?;
+        // A walk that still runs fails at its next chunk.
+        drop(chunks);
+        written
+    };
+    let (walked, written) = tokio::join!(walked, store);
     written?;
     walked
 }

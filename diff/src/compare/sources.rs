@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use sys::mount::TempMount;
 use types::{Error, Mount, Result};
 
+use super::ids::Ids;
+use crate::mounts::{module_default, needs_kernel};
 use crate::root::Root;
 
 /// Both trees.
@@ -16,6 +18,9 @@ pub(super) struct Sources {
     pub(super) lower: Option<Root>,
     /// The newer tree, or only what overlayfs has on top of the older one.
     pub(super) upper: Root,
+    /// Of what is in either, the ids that are the host's.
+    pub(super) lower_ids: Ids,
+    pub(super) upper_ids: Ids,
     /// Set when `upper` is an overlay's upper directory: the attribute of opaque directories.
     pub(super) opaque: Option<&'static str>,
     /// Kept until the end.
@@ -56,6 +61,8 @@ impl Sources {
         Ok(Self {
             lower: older,
             upper: newer,
+            lower_ids: Ids::of(lower)?,
+            upper_ids: Ids::of(upper)?,
             opaque,
             _mounts: mounts,
         })
@@ -66,6 +73,10 @@ impl Sources {
 fn readable(mounts: &[Mount]) -> Vec<Mount> {
     let one = |mount: &Mount| {
         let mut mount = mount.clone();
+        // As on the disk: the upper directory, which has the host's ids already, becomes a lower one.
+        let is_map =
+            |option: &String| option.starts_with("uidmap=") || option.starts_with("gidmap=");
+        mount.options.retain(|option| !is_map(option));
         if mount.kind != "overlay" {
             mount.options.retain(|option| option != "rw");
             if !mount.is_read_only() {
@@ -115,12 +126,7 @@ fn on_top(lower: &[Mount], upper: &[Mount]) -> Option<(PathBuf, &'static str)> {
     if below != layers || layers.contains('\\') || layers.contains("::") {
         return None;
     }
-    // Moved directories and data-less files would need the kernel's help.
-    let may_differ = |name: &str| match upper.option(name) {
-        Some(value) => !matches!(value, "off" | "nofollow" | "follow"),
-        None => module_default(name),
-    };
-    if may_differ("redirect_dir") || may_differ("metacopy") {
+    if needs_kernel(upper, module_default) {
         return None;
     }
     let userxattr = upper.options.iter().any(|option| option == "userxattr");
@@ -130,11 +136,6 @@ fn on_top(lower: &[Mount], upper: &[Mount]) -> Option<(PathBuf, &'static str)> {
         "trusted.overlay.opaque"
     };
     Some((directory.into(), opaque))
-}
-
-fn module_default(name: &str) -> bool {
-    std::fs::read_to_string(Path::new("/sys/module/overlay/parameters").join(name))
-        .is_ok_and(|value| value.trim() == "Y")
 }
 
 #[cfg(test)]
@@ -167,6 +168,8 @@ mod tests {
             "upperdir=/u",
             "lowerdir=/b:/a",
             "volatile",
+            "uidmap=0:1:1",
+            "gidmap=0:1:1",
         ])];
         assert_eq!(
             readable(&mounts)[0].options,

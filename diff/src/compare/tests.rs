@@ -116,7 +116,7 @@ fn settle(root: &Path, files: bool) {
     }
 }
 
-async fn diff(bench: &Bench, lower: &[Mount], upper: &[Mount]) -> Descriptor {
+pub(super) async fn diff(bench: &Bench, lower: &[Mount], upper: &[Mount]) -> Descriptor {
     let opts = CompareOpts {
         media_type: media_type::OCI_LAYER.into(),
         ..CompareOpts::default()

@@ -8,14 +8,13 @@
 //! writes through it; directories get their times last. Called by the applier and by fuzz targets.
 
 mod attributes;
+mod copy;
 mod node;
 mod parents;
 mod prune;
-mod seen;
 mod times;
 mod whiteout;
 
-use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -26,12 +25,13 @@ use types::{Error, Result, UNSETTLED_LAYER};
 
 use crate::lower::Lowers;
 use crate::root::{MAX_NAME, Root, components, entry_error};
+use crate::seen::Seen;
 use crate::tar::{Entry, Kind, Reader};
+use crate::work::Stop;
 use attributes::Attributes;
 pub(crate) use attributes::{Xattrs, list as list_xattrs};
 use node::Room;
 use parents::{Directory, Parents};
-use seen::Seen;
 use times::Times;
 
 /// Name of the entry that makes its directory opaque.
@@ -54,6 +54,8 @@ pub struct Limits {
     pub stored: u64,
     /// How many times the bytes of a compressed blob that data may have, beyond [`UNSUSPECTED`].
     pub ratio: u64,
+    /// Bytes of a window of zstd, which a decoder has in memory. One above 8 MiB at a time.
+    pub window: u64,
 }
 
 /// Data that no ratio is asked about: a disk has room for so much.
@@ -67,6 +69,7 @@ impl Default for Limits {
             paths: 256 << 20,
             stored: 1 << 40,
             ratio: 200,
+            window: 64 << 20,
         }
     }
 }
@@ -109,6 +112,8 @@ pub struct TreeOpts {
     pub limits: Limits,
     /// Leave device nodes out (a user namespace cannot make them).
     pub skip_devices: bool,
+    /// Told when nobody waits for it any more.
+    pub stop: Stop,
 }
 
 /// Extracts the archive in `stream` below `root`, and reads `stream` to its end.
@@ -165,10 +170,11 @@ struct Tree<'a> {
     attributes: Attributes,
     skip_devices: bool,
     room: Room,
+    stop: Stop,
     /// Hashes of (directory inode, name) of what this archive wrote: deletions spare it.
     written: Seen,
-    /// Inodes of directories that were emptied before: what they hold now is this archive's.
-    emptied: HashSet<u64>,
+    /// Hashes of the inodes of directories that were emptied before: what they hold now is this archive's.
+    emptied: Seen,
     hasher: RandomState,
     times: Times,
     /// Something was made that depends on layers which are not known.
@@ -204,8 +210,9 @@ impl<'a> Tree<'a> {
             attributes: Attributes::of_process(),
             skip_devices: opts.skip_devices,
             room: Room::new(opts.limits.stored),
+            stop: opts.stop.clone(),
             written: Seen::default(),
-            emptied: HashSet::new(),
+            emptied: Seen::default(),
             hasher: RandomState::new(),
             times: Times::default(),
             unsettled: false,
@@ -307,5 +314,7 @@ impl<'a> Tree<'a> {
 mod hostile;
 #[cfg(test)]
 mod naive;
+#[cfg(test)]
+mod sparse_tests;
 #[cfg(test)]
 mod tests;

@@ -7,14 +7,13 @@ use std::io::BufRead;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use types::{Error, IMPLIED_DIRECTORY, Result};
 
 use super::Tree;
-use super::attributes::{What, copy_entry, mode, same_inode};
+use super::attributes::{What, mode, same_inode};
 use super::parents::Directory;
-use crate::lower::Found;
 use crate::root::{DIRECTORY, components, entry_error, file_type, is_whiteout, stat};
 use crate::tar::{Entry, Kind, Reader};
 
@@ -24,7 +23,7 @@ const HOLE: u64 = 64 * 1024;
 const MAX_MAJOR: u32 = (1 << 12) - 1;
 const MAX_MINOR: u32 = (1 << 20) - 1;
 /// How a file is made.
-const NEW_FILE: OFlags = OFlags::WRONLY
+pub(super) const NEW_FILE: OFlags = OFlags::WRONLY
     .union(OFlags::CREATE)
     .union(OFlags::EXCL)
     .union(OFlags::NOFOLLOW)
@@ -229,7 +228,7 @@ impl Room {
         }
     }
 
-    fn take(&mut self, bytes: u64) -> Result<()> {
+    pub(super) fn take(&mut self, bytes: u64) -> Result<()> {
         self.left = self.left.checked_sub(bytes).ok_or_else(|| {
             Error::resource_exhausted(format_args!(
                 "files of layer store more than {} bytes, which is the most for a blob of its size",
@@ -281,14 +280,14 @@ fn contents<R: BufRead>(
 
 /// What was written.
 #[derive(Debug, Default)]
-struct Wrote {
+pub(super) struct Wrote {
     /// Where the last piece ended.
     end: u64,
-    bytes: u64,
+    pub(super) bytes: u64,
 }
 
 /// Writes `data` at `offset`, leaving out pieces of zeroes.
-fn write_runs(file: &File, data: &[u8], offset: u64) -> std::io::Result<Wrote> {
+pub(super) fn write_runs(file: &File, data: &[u8], offset: u64) -> std::io::Result<Wrote> {
     let mut wrote = Wrote::default();
     let (mut start, mut at) = (0, 0);
     let mut flush = |from: usize, to: usize| -> std::io::Result<()> {
@@ -317,36 +316,4 @@ fn write_runs(file: &File, data: &[u8], offset: u64) -> std::io::Result<Wrote> {
 fn is_zero(piece: &[u8]) -> bool {
     let (wide, rest) = piece.as_chunks::<16>();
     wide.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0) && rest.iter().all(|b| *b == 0)
-}
-
-/// Copies one lower file, link or device into the upper directory `to`.
-pub(super) fn copy_node(found: &Found, name: &[u8], to: &OwnedFd) -> Result<(), Errno> {
-    let kind = file_type(&found.stat);
-    match kind {
-        FileType::RegularFile => {
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let from = rustix::fs::openat(&found.dir, name, flags, Mode::empty())?;
-            let target = rustix::fs::openat(to, name, NEW_FILE, Mode::RUSR | Mode::WUSR)?;
-            if rustix::fs::ioctl_ficlone(&target, &from).is_err() {
-                std::io::copy(&mut File::from(from), &mut File::from(target))
-                    .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-            }
-        }
-        FileType::Symlink => {
-            let text = rustix::fs::readlinkat(&found.dir, name, Vec::new())?;
-            rustix::fs::symlinkat(&text, to, name)?;
-        }
-        _ => rustix::fs::mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, found.stat.st_rdev)?,
-    }
-    let what = What::Entry(to, name, kind);
-    copy_entry((&found.dir, name), &found.stat, what)?;
-    let time = |seconds, nanos: u64| Timespec {
-        tv_sec: seconds,
-        tv_nsec: i64::try_from(nanos).unwrap_or(0),
-    };
-    let times = Timestamps {
-        last_access: time(found.stat.st_atime, found.stat.st_atime_nsec),
-        last_modification: time(found.stat.st_mtime, found.stat.st_mtime_nsec),
-    };
-    rustix::fs::utimensat(to, name, &times, AtFlags::SYMLINK_NOFOLLOW)
 }

@@ -231,6 +231,6 @@ impl Tree<'_> {
             return Err(entry_error("link", &name, Errno::ISDIR));
         }
         let target = self.parent(parents)?;
-        super::node::copy_node(&found, base, &target.fd).map_err(fail)
+        self.copy_node(&found, base, &target.fd, &name)
     }
 }

@@ -88,23 +88,17 @@ impl Tree<'_> {
             return Err(Errno::INVAL);
         }
         // overlayfs does not heed the mark on the root: hide each name.
-        for name in upper.lowers.root_names()? {
-            match stat(&fd, &name)? {
-                None => rustix::fs::mknodat(
-                    &fd,
-                    name.as_slice(),
-                    FileType::CharacterDevice,
-                    Mode::empty(),
-                    0,
-                )?,
-                Some(facts) if file_type(&facts) == FileType::Directory => {
-                    let inner = rustix::fs::openat(&fd, name.as_slice(), DIRECTORY, Mode::empty())?;
-                    rustix::fs::fsetxattr(&inner, upper.opaque, b"y", XattrFlags::empty())?;
-                }
-                Some(_) => {}
+        upper.lowers.root_names(|name| match stat(&fd, name)? {
+            None => {
+                let kind = FileType::CharacterDevice;
+                rustix::fs::mknodat(&fd, name, kind, Mode::empty(), 0)
             }
-        }
-        Ok(())
+            Some(facts) if file_type(&facts) == FileType::Directory => {
+                let inner = rustix::fs::openat(&fd, name, DIRECTORY, Mode::empty())?;
+                rustix::fs::fsetxattr(&inner, upper.opaque, b"y", XattrFlags::empty())
+            }
+            Some(_) => Ok(()),
+        })
     }
 
     /// Takes away what stands where an entry goes. True when a directory made there must be opaque:

@@ -7,7 +7,10 @@ use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags,
+};
 use types::Result;
 
 use crate::error::{at, op};
@@ -25,6 +28,13 @@ const FLAGS: [(MountFlags, u64); 4] = [
     (MountFlags::NOSUID, libc::MOUNT_ATTR_NOSUID),
     (MountFlags::NODEV, libc::MOUNT_ATTR_NODEV),
     (MountFlags::NOEXEC, libc::MOUNT_ATTR_NOEXEC),
+];
+/// What a file system calls the flags that are its own.
+const SUPER_FLAGS: [(MountFlags, &str); 4] = [
+    (MountFlags::RDONLY, "ro"),
+    (MountFlags::SYNCHRONOUS, "sync"),
+    (MountFlags::DIRSYNC, "dirsync"),
+    (MountFlags::PERMIT_MANDATORY_FILE_LOCKING, "mand"),
 ];
 const NOATIME: u64 = libc::MOUNT_ATTR_NOATIME;
 const STRICTATIME: u64 = libc::MOUNT_ATTR_STRICTATIME;
@@ -111,6 +121,38 @@ pub(super) fn copy_tree(path: &Path, recursive: bool) -> Result<OwnedFd> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     rustix::mount::open_tree(CWD, path, flags).map_err(|e| at("open_tree", path, e))
+}
+
+/// A file system that is mounted nowhere yet.
+///
+/// # Errors
+/// The errno of the call.
+pub(super) fn file_system(
+    source: &Path,
+    kind: &str,
+    flags: MountFlags,
+    data: &str,
+) -> Result<OwnedFd> {
+    let opened = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC);
+    let fs = opened.map_err(|e| op("fsopen", e))?;
+    let set = || {
+        rustix::mount::fsconfig_set_string(&fs, "source", source)?;
+        for (flag, name) in SUPER_FLAGS {
+            if flags.contains(flag) {
+                rustix::mount::fsconfig_set_flag(&fs, name)?;
+            }
+        }
+        for option in data.split(',').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some((key, value)) => rustix::mount::fsconfig_set_string(&fs, key, value)?,
+                None => rustix::mount::fsconfig_set_flag(&fs, option)?,
+            }
+        }
+        rustix::mount::fsconfig_create(&fs)
+    };
+    set().map_err(|e| op("fsconfig", e))?;
+    let cloexec = FsMountFlags::FSMOUNT_CLOEXEC;
+    rustix::mount::fsmount(&fs, cloexec, MountAttrFlags::empty()).map_err(|e| op("fsmount", e))
 }
 
 /// Attaches a tree at `target`.

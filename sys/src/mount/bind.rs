@@ -8,19 +8,21 @@ use types::Result;
 
 use super::attr::{self, Attributes};
 use super::options::{Options, REMOUNT};
-use super::{call, detach, set_propagation};
+use super::place::Place;
+use super::{call, detach_mount, set_propagation};
+use crate::fs::fd_path;
 
-/// Binds `source` to `target`, with the ids of `user`.
+/// Binds `source` to `place`, with the ids of `user`.
 pub(super) fn mount(
     source: &str,
-    target: &Path,
+    place: &Place<'_>,
     options: &Options,
     user: Option<&OwnedFd>,
-) -> Result<()> {
+) -> Result<OwnedFd> {
     let recursive = options.flags.contains(MountFlags::REC);
     let tree = match attr::copy_tree(Path::new(source), recursive) {
         Err(error) if attr::is_missing(&error) && user.is_none() && options.tree.is_empty() => {
-            return by_two_calls(source, target, options);
+            return by_two_calls(source, place, options);
         }
         tree => tree?,
     };
@@ -35,28 +37,31 @@ pub(super) fn mount(
     if let Some(user) = user {
         attr::map_ids(&tree, user.as_fd(), recursive)?;
     }
-    attr::attach(tree.as_fd(), target)?;
-    if options.propagation.is_empty() {
-        return Ok(());
+    attr::attach(tree.as_fd(), place.path())?;
+    if !options.propagation.is_empty() {
+        // Not before: below a shared mount it has become shared by being attached.
+        attr::propagate(&tree, options.propagation).inspect_err(|_| drop(detach_mount(&tree)))?;
     }
-    // Not before: below a shared mount it has become shared by being attached.
-    attr::propagate(&tree, options.propagation).inspect_err(|_| drop(detach(target)))
+    Ok(tree)
 }
 
 /// For kernels without mounts by descriptor: flags are taken only by a second call.
-fn by_two_calls(source: &str, target: &Path, options: &Options) -> Result<()> {
+fn by_two_calls(source: &str, place: &Place<'_>, options: &Options) -> Result<OwnedFd> {
     let flags = options.flags;
-    call(Path::new(source), target, "bind", flags, "")?;
+    call(Path::new(source), place.path(), "bind", flags, "")?;
+    let made = place.made()?;
     let finish = || -> Result<()> {
+        let path = fd_path(&made);
         if !Attributes::of(flags).is_empty() {
-            call(Path::new(""), target, "", flags | REMOUNT, "")?;
+            call(Path::new(""), &path, "", flags | REMOUNT, "")?;
         }
         if !options.propagation.is_empty() {
-            set_propagation(target, options.propagation)?;
+            set_propagation(&path, options.propagation)?;
         }
         Ok(())
     };
-    finish().inspect_err(|_| drop(detach(target)))
+    finish().inspect_err(|_| drop(detach_mount(&made)))?;
+    Ok(made)
 }
 
 #[cfg(test)]
@@ -69,13 +74,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (from, to) = (dir.path().join("from"), dir.path().join("to"));
         std::fs::create_dir_all(&from).unwrap();
-        std::fs::create_dir_all(&to).unwrap();
+        std::fs::create_dir_all(to.join("sub")).unwrap();
         let options = ["rbind", "ro", "nosuid", "private"].map(str::to_owned);
         let options = Options::parse(&options).unwrap();
-        by_two_calls(&from.display().to_string(), &to, &options).unwrap();
-        assert!(is_mount_point(&to).unwrap());
-        let refused = std::fs::write(to.join("x"), "").unwrap_err();
-        assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
-        unmount_all(&to).unwrap();
+        for sub in ["", "sub"] {
+            let place = Place::find(&to, Path::new(sub)).unwrap();
+            by_two_calls(&from.display().to_string(), &place, &options).unwrap();
+            let at = to.join(sub);
+            assert!(is_mount_point(&at).unwrap());
+            let refused = std::fs::write(at.join("x"), "").unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+            unmount_all(&at).unwrap();
+        }
     }
 }

@@ -5,21 +5,32 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use types::{Error, Result};
 
+use super::attached::Attached;
+use super::attr::Attributes;
 use super::options::Options;
-use super::{attr, detach, overlay};
-use crate::error::at;
+use super::place::Place;
+use super::{attached, attr, overlay};
 use crate::fs::fd_path;
 
-/// Replaces the mount at `target` by one with the ids of `user`: a mount that is attached takes none.
-pub(super) fn remap(target: &Path, user: &OwnedFd) -> Result<()> {
-    let tree = attr::copy_tree(target, false)?;
+/// Mounts a file system with the ids of `user`. A mount that is attached takes none: it gets them before.
+pub(super) fn mount(
+    source: &Path,
+    place: &Place<'_>,
+    kind: &str,
+    options: &Options,
+    user: &OwnedFd,
+) -> Result<OwnedFd> {
+    let tree = attr::file_system(source, kind, options.flags, &options.data)?;
+    let own = Attributes::of(options.flags);
+    if !own.is_empty() {
+        attr::change(&tree, own, false)?;
+    }
     attr::map_ids(&tree, user.as_fd(), false)?;
-    detach(target)?;
-    attr::attach(tree.as_fd(), target)
+    attr::attach(tree.as_fd(), place.path())?;
+    Ok(tree)
 }
 
 /// Mounts an overlay over lower directories with the ids of `user`.
@@ -46,7 +57,7 @@ pub(super) fn mount_overlay(
     match mount(&paths) {
         // Kernels before 6.15 take no layer that is not attached.
         Err(error) if error.errno() == Some(libc::EINVAL) => {
-            let attached = Attached::new(&trees)?;
+            let attached = Attached::new(&trees, Path::new(attached::DIRECTORY))?;
             mount(&attached.paths())
         }
         done => done,
@@ -81,61 +92,6 @@ fn with_lowers(data: &str, paths: &[PathBuf]) -> String {
     options.collect::<Vec<_>>().join(",")
 }
 
-/// Trees attached in a directory of their own, as long as this is held.
-struct Attached {
-    directory: PathBuf,
-    count: usize,
-}
-
-impl Attached {
-    fn new(trees: &[OwnedFd]) -> Result<Self> {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        use std::os::unix::fs::DirBuilderExt as _;
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("containerd-idmap{}-{serial}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        let mut builder = std::fs::DirBuilder::new();
-        builder.mode(0o700);
-        let make = |path: &Path| builder.create(path).map_err(|e| at("mkdir", path, e));
-        make(&directory)?;
-        let mut made = Self {
-            directory,
-            count: 0,
-        };
-        for tree in trees {
-            let point = made.point(made.count);
-            make(&point)?;
-            made.count += 1;
-            attr::attach(tree.as_fd(), &point)?;
-        }
-        Ok(made)
-    }
-
-    fn point(&self, number: usize) -> PathBuf {
-        self.directory.join(number.to_string())
-    }
-
-    fn paths(&self) -> Vec<PathBuf> {
-        (0..self.count).map(|number| self.point(number)).collect()
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        for point in self.paths() {
-            let gone = detach(&point);
-            // Never more than the empty directory: what is still mounted must survive.
-            let removed = std::fs::remove_dir(&point);
-            if gone.is_err() || removed.is_err() {
-                tracing::warn!(path = %point.display(), "temporary mount left behind");
-            }
-        }
-        if let Err(error) = std::fs::remove_dir(&self.directory) {
-            tracing::warn!(%error, path = %self.directory.display(), "temporary directory left behind");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
@@ -144,7 +100,6 @@ mod tests {
 
     use super::super::{info, mount, unmount_all};
     use super::*;
-    use crate::userns;
 
     const IDS: [&str; 2] = ["uidmap=0:100000:10", "gidmap=0:200000:10"];
 
@@ -183,15 +138,30 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_of_its_own_is_mapped_once() {
-        let (_dir, paths) = dirs(&["to"]);
-        let tmpfs = one("tmpfs", Path::new("tmpfs"), &["size=1m"]);
-        mount(&tmpfs, &paths[0]).unwrap();
-        assert_eq!(owner(&paths[0]), (100_000, 200_000));
-        let real = paths[0].canonicalize().unwrap();
-        let there = info::load().unwrap().into_iter();
-        assert_eq!(there.filter(|m| m.mount_point == real).count(), 1);
-        unmount_all(&paths[0]).unwrap();
+    fn a_file_system_of_its_own_is_mapped_once_also_at_a_sub_path() {
+        let (_dir, paths) = dirs(&["to", "to/sub"]);
+        for (sub, at) in [("sub", &paths[1]), ("", &paths[0])] {
+            let options = ["size=1m", "ro", "nosuid", "mode=0750"];
+            let mut tmpfs = one("tmpfs", Path::new("a source"), &options);
+            tmpfs.target = sub.into();
+            mount(&tmpfs, &paths[0]).unwrap();
+            assert_eq!(owner(at), (100_000, 200_000));
+            let mode = std::fs::metadata(at).unwrap().mode();
+            assert_eq!(mode & 0o7777, 0o750);
+            let real = at.canonicalize().unwrap();
+            let mut there = info::load().unwrap();
+            there.retain(|m| m.mount_point == real);
+            assert_eq!(there.len(), 1);
+            let found = &there[0];
+            assert_eq!(found.source, "a source");
+            assert!(found.options.starts_with("ro,nosuid"), "{found:?}");
+            for part in ["ro", "size=1024k"] {
+                let all = &found.super_options;
+                assert!(all.split(',').any(|option| option == part), "{all}");
+            }
+            unmount_all(at).unwrap();
+            assert_eq!(owner(at), (0, 0));
+        }
     }
 
     fn overlay_over(lowers: &[PathBuf], upper: &Path, work: &Path) -> Mount {
@@ -223,28 +193,6 @@ mod tests {
             assert_eq!(owner(&path), (100_000, 200_000));
         }
         unmount_all(&rest[2]).unwrap();
-    }
-
-    #[test]
-    fn the_way_of_old_kernels_leaves_no_mount_behind() {
-        let (_dir, paths) = dirs(&["one", "two", "upper", "work", "to"]);
-        std::fs::write(paths[0].join("f"), "").unwrap();
-        let ids = userns::parse_ranges("0:100000:10").unwrap();
-        let user = userns::create(&ids, &ids).unwrap();
-        let tree = |path: &Path| {
-            let tree = attr::copy_tree(path, false).unwrap();
-            attr::map_ids(&tree, user.as_fd(), false).unwrap();
-            tree
-        };
-        let attached = Attached::new(&[tree(&paths[0]), tree(&paths[1])]).unwrap();
-        let directory = attached.directory.clone();
-        let data = with_lowers("lowerdir=x", &attached.paths());
-        let flags = rustix::mount::MountFlags::empty();
-        overlay::mount("overlay", &paths[4], flags, &data).unwrap();
-        drop(attached);
-        assert!(!directory.exists());
-        assert_eq!(owner(&paths[4].join("f")), (100_000, 100_000));
-        unmount_all(&paths[4]).unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! made. A mount's sub path is resolved inside the target (a link planted there cannot lead out) and
 //! mounted through a descriptor. Calls block; `unmount` may wait seconds for a busy file system.
 
+mod attached;
 mod attr;
 mod bind;
 mod fuse;
@@ -11,6 +12,7 @@ mod idmap;
 pub mod info;
 mod options;
 mod overlay;
+mod place;
 mod temp;
 
 use std::ffi::{CStr, CString};
@@ -26,10 +28,11 @@ use fuse::Helper;
 pub use info::MountInfo;
 pub use options::Options;
 use options::REMOUNT;
+use place::Place;
 pub use temp::{TempMount, read_only, with_temp_mount};
 
 use crate::error::{at, op};
-use crate::fs::{fd_path, resolve_in_root};
+use crate::fs::fd_path;
 use crate::loopdev::{LoopDevice, LoopOpts};
 use crate::userns;
 
@@ -43,13 +46,17 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// `InvalidArgument` or `NotImplemented` for a mount that cannot be performed as written, else the
 /// errno with source and target. What was mounted before the failure is detached again.
 pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
-    for (done, mount) in mounts.iter().enumerate() {
-        if let Err(error) = self::mount(mount, target) {
-            for _ in 0..done {
-                // Best effort: the first failure is what the caller must hear of.
-                drop(detach(target));
+    let mut made = Vec::new();
+    for mount in mounts {
+        match perform(mount, target) {
+            Ok(mount) => made.extend(mount),
+            Err(error) => {
+                for mount in made.iter().rev() {
+                    // Best effort: the first failure is what the caller must hear of.
+                    drop(detach_mount(mount));
+                }
+                return Err(error);
             }
-            return Err(error);
         }
     }
     Ok(())
@@ -62,57 +69,63 @@ pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
 /// # Errors
 /// As for [`mount_all`].
 pub fn mount(mount: &Mount, target: &Path) -> Result<()> {
-    let place = if mount.target.is_empty() {
-        None
-    } else {
-        Some(resolve_in_root(target, Path::new(&mount.target))?)
-    };
-    let at = place.as_ref().map_or_else(|| target.to_owned(), fd_path);
-    let perform = || match Helper::of(&mount.kind) {
-        Some(helper) => helper.mount(mount, &at),
-        None => perform(mount, &Options::parse(&mount.options)?, target, &at),
+    perform(mount, target).map(drop)
+}
+
+/// Performs one mount and returns it; `None` when it only changed one.
+fn perform(mount: &Mount, target: &Path) -> Result<Option<OwnedFd>> {
+    let perform = || {
+        let place = Place::find(target, Path::new(&mount.target))?;
+        let Some(helper) = Helper::of(&mount.kind) else {
+            return at_place(mount, &Options::parse(&mount.options)?, &place);
+        };
+        helper.mount(mount, place.path())?;
+        place.made().map(Some)
     };
     perform().ctx_with(|| format!("failed to mount {} on {}", mount.source, target.display()))
 }
 
-fn perform(mount: &Mount, options: &Options, target: &Path, at: &Path) -> Result<()> {
+fn at_place(mount: &Mount, options: &Options, place: &Place<'_>) -> Result<Option<OwnedFd>> {
     if options.flags.contains(REMOUNT) {
-        return remount(mount, options, at);
+        return remount(mount, options, place.path()).map(|()| None);
     }
     let ids = options.ids.as_ref();
     let user = ids.map(|(users, groups)| userns::create(users, groups));
     let user = user.transpose()?;
     if options.flags.contains(MountFlags::BIND) {
-        return bind::mount(&mount.source, at, options, user.as_ref());
+        return bind::mount(&mount.source, place, options, user.as_ref()).map(Some);
     }
     let kind = mount.kind.as_str();
-    match (kind, &user) {
-        ("overlay", Some(user)) => idmap::mount_overlay(&mount.source, at, options, user)?,
-        ("overlay", None) => overlay::mount(&mount.source, at, options.flags, &options.data)?,
-        _ => {
-            // Held until the file system is: the device goes with its last user.
-            let device = loop_device(mount, options)?;
-            let source = device.as_ref().map(LoopDevice::path);
-            let source = source.unwrap_or(Path::new(&mount.source));
+    let at = place.path();
+    let made = if kind == "overlay" {
+        match &user {
+            Some(user) => idmap::mount_overlay(&mount.source, at, options, user)?,
+            None => overlay::mount(&mount.source, at, options.flags, &options.data)?,
+        }
+        place.made()?
+    } else {
+        // Held until the file system is: the device goes with its last user.
+        let device = loop_device(mount, options)?;
+        let source = device.as_ref().map(LoopDevice::path);
+        let source = source.unwrap_or(Path::new(&mount.source));
+        if let Some(user) = &user {
+            idmap::mount(source, place, kind, options, user)?
+        } else {
             call(source, at, kind, options.flags, &options.data)?;
+            place.made()?
         }
-    }
-    let ids = user.filter(|_| kind != "overlay");
-    // Through the place's descriptor one would see what is below the new mount.
-    let made = || resolve_in_root(target, Path::new(&mount.target));
+    };
     let finish = || -> Result<()> {
-        if let Some(user) = &ids {
-            idmap::remap(at, user)?;
-        }
         if !options.tree.is_empty() {
-            attr::change(made()?, options.tree, true)?;
+            attr::change(&made, options.tree, true)?;
         }
         if !options.propagation.is_empty() {
-            attr::propagate(made()?, options.propagation)?;
+            attr::propagate(&made, options.propagation)?;
         }
         Ok(())
     };
-    finish().inspect_err(|_| drop(detach(at)))
+    finish().inspect_err(|_| drop(detach_mount(&made)))?;
+    Ok(Some(made))
 }
 
 fn loop_device(mount: &Mount, options: &Options) -> Result<Option<LoopDevice>> {
@@ -190,6 +203,16 @@ pub fn unmount(target: &Path) -> Result<()> {
 pub fn detach(target: &Path) -> Result<()> {
     unmount_once(target, UnmountFlags::DETACH).map_err(|e| at("unmount", target, e))?;
     Ok(())
+}
+
+/// Takes the mount whose root `mount` is out of the tree at once: that one and no other, whatever is
+/// mounted over it, and whether or not a path leads there.
+///
+/// # Errors
+/// The errno.
+pub(crate) fn detach_mount(mount: impl AsFd) -> Result<()> {
+    // The link of a descriptor leads to the mount itself; not followed, it is a link of procfs.
+    rustix::mount::unmount(fd_path(&mount), UnmountFlags::DETACH).map_err(|e| op("unmount", e))
 }
 
 /// [`detach`] that leaves the file system in use by the descriptor returned: the kernel writes it back

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use types::{Mount, Result};
 
-use super::{detach_all, mount_all};
+use super::{detach_all, detach_mount, mount_all};
 use crate::error::at;
 
 /// A list of mounts at a directory of its own. Dropping it detaches them and removes the directory.
 #[derive(Debug)]
 pub struct TempMount {
     path: PathBuf,
+    /// Sub paths with mounts of their own.
+    below: Vec<PathBuf>,
 }
 
 impl TempMount {
@@ -31,7 +33,11 @@ impl TempMount {
             }
         };
         // The guard exists from here on: it removes the directory also when a mount fails.
-        let made = Self { path };
+        let below = mounts.iter().filter(|mount| !mount.target.is_empty());
+        let made = Self {
+            path,
+            below: below.map(|mount| mount.target.clone().into()).collect(),
+        };
         mount_all(mounts, &made.path)?;
         Ok(made)
     }
@@ -47,6 +53,11 @@ impl TempMount {
     /// # Errors
     /// The errno of unmounting; the mounts are detached in any case.
     pub fn unmount(self) -> Result<()> {
+        for sub in self.below.iter().rev() {
+            // They would keep the mount that they are in; what is no mount is left alone.
+            let found = crate::fs::resolve_in_root(&self.path, sub);
+            drop(found.and_then(detach_mount));
+        }
         super::unmount_all(&self.path)
     }
 }
@@ -141,6 +152,28 @@ mod tests {
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
         let failed: Result<()> = with_temp_mount(&[tmpfs()], |_| Err(Error::internal("no")));
         failed.unwrap_err();
+    }
+
+    #[test]
+    fn mounts_at_sub_paths_do_not_keep_the_one_that_they_are_in() {
+        let parent = tempfile::tempdir().unwrap();
+        let source = parent.path().join("source");
+        std::fs::create_dir_all(source.join("sub")).unwrap();
+        let outer = Mount {
+            kind: "bind".into(),
+            source: source.display().to_string(),
+            options: vec!["bind".into()],
+            ..Mount::default()
+        };
+        let inner = Mount {
+            target: "sub".into(),
+            ..tmpfs()
+        };
+        let mounted = TempMount::new(&[outer, inner], parent.path()).unwrap();
+        let path = mounted.path().to_owned();
+        assert!(super::super::is_mount_point(&path.join("sub")).unwrap());
+        mounted.unmount().unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

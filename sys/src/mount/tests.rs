@@ -285,3 +285,54 @@ fn a_busy_mount_is_waited_for() {
     assert!(told.elapsed() >= BUSY_PAUSE * 3);
     assert!(!is_mount_point(&to).unwrap());
 }
+
+#[test]
+fn a_failed_list_takes_its_mounts_along_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let [from, _, to] = three(&dir);
+    // What was there before.
+    mount(&tmpfs(), &to).unwrap();
+    for name in ["sub", "other"] {
+        std::fs::create_dir(to.join(name)).unwrap();
+    }
+    let inside = |name: &str| Mount {
+        target: name.into(),
+        ..bind(&from, &["bind"])
+    };
+    let again = Mount {
+        options: vec!["remount".into(), "noexec".into()],
+        ..tmpfs()
+    };
+    let bad = bind(&dir.path().join("missing"), &["bind"]);
+    mount_all(&[inside("sub"), inside("/other"), again, bad], &to).unwrap_err();
+    for name in ["sub", "other"] {
+        assert!(!is_mount_point(&to.join(name)).unwrap(), "{name} stays");
+    }
+    assert!(
+        is_mount_point(&to).unwrap(),
+        "what was there before is gone"
+    );
+    unmount(&to).unwrap();
+}
+
+#[test]
+fn a_mount_at_a_sub_path_that_fails_late_does_not_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let [from, _, to] = three(&dir);
+    std::fs::create_dir(to.join("sub")).unwrap();
+    for (kind, kinds) in [
+        ("tmpfs", ["shared", "slave"]),
+        ("bind", ["private", "slave"]),
+    ] {
+        // One kind of propagation at a time is all the kernel takes.
+        let options = ["rbind"]
+            .into_iter()
+            .filter(|_| kind == "bind")
+            .chain(kinds);
+        let mut one = bind(&from, &options.collect::<Vec<_>>());
+        kind.clone_into(&mut one.kind);
+        one.target = "sub".into();
+        mount(&one, &to).unwrap_err();
+        assert!(!is_mount_point(&to.join("sub")).unwrap(), "{kind} stays");
+    }
+}

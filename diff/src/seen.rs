@@ -13,7 +13,7 @@ const KEPT: usize = 5;
 
 /// The set.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     lists: Vec<List>,
 }
 
@@ -40,7 +40,7 @@ fn split(hash: u64) -> (usize, [u8; KEPT]) {
 
 impl Seen {
     /// Adds a hash.
-    pub(super) fn insert(&mut self, hash: u64) {
+    pub(crate) fn insert(&mut self, hash: u64) {
         let (list, kept) = split(hash);
         let list = &mut self.lists[list];
         if list.all.len() == list.all.capacity() {
@@ -56,8 +56,27 @@ impl Seen {
         }
     }
 
+    /// Takes a hash away.
+    pub(crate) fn remove(&mut self, hash: u64) {
+        let (list, kept) = split(hash);
+        let List { all, sorted } = &mut self.lists[list];
+        if let Ok(at) = all[..*sorted].binary_search(&kept) {
+            all.remove(at);
+            *sorted -= 1;
+        }
+        // It may have been added once more since the list was sorted.
+        let mut at = *sorted;
+        while let Some(value) = all.get(at) {
+            if *value == kept {
+                all.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
     /// True for one that was added.
-    pub(super) fn contains(&self, hash: u64) -> bool {
+    pub(crate) fn contains(&self, hash: u64) -> bool {
         let (list, kept) = split(hash);
         let List { all, sorted } = &self.lists[list];
         all[..*sorted].binary_search(&kept).is_ok() || all[*sorted..].contains(&kept)
@@ -95,6 +114,13 @@ mod tests {
         for number in 0..COUNT {
             assert!(seen.contains(hasher.hash_one(number)));
             assert!(!seen.contains(hasher.hash_one(number + COUNT)));
+        }
+        for number in (0..COUNT).step_by(3) {
+            seen.remove(hasher.hash_one(number));
+        }
+        for number in 0..COUNT {
+            let is_there = seen.contains(hasher.hash_one(number));
+            assert_eq!(is_there, number % 3 != 0, "{number}");
         }
         let each = seen.bytes() as f64 / COUNT as f64;
         assert!(each < 7.0, "{each} bytes each");
