@@ -42,8 +42,11 @@ pub(crate) struct Auth {
     /// How the host is called when credentials are asked for.
     host: String,
     reference: String,
-    headers: Mutex<HashMap<String, Held>>,
+    headers: Mutex<HashMap<Key, Held>>,
 }
+
+/// The origin that a header is for, and the scopes.
+type Key = (Origin, String);
 
 /// A header, how it was asked for, and until when it is good.
 #[derive(Clone, Debug)]
@@ -78,7 +81,7 @@ impl Auth {
         scopes: &[String],
     ) -> Result<Option<HeaderValue>> {
         let mut headers = self.headers.lock().await;
-        let key = scopes.join(" ");
+        let key = (origin.clone(), scopes.join(" "));
         let Some(held) = headers.get(&key) else {
             return Ok(None);
         };
@@ -103,7 +106,7 @@ impl Auth {
         refused: Option<&HeaderValue>,
     ) -> Result<()> {
         let mut headers = self.headers.lock().await;
-        let key = scopes.join(" ");
+        let key = (origin.clone(), scopes.join(" "));
         if let Some(held) = headers.get(&key)
             && Some(&held.header) != refused
         {
@@ -309,6 +312,37 @@ mod tests {
         );
         assert!(request.headers()[AUTHORIZATION].is_sensitive());
         assert!(!format!("{who:?}").contains('p'));
+    }
+
+    #[tokio::test]
+    async fn a_header_is_for_the_whole_origin() {
+        let http = Http::new(
+            crate::Limits::default(),
+            crate::tls::Trust::default(),
+            std::sync::Arc::default(),
+            None,
+        );
+        let credentials = Credentials {
+            user: "u".into(),
+            secret: "p".into(),
+        };
+        let auth = Auth::new(Source::Fixed(credentials), String::new(), String::new());
+        let asked = Challenged {
+            choice: Challenge::Basic,
+            raw: Vec::new(),
+        };
+        let answered = auth.answer(&http, &origin(), asked, &[], None).await;
+        answered.unwrap();
+        for (at, is_home) in [
+            ("https://r.example.test:443/", true),
+            ("http://r.example.test/", false),
+            ("http://r.example.test:443/", false),
+            ("https://r.example.test:444/", false),
+        ] {
+            let at = Origin::of(&at.parse().unwrap()).unwrap();
+            let held = auth.header(&http, &at, &[]).await.unwrap();
+            assert_eq!(held.is_some(), is_home, "{at}");
+        }
     }
 
     #[test]

@@ -122,13 +122,12 @@ impl Call {
 
     /// One try: the answer, or why there is none and when the server wants to be asked again.
     pub(crate) async fn once(&self, host: &Host) -> Result<Response<Incoming>, Failure> {
-        let was_plain = host.is_plain();
-        // Boxed: this future is a part of many others, which would all be as large.
-        let walked = match Box::pin(self.walk(host)).await {
-            Err(error) if is_no_tls(&error) && !was_plain && host.become_plain() => {
-                Box::pin(self.walk(host)).await
+        let walked = loop {
+            // Boxed: this future is a part of many others, which would all be as large.
+            if let Some(walked) = Box::pin(self.walk(host)).await.transpose() {
+                break walked;
             }
-            walked => walked,
+            // Once at most: a host without TLS cannot lose it again.
         };
         match walked {
             Ok(answer) if answer.status().is_success() => Ok(answer),
@@ -141,8 +140,9 @@ impl Call {
         }
     }
 
-    /// Redirects followed, challenges answered.
-    async fn walk(&self, host: &Host) -> Result<Response<Incoming>> {
+    /// Redirects followed, challenges answered; `None` when the host has just been found to speak no
+    /// TLS. Only the host itself can show that, not who it sends us to.
+    async fn walk(&self, host: &Host) -> Result<Option<Response<Incoming>>> {
         let start = self.url(host)?;
         // Taken from the URL: the host may turn out to speak no TLS at any moment.
         let origin = &match &self.target {
@@ -160,7 +160,13 @@ impl Call {
                 None
             };
             let (request, sent) = self.request(home.then_some(host), &url, header.as_ref())?;
-            let answer = host.http.send_watched(request, &sent).await?;
+            let answer = match host.http.send_watched(request, &sent).await {
+                Err(error) if home && is_no_tls(&error) && host.become_plain() => return Ok(None),
+                answer => answer?,
+            };
+            if home {
+                host.answered(origin);
+            }
             let status = answer.status();
             if status == StatusCode::UNAUTHORIZED && home && challenges < MAX_CHALLENGES {
                 challenges += 1;
@@ -173,7 +179,7 @@ impl Call {
                     url = start.clone();
                     continue;
                 }
-                return Ok(answer);
+                return Ok(Some(answer));
             }
             // The others would turn a request with a body into another one.
             let followed: &[u16] = match self.method {
@@ -181,7 +187,7 @@ impl Call {
                 _ => &[307, 308],
             };
             if !followed.contains(&status.as_u16()) {
-                return Ok(answer);
+                return Ok(Some(answer));
             }
             redirects += 1;
             if redirects > MAX_REDIRECTS {

@@ -1,10 +1,9 @@
 //! One way to a registry: its own server or a mirror, with the connections and the authorization.
 //!
 //! Invariant: credentials and headers of a host are for its origin. A host that may turn out to
-//! speak no TLS has two origins; it is the one or the other, not both.
+//! speak no TLS has two origins; it is the one or the other, and once it has shown which, it stays that.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Uri};
@@ -26,7 +25,8 @@ pub(crate) struct Host {
     main: Face,
     /// The same without TLS, for when the server does not speak it.
     plain: Option<Face>,
-    is_plain: AtomicBool,
+    /// Whether it speaks TLS, since that has shown itself.
+    speaks_tls: OnceLock<bool>,
     /// The registry that is meant, told to a mirror.
     namespace: Option<String>,
     pub(crate) capabilities: Capabilities,
@@ -53,8 +53,9 @@ impl Face {
 
 impl Host {
     fn face(&self) -> &Face {
-        let plain = self.is_plain.load(Ordering::Relaxed);
-        self.plain.as_ref().filter(|_| plain).unwrap_or(&self.main)
+        let is_plain = self.speaks_tls.get() == Some(&false);
+        let plain = self.plain.as_ref().filter(|_| is_plain);
+        plain.unwrap_or(&self.main)
     }
 
     /// Root of its API.
@@ -80,21 +81,24 @@ impl Host {
         }
     }
 
-    /// Whether it has been found to speak no TLS.
-    pub(crate) fn is_plain(&self) -> bool {
-        self.plain.is_some() && self.is_plain.load(Ordering::Relaxed)
+    /// It answered at its origin: if by TLS, then nobody can talk us out of that any more.
+    pub(crate) fn answered(&self, at: &Origin) {
+        if at.https {
+            self.speaks_tls.get_or_init(|| true);
+        }
     }
 
-    /// Gives TLS up; false where that is not allowed. Requests that ran into it together all may
-    /// call this.
+    /// Gives TLS up, as its origin spoke none; false where that is not allowed. Requests that ran into
+    /// it together all may call this.
     pub(crate) fn become_plain(&self) -> bool {
         if self.plain.is_none() {
             return false;
         }
-        if !self.is_plain.swap(true, Ordering::Relaxed) {
-            tracing::info!(host = self.root(), "no TLS there, going on without");
-        }
-        true
+        let speaks_tls = self.speaks_tls.get_or_init(|| {
+            tracing::info!(host = self.main.root, "no TLS there, going on without");
+            false
+        });
+        !speaks_tls
     }
 }
 
@@ -159,7 +163,7 @@ fn host(
     Ok(Host {
         main,
         plain,
-        is_plain: AtomicBool::new(false),
+        speaks_tls: OnceLock::new(),
         namespace: (!is_upstream).then(|| reference.host().to_owned()),
         capabilities: config.capabilities,
         headers: headers(opts, &config.headers, is_upstream),

@@ -171,27 +171,37 @@ fn builder() -> hyper_util::client::legacy::Builder {
     builder
 }
 
-/// Whether a request failed because the server does not speak TLS.
+/// Whether a request failed because the server that it went to does not speak TLS.
 pub(crate) fn is_no_tls(error: &Error) -> bool {
-    let text = error.to_string();
-    [PLAIN_ANSWER, NO_HANDSHAKE]
-        .iter()
-        .any(|said| text.contains(said))
+    std::error::Error::source(error).is_some_and(|source| source.is::<NoTls>())
 }
+
+/// Marks such an error. Texts do not: they also hold what servers and proxies say.
+#[derive(Debug)]
+struct NoTls;
+
+impl std::fmt::Display for NoTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no TLS there")
+    }
+}
+
+impl std::error::Error for NoTls {}
 
 /// A failed request. A refused certificate stays refused; all else may pass.
 fn failure(error: &(dyn std::error::Error + 'static)) -> Error {
     if let Some(tls) = tls_error(error) {
-        return Error::unknown(match tls {
-            rustls::Error::InvalidMessage(_) => PLAIN_ANSWER.to_owned(),
-            tls => format!("tls: {tls}"),
-        });
+        return match tls {
+            rustls::Error::InvalidMessage(_) => Error::unknown(PLAIN_ANSWER).with_source(NoTls),
+            tls => Error::unknown(format_args!("tls: {tls}")),
+        };
     }
-    let mut text = String::new();
+    let (mut text, mut is_no_tls) = (String::new(), false);
     let mut at = Some(error);
     while let Some(error) = at {
         let this = error.to_string();
         let this = this.split(" (os error ").next().unwrap_or_default();
+        is_no_tls |= this == NO_HANDSHAKE;
         // The client's own words say nothing; layers repeat what is below them.
         let said = this.starts_with("client error") || text.contains(this);
         if !said {
@@ -200,7 +210,10 @@ fn failure(error: &(dyn std::error::Error + 'static)) -> Error {
         }
         at = error.source();
     }
-    Error::unavailable(text)
+    match is_no_tls {
+        true => Error::unavailable(text).with_source(NoTls),
+        false => Error::unavailable(text),
+    }
 }
 
 /// The TLS error in a chain of errors, also inside I/O errors.
@@ -340,6 +353,15 @@ mod tests {
             error.is(Code::Unknown) && error.to_string().starts_with("tls: "),
             "{error}"
         );
+        let said = std::io::Error::other(format!("proxy: 503 {NO_HANDSHAKE}"));
+        for (error, is_it) in [
+            (std::io::Error::other(NO_HANDSHAKE), true),
+            (said, false),
+            (std::io::Error::other(PLAIN_ANSWER), false),
+        ] {
+            let error = failure(&error).ctx("GET").ctx("r.test");
+            assert_eq!(is_no_tls(&error), is_it, "{error}");
+        }
         let error = failure(&std::io::Error::from_raw_os_error(111));
         assert!(error.is(Code::Unavailable));
         assert_eq!(error.to_string(), "Connection refused: unavailable");

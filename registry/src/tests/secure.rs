@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
@@ -14,8 +15,8 @@ use tokio_rustls::TlsAcceptor;
 use types::{Code, Descriptor, Result};
 
 use super::{image, opts, read, with_hosts};
-use crate::testsuite::Server;
-use crate::{Limits, RegistryOpts, Repository, TlsFiles};
+use crate::testsuite::{Reply, Server};
+use crate::{Credentials, Limits, RegistryOpts, Repository, TlsFiles};
 
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -26,6 +27,8 @@ fn file(name: &str) -> PathBuf {
 /// TLS in front of a server that speaks none.
 struct Front {
     host: String,
+    /// Connections that did not begin with a greeting.
+    plain: Arc<AtomicUsize>,
     _connections: JoinSet<()>,
 }
 
@@ -50,13 +53,18 @@ async fn front(server: &Server, cert: &str, wants_client: bool) -> Front {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let to = server.host().to_owned();
+    let plain = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&plain);
     let mut connections = JoinSet::new();
     connections.spawn(async move {
         let mut all = JoinSet::new();
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let (acceptor, to) = (acceptor.clone(), to.clone());
+            let (acceptor, to, seen) = (acceptor.clone(), to.clone(), Arc::clone(&seen));
             all.spawn(async move {
+                let mut first = [0];
+                stream.peek(&mut first).await.unwrap();
+                seen.fetch_add(usize::from(first != [22]), Ordering::SeqCst);
                 if let Ok(mut tls) = acceptor.accept(stream).await {
                     let mut plain = TcpStream::connect(to).await.unwrap();
                     let _ended = copy_bidirectional(&mut tls, &mut plain).await;
@@ -66,6 +74,7 @@ async fn front(server: &Server, cert: &str, wants_client: bool) -> Front {
     });
     Front {
         host,
+        plain,
         _connections: connections,
     }
 }
@@ -226,6 +235,54 @@ async fn on_this_machine_http_will_do_when_https_does_not() {
     // TLS comes first, also with a certificate that nobody can check.
     let tls = front(&server, "other", false).await;
     assert_eq!(resolve(&tls.host, open()).await.unwrap(), manifest);
+}
+
+/// Where http would do, a redirect or a token server that speaks none must not take TLS away from the
+/// registry, and the password with it.
+#[tokio::test]
+async fn who_a_registry_sends_us_to_cannot_talk_us_out_of_its_tls() {
+    let elsewhere = Server::start(|_| Reply::status(200)).await;
+    for by_token in [false, true] {
+        let (content, manifest, layer, _) = image();
+        let away = elsewhere.host().to_owned();
+        let server = Server::start(move |request| {
+            let challenge = match by_token {
+                true => format!("Bearer realm=\"https://{away}/token\""),
+                false => "Basic realm=x".to_owned(),
+            };
+            match request.header("authorization") {
+                "" => Reply::status(401).with("www-authenticate", challenge),
+                _ if request.path.contains("/blobs/") => {
+                    Reply::status(307).with("location", format!("https://{away}/blob"))
+                }
+                _ => content.reply(request),
+            }
+        })
+        .await;
+        let front = front(&server, "other", false).await;
+        let options = RegistryOpts {
+            default_scheme: String::new(),
+            credentials: Some(Credentials {
+                user: "user".into(),
+                secret: "pass".into(),
+            }),
+            ..secure()
+        };
+        let reference = format!("{}/r:latest", front.host).parse().unwrap();
+        let repository = Repository::new(&reference, options).unwrap();
+        let error = if by_token {
+            repository.resolve().await.unwrap_err()
+        } else {
+            assert_eq!(repository.resolve().await.unwrap(), manifest);
+            let error = read(&repository, &layer, 0).await.unwrap_err();
+            assert_eq!(repository.resolve().await.unwrap(), manifest);
+            error
+        };
+        let text = error.to_string();
+        assert!(text.contains("HTTP response to HTTPS client"), "{text}");
+        assert!(text.contains(elsewhere.host()), "{text}");
+        assert_eq!(front.plain.load(Ordering::SeqCst), 0);
+    }
 }
 
 #[tokio::test]
