@@ -5,7 +5,6 @@
 
 use std::sync::{Arc, OnceLock};
 
-use http::header::AUTHORIZATION;
 use http::{HeaderMap, Uri};
 use types::{Error, Result};
 
@@ -224,12 +223,15 @@ fn address(upstream: &str, opts: &RegistryOpts, config: &HostConfig) -> Result<A
     })
 }
 
-/// The operation's headers, under those of the host.
+/// The operation's headers where they are for this host, under its own.
+///
+/// Other than core/remotes/docker/resolver.go, which tells them to mirrors, too: keys of registries
+/// have many names besides `authorization`, and what a mirror is to be told its hosts file says.
 fn headers(opts: &RegistryOpts, own: &HeaderMap, is_upstream: bool) -> HeaderMap {
-    let mut headers = opts.headers.clone();
-    if !is_upstream {
-        headers.remove(AUTHORIZATION);
-    }
+    let mut headers = match is_upstream {
+        true => opts.headers.clone(),
+        false => HeaderMap::new(),
+    };
     for name in own.keys() {
         headers.remove(name);
     }

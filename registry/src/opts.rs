@@ -25,7 +25,7 @@ pub struct RegistryOpts {
     pub authenticator: Option<Arc<dyn Authenticator>>,
     /// Directories with one directory for each host (`certs.d`), the first that has it is used.
     pub host_dirs: Vec<PathBuf>,
-    /// Sent with each request to the registry and its mirrors; `authorization` to the registry only.
+    /// Sent with each request to the registry that the reference names, never to a mirror of it.
     pub headers: HeaderMap,
     /// `http` or `https` for the registry that the reference names, when its hosts file does not say;
     /// empty: https, on this machine http when https does not work.

@@ -43,15 +43,13 @@ async fn mirrors_are_asked_first_and_told_which_registry_is_meant() {
     let (content, manifest, layer, data) = image();
     let (mirror, server) = (serving(&content).await, serving(&content).await);
     let dir = tempfile::tempdir().unwrap();
-    let mut options = with_hosts(&mirrors(&[&mirror], Some(&server)), dir.path(), NAME);
-    options.headers.insert("x-all", "1".parse().unwrap());
+    let options = with_hosts(&mirrors(&[&mirror], Some(&server)), dir.path(), NAME);
     let repository = repository(options);
     assert_eq!(repository.resolve().await.unwrap(), manifest);
     assert_eq!(read(&repository, &layer, 5).await.unwrap(), data[5..]);
     assert!(server.requests().is_empty());
     for request in mirror.requests() {
         assert_eq!(request.query, format!("ns={NAME}"));
-        assert_eq!(request.header("x-all"), "1");
     }
 }
 
@@ -235,7 +233,7 @@ async fn a_host_that_recovers_is_asked_again() {
 }
 
 #[tokio::test]
-async fn passwords_and_authorization_headers_are_for_the_registry_only() {
+async fn passwords_and_headers_are_for_the_registry_only() {
     let (content, manifest, ..) = image();
     let (copy, asks) = (content.clone(), "Basic realm=x");
     let mirror = Server::start(move |_| Reply::status(401).with("www-authenticate", asks)).await;
@@ -273,11 +271,12 @@ async fn passwords_and_authorization_headers_are_for_the_registry_only() {
     assert!(said(&mirror).iter().all(String::is_empty), "{mirror:?}");
     assert_eq!(said(&server), ["", "Basic dXNlcjpwYXNz"]);
     assert!(server.requests().iter().all(|r| r.query.is_empty()));
+    let text = format!("{text}header.x-mirror = \"m\"\n");
     let mut options = with_hosts(&text, dir.path(), &host);
     options.default_scheme = "http".into();
-    options
-        .headers
-        .insert("authorization", "Basic eDp5".parse().unwrap());
+    for (name, value) in [("authorization", "Basic eDp5"), ("private-token", "t")] {
+        options.headers.insert(name, value.parse().unwrap());
+    }
     Repository::new(&reference, options)
         .unwrap()
         .resolve()
@@ -285,6 +284,12 @@ async fn passwords_and_authorization_headers_are_for_the_registry_only() {
         .unwrap();
     assert!(said(&mirror).iter().all(String::is_empty), "{mirror:?}");
     assert_eq!(said(&server)[2..], ["Basic eDp5"]);
+    let last = |server: &Server| {
+        let requests = server.requests();
+        let last = requests.last().unwrap();
+        ["private-token", "x-mirror"].map(|name| last.header(name).to_owned())
+    };
+    assert_eq!([last(&mirror), last(&server)], [["", "m"], ["t", ""]]);
 }
 
 #[tokio::test]
