@@ -9,14 +9,32 @@ use async_trait::async_trait;
 use content::ContentStore;
 use diff::{Applier, ApplyOpts};
 use images::ImageStore;
-use images::testsuite::Store;
+use images::testsuite::{Store, fields_of};
+use registry::testsuite::Content;
 use snapshotters::Snapshotter;
 use types::{
-    Descriptor, Error, Fields, Filter, Image, Labels, Mount, Result, SnapshotInfo, SnapshotKey,
-    SnapshotKind, Usage,
+    Descriptor, Error, Fields, Filter, Image, Labels, Mount, Platform, Result, SnapshotInfo,
+    SnapshotKey, SnapshotKind, Usage, media_type as mt,
 };
 
 use crate::Deps;
+
+/// Adds to what a registry has an image of this one layer, for this host, with a tag; its layer.
+pub(crate) fn image_of(content: &mut Content, layer: Vec<u8>, tag: &str) -> Descriptor {
+    let id = images::digest_of(&layer).unwrap();
+    let layer = content.add(mt::OCI_LAYER, layer, &[]);
+    let arch = Platform::host().architecture;
+    let config =
+        format!(r#"{{"os":"linux","architecture":"{arch}","rootfs":{{"diff_ids":["{id}"]}}}}"#);
+    let config = content.add(mt::OCI_CONFIG, config, &[]);
+    let text = format!(
+        r#"{{"schemaVersion":2,"config":{{{}}},"layers":[{{{}}}]}}"#,
+        fields_of(&config),
+        fields_of(&layer)
+    );
+    content.add(mt::OCI_MANIFEST, text, &[tag]);
+    layer
+}
 
 /// All of it, with the handles by which tests look inside.
 #[derive(Clone, Debug)]

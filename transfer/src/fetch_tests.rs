@@ -3,39 +3,26 @@
 use std::fs;
 use std::time::Duration;
 
-use images::testsuite::fields_of;
 use registry::testsuite::{Content, Reply, Server};
 use registry::{Budget, Health, RegistryOpts};
-use types::{Code, Error, Image, Platform, Result, media_type as mt};
+use types::{Code, Descriptor, Error, Image, Result};
 
-use crate::fake::World;
+use crate::fake::{World, image_of};
 use crate::{PullOpts, pull};
 
 /// A name that only hosts files know.
 const NAME: &str = "registry.example.test";
 
-/// An image of one layer, `r:a`.
-fn image() -> Content {
+/// An image of one layer, `r:a`, and the layer.
+fn image() -> (Content, Descriptor) {
     let mut content = Content::default();
-    let data = vec![7; 50_000];
-    let id = images::digest_of(&data).unwrap();
-    let layer = content.add(mt::OCI_LAYER, data, &[]);
-    let arch = Platform::host().architecture;
-    let config =
-        format!(r#"{{"os":"linux","architecture":"{arch}","rootfs":{{"diff_ids":["{id}"]}}}}"#);
-    let config = content.add(mt::OCI_CONFIG, config, &[]);
-    let text = format!(
-        r#"{{"schemaVersion":2,"config":{{{}}},"layers":[{{{}}}]}}"#,
-        fields_of(&config),
-        fields_of(&layer)
-    );
-    content.add(mt::OCI_MANIFEST, text, &["a"]);
-    content
+    let layer = image_of(&mut content, vec![7; 50_000], "a");
+    (content, layer)
 }
 
 /// Serves the image, its layer changed by `change`.
 async fn serve(change: fn(Reply) -> Reply) -> Server {
-    let content = image();
+    let (content, _) = image();
     Server::start(move |request| {
         let reply = content.reply(request);
         let is_layer = reply.body.len() == 50_000;
@@ -91,7 +78,7 @@ fn names(error: &Error, server: &Server) {
 }
 
 fn layers(server: &Server) -> usize {
-    let layer = image().add(mt::OCI_LAYER, vec![7; 50_000], &[]).digest;
+    let layer = image().1.digest;
     let asked = server.requests();
     let of_layer = |path: &str| path.ends_with(layer.as_str());
     asked.iter().filter(|r| of_layer(&r.path)).count()

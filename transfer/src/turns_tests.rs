@@ -1,33 +1,13 @@
 //! Pulls that share places, and those that wait for another writer.
 
 use content::IngestSpec;
-use images::testsuite::fields_of;
 use registry::testsuite::{Content, Server};
 use registry::{Health, RegistryOpts};
 use tokio::time::timeout;
-use types::{Platform, media_type as mt};
 
 use super::*;
-use crate::fake::World;
+use crate::fake::{World, image_of};
 use crate::{PullOpts, pull};
-
-/// Adds an image of one layer of such bytes, with a tag; its layer.
-fn image(content: &mut Content, byte: u8, tag: &str) -> Descriptor {
-    let data = vec![byte; 1000];
-    let id = images::digest_of(&data).unwrap();
-    let layer = content.add(mt::OCI_LAYER, data, &[]);
-    let arch = Platform::host().architecture;
-    let config =
-        format!(r#"{{"os":"linux","architecture":"{arch}","rootfs":{{"diff_ids":["{id}"]}}}}"#);
-    let config = content.add(mt::OCI_CONFIG, config, &[]);
-    let text = format!(
-        r#"{{"schemaVersion":2,"config":{{{}}},"layers":[{{{}}}]}}"#,
-        fields_of(&config),
-        fields_of(&layer)
-    );
-    content.add(mt::OCI_MANIFEST, text, &[tag]);
-    layer
-}
 
 fn opts(places: &Places) -> PullOpts {
     PullOpts {
@@ -44,7 +24,7 @@ fn opts(places: &Places) -> PullOpts {
 #[tokio::test]
 async fn a_layer_waits_for_a_place_and_documents_do_not() {
     let mut content = Content::default();
-    let layer = image(&mut content, 1, "a");
+    let layer = image_of(&mut content, vec![1; 1000], "a");
     let server = Server::start(move |request| content.reply(request)).await;
     let (world, places) = (World::new(), Places::new(1));
     let deps = world.deps();
@@ -67,8 +47,8 @@ async fn a_layer_waits_for_a_place_and_documents_do_not() {
 #[tokio::test]
 async fn who_waits_for_another_writer_keeps_nobody_from_their_place() {
     let mut content = Content::default();
-    let layer = image(&mut content, 1, "a");
-    image(&mut content, 2, "b");
+    let layer = image_of(&mut content, vec![1; 1000], "a");
+    image_of(&mut content, vec![2; 1000], "b");
     let server = Server::start(move |request| content.reply(request)).await;
     let (world, places) = (World::new(), Places::new(1));
     let deps = world.deps();
@@ -99,7 +79,7 @@ async fn who_waits_for_another_writer_keeps_nobody_from_their_place() {
 #[tokio::test(start_paused = true)]
 async fn another_writer_that_stands_still_is_not_waited_for_for_ever() {
     let mut content = Content::default();
-    let layer = image(&mut content, 1, "a");
+    let layer = image_of(&mut content, vec![1; 1000], "a");
     let world = World::new();
     let reference: IngestRef = images::ref_key(&layer).parse().unwrap();
     let spec = IngestSpec {
