@@ -143,12 +143,7 @@ impl Fetcher {
                 Some(places) if is_layer => Some(places.take().await?),
                 _ => None,
             };
-            let spec = IngestSpec {
-                reference: reference.clone(),
-                total: Some(descriptor.size),
-                expected: Some(descriptor.digest.clone()),
-            };
-            let error = match self.content.ingest(spec).await {
+            let error = match self.content.ingest(spec(reference, descriptor)).await {
                 Ok(ingest) => return Ok(Some((ingest, place))),
                 Err(error) if error.is_already_exists() => return Ok(None),
                 Err(error) if error.is(Code::Unavailable) => error,
@@ -188,9 +183,12 @@ impl Fetcher {
         let copied = self.copy(&mut reader, ingest.as_mut(), key, size).await;
         if let Err(error) = copied {
             let failed = judged(error, &reader, offset > 0);
-            // The next try goes on from what is there only where the host was to blame.
-            if !failed.error.is(Code::Unavailable) {
-                ingest.abandon().await?;
+            // What came in is good for the next try, unless it is this itself that is wrong: time that
+            // ran out, a token or a full disk do not make it so.
+            if (is_wrong(&failed.error) || ingest.status().offset == 0)
+                && let Err(error) = ingest.abandon().await
+            {
+                tracing::debug!(%error, key, "what came in is still there");
             }
             return Err(failed);
         }
@@ -204,10 +202,29 @@ impl Fetcher {
             return Err(Failed { error, again: true });
         }
         let failed = judged(error, &reader, offset > 0);
-        if failed.error.is(Code::FailedPrecondition) {
-            let _gone = self.content.abort(&key.parse()?).await;
+        if is_wrong(&failed.error)
+            && let Err(error) = self.drop_refused(&key.parse()?, descriptor).await
+        {
+            // The next fetch comes to the same and tries again.
+            tracing::debug!(%error, key, "what a commit has refused is still there");
         }
         Err(failed)
+    }
+
+    /// Drops what a commit has refused, under a claim of its own: by its name alone it could be what
+    /// another writer has begun meanwhile.
+    async fn drop_refused(&self, reference: &IngestRef, descriptor: &Descriptor) -> Result<()> {
+        let ingest = match self.content.ingest(spec(reference, descriptor)).await {
+            Ok(ingest) => ingest,
+            // Who has it now sees for itself, and what is complete is right.
+            Err(error) if error.is(Code::Unavailable) || error.is_already_exists() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // Less of it is another beginning.
+        match ingest.status().offset < descriptor.size {
+            true => Ok(()),
+            false => ingest.abandon().await,
+        }
     }
 
     /// Writes what comes, to the end or as far as it comes.
@@ -275,10 +292,24 @@ impl Fetcher {
     }
 }
 
+/// The writer that is wanted for a blob.
+fn spec(reference: &IngestRef, descriptor: &Descriptor) -> IngestSpec {
+    IngestSpec {
+        reference: reference.clone(),
+        total: Some(descriptor.size),
+        expected: Some(descriptor.digest.clone()),
+    }
+}
+
+/// Whether it is the bytes that are not what the descriptor says, or more than the registry knows of.
+fn is_wrong(error: &Error) -> bool {
+    error.is(Code::FailedPrecondition) || error.is(Code::OutOfRange)
+}
+
 /// Names the host whose bytes are not what the descriptor says, and keeps to others where there are
 /// any. Of a blob that an earlier fetch began, that part may be the damaged one.
 fn judged(error: Error, reader: &WideReader, is_resumed: bool) -> Failed {
-    if !error.is(Code::FailedPrecondition) {
+    if !is_wrong(&error) {
         return error.into();
     }
     let again = is_resumed || reader.distrust();

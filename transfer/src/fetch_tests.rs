@@ -1,12 +1,14 @@
 //! Hosts that send other bytes than they should, and those that send none.
 
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use registry::testsuite::{Content, Reply, Server};
-use registry::{Budget, Health, RegistryOpts};
-use types::{Code, Descriptor, Error, Image, Result};
+use registry::{Health, RegistryOpts};
+use types::Image;
 
+use super::*;
 use crate::fake::{World, image_of};
 use crate::{PullOpts, pull};
 
@@ -115,6 +117,89 @@ async fn damaged_bytes_from_everywhere_end_the_pull() {
     assert!(error.is(Code::FailedPrecondition), "{error}");
     assert!(layers(&bad) >= 1 && layers(&worse) >= 1);
     assert!(layers(&bad) + layers(&worse) <= 4);
+}
+
+#[tokio::test]
+async fn what_came_in_is_kept_whatever_ended_the_fetch() {
+    for status in [401, 403, 404, 500, 0] {
+        let (content, layer) = image();
+        let (asked, key) = (AtomicUsize::new(0), images::ref_key(&layer));
+        let digest = layer.digest.clone();
+        let server = Server::start(move |request| {
+            let reply = content.reply(request);
+            if !request.path.ends_with(digest.as_str()) {
+                return reply;
+            }
+            match asked.fetch_add(1, Ordering::Relaxed) {
+                0 if status == 0 => Reply {
+                    stall: Some(20_000),
+                    ..reply
+                },
+                0 => Reply {
+                    cut: Some(20_000),
+                    ..reply
+                },
+                _ => Reply::status(status),
+            }
+        })
+        .await;
+        let world = World::new();
+        let opts = |budget| PullOpts {
+            registry: RegistryOpts {
+                plain_http: true,
+                health: Health::new(),
+                budget,
+                ..RegistryOpts::default()
+            },
+            ..PullOpts::default()
+        };
+        let budget = Budget::new(
+            Duration::from_millis(if status == 0 { 300 } else { 9000 }),
+            None,
+        );
+        let name = format!("{}/r:a", server.host());
+        let error = pull(&name, &world.deps(), opts(Some(budget))).await;
+        let error = error.unwrap_err();
+        assert_eq!(error.is(Code::DeadlineExceeded), status == 0, "{error}");
+        let left = world.content.status(&key.parse().unwrap()).await;
+        assert_eq!(left.unwrap().offset, 20_000, "{status}: {error}");
+        let good = serve(|reply| reply).await;
+        let name = format!("{}/r:a", good.host());
+        pull(&name, &world.deps(), opts(None)).await.unwrap();
+        let asked = good.requests();
+        let range = asked
+            .iter()
+            .find(|r| r.path.ends_with(layer.digest.as_str()));
+        assert_eq!(range.unwrap().header("range"), "bytes=20000-");
+    }
+}
+
+#[tokio::test]
+async fn what_a_commit_refused_is_dropped_and_what_others_began_is_not() {
+    let (content, layer) = image();
+    let world = World::new();
+    let reference = images::ref_key(&layer).parse().unwrap();
+    let server = Server::start(move |request| content.reply(request)).await;
+    let name: Reference = format!("{}/r:a", server.host()).parse().unwrap();
+    let store = Arc::clone(&world.deps().content);
+    let repository = Repository::new(&name, RegistryOpts::default()).unwrap();
+    let budget = Budget::new(Duration::from_secs(9), None);
+    let on = OnProgress::default();
+    let fetcher = Fetcher::new(&store, repository, &name, budget, None, &on);
+    for (bytes, is_held, stays) in [
+        (50_000, false, false),
+        // Somebody began anew.
+        (49_999, false, true),
+        (50_000, true, true),
+    ] {
+        let mut writer = store.ingest(spec(&reference, &layer)).await.unwrap();
+        writer.truncate(0).await.unwrap();
+        writer.write(vec![8; bytes].into()).await.unwrap();
+        let held = is_held.then_some(writer);
+        fetcher.drop_refused(&reference, &layer).await.unwrap();
+        assert_eq!(!world.content.ingests().is_empty(), stays, "{bytes}");
+        drop(held);
+    }
 }
 
 #[tokio::test]
