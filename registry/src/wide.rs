@@ -4,7 +4,10 @@
 //! memory: [`ALL`] of them in the whole process, and one of each blob beside.
 //!
 //! ```text
-//! one connection --slow--> pieces side by side --not faster, or no ranges--> one, to the end
+//! one connection --slow--> pieces side by side --not faster--> one, to the end
+//!      ^    |                      |
+//!      |    `-- goes on until it comes to where the pieces begin: nothing of them there? it stays alone
+//!      `--------- a piece that does not come; then the pieces again, fewer at a time
 //! ```
 //!
 //! Many servers and paths limit what a connection may carry, and several of them are faster there. Where
@@ -12,14 +15,14 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use types::{Descriptor, Error, Result};
 
 use crate::reader::{BlobReader, Source};
@@ -34,6 +37,8 @@ const LARGEST: u64 = 2 << 20;
 const PARTS: u64 = 400;
 /// A connection that carries so many bytes per second is fast enough.
 const FAST: u64 = 64 << 20;
+/// So many times as long as usual may a piece take.
+const OVERDUE: u32 = 4;
 /// So much faster, in percent, are several connections to be.
 const GAIN: u64 = 130;
 
@@ -43,14 +48,15 @@ pub struct WideReader {
     repository: Repository,
     descriptor: Descriptor,
     offset: u64,
+    /// What comes before the pieces, when there are any.
     one: Option<BlobReader>,
     pieces: Option<Pieces>,
     /// Several connections have had their chance.
     is_tried: bool,
     /// How fast one connection is; begins with its first bytes.
     window: Option<Speed>,
-    /// Who sent bytes last.
-    source: Option<Source>,
+    /// Who sent bytes, the last one at the end.
+    sources: Vec<Source>,
 }
 
 impl WideReader {
@@ -63,7 +69,7 @@ impl WideReader {
             pieces: None,
             is_tried: false,
             window: None,
-            source: None,
+            sources: Vec::new(),
         }
     }
 
@@ -73,20 +79,27 @@ impl WideReader {
         self.offset
     }
 
-    /// Who sent the last bytes, `https://example.test/v2`; empty before the first.
+    /// The same over one connection at a time, to see who sends what.
     #[must_use]
-    pub fn host(&self) -> &str {
-        self.source.as_ref().map_or("", |source| source.host.root())
+    pub fn alone(self) -> Self {
+        Self {
+            is_tried: true,
+            ..self
+        }
     }
 
-    /// As [`BlobReader::distrust`].
+    /// All that sent bytes, `https://example.test/v2`; none before the first.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.sources.iter().map(|source| source.host.root())
+    }
+
+    /// As [`BlobReader::distrust`], of all that sent bytes.
     #[must_use = "without another host a new try gives the same"]
     pub fn distrust(&self) -> bool {
-        let Some(source) = &self.source else {
-            return false;
-        };
-        self.repository.shared.health.failed(source.host.origin());
-        source.alternatives
+        for source in &self.sources {
+            self.repository.shared.health.failed(source.host.origin());
+        }
+        self.sources.iter().any(|source| source.alternatives)
     }
 
     /// The next bytes; `None` at the end. Cancel safe: bytes are counted when they are returned.
@@ -94,22 +107,27 @@ impl WideReader {
     /// # Errors
     /// As [`BlobReader::chunk`].
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        while let Some(pieces) = &mut self.pieces {
+        while let Some(pieces) = &mut self.pieces
+            && self.one.is_none()
+        {
             match pieces.next().await {
                 Some(Ok((data, source))) => {
-                    // It has been kept until it was sure that there are ranges.
-                    self.one = None;
-                    self.source = Some(source);
-                    self.offset += data.len() as u64;
+                    self.came(&data, Some(source));
                     return Ok(Some(data));
                 }
                 Some(Err(error)) => {
-                    tracing::debug!(%error, "going on over one connection");
-                    self.pieces = None;
+                    tracing::debug!(%error, "a piece comes over one connection");
+                    pieces.fewer();
+                    self.one = Some(self.repository.open(&self.descriptor, self.offset)?);
                 }
                 None => self.pieces = None,
             }
         }
+        self.single().await
+    }
+
+    /// The next bytes of the one connection.
+    async fn single(&mut self) -> Result<Option<Bytes>> {
         let one = match &mut self.one {
             Some(one) => one,
             None => self
@@ -119,13 +137,38 @@ impl WideReader {
         let began = Instant::now();
         let read = one.chunk().await;
         let waited = began.elapsed();
-        self.source = one.source().or(self.source.take());
-        let data = read?;
-        if let Some(data) = &data {
-            self.offset += data.len() as u64;
-            self.widen(data.len() as u64, waited);
+        let source = one.source();
+        let Some(mut data) = read? else {
+            return Ok(None);
+        };
+        if let Some(pieces) = &mut self.pieces {
+            let before = pieces.begin() - self.offset;
+            if data.len() as u64 >= before {
+                if pieces.is_coming() {
+                    data.truncate(usize::try_from(before).unwrap_or(usize::MAX));
+                    self.one = None;
+                } else {
+                    tracing::debug!(digest = %self.descriptor.digest, "nothing else comes");
+                    self.pieces = None;
+                }
+            }
         }
-        Ok(data)
+        let length = data.len() as u64;
+        self.came(&data, source);
+        match &mut self.pieces {
+            Some(pieces) => pieces.speed.count(length, waited),
+            None => self.widen(length, waited),
+        }
+        Ok(Some(data))
+    }
+
+    fn came(&mut self, data: &Bytes, source: Option<Source>) {
+        self.offset += data.len() as u64;
+        if let Some(source) = source {
+            let is_other = |known: &Source| !Arc::ptr_eq(&known.host, &source.host);
+            self.sources.retain(is_other);
+            self.sources.push(source);
+        }
     }
 
     /// Begins with several connections when one has shown that it is slow and much is left.
@@ -155,16 +198,20 @@ impl WideReader {
         }
         self.is_tried = true;
         tracing::debug!(digest = %self.descriptor.digest, rate, "trying several connections");
-        self.pieces = Some(Pieces {
+        let mut pieces = Pieces {
             repository: self.repository.clone(),
             descriptor: self.descriptor.clone(),
             lanes: wide.lanes,
             length,
-            left: self.offset..size,
+            // One connection has some more to do, until the first piece is there.
+            left: self.offset + length..size,
             running: VecDeque::new(),
             speed: Speed::default(),
-            alone: Some(rate),
-        });
+            alone: rate,
+            is_judged: false,
+        };
+        pieces.fill();
+        self.pieces = Some(pieces);
     }
 }
 
@@ -202,8 +249,10 @@ struct Pieces {
     /// In order.
     running: VecDeque<Piece>,
     speed: Speed,
-    /// How fast one connection was, until it is known whether several are faster.
-    alone: Option<u64>,
+    /// How fast one connection was.
+    alone: u64,
+    /// It is known whether several are faster.
+    is_judged: bool,
 }
 
 type Fetched = Result<(Bytes, Source)>;
@@ -211,6 +260,10 @@ type Fetched = Result<(Bytes, Source)>;
 /// A piece on its way; given up when dropped.
 #[derive(Debug)]
 struct Piece {
+    range: Range<u64>,
+    began: Instant,
+    /// Bytes so far.
+    came: Arc<AtomicU64>,
     task: JoinHandle<Fetched>,
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -225,18 +278,60 @@ impl Pieces {
     /// The next piece; `None` when there is none any more, at the end or before.
     async fn next(&mut self) -> Option<Fetched> {
         self.fill();
+        let patience = self.patience();
         let front = self.running.front_mut()?;
         let began = Instant::now();
-        let fetched = (&mut front.task).await;
+        let overdue = front.began + patience;
+        let fetched = tokio::select! {
+            biased;
+            fetched = &mut front.task => fetched
+                .unwrap_or_else(|error| Err(Error::internal("piece of a blob").with_source(error))),
+            () = sleep_until(overdue) => {
+                Err(Error::unavailable(format_args!("not there after {patience:?}")))
+            }
+        };
         let waited = began.elapsed();
         drop(self.running.pop_front());
-        let fetched = fetched
-            .unwrap_or_else(|error| Err(Error::internal("piece of a blob").with_source(error)));
         if let Ok((data, _)) = &fetched {
             self.speed.count(data.len() as u64, waited);
             self.judge();
         }
         Some(fetched)
+    }
+
+    /// How long a piece may take: a multiple of what it takes by the speed so far, with all the others
+    /// beside it.
+    fn patience(&self) -> Duration {
+        let rate = match self.speed.bytes {
+            0 => self.alone,
+            _ => self.speed.rate().min(self.alone),
+        };
+        let usual = (self.lanes as u64 + 1) * self.length * 1000 / rate.max(1);
+        let stall = self.repository.shared.limits.stall;
+        stall.max(OVERDUE * Duration::from_millis(usual))
+    }
+
+    /// Where the first piece begins that has not come.
+    fn begin(&self) -> u64 {
+        let front = self.running.front();
+        front.map_or(self.left.start, |front| front.range.start)
+    }
+
+    /// Whether there is anything of that piece, or of the only ones after it.
+    fn is_coming(&self) -> bool {
+        self.running.front().is_some_and(|front| {
+            let came = front.came.load(Ordering::Relaxed);
+            let is_whole = came == front.range.end - front.range.start;
+            came > 0 && (is_whole || !front.task.is_finished())
+        })
+    }
+
+    /// One did not come: half as many at a time, and none where that is one.
+    fn fewer(&mut self) {
+        self.lanes /= 2;
+        if self.lanes < 2 {
+            self.left.start = self.left.end;
+        }
     }
 
     /// Sends requests for more, as far as there is room.
@@ -251,9 +346,14 @@ impl Pieces {
             let range = self.left.start..end;
             self.left.start = end;
             let (repository, descriptor) = (self.repository.clone(), self.descriptor.clone());
-            let task = tokio::spawn(async move { fetch(&repository, &descriptor, range).await });
+            let came = Arc::<AtomicU64>::default();
+            let (told, wanted) = (Arc::clone(&came), range.clone());
+            let work = async move { fetch(&repository, &descriptor, wanted, &told).await };
             self.running.push_back(Piece {
-                task,
+                range,
+                began: Instant::now(),
+                came,
+                task: tokio::spawn(work),
                 _place: place,
             });
         }
@@ -261,27 +361,32 @@ impl Pieces {
 
     /// After two rounds: goes on, or begins no more pieces.
     fn judge(&mut self) {
-        let Some(alone) = self.alone else { return };
-        if self.speed.bytes < 2 * self.lanes as u64 * self.length {
+        if self.is_judged || self.speed.bytes < 2 * self.lanes as u64 * self.length {
             return;
         }
-        let together = self.speed.rate();
+        let (alone, together) = (self.alone, self.speed.rate());
         let is_faster = together > alone.saturating_mul(GAIN) / 100;
         tracing::debug!(digest = %self.descriptor.digest, alone, together, is_faster, "tried");
         if !is_faster {
             self.left.start = self.left.end;
         }
-        self.alone = None;
+        self.is_judged = true;
     }
 }
 
-async fn fetch(repository: &Repository, descriptor: &Descriptor, range: Range<u64>) -> Fetched {
+async fn fetch(
+    repository: &Repository,
+    descriptor: &Descriptor,
+    range: Range<u64>,
+    came: &AtomicU64,
+) -> Fetched {
     let length = usize::try_from(range.end - range.start).unwrap_or_default();
     let mut reader = repository.open_piece(descriptor, range)?;
     // Copied: a server that sends single bytes would otherwise cost a multiple of them.
     let mut all = BytesMut::with_capacity(length);
     while let Some(chunk) = reader.chunk().await? {
         all.extend_from_slice(&chunk);
+        came.store(all.len() as u64, Ordering::Relaxed);
     }
     let source = reader.source();
     let source = source.ok_or_else(|| Error::internal("bytes of nobody"))?;

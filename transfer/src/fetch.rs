@@ -180,6 +180,10 @@ impl Fetcher {
         // What came before took its own time.
         self.budget.progress();
         let mut reader = self.repository.open_wide(descriptor, offset)?;
+        if anew {
+            // Of several hosts at a time nobody knows who spoils it.
+            reader = reader.alone();
+        }
         let copied = self.copy(&mut reader, ingest.as_mut(), key, size).await;
         if let Err(error) = copied {
             let failed = judged(error, &reader, offset > 0);
@@ -313,12 +317,11 @@ fn judged(error: Error, reader: &WideReader, is_resumed: bool) -> Failed {
         return error.into();
     }
     let again = is_resumed || reader.distrust();
-    let host = reader.host();
-    let is_named = host.is_empty() || error.to_string().contains(host);
-    let error = if is_named {
-        error
-    } else {
-        error.ctx(format!("bytes of {host}"))
+    let said = error.to_string();
+    let unnamed: Vec<&str> = reader.hosts().filter(|host| !said.contains(host)).collect();
+    let error = match unnamed.is_empty() {
+        true => error,
+        false => error.ctx(format!("bytes of {}", unnamed.join(", "))),
     };
     Failed { error, again }
 }

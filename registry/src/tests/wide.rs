@@ -1,10 +1,11 @@
 //! Large blobs over several connections.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use types::{Descriptor, media_type as mt};
 
-use super::opts;
+use super::{opts, with_hosts};
 use crate::testsuite::{Content, Reply, Request, Server};
 use crate::{RegistryOpts, Repository, Wide};
 
@@ -51,7 +52,8 @@ async fn read(
         assert_eq!(reader.offset(), all.len() as u64);
     }
     assert!(all == data, "the blob came changed");
-    assert!(reader.host().contains(server.host()));
+    let root = format!("http://{}/v2", server.host());
+    assert_eq!(reader.hosts().collect::<Vec<_>>(), [root.as_str()]);
     assert!(!reader.distrust(), "there is nobody else");
     (server, began.elapsed())
 }
@@ -61,6 +63,15 @@ fn slow(content: &Content, request: &Request) -> Reply {
         rate: Some(RATE),
         ..content.reply(request)
     }
+}
+
+/// The first byte of a piece: of a range with an end.
+fn piece(request: &Request) -> Option<usize> {
+    let (first, last) = request
+        .header("range")
+        .strip_prefix("bytes=")?
+        .split_once('-')?;
+    first.parse().ok().filter(|_| !last.is_empty())
 }
 
 fn ranges(server: &Server) -> Vec<String> {
@@ -123,13 +134,8 @@ async fn pieces_that_do_not_come_are_fetched_by_one_connection() {
             rate: Some(4 * RATE),
             ..content.reply(request)
         };
-        let range = request.header("range");
         // In the second round.
-        let is_cut = |first: &str| first.parse::<usize>().is_ok_and(|first| first > 700_000);
-        let first = range
-            .strip_prefix("bytes=")
-            .and_then(|r| r.split('-').next());
-        if first.is_some_and(is_cut) && !range.ends_with('-') {
+        if piece(request).is_some_and(|first| first > 700_000) {
             reply.cut = Some(10);
         }
         reply
@@ -137,4 +143,88 @@ async fn pieces_that_do_not_come_are_fetched_by_one_connection() {
     .await;
     let asked = ranges(&server);
     assert!(asked.last().unwrap().ends_with('-'), "{asked:?}");
+}
+
+/// As a host does that serves one connection of a client at a time.
+#[tokio::test]
+async fn pieces_that_nobody_serves_are_not_waited_for() {
+    let (server, took) = read(0, wide(), |content, request| match piece(request) {
+        Some(_) => Reply::status(0),
+        None => Reply {
+            rate: Some(8 * RATE),
+            ..content.reply(request)
+        },
+    })
+    .await;
+    // Two seconds of one connection; a request may wait for its answer for half a minute.
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let asked = ranges(&server);
+    assert!((2..=5).contains(&asked.len()), "{asked:?}");
+    assert_eq!(asked[0], "");
+    assert!(asked[1..].iter().all(|r| !r.ends_with('-')), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_piece_that_fails_does_not_end_the_others() {
+    let failed = AtomicUsize::new(0);
+    let (server, took) = read(0, wide(), move |content, request| {
+        let reply = slow(content, request);
+        match piece(request) {
+            Some(first) if first > 400_000 && failed.fetch_add(1, Ordering::Relaxed) == 0 => {
+                Reply::status(503)
+            }
+            _ => reply,
+        }
+    })
+    .await;
+    assert!(took < Duration::from_secs(13), "{took:?}");
+    let server = server.requests();
+    let alone = server.iter().position(|r| r.header("range").ends_with('-'));
+    let after = server[alone.unwrap()..].iter().filter_map(piece).count();
+    assert!(after > 10, "{after} pieces after the one that failed");
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_the_fault_of_all_that_sent_some() {
+    let (content, layer, data) = blob();
+    let copy = content.clone();
+    let mirror = Server::start(move |request| match piece(request) {
+        Some(_) => Reply::status(404),
+        None => slow(&copy, request),
+    })
+    .await;
+    let server = Server::start(move |request| slow(&content, request)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let name = "registry.example.test";
+    let text = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+        server.host(),
+        mirror.host()
+    );
+    let mut options = with_hosts(&text, dir.path(), name);
+    options.limits.wide = wide().limits.wide;
+    let repository = Repository::new(&format!("{name}/r").parse().unwrap(), options).unwrap();
+    let mut reader = repository.open_wide(&layer, 0).unwrap();
+    let mut all = Vec::new();
+    while let Some(chunk) = reader.chunk().await.unwrap() {
+        all.extend_from_slice(&chunk);
+    }
+    assert!(all == data, "the blob came changed");
+    for host in [&mirror, &server] {
+        let root = format!("http://{}/v2", host.host());
+        assert!(reader.hosts().any(|host| host == root), "{reader:?}");
+    }
+    assert!(reader.distrust());
+    for host in [&mirror, &server] {
+        let url = format!("http://{}/", host.host()).parse().unwrap();
+        let origin = crate::url::Origin::of(&url).unwrap();
+        assert!(repository.shared.health.is_ill(&origin));
+    }
+    let asked = mirror.requests().len() + server.requests().len();
+    let mut alone = repository.open_wide(&layer, 0).unwrap().alone();
+    let enough = 4 * RATE as u64;
+    while alone.offset() < enough {
+        alone.chunk().await.unwrap();
+    }
+    assert_eq!(mirror.requests().len() + server.requests().len(), asked + 1);
 }
