@@ -30,6 +30,17 @@ pub struct IngestSpec {
     pub expected: Option<Digest>,
 }
 
+/// Whether somebody writes an ingest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// Nobody did at the last look.
+    Gone,
+    /// Somebody does.
+    There,
+    /// This store is not told.
+    Unknown,
+}
+
 /// Blobs and ingests.
 ///
 /// Durability: when [`Ingest::commit`] has answered, the blob survives a power cut. Every method may be
@@ -72,12 +83,12 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
     /// `Unavailable` while another writer has it; `AlreadyExists` when `spec.expected` is there already.
     async fn ingest(&self, spec: IngestSpec) -> Result<Box<dyn Ingest>>;
 
-    /// Waits until nobody writes the ingest any more, but not longer than `limit`. True when that is so,
-    /// as far as is known; false when somebody does, or when this store is not told: then it comes back
-    /// after `limit`, and whoever waits looks at [`ContentStore::status`].
-    async fn released(&self, _reference: &IngestRef, limit: Duration) -> bool {
+    /// Waits until nobody writes the ingest any more, but not longer than `limit`, and says how it is
+    /// then. Writes nothing. Where the answer is [`Writer::Unknown`], [`ContentStore::status`] shows
+    /// whether it grows, and an attempt to write whether it is free.
+    async fn released(&self, _reference: &IngestRef, limit: Duration) -> Writer {
         tokio::time::sleep(limit).await;
-        false
+        Writer::Unknown
     }
 
     /// Where one ingest stands.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ::content::{Blob, ContentStore, Ingest, IngestSpec};
+use ::content::{Blob, ContentStore, Ingest, IngestSpec, Writer};
 use async_trait::async_trait;
 use types::{
     BlobInfo, Context as _, Digest, Error, Event, Fields, Filter, IngestRef, IngestStatus, Labels,
@@ -278,16 +278,16 @@ impl ContentStore for ScopedContent {
         }
     }
 
-    async fn released(&self, reference: &IngestRef, limit: Duration) -> bool {
+    async fn released(&self, reference: &IngestRef, limit: Duration) -> Writer {
         let at = own(Bucket::Ingest, &self.scope.namespace, reference.as_str());
         let record = self.metadata.0.db.kv.read().and_then(|kv| kv.get(&at));
         let record = record.ok().flatten().map(|r| IngestRecord::decode(&r));
         match record {
             Some(Ok(record)) => match record.backend.parse() {
                 Ok(backend) => self.backend().released(&backend, limit).await,
-                Err(_) => true,
+                Err(_) => Writer::Gone,
             },
-            _ => true,
+            _ => Writer::Gone,
         }
     }
 

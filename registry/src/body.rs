@@ -19,6 +19,15 @@ const PIECE: usize = 256 * 1024;
 /// Where a blob that is pushed comes from. Bytes may be asked for again after a connection broke.
 #[async_trait::async_trait]
 pub trait BlobSource: Send + Sync {
+    /// Called before an upload begins, when it is known that the registry does not have the blob; the
+    /// upload waits for it.
+    ///
+    /// # Errors
+    /// They end the push as they are.
+    async fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// At most `max` bytes from byte `offset` on; at least one, as `offset` is before the end.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! One bound for a whole pull or push.
 
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,27 @@ impl Budget {
         *last = Instant::now();
     }
 
+    /// `work` as long as there is budget for it.
+    ///
+    /// # Errors
+    /// Those of `work`; `DeadlineExceeded` when the budget is spent.
+    pub async fn spend<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.bound(pin!(work)).await
+    }
+
+    /// The same for work that stays where it is: it may be large.
+    async fn bound<T>(&self, mut work: Pin<&mut impl Future<Output = Result<T>>>) -> Result<T> {
+        loop {
+            let end = self.end();
+            match timeout_at(end, &mut work).await {
+                Ok(done) => return done,
+                // There may have been progress elsewhere.
+                Err(_) if self.end() > end => {}
+                Err(_) => return Err(self.spent()),
+            }
+        }
+    }
+
     /// When it ends if there is no more progress.
     fn end(&self) -> Instant {
         let last = *self
@@ -71,26 +93,15 @@ impl Budget {
     }
 }
 
-/// `work` as long as there is budget for it.
-///
-/// # Errors
-/// Those of `work`; `DeadlineExceeded` when the budget is spent.
+/// As [`Budget::spend`], when there is one.
 pub(crate) async fn within<T>(
     budget: Option<&Budget>,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let Some(budget) = budget else {
-        return work.await;
-    };
-    let mut work = std::pin::pin!(work);
-    loop {
-        let end = budget.end();
-        match timeout_at(end, &mut work).await {
-            Ok(done) => return done,
-            // There may have been progress elsewhere.
-            Err(_) if budget.end() > end => {}
-            Err(_) => return Err(budget.spent()),
-        }
+    let work = pin!(work);
+    match budget {
+        Some(budget) => budget.bound(work).await,
+        None => work.await,
     }
 }
 

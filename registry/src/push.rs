@@ -102,6 +102,7 @@ impl Repository {
                     Mount::Refused => {}
                 }
             }
+            source.ready().await?;
             let upload = Upload {
                 host: &host,
                 descriptor,

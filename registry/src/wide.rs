@@ -73,6 +73,12 @@ impl WideReader {
         }
     }
 
+    /// Length of the blob.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.descriptor.size
+    }
+
     /// Position of the next byte.
     #[must_use]
     pub fn offset(&self) -> u64 {

@@ -1,11 +1,13 @@
 //! One blob from a registry into the content store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use content::{Blob, ContentStore, Ingest, IngestSpec};
 use registry::{Budget, Reference, Repository, WideReader};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use types::{Code, Descriptor, Error, Fields, IngestRef, Labels, Result, label};
 
 use crate::progress::{OnProgress, Status};
@@ -13,6 +15,8 @@ use crate::turns::{Place, Places, Wait};
 
 /// Bytes written at a time: over the wire each write is a round trip.
 const WRITE: usize = 1 << 20;
+/// But no longer than so are bytes kept back: who waits for them looks whether there are more.
+const OFTEN: Duration = Duration::from_secs(1);
 /// Most times that a blob is fetched anew because its bytes are not what its descriptor says.
 const ANEW: u32 = 3;
 
@@ -97,12 +101,13 @@ impl Fetcher {
         let is_layer = started.is_some();
         loop {
             let got = self.ingest(&reference, descriptor, is_layer).await?;
-            let Some((ingest, _place)) = got else {
+            let Some((ingest, place)) = got else {
                 self.on
                     .tell(&key, Status::Exists, descriptor.size, descriptor.size);
                 return self.add_source(descriptor).await;
             };
-            let filled = self.fill(ingest, descriptor, &mut started, anew > 0).await;
+            let filling = self.fill(ingest, place, descriptor, &mut started, anew > 0);
+            let filled = filling.await;
             let Failed { error, again } = match filled {
                 Ok(()) => {
                     self.on
@@ -129,36 +134,54 @@ impl Fetcher {
         }
     }
 
-    /// A writer, and a place if it is a layer's; `None` when the blob is there. Waits for another writer
-    /// of it.
+    /// A writer, and a place if there is something of a layer to fetch; `None` when the blob is there.
+    /// Waits for another writer of it, and for the place.
     async fn ingest(
         &self,
         reference: &IngestRef,
         descriptor: &Descriptor,
         is_layer: bool,
     ) -> Result<Option<(Box<dyn Ingest>, Option<Place>)>> {
-        let mut wait = Wait::new();
+        let (mut wait, mut place) = (Wait::new(), None);
+        let (store, on, budget) = (self.content.as_ref(), &self.on, &self.budget);
         loop {
-            let place = match &self.places {
-                Some(places) if is_layer => Some(places.take().await?),
-                _ => None,
-            };
-            let error = match self.content.ingest(spec(reference, descriptor)).await {
-                Ok(ingest) => return Ok(Some((ingest, place))),
+            let ingest = match store.ingest(spec(reference, descriptor)).await {
+                Ok(ingest) => ingest,
                 Err(error) if error.is_already_exists() => return Ok(None),
-                Err(error) if error.is(Code::Unavailable) => error,
+                Err(error) if error.is(Code::Unavailable) => {
+                    drop(place.take());
+                    wait.until_free(store, reference, descriptor, on, budget)
+                        .await?;
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
-            drop(place);
-            let store = self.content.as_ref();
-            wait.until_free(store, reference, descriptor, &self.on, error)
-                .await?;
+            let there = ingest.status().offset;
+            let Some(places) = &self.places else {
+                return Ok(Some((ingest, None)));
+            };
+            if !is_layer || there == descriptor.size || place.is_some() {
+                return Ok(Some((ingest, place)));
+            }
+            place = places.find();
+            if place.is_some() {
+                return Ok(Some((ingest, place)));
+            }
+            // Whoever has a place may write it meanwhile; nothing stays that holds nothing.
+            match there {
+                0 => ingest.abandon().await?,
+                _ => drop(ingest),
+            }
+            let key = reference.as_str();
+            on.tell(key, Status::Waiting, there, descriptor.size);
+            place = Some(places.take(budget).await?);
         }
     }
 
     async fn fill(
         &self,
         mut ingest: Box<dyn Ingest>,
+        place: Option<Place>,
         descriptor: &Descriptor,
         started: &mut Option<Started>,
         anew: bool,
@@ -184,7 +207,8 @@ impl Fetcher {
             // Of several hosts at a time nobody knows who spoils it.
             reader = reader.alone();
         }
-        let copied = self.copy(&mut reader, ingest.as_mut(), key, size).await;
+        let copied = self.copy(&mut reader, ingest.as_mut(), place.as_ref(), key);
+        let copied = copied.await;
         if let Err(error) = copied {
             let failed = judged(error, &reader, offset > 0);
             // What came in is good for the next try, unless it is this itself that is wrong: time that
@@ -236,29 +260,35 @@ impl Fetcher {
         &self,
         reader: &mut WideReader,
         ingest: &mut dyn Ingest,
+        place: Option<&Place>,
         key: &str,
-        size: u64,
     ) -> Result<()> {
-        let mut buffer = BytesMut::new();
+        let size = reader.size();
+        let (mut buffer, mut written) = (BytesMut::new(), Instant::now());
         let ended = loop {
             let chunk = match reader.chunk().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(error),
             };
-            if buffer.is_empty() && chunk.len() >= WRITE {
-                ingest.write(chunk).await?;
-                self.budget.progress();
+            let at = reader.offset();
+            self.on.tell(key, Status::Downloading, at, size);
+            let piece = if buffer.is_empty() && chunk.len() >= WRITE {
+                chunk
             } else {
                 buffer.extend_from_slice(&chunk);
+                if buffer.len() < WRITE && written.elapsed() < OFTEN {
+                    continue;
+                }
+                buffer.split().freeze()
+            };
+            ingest.write(piece).await?;
+            written = Instant::now();
+            // A slow disk is not the registry's fault.
+            self.budget.progress();
+            if let Some(place) = place {
+                place.progress();
             }
-            if buffer.len() >= WRITE {
-                ingest.write(buffer.split().freeze()).await?;
-                // A slow disk is not the registry's fault.
-                self.budget.progress();
-            }
-            self.on
-                .tell(key, Status::Downloading, reader.offset(), size);
         };
         if !buffer.is_empty() {
             ingest.write(buffer.freeze()).await?;

@@ -9,8 +9,8 @@
 //! ```
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use registry::{BlobSource, Budget, OnSent, Pushed, Reference, RegistryOpts, Repo
 use types::{Context as _, Descriptor, Digest, Error, Labels, Result, label};
 
 use crate::progress::{OnProgress, Status};
-use crate::turns::Places;
+use crate::turns::{Place, Places};
 
 /// Blobs sent at a time.
 const CONCURRENT: usize = 3;
@@ -280,23 +280,32 @@ impl Push {
         let (source, labels) = self.source(blob, parent).await?;
         let key = images::ref_key(blob);
         let (on, told, total) = (self.on.clone(), key.clone(), blob.size);
-        let sent: OnSent = Arc::new(move |sent| on.tell(&told, Status::Uploading, sent, total));
+        let turn = Arc::new(Turn {
+            places: self.places.clone(),
+            budget: self.budget.clone(),
+            place: Mutex::default(),
+        });
+        let ours = Arc::clone(&turn);
+        let sent: OnSent = Arc::new(move |sent| {
+            on.tell(&told, Status::Uploading, sent, total);
+            ours.progress();
+        });
         let from = candidates(&labels, &self.source, &self.path);
         let (source, missing) = match source {
-            Some(stored) => (stored, None),
+            Some(blob) => {
+                let turn = Arc::clone(&turn);
+                (Arc::new(Stored { blob, turn }) as Arc<dyn BlobSource>, None)
+            }
             None => {
                 let missing = Arc::new(Missing::default());
                 (Arc::clone(&missing) as Arc<dyn BlobSource>, Some(missing))
             }
         };
-        let _place = match &self.places {
-            Some(places) => Some(places.take().await?),
-            None => None,
-        };
-        // Finding the bytes, and waiting for a place, is not the registry's time.
+        // Finding the bytes is not the registry's time.
         self.budget.progress();
         let pushing = self.repository.push_blob(blob, source, &from, sent);
         let pushed = Box::pin(pushing).await;
+        turn.end();
         if missing.is_some_and(|missing| missing.asked.load(Ordering::Relaxed)) {
             return Err(Error::not_found(format_args!("content {}", blob.digest)));
         }
@@ -314,7 +323,7 @@ impl Push {
         &self,
         blob: &Descriptor,
         parent: &Digest,
-    ) -> Result<(Option<Arc<dyn BlobSource>>, Labels)> {
+    ) -> Result<(Option<Arc<dyn Blob>>, Labels)> {
         let Some(info) = self.content.info(&blob.digest).await.absent_ok()? else {
             let labels = self.content.info(parent).await?.labels;
             return Ok((None, labels));
@@ -326,7 +335,7 @@ impl Push {
             )));
         }
         let opened = self.content.open(&blob.digest).await?;
-        Ok((Some(Arc::new(Stored(opened))), info.labels))
+        Ok((Some(opened), info.labels))
     }
 
     async fn document(&self, document: &Descriptor, is_root: bool) -> Result<()> {
@@ -363,13 +372,51 @@ fn candidates(labels: &Labels, source: &str, path: &str) -> Vec<String> {
     all.into_iter().map(str::to_owned).collect()
 }
 
+/// A blob's turn to be sent: it has a place from when it is known that the registry lacks it.
+struct Turn {
+    places: Option<Places>,
+    budget: Budget,
+    place: Mutex<Option<Place>>,
+}
+
+impl Turn {
+    async fn begin(&self) -> Result<()> {
+        if let Some(places) = &self.places {
+            let place = places.take(&self.budget).await?;
+            *self.held() = Some(place);
+        }
+        Ok(())
+    }
+
+    fn progress(&self) {
+        if let Some(place) = self.held().as_ref() {
+            place.progress();
+        }
+    }
+
+    fn end(&self) {
+        drop(self.held().take());
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Place>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A blob of the store.
-struct Stored(Arc<dyn Blob>);
+struct Stored {
+    blob: Arc<dyn Blob>,
+    turn: Arc<Turn>,
+}
 
 #[async_trait]
 impl BlobSource for Stored {
+    async fn ready(&self) -> Result<()> {
+        self.turn.begin().await
+    }
+
     async fn read(&self, offset: u64, max: usize) -> Result<Bytes> {
-        self.0.read_at(offset, max).await
+        self.blob.read_at(offset, max).await
     }
 }
 

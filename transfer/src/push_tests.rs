@@ -228,3 +228,28 @@ fn the_nearest_repositories_are_asked_first() {
     assert_eq!(candidates(&labels, "s", "a/b/d"), ["a/b/c", "a/z", "x/y"]);
     assert!(candidates(&labels, "t", "a").is_empty());
 }
+
+#[tokio::test]
+async fn only_what_the_registry_lacks_waits_for_a_place() {
+    let (server, _) = serve().await;
+    let store = Store::default();
+    let there = image(&store, "linux/amd64", &[b"a"]).await;
+    let more = image(&store, "linux/amd64", &[b"a", b"b"]).await;
+    let name = format!("{}/r:v1", server.host());
+    push(&name, &there, &shared(&store), opts()).await.unwrap();
+    let places = Places::new(1);
+    let with = || PushOpts {
+        places: Some(places.clone()),
+        ..opts()
+    };
+    let place = places.find().unwrap();
+    push(&name, &there, &shared(&store), with()).await.unwrap();
+    let content = shared(&store);
+    let mut pushing = std::pin::pin!(push(&name, &more, &content, with()));
+    let long = std::time::Duration::from_millis(300);
+    let waited = tokio::time::timeout(long, &mut pushing).await;
+    assert!(waited.is_err(), "it has a place");
+    drop(place);
+    pushing.await.unwrap();
+    assert!(places.find().is_some(), "the place is not given back");
+}

@@ -1,45 +1,96 @@
 //! Whose turn it is: places that transfers share, and waiting for another writer of the same blob.
 //!
-//! Invariant: who waits for another writer holds no place, so that places never wait for each other.
+//! Invariant: who waits for another writer holds no place, and who waits for a place keeps nobody from
+//! writing, so that they never wait for each other. A wait ends with the budget of who waits, which what
+//! the others do renews: it is they who make no progress when it is spent.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use content::ContentStore;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use content::{ContentStore, Writer};
+use registry::Budget;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep};
 use types::{Context as _, Descriptor, Error, IngestRef, Result};
 
 use crate::progress::{OnProgress, Status};
 
-/// How long another transfer of the same blob may make no progress.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// First pause between two looks at how far another transfer has come, and the longest.
 const LOOKS: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
+/// First pause between two attempts to write what stands still, and the longest: an attempt costs the
+/// store a write.
+const ATTEMPTS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(8)];
 
 /// Places for blobs on their way that several transfers share: however many there are, no more blobs
 /// than these are fetched or sent at a time. Who comes first is served first. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Places(Arc<Semaphore>);
+pub struct Places {
+    free: Arc<Semaphore>,
+    /// Told of what is done in any of them.
+    moved: Arc<watch::Sender<()>>,
+}
 
 /// A place, given back when dropped.
-pub(crate) type Place = OwnedSemaphorePermit;
+#[derive(Debug)]
+pub(crate) struct Place {
+    moved: Arc<watch::Sender<()>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Tells those who wait that there is progress.
+    pub(crate) fn progress(&self) {
+        self.moved.send_replace(());
+    }
+}
 
 impl Places {
     /// So many, at least one.
     #[must_use]
     pub fn new(many: usize) -> Self {
         let many = many.clamp(1, Semaphore::MAX_PERMITS);
-        Self(Arc::new(Semaphore::new(many)))
+        Self {
+            free: Arc::new(Semaphore::new(many)),
+            moved: Arc::default(),
+        }
+    }
+
+    /// A place, when nobody has to be waited for.
+    pub(crate) fn find(&self) -> Option<Place> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
+        Some(self.place(permit))
     }
 
     /// Waits for a place.
     ///
     /// # Errors
-    /// None in practice: nobody closes them.
-    pub(crate) async fn take(&self) -> Result<Place> {
-        let place = Arc::clone(&self.0).acquire_owned().await;
-        place.map_err(|e| Error::internal("places of transfers").with_source(e))
+    /// `DeadlineExceeded` when `budget` is spent.
+    pub(crate) async fn take(&self, budget: &Budget) -> Result<Place> {
+        let mut moved = self.moved.subscribe();
+        let waiting = async {
+            let mut free = std::pin::pin!(Arc::clone(&self.free).acquire_owned());
+            loop {
+                tokio::select! {
+                    biased;
+                    permit = &mut free => {
+                        // Nobody closes them.
+                        let permit = permit.map_err(|e| Error::internal("places").with_source(e))?;
+                        budget.progress();
+                        return Ok(self.place(permit));
+                    }
+                    Ok(()) = moved.changed() => budget.progress(),
+                }
+            }
+        };
+        let place = budget.spend(waiting).await;
+        place.ctx("wait for a place among other transfers")
+    }
+
+    fn place(&self, permit: OwnedSemaphorePermit) -> Place {
+        Place {
+            moved: Arc::clone(&self.moved),
+            _permit: permit,
+        }
     }
 }
 
@@ -47,8 +98,9 @@ impl Places {
 #[derive(Debug)]
 pub(crate) struct Wait {
     seen: Option<u64>,
-    since: Instant,
     pause: Duration,
+    /// When what stands still is worth an attempt, and how long after that again.
+    attempt: (Instant, Duration),
     /// It was said to be free before, and was not.
     was_free: bool,
 }
@@ -57,49 +109,65 @@ impl Wait {
     pub(crate) fn new() -> Self {
         Self {
             seen: None,
-            since: Instant::now(),
             pause: LOOKS[0],
+            attempt: (Instant::now(), ATTEMPTS[0]),
             was_free: false,
         }
     }
 
-    /// Waits until it is worth a try to write. Only looks meanwhile: an attempt costs the store a
-    /// write.
+    /// Waits until it is worth an attempt to write. Only looks meanwhile.
     ///
     /// # Errors
-    /// `error`, why writing was not possible, when the other one makes no progress.
+    /// `DeadlineExceeded` when `budget` is spent: what the other writes renews it.
     pub(crate) async fn until_free(
         &mut self,
         store: &dyn ContentStore,
         reference: &IngestRef,
         descriptor: &Descriptor,
         on: &OnProgress,
-        error: Error,
+        budget: &Budget,
     ) -> Result<()> {
-        loop {
-            let is_free = store.released(reference, self.pause).await;
-            self.pause = (2 * self.pause).min(LOOKS[1]);
-            let status = store.status(reference).await.absent_ok()?;
-            let offset = status.map(|status| status.offset);
-            let at = offset.unwrap_or_default();
-            on.tell(reference.as_str(), Status::Waiting, at, descriptor.size);
-            let has_moved = offset != self.seen;
-            if has_moved {
-                (self.seen, self.since) = (offset, Instant::now());
-            } else if self.since.elapsed() > PATIENCE {
-                return Err(error.ctx("another transfer of this blob makes no progress"));
-            }
-            if is_free {
-                if std::mem::replace(&mut self.was_free, true) {
-                    sleep(LOOKS[0]).await;
+        let waiting = async {
+            loop {
+                let writer = store.released(reference, self.pause).await;
+                self.pause = (2 * self.pause).min(LOOKS[1]);
+                let status = store.status(reference).await.absent_ok()?;
+                let offset = status.map(|status| status.offset);
+                let at = offset.unwrap_or_default();
+                on.tell(reference.as_str(), Status::Waiting, at, descriptor.size);
+                let has_moved = std::mem::replace(&mut self.seen, offset) != offset;
+                if has_moved {
+                    budget.progress();
                 }
-                return Ok(());
+                match writer {
+                    Writer::There => {}
+                    Writer::Gone => {
+                        if std::mem::replace(&mut self.was_free, true) {
+                            sleep(LOOKS[0]).await;
+                        }
+                        return Ok(());
+                    }
+                    Writer::Unknown => {
+                        if offset.is_none() || (!has_moved && self.is_time()) {
+                            return Ok(());
+                        }
+                    }
+                }
             }
-            // What stands still may have lost its writer.
-            if !has_moved || offset.is_none() {
-                return Ok(());
-            }
+        };
+        let waited = budget.spend(waiting).await;
+        waited.ctx("another transfer of this blob makes no progress")
+    }
+
+    /// Whether what stands still, and may have lost its writer, is worth an attempt again.
+    fn is_time(&mut self) -> bool {
+        let (at, pause) = self.attempt;
+        let now = Instant::now();
+        if now < at {
+            return false;
         }
+        self.attempt = (now + pause, (2 * pause).min(ATTEMPTS[1]));
+        true
     }
 }
 

@@ -33,7 +33,7 @@ use self::blob::LocalBlob;
 use self::ingest::Ticket;
 use self::layout::{Layout, is_discarded, ticket_name};
 use self::writer::LocalIngest;
-use crate::{Blob, ContentStore, Ingest, IngestSpec};
+use crate::{Blob, ContentStore, Ingest, IngestSpec, Writer};
 
 /// A content store in a directory.
 #[derive(Clone)]
@@ -221,20 +221,25 @@ impl ContentStore for Local {
         Ok(Box::new(ingest))
     }
 
-    async fn released(&self, reference: &IngestRef, limit: Duration) -> bool {
+    async fn released(&self, reference: &IngestRef, limit: Duration) -> Writer {
         let Ok(name) = ticket_name(reference) else {
-            return true;
+            return Writer::Gone;
         };
         let live = self.0.writers().get(OsStr::new(&name)).map(Arc::clone);
-        let Some(live) = live else { return true };
+        let Some(live) = live else {
+            return Writer::Gone;
+        };
         let gone = live.gone.notified();
         tokio::pin!(gone);
         // Registered before the second look: an end in between is not missed.
         gone.as_mut().enable();
         if !self.0.writers().contains_key(OsStr::new(&name)) {
-            return true;
+            return Writer::Gone;
         }
-        tokio::time::timeout(limit, gone).await.is_ok()
+        match tokio::time::timeout(limit, gone).await {
+            Ok(()) => Writer::Gone,
+            Err(_) => Writer::There,
+        }
     }
 
     async fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {

@@ -10,7 +10,7 @@ use types::{Code, Filter, IngestRef, Labels};
 
 use super::Local;
 use crate::testsuite::{self, Caps, get, put, spec};
-use crate::{ContentStore as _, Hasher, IngestSpec};
+use crate::{ContentStore as _, Hasher, IngestSpec, Writer};
 
 fn store() -> (tempfile::TempDir, Local) {
     let root = tempfile::tempdir().unwrap();
@@ -309,7 +309,7 @@ async fn who_waits_for_a_writer_is_told_of_its_end() {
     let limit = Duration::from_secs(3600);
     let begin = tokio::time::Instant::now();
     // Nobody writes: no reason to wait.
-    assert!(store.released(&reference, limit).await);
+    assert_eq!(store.released(&reference, limit).await, Writer::Gone);
     let spec = IngestSpec {
         reference: reference.clone(),
         total: None,
@@ -323,8 +323,10 @@ async fn who_waits_for_a_writer_is_told_of_its_end() {
         _ = &mut waiting => panic!("there is a writer"),
         () = tokio::task::yield_now() => {}
     }
+    let soon = store.released(&reference, Duration::ZERO).await;
+    assert_eq!(soon, Writer::There);
     drop(writer);
-    assert!(waiting.await);
+    assert_eq!(waiting.await, Writer::Gone);
     assert!(begin.elapsed() < limit / 2);
 }
 
