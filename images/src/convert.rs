@@ -82,7 +82,7 @@ pub async fn convert(
     let mut convert = Convert {
         store,
         opts,
-        layers: HashMap::new(),
+        made: HashMap::new(),
     };
     Box::pin(convert.document(target, 0)).await
 }
@@ -90,22 +90,28 @@ pub async fn convert(
 struct Convert<'a> {
     store: &'a Arc<dyn ContentStore>,
     opts: &'a ConvertOpts,
-    /// Converted layers, by the digest of the old one: images share them.
-    layers: HashMap<Digest, Descriptor>,
+    /// Converted layers and documents, by the digest of the old one: images share them.
+    made: HashMap<Digest, Descriptor>,
 }
 
 impl Convert<'_> {
     async fn document(&mut self, old: &Descriptor, depth: usize) -> Result<Descriptor> {
-        if is_index(&old.media_type) && depth < MAX_DEPTH {
-            return self.index(old, depth).await;
+        // Or an index of indexes of indexes would take as long as there are ways through it.
+        if let Some(known) = self.made.get(&old.digest) {
+            return Ok(known.clone());
         }
-        if is_manifest(&old.media_type) {
-            return self.manifest(old).await;
-        }
-        Err(Error::invalid_argument(format_args!(
-            "cannot convert {} of type {:?}",
-            old.digest, old.media_type
-        )))
+        let new = if is_index(&old.media_type) && depth < MAX_DEPTH {
+            self.index(old, depth).await?
+        } else if is_manifest(&old.media_type) {
+            self.manifest(old).await?
+        } else {
+            return Err(Error::invalid_argument(format_args!(
+                "cannot convert {} of type {:?}",
+                old.digest, old.media_type
+            )));
+        };
+        self.made.insert(old.digest.clone(), new.clone());
+        Ok(new)
     }
 
     async fn index(&mut self, old: &Descriptor, depth: usize) -> Result<Descriptor> {
@@ -212,12 +218,12 @@ impl Convert<'_> {
                 ..old.clone()
             });
         };
-        let known = self.layers.get(&old.digest);
+        let known = self.made.get(&old.digest);
         let mut new = match known {
             Some(known) => known.clone(),
             None => recode(self.store, old, id, wanted).await?,
         };
-        self.layers.insert(old.digest.clone(), new.clone());
+        self.made.insert(old.digest.clone(), new.clone());
         new.media_type = media_type;
         new.annotations = old.annotations.clone();
         Ok(new)

@@ -34,7 +34,7 @@ pub use gc::{child_labels, label_children};
 pub use media::{
     is_config, is_docker, is_index, is_layer, is_manifest, is_non_distributable, ref_key,
 };
-pub use model::{Config, Entry, Index, Manifest, ProcessDefaults};
+pub use model::{Config, Entry, Index, Manifest, ProcessDefaults, json};
 pub use platforms::PlatformSet;
 pub use rootfs::{chain_ids, chain_of};
 pub use store::{ImageStore, record};

@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use types::{Descriptor, Digest, Error, Labels, Platform, Result};
+use types::{Context as _, Descriptor, Digest, Error, Labels, Platform, Result, bound_json};
 
 use crate::few::{Few, FewNamed};
 use crate::media::{is_index, is_manifest};
@@ -156,8 +156,13 @@ impl Config {
     }
 }
 
-/// Parses foreign JSON; `what` names it in the error. serde_json stops at 128 levels of nesting.
-pub(crate) fn json<'a, T: Deserialize<'a>>(text: &'a [u8], what: &str) -> Result<T> {
+/// Parses foreign JSON of a bounded number of values; `what` names it in the error. serde_json stops
+/// at 128 levels of nesting.
+///
+/// # Errors
+/// `InvalidArgument`; `ResourceExhausted` beyond [`types::MAX_JSON`].
+pub fn json<'a, T: Deserialize<'a>>(text: &'a [u8], what: &str) -> Result<T> {
+    bound_json(text).ctx_with(|| what.to_owned())?;
     serde_json::from_slice(text)
         .map_err(|error| Error::invalid_argument(format_args!("{what}: {error}")))
 }
@@ -400,6 +405,24 @@ mod tests {
         let text = format!(r#"{{"rootfs":{{"diff_ids":[{ids}]}}}}"#);
         let error = Config::parse(text.as_bytes()).unwrap_err();
         assert!(error.to_string().contains("more than 4096"), "{error}");
+    }
+
+    #[test]
+    fn many_small_maps_have_an_end_together() {
+        let notes: Vec<_> = (0..1000).map(|n| format!("\"{n:x}\":\"\"")).collect();
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let layer = format!(
+            r#"{{"digest":"{digest}","size":1,"annotations":{{{}}}}}"#,
+            notes.join(",")
+        );
+        let text = format!(
+            r#"{{"config":{},"layers":[{}]}}"#,
+            descriptor(),
+            vec![layer; 400].join(",")
+        );
+        assert!((text.len() as u64) < crate::MAX_MANIFEST);
+        let error = Manifest::parse(text.as_bytes(), mt::OCI_MANIFEST).unwrap_err();
+        assert!(error.is(Code::ResourceExhausted), "{error}");
     }
 
     #[test]

@@ -6,7 +6,9 @@
 use http::header::LINK;
 use http::{HeaderMap, Method, Uri};
 use serde::Deserialize;
-use types::{Context as _, Descriptor, Digest, Error, Labels, Result, media_type as mt};
+use types::{
+    Context as _, Descriptor, Digest, Error, Labels, Result, bound_json, media_type as mt,
+};
 
 use crate::MAX_MANIFEST;
 use crate::budget::within;
@@ -217,6 +219,7 @@ async fn page<P: serde::de::DeserializeOwned>(
     let limit = MAX_PAGE.max(usize::try_from(MAX_MANIFEST).unwrap_or_default());
     let body = whole(answer.into_body(), limit, host.http.limits().read).await;
     let parsed = body.and_then(|body| {
+        bound_json(&body)?;
         serde_json::from_slice(&body)
             .map_err(|error| Error::unknown(format_args!("answer cannot be read: {error}")))
     });
