@@ -232,6 +232,10 @@ fn headers(opts: &RegistryOpts, own: &HeaderMap, is_upstream: bool) -> HeaderMap
         true => opts.headers.clone(),
         false => HeaderMap::new(),
     };
+    for value in headers.values_mut() {
+        // People put tokens there.
+        value.set_sensitive(true);
+    }
     for name in own.keys() {
         headers.remove(name);
     }

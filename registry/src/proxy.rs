@@ -2,6 +2,7 @@
 //!
 //! Parity: golang.org/x/net/http/httpproxy: administrators write the rules for Go programs.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use http::Uri;
@@ -11,7 +12,7 @@ use crate::base64;
 use crate::url::{self, Origin};
 
 /// By which proxy a host is reached.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Proxies {
     /// Proxy for `http` URLs; empty: none.
     pub http: String,
@@ -22,12 +23,28 @@ pub struct Proxies {
 }
 
 /// A proxy to go through.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Proxy {
     /// `host:port`, with brackets for IPv6.
     pub(crate) authority: String,
     /// Value of `proxy-authorization`.
     pub(crate) authorization: Option<String>,
+}
+
+/// Without what may be passwords.
+impl fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let none = format_args!("{:?}", self.none);
+        f.debug_struct("Proxies")
+            .field("none", &none)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proxy({})", self.authority)
+    }
 }
 
 impl Proxies {

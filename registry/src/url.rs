@@ -64,9 +64,12 @@ impl fmt::Display for Origin {
 
 /// Parses an absolute URL.
 pub(crate) fn parse(text: &str) -> Result<Uri> {
-    let url: Uri = text
-        .parse()
-        .map_err(|error| Error::invalid_argument(format_args!("URL {text:?}: {error}")))?;
+    let url: Uri = text.parse().map_err(|error| {
+        // Where its parts end nobody knows: all that may be a secret goes.
+        let shown = text.split(['?', '#']).next().unwrap_or_default();
+        let shown = shown.rsplit('@').next().unwrap_or_default();
+        Error::invalid_argument(format_args!("URL {shown:?}: {error}"))
+    })?;
     Origin::of(&url)?;
     Ok(url)
 }
@@ -99,13 +102,39 @@ pub(crate) fn join(base: &Uri, location: &str) -> Result<Uri> {
     parse(&text)
 }
 
-/// A URL without its query, which may hold a signature: for texts.
+/// A URL without what may be a secret, for texts: neither user information nor a query, which may be a
+/// signature.
 pub(crate) fn shown(url: &Uri) -> String {
     let (scheme, authority) = (
         url.scheme_str().unwrap_or_default(),
         url.authority().map_or("", |a| a.as_str()),
     );
-    format!("{scheme}://{authority}{}", url.path())
+    masked(&format!("{scheme}://{authority}{}", url.path()))
+}
+
+/// A text with all the URLs in it as [`shown`].
+pub(crate) fn masked(text: &str) -> String {
+    let mut made = String::with_capacity(text.len());
+    for word in text.split_inclusive([' ', '\t', '"', '<', '>']) {
+        let (scheme, rest) = word.split_once("://").unwrap_or(("", word));
+        let is_url = !scheme.is_empty() || word.starts_with(['/', '?', '#']);
+        if !is_url {
+            made.push_str(word);
+            continue;
+        }
+        let end = word.len() - word.trim_end_matches([' ', '\t', '"', '<', '>']).len();
+        let (rest, end) = rest.split_at(rest.len() - end);
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        let authority = rest.split('/').next().unwrap_or_default();
+        let user = authority.rfind('@').map_or(0, |at| at + 1);
+        if !scheme.is_empty() {
+            made.push_str(scheme);
+            made.push_str("://");
+        }
+        made.push_str(&rest[user..]);
+        made.push_str(end);
+    }
+    made
 }
 
 /// One `key=value` of a query, escaped.
@@ -166,6 +195,39 @@ mod tests {
             "http://",
         ] {
             assert!(join(&base, bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn secrets_in_urls_are_not_shown() {
+        for (text, want) in [
+            ("https://u:p@h:5/p?q=s#f", "https://h:5/p"),
+            ("/p?q=s", "/p"),
+            ("?q=s", ""),
+            (
+                "</v2/_catalog?last=s>; rel=\"next\"",
+                "</v2/_catalog>; rel=\"next\"",
+            ),
+            (
+                "Bearer realm=\"https://u@a.io/t?k=s\",scope=\"repository:r:pull\"",
+                "Bearer realm=\"https://a.io/t\",scope=\"repository:r:pull\"",
+            ),
+            ("0; url=https://h/?s", "0; url=https://h/"),
+            ("bytes 0-1/2", "bytes 0-1/2"),
+            ("\u{e9}://\u{e9}@\u{e9}?", "\u{e9}://\u{e9}"),
+            ("", ""),
+        ] {
+            assert_eq!(masked(text), want);
+        }
+        for bad in [
+            "https://u:s3cret@h/",
+            "https://u:s3c ret@h/p",
+            "https://h /?k=s3cret",
+            "https://u:s3c/ret@h /?k=s3cret",
+            "ftp://u:s3cret@h/?k=s3cret",
+        ] {
+            let error = parse(bad).unwrap_err().to_string();
+            assert!(!error.contains("s3c") && error.contains('h'), "{error}");
         }
     }
 

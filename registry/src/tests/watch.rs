@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::{image, opts, read};
 use crate::testsuite::{Reply, Server};
-use crate::{Credentials, RegistryOpts, Repository, Watch};
+use crate::{Credentials, Proxies, RegistryOpts, Repository, Watch};
 
 #[tokio::test]
 async fn heads_and_times_are_told_and_secrets_are_not() {
@@ -31,11 +31,18 @@ async fn heads_and_times_are_told_and_secrets_are_not() {
                 user: "me".into(),
                 secret: "hidden".into(),
             }),
+            proxies: Some(Proxies {
+                http: "http://me:hidden@127.0.0.1:1".into(),
+                ..Proxies::default()
+            }),
             watch: Some(Watch::new(heads, times, move |text| {
                 tell.lock().unwrap().push(text);
             })),
             ..opts()
         };
+        let mut opts = opts;
+        opts.headers.insert("x-mine", "hidden".parse().unwrap());
+        assert!(!format!("{:?}", opts.proxies).contains("hidden"));
         let reference = format!("{}/r:latest", server.host()).parse().unwrap();
         let repository = Repository::new(&reference, opts).unwrap();
         repository.resolve().await.unwrap();
