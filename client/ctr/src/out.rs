@@ -1,7 +1,8 @@
 //! Everything that goes to stdout and stderr.
 //!
 //! Invariant: output is written whole or the command ends. A reader that went away ends it without
-//! a word, as SIGPIPE ends other programs.
+//! a word, as SIGPIPE ends other programs. What others have named does not steer a terminal: it is
+//! written by way of [`plain`], as tables and complaints do.
 
 use std::fmt::{self, Display};
 use std::io::{ErrorKind, Write as _};
@@ -59,6 +60,24 @@ pub(crate) fn lines(lines: impl IntoIterator<Item = impl Display>) -> Result<()>
     text(&all)
 }
 
+/// A text of one line as people may safely see it: what would move the cursor, hide or turn text around
+/// is written as an escape.
+pub(crate) fn plain(text: &str) -> String {
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+            || matches!(c, '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    let mut made = String::with_capacity(text.len());
+    for c in text.chars() {
+        match steers(c) {
+            true => made.extend(c.escape_unicode()),
+            false => made.push(c),
+        }
+    }
+    made
+}
+
 /// Writes a value to stdout as JSON for people.
 pub(crate) fn json(value: &impl Serialize) -> Result<()> {
     line(&pretty(value)?)
@@ -73,11 +92,9 @@ pub(crate) fn complain(what: impl Display) {
 
 /// Tells something on stderr that is no failure.
 pub(crate) fn note(what: impl Display) {
-    drop(
-        std::io::stderr()
-            .lock()
-            .write_all(format!("{what}\n").as_bytes()),
-    );
+    let what = what.to_string();
+    let lines: String = what.lines().map(|line| plain(line) + "\n").collect();
+    drop(std::io::stderr().lock().write_all(lines.as_bytes()));
 }
 
 /// JSON as Go's `MarshalIndent` with four spaces writes it: safe to put into HTML.
@@ -118,6 +135,7 @@ fn one_line(text: &str) -> String {
     text.split(['\n', '\r'])
         .map(str::trim)
         .filter(|part| !part.is_empty())
+        .map(plain)
         .collect::<Vec<_>>()
         .join(" ")
 }
@@ -179,7 +197,7 @@ impl Table {
 
     /// Adds a line. An empty last cell stands for a line that ends with a tab in Go.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = impl Display>) {
-        let cell = |cell: &dyn Display| cell.to_string().replace(['\t', '\n', '\r'], " ");
+        let cell = |cell: &dyn Display| plain(&cell.to_string().replace(['\t', '\n', '\r'], " "));
         self.rows
             .push(cells.into_iter().map(|c| cell(&c)).collect());
     }
@@ -290,6 +308,9 @@ mod tests {
     #[test]
     fn cells_cannot_break_the_table() {
         assert_eq!(table(Pad::NARROW, &[&["a\tb\nc", "ü", "x"]]), "a b c ü x\n");
+        let made = table(Pad::NARROW, &[&["\x1b[2J", "\u{202e}x\u{9b}"]]);
+        assert_eq!(made, "\\u{1b}[2J \\u{202e}x\\u{9b}\n");
+        assert_eq!(one_line("a\n\x1b]0;b"), "a \\u{1b}]0;b");
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Display {
                 if bars.len() >= MAX_NAMES && !bars.contains_key(reference) {
                     return;
                 }
-                let name = short(reference);
+                let name = out::plain(&short(reference));
                 let (bar, shown) = bars.entry(reference.to_owned()).or_insert_with(|| {
                     let bar = all.add(ProgressBar::new(total).with_prefix(name));
                     (bar, String::new())
