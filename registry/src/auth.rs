@@ -133,8 +133,7 @@ impl Auth {
             reference: self.reference.clone(),
             challenges: challenged.raw.clone(),
         };
-        // As long as a server may take to answer: credentials can come from afar, too.
-        let asked = timeout(http.limits().answer, self.source.answer(&question)).await;
+        let asked = timeout(http.limits().credentials, self.source.answer(&question)).await;
         let who = asked
             .map_err(|_| Error::unavailable("no credentials in time"))?
             .map_err(|error| error.ctx(format!("credentials for {}", self.host)))?;

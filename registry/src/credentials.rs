@@ -60,7 +60,7 @@ impl fmt::Debug for Answer {
 #[async_trait::async_trait]
 pub trait Authenticator: fmt::Debug + Send + Sync {
     /// Called when a host refuses a request without credentials, and again when what they bought has
-    /// run out; bounded by the same deadlines as the request.
+    /// run out. It may take as long as [`crate::Limits::credentials`] says, and is given up then.
     ///
     /// # Errors
     /// End the request as they are; use [`Answer::Anonymous`] when there is merely nothing to say.

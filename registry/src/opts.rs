@@ -62,6 +62,8 @@ pub struct Limits {
     pub connect: Duration,
     /// For the head of an answer, from sending the request on.
     pub answer: Duration,
+    /// For whoever knows credentials to say them: a person may have to type.
+    pub credentials: Duration,
     /// For the next bytes of a body, and the window in which its speed is measured.
     pub read: Duration,
     /// Bytes per second below which a transfer counts as stuck.
@@ -107,6 +109,7 @@ impl Default for Limits {
         Self {
             connect: Duration::from_secs(30),
             answer: Duration::from_secs(30),
+            credentials: Duration::from_secs(120),
             read: Duration::from_secs(30),
             floor: 256,
             hedge: Duration::from_millis(500),

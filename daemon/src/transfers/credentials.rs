@@ -20,8 +20,6 @@ use types::{Context as _, Error, Labels, Result, Scope};
 use super::Shared;
 use crate::streams::Held;
 
-/// How long a client may think: people type passwords.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Lines about requests that wait for the client.
 const LINES: usize = 256;
 /// How long the last of them may take.
@@ -59,7 +57,9 @@ impl Shared {
         }
         if !remote.auth_stream.is_empty() {
             let (stream, held) = self.streams.take(&scope.namespace, &remote.auth_stream)?;
-            opts.authenticator = Some(Arc::new(Client::new(stream)));
+            // Not longer than the registry waits for it.
+            let patience = opts.limits.credentials;
+            opts.authenticator = Some(Arc::new(Client::new(stream, patience)));
             talk.auth = Some(held);
         }
         Ok((opts, talk))
@@ -139,16 +139,27 @@ fn headers(labels: &Labels) -> Result<HeaderMap> {
 /// questions: each is waited for, also when who asked has gone, or it would be taken for the next one's.
 /// `None` once an answer did not come.
 #[derive(Debug)]
-struct Client(Arc<Mutex<Option<Duplex>>>);
+struct Client {
+    stream: Arc<Mutex<Option<Duplex>>>,
+    /// How long the client may think.
+    patience: Duration,
+}
 
 impl Client {
-    fn new(stream: Duplex) -> Self {
-        Self(Arc::new(Mutex::new(Some(stream))))
+    fn new(stream: Duplex, patience: Duration) -> Self {
+        Self {
+            stream: Arc::new(Mutex::new(Some(stream))),
+            patience,
+        }
     }
 }
 
 /// Asks one thing and waits for its answer.
-async fn exchange(client: Arc<Mutex<Option<Duplex>>>, request: AuthRequest) -> Result<AuthAnswer> {
+async fn exchange(
+    client: Arc<Mutex<Option<Duplex>>>,
+    request: AuthRequest,
+    patience: Duration,
+) -> Result<AuthAnswer> {
     let mut held = client.lock().await;
     let silent = || Error::unauthenticated("the client has left a question unanswered");
     let stream = held.as_mut().ok_or_else(silent)?;
@@ -158,7 +169,7 @@ async fn exchange(client: Arc<Mutex<Option<Duplex>>>, request: AuthRequest) -> R
         let nobody = || Error::unauthenticated("the client gives no credentials");
         auth_answer_from_any(&answer.ok_or_else(nobody)?)
     };
-    match tokio::time::timeout(PATIENCE, asked).await {
+    match tokio::time::timeout(patience, asked).await {
         Ok(answer) => answer,
         Err(_) => {
             *held = None;
@@ -175,7 +186,8 @@ impl Authenticator for Client {
             reference: question.reference.clone(),
             challenges: question.challenges.clone(),
         };
-        let asked = tokio::spawn(exchange(Arc::clone(&self.0), request)).await;
+        let stream = Arc::clone(&self.stream);
+        let asked = tokio::spawn(exchange(stream, request, self.patience)).await;
         let answer = asked.unwrap_or_else(|e| Err(Error::internal(e)));
         let answer = answer.ctx_with(|| format!("ask for credentials for {}", question.host))?;
         Ok(match answer {
@@ -206,7 +218,7 @@ mod tests {
     #[tokio::test]
     async fn the_client_is_asked_what_the_registry_asks() {
         let (near, mut far) = pair();
-        let client = Client::new(near);
+        let client = Client::new(near, Duration::from_secs(30));
         let asking = tokio::spawn(async move { client.answer(&question()).await });
         let request = far.receiver.recv().await.unwrap();
         let request = auth_request_from_any(&request).unwrap();
@@ -228,7 +240,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_belongs_to_its_question() {
         let (near, mut far) = pair();
-        let client = Arc::new(Client::new(near));
+        let client = Arc::new(Client::new(near, Duration::from_secs(30)));
         let asking = Arc::clone(&client);
         let asked = tokio::spawn(async move { asking.answer(&question()).await });
         far.receiver.recv().await.unwrap();
@@ -253,7 +265,9 @@ mod tests {
         let (near, far) = pair();
         far.sink.finish();
         drop(far.receiver);
-        let error = Client::new(near).answer(&question()).await;
+        let error = Client::new(near, Duration::from_secs(30))
+            .answer(&question())
+            .await;
         let error = error.unwrap_err();
         assert!(error.is(Code::Cancelled), "{error}");
         assert!(error.to_string().contains("r.test"), "{error}");

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use types::{Code, Error, Result};
 
@@ -68,6 +69,41 @@ async fn wanting(wanted: &'static str, challenge: String) -> Server {
         },
     )
     .await
+}
+
+/// A person at a keyboard.
+#[derive(Debug)]
+struct Slow;
+
+#[async_trait::async_trait]
+impl Authenticator for Slow {
+    async fn answer(&self, _: &Question) -> Result<Answer> {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        Ok(user("pass"))
+    }
+}
+
+#[tokio::test]
+async fn credentials_may_take_longer_than_a_server_and_not_for_ever() {
+    let server = wanting("Basic dXNlcjpwYXNz", "Basic realm=x".into()).await;
+    for (credentials, is_enough) in [(10_000, true), (20, false)] {
+        let mut options = opts();
+        options.authenticator = Some(Arc::new(Slow));
+        options.limits.answer = Duration::from_millis(200);
+        options.limits.credentials = Duration::from_millis(credentials);
+        let reference = format!("{}/r:latest", server.host()).parse().unwrap();
+        let repository = Repository::new(&reference, options).unwrap();
+        match (repository.resolve().await, is_enough) {
+            (Ok(_), true) => {}
+            (Err(error), false) => {
+                assert!(
+                    error.to_string().contains("no credentials in time"),
+                    "{error}"
+                );
+            }
+            (other, _) => panic!("{other:?}"),
+        }
+    }
 }
 
 #[tokio::test]
