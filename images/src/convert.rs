@@ -278,7 +278,7 @@ fn point(value: &mut Value, new: &Descriptor) {
 }
 
 /// Writes a layer anew with another compression.
-async fn recode(
+pub(crate) async fn recode(
     store: &Arc<dyn ContentStore>,
     old: &Descriptor,
     id: Option<&Digest>,

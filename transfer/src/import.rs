@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use images::archive::Archive;
-use images::{Entry, Frontier, PlatformSet};
+use images::{Compress, Entry, Frontier, PlatformSet};
 use types::{Context as _, Descriptor, Error, Image, Labels, Result};
 
 use crate::Deps;
@@ -21,6 +21,8 @@ pub struct ImportOpts {
     pub platforms: PlatformSet,
     /// Labels of the image records.
     pub labels: Labels,
+    /// Compress plain layers of a Docker archive.
+    pub compress: bool,
     /// What to unpack where.
     pub unpacks: Vec<(Deps, PlatformSet)>,
     /// Who is told.
@@ -35,6 +37,7 @@ impl ImportOpts {
             names,
             platforms: PlatformSet::default(),
             labels: Labels::new(),
+            compress: false,
             unpacks: Vec::new(),
             progress: OnProgress::default(),
         }
@@ -61,7 +64,8 @@ pub async fn import(
         };
         on.tell(name, status, at, total);
     };
-    let archive = images::archive::import(reader, &deps.content, &saving).await?;
+    let compress = opts.compress.then_some(Compress::Gzip);
+    let archive = images::archive::import(reader, &deps.content, compress, &saving).await?;
     let roots: Vec<Entry> = archive
         .images
         .iter()

@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// Labels of the images
     #[arg(long)]
     label: Vec<String>,
+    /// Compress layers of a Docker archive that are not
+    #[arg(long)]
+    compress_blobs: bool,
     /// Import in this process instead of the daemon
     #[arg(long)]
     local: bool,
@@ -88,6 +91,7 @@ async fn here(
     let mut opts = ImportOpts {
         platforms: platforms(&given(args), args.all_platforms),
         labels: text::parse_labels(&args.label),
+        compress: args.compress_blobs,
         progress: display.listener(),
         ..ImportOpts::new(Names {
             name: args.index_name.clone().unwrap_or_default(),
@@ -135,6 +139,7 @@ async fn there(
     let (stream, mut sent) = client.send_bytes(reader).await?;
     let import = ImportStream {
         stream,
+        force_compress: args.compress_blobs,
         ..ImportStream::default()
     };
     let (import, store) = (Endpoint::Import(import), Endpoint::Store(store));

@@ -259,14 +259,12 @@ impl Shared {
         store: Store,
         report: &Report,
     ) -> Result<()> {
-        if import.force_compress {
-            return Err(Error::not_implemented("compressing layers of an import"));
-        }
         let (stream, _held) = self.streams.take(&scope.namespace, &import.stream)?;
         report.say("Importing".into());
         let opts = ImportOpts {
             platforms: set(&store.platforms),
             labels: store.labels.clone(),
+            compress: import.force_compress,
             unpacks: self.chosen(scope, &store)?.all(),
             progress: report.listener(),
             ..ImportOpts::new(names(&store))
@@ -294,7 +292,8 @@ impl Shared {
         let main = Some(&store.name).filter(|name| !name.is_empty());
         for rule in &store.references {
             if rule.is_prefix {
-                return Err(Error::not_implemented("export of all images of a prefix"));
+                // Parity: core/transfer/image/imagestore.go: neither does Go.
+                return Err(Error::not_implemented("prefix lookup on export"));
             }
         }
         for name in main

@@ -1,14 +1,18 @@
 //! Docker archives: `manifest.json` names configs and layers by file; manifests are made here.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use content::ContentStore;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use types::{Context as _, Descriptor, Error, Labels, Result, media_type as mt};
+use types::{Context as _, Descriptor, Digest, Error, Labels, Result, media_type as mt};
 
 use super::import::{File, Found};
 use super::stream::Compression;
 use crate::blob::put_blob;
+use crate::convert::{Compress, recode};
 use crate::model::Entry;
 use crate::name::{ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, normalize, tag_of};
 use crate::walk::read_config;
@@ -24,16 +28,23 @@ struct Item {
     layers: Option<Vec<String>>,
 }
 
-/// Makes manifests for the images of `manifest.json` and the index of them all.
+/// Makes manifests for the images of `manifest.json` and the index of them all. Plain layers are
+/// compressed when that is wanted.
 pub(super) async fn index(
     manifest: &[u8],
     found: &Found,
-    store: &dyn ContentStore,
+    store: &Arc<dyn ContentStore>,
+    compress: Option<Compress>,
 ) -> Result<(Vec<Entry>, Bytes)> {
     let items: Vec<Item> = crate::model::json(manifest, "manifest.json")?;
+    let mut layers = Layers {
+        store,
+        compress,
+        made: HashMap::new(),
+    };
     let mut images = Vec::new();
     for item in items {
-        let entry = image(&item, found, store).await?;
+        let entry = image(&item, found, &mut layers).await?;
         let tags = item.repo_tags.unwrap_or_default();
         if tags.is_empty() {
             images.push(entry);
@@ -57,7 +68,43 @@ pub(super) async fn index(
     Ok((images, document.to_string().into()))
 }
 
-async fn image(item: &Item, found: &Found, store: &dyn ContentStore) -> Result<Entry> {
+/// Layers of the archive as the images get them.
+struct Layers<'a> {
+    store: &'a Arc<dyn ContentStore>,
+    compress: Option<Compress>,
+    /// Compressed ones, by their digest before: images share them.
+    made: HashMap<Digest, Descriptor>,
+}
+
+impl Layers<'_> {
+    async fn of(&mut self, file: &File, id: &Digest) -> Result<Descriptor> {
+        let media_type = match file.compression {
+            Compression::None => mt::DOCKER_LAYER,
+            Compression::Gzip => mt::DOCKER_LAYER_GZIP,
+            Compression::Zstd => mt::DOCKER_LAYER_ZSTD,
+        };
+        let plain = descriptor(file, media_type);
+        let (Compression::None, Some(wanted)) = (file.compression, self.compress) else {
+            return Ok(plain);
+        };
+        if let Some(known) = self.made.get(&file.digest) {
+            return Ok(known.clone());
+        }
+        let made = recode(self.store, &plain, Some(id), wanted).await;
+        let mut made = made.ctx_with(|| format!("compress layer {}", file.digest))?;
+        made.media_type = match wanted {
+            Compress::None => mt::DOCKER_LAYER,
+            Compress::Gzip => mt::DOCKER_LAYER_GZIP,
+            Compress::Zstd => mt::DOCKER_LAYER_ZSTD,
+        }
+        .into();
+        self.made.insert(file.digest.clone(), made.clone());
+        Ok(made)
+    }
+}
+
+async fn image(item: &Item, found: &Found, all: &mut Layers<'_>) -> Result<Entry> {
+    let store = all.store.as_ref();
     let names = item.layers.as_deref().unwrap_or_default();
     if names.len() > MAX_LAYERS {
         return Err(Error::resource_exhausted(format_args!(
@@ -75,14 +122,9 @@ async fn image(item: &Item, found: &Found, store: &dyn ContentStore) -> Result<E
         )));
     }
     let mut layers = Vec::with_capacity(names.len());
-    for name in names {
-        let file = found.file(name, "layer")?;
-        let media_type = match file.compression {
-            Compression::None => mt::DOCKER_LAYER,
-            Compression::Gzip => mt::DOCKER_LAYER_GZIP,
-            Compression::Zstd => mt::DOCKER_LAYER_ZSTD,
-        };
-        layers.push(descriptor_json(&descriptor(file, media_type)));
+    for (name, id) in names.iter().zip(&parsed.diff_ids) {
+        let layer = all.of(found.file(name, "layer")?, id).await?;
+        layers.push(descriptor_json(&layer));
     }
     let manifest = json!({
         "schemaVersion": 2,

@@ -309,7 +309,7 @@ mod tests {
         let store = Store::default();
         let shared: Arc<dyn ContentStore> = Arc::new(store.clone());
         let reader = Box::new(io::Cursor::new(data));
-        let archive = super::super::import(reader, &shared, &|_, _, _| {})
+        let archive = super::super::import(reader, &shared, None, &|_, _, _| {})
             .await
             .unwrap();
         (store, archive)

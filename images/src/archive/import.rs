@@ -17,7 +17,7 @@ use super::stream::{Compression, Part, parts};
 use super::tar::{Header, Kind, unrecognized};
 use crate::blob::{digest_of, put_blob};
 use crate::model::{Entry, Index, json};
-use crate::{MAX_CONFIG, MAX_MANIFEST};
+use crate::{Compress, MAX_CONFIG, MAX_MANIFEST};
 
 /// Told about each blob as it goes in: name in the archive, bytes so far, length.
 pub type OnBytes<'a> = &'a (dyn Fn(&str, u64, u64) + Send + Sync);
@@ -66,7 +66,8 @@ impl Archive {
 }
 
 /// Reads an OCI layout or a Docker archive, plain or compressed with gzip or zstd, and stores its
-/// blobs. The stream is read on a blocking thread.
+/// blobs. The stream is read on a blocking thread. Plain layers of a Docker archive, which has no
+/// documents that name them by digest, are compressed with `compress`.
 ///
 /// # Errors
 /// `InvalidArgument` "unrecognized image format" for what is no image archive, and for damaged or
@@ -75,6 +76,7 @@ impl Archive {
 pub async fn import(
     reader: Box<dyn Read + Send>,
     store: &Arc<dyn ContentStore>,
+    compress: Option<Compress>,
     on_bytes: OnBytes<'_>,
 ) -> Result<Archive> {
     let mut import = Import {
@@ -88,7 +90,7 @@ pub async fn import(
     while let Some(header) = import.next_entry().await? {
         import.entry(header).await?;
     }
-    import.found.archive(store).await
+    import.found.archive(store, compress).await
 }
 
 /// What was seen so far.
@@ -309,7 +311,11 @@ impl Import<'_> {
 }
 
 impl Found {
-    async fn archive(self, store: &Arc<dyn ContentStore>) -> Result<Archive> {
+    async fn archive(
+        self,
+        store: &Arc<dyn ContentStore>,
+        compress: Option<Compress>,
+    ) -> Result<Archive> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Layout {
@@ -336,7 +342,7 @@ impl Found {
         let Some(manifest) = self.manifest.clone() else {
             return Err(unrecognized());
         };
-        let (images, document) = docker::index(&manifest, &self, store.as_ref()).await?;
+        let (images, document) = docker::index(&manifest, &self, store, compress).await?;
         Ok(Archive { images, document })
     }
 

@@ -102,7 +102,13 @@ fn docker() -> Files {
 
 async fn run(store: &Store, data: Vec<u8>) -> Result<Archive> {
     let store: Arc<dyn ContentStore> = Arc::new(store.clone());
-    import(Box::new(std::io::Cursor::new(data)), &store, &|_, _, _| {}).await
+    import(
+        Box::new(std::io::Cursor::new(data)),
+        &store,
+        None,
+        &|_, _, _| {},
+    )
+    .await
 }
 
 async fn refused(files: &Files) -> Error {
@@ -363,7 +369,7 @@ async fn an_abandoned_import_takes_its_ingest_along() {
         let on_bytes = |_: &str, at: u64, _: u64| {
             let _seen = begun.send(at);
         };
-        import(Box::new(Stuck(head, wait)), &store, &on_bytes).await
+        import(Box::new(Stuck(head, wait)), &store, None, &on_bytes).await
     });
     while seen.recv().await.unwrap() == 0 {}
     assert_eq!(fake.ingests().len(), 1);
@@ -373,4 +379,45 @@ async fn an_abandoned_import_takes_its_ingest_along() {
         tokio::task::yield_now().await;
     }
     drop(release);
+}
+
+#[tokio::test]
+async fn plain_layers_of_a_docker_archive_are_compressed_when_that_is_wanted() {
+    let layer = vec![3; 20_000];
+    let id = digest_of(&layer).unwrap();
+    let config = format!(
+        r#"{{"os":"linux","architecture":"amd64","rootfs":{{"diff_ids":["{id}","{id}"]}}}}"#
+    );
+    let manifest = r#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["a.tar","b/layer.tar"]}]"#;
+    let files = |config: &str| -> Files {
+        vec![
+            ("a.tar".into(), layer.clone()),
+            ("b/layer.tar".into(), layer.clone()),
+            ("c.json".into(), config.as_bytes().to_vec()),
+            ("manifest.json".into(), manifest.as_bytes().to_vec()),
+        ]
+    };
+    let store = Store::default();
+    let shared: Arc<dyn ContentStore> = Arc::new(store.clone());
+    let with = async |files: Files| {
+        let reader = Box::new(std::io::Cursor::new(tar_of(&files)));
+        import(reader, &shared, Some(Compress::Gzip), &|_, _, _| {}).await
+    };
+    let archive = with(files(&config)).await.unwrap();
+    let children = crate::children(&store, &archive.images[0].descriptor);
+    let layers = children.await.unwrap().split_off(1);
+    assert_eq!(layers[0], layers[1]);
+    let layer = &layers[0].descriptor;
+    assert_eq!(layer.media_type, mt::DOCKER_LAYER_GZIP);
+    assert!(layer.size < 1000, "{layer:?}");
+    let info = store.info(&layer.digest).await.unwrap();
+    assert_eq!(info.labels[types::label::UNCOMPRESSED], id.as_str());
+    // A layer that is another one than its config says.
+    let wrong = config.replace(id.as_str(), &format!("sha256:{}", "1".repeat(64)));
+    let error = with(files(&wrong)).await.unwrap_err();
+    assert!(
+        error.to_string().contains("its config says otherwise"),
+        "{error}"
+    );
+    assert!(store.ingests().is_empty());
 }
