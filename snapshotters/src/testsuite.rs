@@ -11,6 +11,7 @@
 )]
 
 mod files;
+mod varied;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub use files::{
     deep_chains, layers_are_seen_from_above_and_never_from_below, views_refuse_to_be_written_to,
     what_is_mounted_disturbs_nobody, what_was_made_alone_gets_a_parent,
 };
+pub use varied::{AsItIs, Variation, Varied};
 
 fn key(name: &str) -> SnapshotKey {
     format!("suite-{name}").parse().unwrap()

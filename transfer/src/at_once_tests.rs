@@ -6,61 +6,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use content::{ContentStore as _, IngestSpec, Local};
 use images::testsuite::{Store, image};
+use snapshotters::testsuite::{AsItIs, Varied};
 use snapshotters::{Overlay, OverlayConfig, Snapshotter};
 use tar::{Builder, EntryType, Header};
-use types::{
-    Fields, Filter, IMPLIED_DIRECTORY, Mount, SnapshotInfo, SnapshotKey, UNSETTLED_LAYER, Usage,
-};
+use types::{Filter, IMPLIED_DIRECTORY, UNSETTLED_LAYER};
 
 use super::*;
-
-/// An overlay that does not tell that it can rebase.
-#[derive(Debug)]
-struct Serial(snapshotters::Local);
-
-#[async_trait]
-impl Snapshotter for Serial {
-    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo> {
-        self.0.stat(key).await
-    }
-    async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
-        self.0.update(info, fields).await
-    }
-    async fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
-        self.0.usage(key).await
-    }
-    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>> {
-        self.0.mounts(key).await
-    }
-    async fn prepare(
-        &self,
-        key: &SnapshotKey,
-        parent: Option<&SnapshotKey>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>> {
-        self.0.prepare(key, parent, labels).await
-    }
-    async fn view(
-        &self,
-        key: &SnapshotKey,
-        parent: Option<&SnapshotKey>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>> {
-        self.0.view(key, parent, labels).await
-    }
-    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
-        self.0.commit(name, key, labels).await
-    }
-    async fn remove(&self, key: &SnapshotKey) -> Result<()> {
-        self.0.remove(key).await
-    }
-    async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
-        self.0.list(filter).await
-    }
-}
 
 /// An entry in one line: kind, name, what it holds or names, mode and owner.
 type Line<'a> = (char, &'a str, &'a str, u32, u64);
@@ -148,7 +101,8 @@ async fn unpacked(layers: &[Vec<u8>], at_once: bool) -> Vec<BTreeMap<PathBuf, Se
     let root = image(&store, "linux/amd64", &layers).await;
     let snapshotter: Arc<dyn Snapshotter> = match at_once {
         true => Arc::new(overlay.clone()),
-        false => Arc::new(Serial(overlay.clone())),
+        // It does not tell that it can rebase.
+        false => Arc::new(Varied(Arc::new(overlay.clone()), AsItIs)),
     };
     let deps = Deps {
         snapshotter,

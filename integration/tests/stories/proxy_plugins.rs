@@ -7,10 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use integration::{Host, IMAGE, Whose, bin_dir};
+use snapshotters::testsuite::{Variation, Varied};
 use snapshotters::{Local, Overlay, OverlayConfig, Snapshotter};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
+use types::{Error, Labels, Mount, Result, SnapshotKey};
 
 /// A program that serves a snapshotter.
 struct Server {
@@ -144,69 +145,33 @@ fn a_container_runs_on_a_proxied_snapshotter_and_its_end_is_nobody_elses() {
 
 /// A snapshotter that has a layer without being given its files.
 #[derive(Debug)]
-struct Lazy(Local);
+struct Lazy;
 
 #[async_trait::async_trait]
-impl Snapshotter for Lazy {
-    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo> {
-        self.0.stat(key).await
-    }
-
-    async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
-        self.0.update(info, fields).await
-    }
-
-    async fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
-        self.0.usage(key).await
-    }
-
-    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>> {
-        self.0.mounts(key).await
-    }
-
+impl Variation for Lazy {
     async fn prepare(
         &self,
+        inner: &dyn Snapshotter,
         key: &SnapshotKey,
         parent: Option<&SnapshotKey>,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        let mounts = self.0.prepare(key, parent, labels.clone()).await?;
+        let mounts = inner.prepare(key, parent, labels.clone()).await?;
         let Some(target) = labels.get("containerd.io/snapshot.ref") else {
             return Ok(mounts);
         };
         let file = PathBuf::from(&mounts[0].source).join("far-away");
         std::fs::write(&file, target).map_err(|e| Error::os("write", e))?;
         let name: SnapshotKey = format!("of/{key}").parse()?;
-        self.0.commit(&name, key, labels.clone()).await?;
+        inner.commit(&name, key, labels.clone()).await?;
         Err(Error::already_exists(format_args!("target {target}")))
-    }
-
-    async fn view(
-        &self,
-        key: &SnapshotKey,
-        parent: Option<&SnapshotKey>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>> {
-        self.0.view(key, parent, labels).await
-    }
-
-    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
-        self.0.commit(name, key, labels).await
-    }
-
-    async fn remove(&self, key: &SnapshotKey) -> Result<()> {
-        self.0.remove(key).await
-    }
-
-    async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
-        self.0.list(filter).await
     }
 }
 
 #[test]
 fn a_layer_that_a_remote_snapshotter_has_is_not_unpacked() {
     let dir = tempfile::tempdir().expect("directory");
-    let lazy = Arc::new(Lazy(overlay(dir.path())));
+    let lazy = Arc::new(Varied(Arc::new(overlay(dir.path())), Lazy));
     let server = Server::start(&dir.path().join("mine.sock"), lazy);
     let host = Host::configured("lazy", Whose::Ours, &sections(dir.path()));
     let archive = integration::archive();

@@ -1,0 +1,89 @@
+//! A snapshotter that does what another does, save for what a test varies.
+//!
+//! Only what every snapshotter must do is passed on: that the other can rebase, or is remote, does not
+//! show.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use types::{Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
+
+use crate::Snapshotter;
+
+/// What a test varies.
+#[async_trait]
+pub trait Variation: Send + Sync + fmt::Debug {
+    /// As [`Snapshotter::prepare`], over `inner`.
+    ///
+    /// # Errors
+    /// Those of the variation.
+    async fn prepare(
+        &self,
+        inner: &dyn Snapshotter,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        inner.prepare(key, parent, labels).await
+    }
+}
+
+/// Nothing is varied.
+#[derive(Clone, Copy, Debug)]
+pub struct AsItIs;
+
+impl Variation for AsItIs {}
+
+/// The other snapshotter, and what is varied.
+#[derive(Debug)]
+pub struct Varied<V>(pub Arc<dyn Snapshotter>, pub V);
+
+#[async_trait]
+impl<V: Variation> Snapshotter for Varied<V> {
+    async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo> {
+        self.0.stat(key).await
+    }
+
+    async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
+        self.0.update(info, fields).await
+    }
+
+    async fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
+        self.0.usage(key).await
+    }
+
+    async fn mounts(&self, key: &SnapshotKey) -> Result<Vec<Mount>> {
+        self.0.mounts(key).await
+    }
+
+    async fn prepare(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        self.1.prepare(self.0.as_ref(), key, parent, labels).await
+    }
+
+    async fn view(
+        &self,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        self.0.view(key, parent, labels).await
+    }
+
+    async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
+        self.0.commit(name, key, labels).await
+    }
+
+    async fn remove(&self, key: &SnapshotKey) -> Result<()> {
+        self.0.remove(key).await
+    }
+
+    async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
+        self.0.list(filter).await
+    }
+}
