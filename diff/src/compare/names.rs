@@ -143,10 +143,11 @@ mod tests {
 
     #[test]
     fn names_come_in_order_and_once_however_little_fits() {
-        let all: Vec<_> = (0..3000_u32)
-            .map(|n| format!("{:08x}-{n}", n.wrapping_mul(2_654_435_761)))
+        let long = "x".repeat(200);
+        let all: Vec<_> = (0..600_u32)
+            .map(|n| format!("{:08x}-{long}", n.wrapping_mul(2_654_435_761)))
             .collect();
-        let (one, two) = (files(&all[..2000]), files(&all[1000..]));
+        let (one, two) = (files(&all[..400]), files(&all[200..]));
         let open = |dir: &tempfile::TempDir| std::fs::File::open(dir.path()).unwrap();
         let both = [open(&one), open(&two)];
         let want: BTreeSet<_> = all.iter().map(|name| name.clone().into_bytes()).collect();

@@ -194,10 +194,10 @@ mod tests {
     use crate::testing::{dir, file, merge, named};
 
     /// Names in a directory, more than one read of it gives.
-    const WIDE: usize = 2000;
+    const WIDE: usize = 1200;
 
-    /// Chains of directories, deeper than what is kept open and than a path, side by side in `top`; and
-    /// files before, between and after them.
+    /// Chains of directories, deeper than what is kept open and longer than a path, side by side in `top`;
+    /// and files before, between and after them.
     fn grow(top: &Path) {
         std::fs::create_dir(top).unwrap();
         for number in 0..WIDE {
@@ -205,8 +205,12 @@ mod tests {
         }
         for chain in ["a", "b", "c"] {
             let mut at = sys::fs::open_dir(top).unwrap();
-            for step in 0..2 * OPEN {
-                let name = if step == 0 { chain } else { "a-long-name" };
+            for step in 0..OPEN + 30 {
+                let name = if step == 0 {
+                    chain
+                } else {
+                    "a-name-long-enough"
+                };
                 rustix::fs::mkdirat(&at, name, Mode::RWXU).unwrap();
                 let below = rustix::fs::openat(&at, name, DIRECTORY, Mode::empty()).unwrap();
                 let empty = b"beside it";
