@@ -12,6 +12,7 @@
 #[macro_use]
 mod peer;
 mod bad_input;
+mod bad_tasks;
 mod cancelled;
 mod configured;
 mod containers;
