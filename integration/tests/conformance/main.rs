@@ -29,6 +29,7 @@ mod images_updates;
 mod introspection;
 mod leased;
 mod leases;
+mod many;
 mod matrix;
 mod mounts;
 mod namespaces;
