@@ -14,6 +14,7 @@ mod peer;
 mod bad_input;
 mod bad_tasks;
 mod cancelled;
+mod cancelled_calls;
 mod configured;
 mod containers;
 mod containers_updates;
