@@ -38,6 +38,7 @@ mod running;
 mod snapshots;
 mod stock;
 mod streaming;
+mod surface;
 mod tasks;
 mod transfer;
 mod transport;
