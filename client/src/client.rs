@@ -7,7 +7,7 @@ use content::ContentStore;
 use diff::{Applier, Comparer};
 use snapshotters::Snapshotter;
 use tonic::transport::Channel;
-use types::{Context as _, Filter, LeaseId, Namespace, Result, Scope, label};
+use types::{Context as _, DEFAULT_RUNTIME, Filter, LeaseId, Namespace, Result, Scope, label};
 
 use crate::call::Caller;
 use crate::remote::{RemoteContent, RemoteDiff, RemoteSnapshotter};
@@ -160,6 +160,17 @@ impl Client {
             .namespace_default(given, label::DEFAULT_SNAPSHOTTER)
             .await?;
         Ok(default.unwrap_or_else(|| DEFAULT_SNAPSHOTTER.to_owned()))
+    }
+
+    /// Name of the runtime to use: the given one, else the namespace's, else the default.
+    ///
+    /// # Errors
+    /// Of asking for the namespace.
+    pub async fn runtime_name(&self, given: &str) -> Result<String> {
+        let default = self
+            .namespace_default(given, label::DEFAULT_RUNTIME)
+            .await?;
+        Ok(default.unwrap_or_else(|| DEFAULT_RUNTIME.to_owned()))
     }
 
     /// `given` unless it is empty, else the namespace's label `key`.

@@ -10,6 +10,7 @@ pub mod testsuite;
 
 use std::fmt;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +109,15 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NotFound`.
     async fn abort(&self, reference: &IngestRef) -> Result<()>;
+
+    /// What is among its files and belongs to no blob and no ingest that a call can name; true for what
+    /// [`ContentStore::cleanup`] removes. What is being made or removed at this moment may be among it.
+    ///
+    /// # Errors
+    /// `NotImplemented` where this cannot be told; I/O.
+    async fn strangers(&self) -> Result<Vec<(PathBuf, bool)>> {
+        Err(Error::not_implemented("strangers"))
+    }
 
     /// Frees what no call can name (half-made ingests that a crash has left).
     ///

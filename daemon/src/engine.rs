@@ -297,30 +297,4 @@ impl fmt::Debug for Differs {
 }
 
 #[cfg(test)]
-mod tests {
-    use types::Mount;
-
-    use super::*;
-
-    #[test]
-    fn temporary_mounts_of_a_killed_daemon_are_taken_away() {
-        let dir = tempfile::tempdir().unwrap();
-        let source = dir.path().join("source");
-        let temporary = dir.path().join("tmpmounts");
-        let point = temporary.join("m1");
-        std::fs::create_dir_all(&source).unwrap();
-        std::fs::create_dir_all(&point).unwrap();
-        std::fs::write(source.join("kept"), "").unwrap();
-        let bind = Mount {
-            kind: "bind".into(),
-            source: source.display().to_string(),
-            options: vec!["rbind".into(), "rw".into()],
-            ..Mount::default()
-        };
-        sys::mount::mount(&bind, &point).unwrap();
-        assert!(point.join("kept").exists());
-        empty(temporary.clone()).unwrap();
-        assert!(source.join("kept").exists());
-        assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
-    }
-}
+mod tests;

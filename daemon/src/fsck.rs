@@ -5,6 +5,9 @@
 //! is that daemon. What does not repair changes nothing under the root: records and indexes are opened
 //! as copies, since opening one that is damaged restores it.
 
+mod images;
+
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +16,7 @@ use metadata::Metadata;
 use runtime_v2::Survey;
 use tokio::sync::{Mutex, Semaphore};
 use tracing::Instrument as _;
-use types::{CheckOpts, Code, Error, Fault, Repair, Report, Result, Scope};
+use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Repair, Report, Result, Scope};
 
 use crate::config::Config;
 use crate::engine::TEMPORARY;
@@ -95,6 +98,10 @@ impl Checker {
         // the long part of the check and is there after it is not that.
         let before = self.survey().await;
         let mut report = self.metadata.check(opts).await;
+        if let Err(error) = self.images(&mut report).await {
+            let text = format!("what they are made of cannot be checked: {error}");
+            report.note(Fault::Damaged, "images".into(), text, Repair::Impossible);
+        }
         match self.survey().await {
             Ok(mut survey) => {
                 if let Ok(before) = &before {
@@ -216,8 +223,11 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .map_err(|e| Error::os("start runtime", e))?;
+    // First: what is mounted in what another task has left is not swept with it.
+    let mut mounted = Report::default();
+    mounts(config, opts, &mut mounted)?;
     let mut report = runtime.block_on(check_stopped(config, opts))?;
-    mounts(config, opts, &mut report)?;
+    report.findings.append(&mut mounted.findings);
     for finding in &report.findings {
         print(&format!("{finding}\n"))?;
     }
@@ -317,23 +327,39 @@ impl Drop for Scratch {
     }
 }
 
-/// Nothing stays mounted for a call after its daemon has gone.
+/// Nothing stays mounted for a call after its daemon has gone, nor in a bundle after its task.
 fn mounts(config: &Config, opts: CheckOpts, report: &mut Report) -> Result<()> {
-    let directory = config.root.join(TEMPORARY);
     let mut left = sys::mount::info::load()?;
-    left.retain(|mount| mount.mount_point.starts_with(&directory));
+    left.retain(|mount| {
+        mount.mount_point.starts_with(&config.root) || mount.mount_point.starts_with(&config.state)
+    });
     if left.is_empty() {
         return Ok(());
     }
-    let repair = if opts.repair {
-        sys::mount::unmount_recursive(&directory)?;
-        Repair::Done
-    } else {
-        Repair::Possible
-    };
+    let temporary = config.root.join(TEMPORARY);
+    let bundles = config.state.join(BUNDLES_DIR);
+    let survey = runtime_v2::survey(&config.state, &config.root)?;
+    let mut tasks = HashSet::new();
+    for (namespace, id) in &survey.tasks {
+        tasks.insert(bundles.join(namespace.as_str()).join(id.as_str()));
+    }
     for mount in left {
-        let object = format!("mount {}", mount.mount_point.display());
-        let text = "a daemon that is gone has left it";
+        let point = &mount.mount_point;
+        let text = if point.starts_with(&temporary) {
+            "a daemon that is gone has left it"
+        } else if point.starts_with(&bundles) && !point.ancestors().any(|at| tasks.contains(at)) {
+            "a task that is gone has left it"
+        } else {
+            continue;
+        };
+        let repair = if opts.repair {
+            // One of another may have gone with the one that it is in.
+            sys::mount::unmount_recursive(point)?;
+            Repair::Done
+        } else {
+            Repair::Possible
+        };
+        let object = format!("mount {}", point.display());
         report.note(Fault::Orphan, object, text, repair);
     }
     Ok(())

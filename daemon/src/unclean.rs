@@ -136,33 +136,4 @@ async fn verify(checker: &Checker, since: SystemTime) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kill_is_no_suspicion_and_another_boot_is() {
-        let root = tempfile::tempdir().unwrap();
-        let begin = |boot| Running::begin_in(root.path(), boot).unwrap().suspect;
-        assert_eq!(begin("one"), None);
-        assert_eq!(begin("one"), None, "killed: nothing was lost");
-        let mark = fs::metadata(root.path().join(FILE)).unwrap();
-        let since = begin("two").unwrap();
-        assert_eq!(since, mark.modified().unwrap() - MARGIN);
-        assert_eq!(begin("two"), Some(since), "until it was verified");
-    }
-
-    #[test]
-    fn a_clean_stop_leaves_no_mark() {
-        let root = tempfile::tempdir().unwrap();
-        Running::begin(root.path()).unwrap().end();
-        assert!(!root.path().join(FILE).exists());
-        drop(Running::begin_in(root.path(), "long ago").unwrap());
-        let running = Running::begin(root.path()).unwrap();
-        assert!(running.suspect.is_some());
-        running.end();
-        assert!(root.path().join(FILE).exists(), "it was not verified");
-        renew(&root.path().join(FILE)).unwrap();
-        Running::begin(root.path()).unwrap().end();
-        assert!(!root.path().join(FILE).exists());
-    }
-}
+mod tests;

@@ -63,6 +63,20 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What a subscriber is called, in the log and in what it is told itself: its number, and its filters as far
+/// as a line of a log has room for them.
+fn named(number: u64, filter: &Filter) -> String {
+    /// Filters are as long as a client likes.
+    const MOST: usize = 256;
+    let filters = filter.texts().join(" or ");
+    let cut: String = filters.chars().take(MOST).collect();
+    let rest = if cut.len() < filters.len() { "…" } else { "" };
+    match cut.as_str() {
+        "" => format!("event subscriber {number} of everything"),
+        cut => format!("event subscriber {number} of {cut}{rest}"),
+    }
+}
+
 /// The place of a subscription in its exchange; given up when dropped.
 pub(crate) struct Place {
     state: Weak<Mutex<State>>,
@@ -86,6 +100,8 @@ impl fmt::Debug for Place {
 }
 
 struct Subscriber {
+    /// Who it is, by what it wants: nothing else of it is known here.
+    name: Arc<str>,
     filter: Filter,
     queue: mpsc::UnboundedSender<Step>,
     load: Arc<Load>,
@@ -124,7 +140,7 @@ impl Subscriber {
         };
         if !self.load.add(weight, sent.limits) {
             let topic = &sent.matched.envelope.topic;
-            tracing::warn!(%topic, "event subscriber is too slow: cut off");
+            tracing::warn!(%topic, subscriber = %self.name, "event subscriber is too slow: cut off");
             return false;
         }
         if let Some(told) = &mut self.told {
@@ -257,7 +273,9 @@ impl Exchange {
     ) -> Subscription {
         let (sender, receiver) = mpsc::unbounded_channel();
         let load = Arc::<Load>::default();
+        let name: Arc<str> = named(state.next, &filter).into();
         let subscriber = Subscriber {
+            name: Arc::clone(&name),
             filter,
             queue: sender,
             load: Arc::clone(&load),
@@ -270,7 +288,7 @@ impl Exchange {
             state: Arc::downgrade(&self.state),
             key,
         };
-        Subscription::new(start, receiver, load, place)
+        Subscription::new(start, receiver, (name, load), place)
     }
 
     /// Builds the envelope, holds it and queues it, in one order for all.

@@ -62,6 +62,8 @@ pub struct Subscription {
     replay: vec::IntoIter<Step>,
     queue: mpsc::UnboundedReceiver<Step>,
     load: Arc<Load>,
+    /// Who it is, by what it wants.
+    name: Arc<str>,
     /// Weight of the last step from the queue.
     in_hand: Option<usize>,
     _place: Place,
@@ -71,7 +73,7 @@ impl Subscription {
     pub(crate) fn new(
         start: Position,
         queue: mpsc::UnboundedReceiver<Step>,
-        load: Arc<Load>,
+        (name, load): (Arc<str>, Arc<Load>),
         place: Place,
     ) -> Self {
         Self {
@@ -79,6 +81,7 @@ impl Subscription {
             replay: Vec::new().into_iter(),
             queue,
             load,
+            name,
             in_hand: None,
             _place: place,
         }
@@ -114,7 +117,7 @@ impl Subscription {
                 Ok(step)
             }
             None if self.load.cut.load(Ordering::Acquire) => Err(Error::resource_exhausted(
-                "event subscriber read too slowly and was cut off",
+                format_args!("{} read too slowly and was cut off", self.name),
             )),
             None => Err(Error::unavailable("event exchange is closed")),
         }

@@ -144,6 +144,11 @@ pub(crate) fn garbage(names: Vec<String>, ids: &HashSet<u64>) -> Vec<String> {
     names.into_iter().filter(is_garbage).collect()
 }
 
+/// True for the name of one that was set aside.
+pub(crate) fn is_lost(name: &str) -> bool {
+    name.starts_with(LOST)
+}
+
 /// Names of everything in `directory`.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ pub mod testsuite;
 mod tree;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
@@ -158,6 +159,16 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     /// `NotImplemented` where this cannot be told; I/O.
     async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
         Err(Error::not_implemented("verify"))
+    }
+
+    /// What is among the directories of its snapshots and belongs to none; true for what
+    /// [`Snapshotter::cleanup`] removes, false for what somebody has to look at. What is being removed at
+    /// this moment may be among it.
+    ///
+    /// # Errors
+    /// `NotImplemented` where this cannot be told; I/O.
+    async fn strangers(&self) -> Result<Vec<(PathBuf, bool)>> {
+        Err(Error::not_implemented("strangers"))
     }
 
     /// What was wrong with the snapshotter's own records when it was opened, and was made good.

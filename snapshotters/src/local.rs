@@ -10,7 +10,7 @@
 //! Invariant: whatever step a crash hits, the directory of a row is whole, and what has no row is garbage.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -272,6 +272,11 @@ impl Snapshotter for Local {
     async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
         let this = Arc::clone(&self.0);
         blocking(move || Ok(this.store.broken(|kind| this.layout.parts(kind)))).await
+    }
+
+    async fn strangers(&self) -> Result<Vec<(PathBuf, bool)>> {
+        let this = Arc::clone(&self.0);
+        blocking(move || this.store.strangers()).await
     }
 
     fn damages(&self) -> Vec<String> {

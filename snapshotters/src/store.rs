@@ -296,6 +296,26 @@ impl Store {
         broken
     }
 
+    /// The directories that no row and no reservation names; true for those that `cleanup` removes.
+    ///
+    /// # Errors
+    /// I/O of listing.
+    pub(crate) fn strangers(&self) -> Result<Vec<(PathBuf, bool)>> {
+        if !self.directories.is_dir() {
+            return Ok(Vec::new());
+        }
+        // Listed before the ids are taken: what is made in between is not in the list.
+        let found = directories::listing(&self.directories)?;
+        let ids = self.index.ids();
+        let lost = found.iter().filter(|name| directories::is_lost(name));
+        let lost: Vec<_> = lost
+            .map(|name| (self.directories.join(name), false))
+            .collect();
+        let garbage = directories::garbage(found, &ids).into_iter();
+        let garbage = garbage.map(|name| (self.directories.join(name), true));
+        Ok(garbage.chain(lost).collect())
+    }
+
     /// Removes every directory that no row and no reservation names, but those that were set aside.
     ///
     /// # Errors

@@ -79,10 +79,9 @@ pub(crate) async fn create(
     flags: &ContainerFlags,
     target: Target,
 ) -> Result<Made> {
-    let runtime = Runtime {
-        name: flags.runtime().to_owned(),
-        options: flags.runtime_options()?,
-    };
+    let name = client.runtime_name(flags.runtime()).await?;
+    let options = flags.runtime_options(&name)?;
+    let runtime = Runtime { name, options };
     client
         .with_lease(async |client: Client| {
             let record = blank(&target.id, flags, runtime);

@@ -10,8 +10,8 @@ use types::{Any, Error, Platform, Result};
 use crate::devices;
 use crate::text;
 
-/// The runtime that a container gets by default.
-const RUNTIME: &str = "io.containerd.runc.v2";
+/// The runtime that runc's flags are for.
+const RUNTIME: &str = types::DEFAULT_RUNTIME;
 /// Length of a CPU period that `--cpus` counts in, in microseconds.
 const CPU_PERIOD: u32 = 100_000;
 /// Flags that make the spec, or the snapshot of an image: a spec that is given leaves them nothing
@@ -58,8 +58,8 @@ const OF_THE_SPEC: [&str; 36] = [
 /// Flags of a container.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ContainerFlags {
-    /// Runtime name or absolute path to runtime binary
-    #[arg(long, default_value = RUNTIME)]
+    /// Runtime name or absolute path to runtime binary; without it the namespace's, else io.containerd.runc.v2
+    #[arg(long, default_value = "", hide_default_value = true)]
     runtime: String,
     /// Runtime config path, for other runtimes than runc's
     #[arg(long)]
@@ -199,14 +199,14 @@ pub(crate) struct ContainerFlags {
 }
 
 impl ContainerFlags {
-    /// Name of the runtime.
+    /// Name of the runtime; empty for the namespace's.
     pub(crate) fn runtime(&self) -> &str {
         &self.runtime
     }
 
-    /// Options of the runtime, as the container's record keeps them.
-    pub(crate) fn runtime_options(&self) -> Result<Option<Any>> {
-        if self.runtime == RUNTIME {
+    /// Options of this runtime, as the container's record keeps them.
+    pub(crate) fn runtime_options(&self, runtime: &str) -> Result<Option<Any>> {
+        if runtime == RUNTIME {
             if self.runtime_config_path.is_some() {
                 return Err(Error::invalid_argument(format_args!(
                     "--runtime-config-path is not for {RUNTIME:?}"

@@ -108,6 +108,28 @@ impl Layout {
         Ok(all)
     }
 
+    /// What is among the blobs and is none.
+    pub(super) fn foreign(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in self.entries(&self.root.join("blobs"))? {
+            let is_known = |algorithm: Algorithm| entry.path() == self.blobs(algorithm);
+            if !Algorithm::ALL.into_iter().any(is_known) {
+                found.push(entry.path());
+            }
+        }
+        for algorithm in Algorithm::ALL {
+            for entry in self.entries(&self.blobs(algorithm))? {
+                let name = entry.file_name();
+                let text = format!("{}:{}", algorithm.name(), name.to_string_lossy());
+                let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+                if text.parse::<Digest>().is_err() || !is_file {
+                    found.push(entry.path());
+                }
+            }
+        }
+        Ok(found)
+    }
+
     pub(super) fn delete(&self, digest: &Digest) -> Result<()> {
         let path = self.blob(digest);
         fs::remove_file(&path).map_err(|e| absent(e, "remove", &path, || missing(digest)))

@@ -113,6 +113,13 @@ impl Store {
     /// Removes the directories of ingests that nobody writes and nobody could resume: a crash within
     /// their beginning or their commit has left them.
     fn cleanup(self: &Arc<Self>) -> Result<()> {
+        self.dead(|ticket| {
+            ticket.remove();
+        })
+    }
+
+    /// Shows them, while nobody can begin to write them.
+    fn dead(self: &Arc<Self>, mut see: impl FnMut(&Ticket)) -> Result<()> {
         for name in self.layout.tickets()? {
             let ticket = Ticket::new(self.layout.ingests().join(&name));
             let is_dead =
@@ -125,10 +132,22 @@ impl Store {
                 continue;
             };
             if is_dead() {
-                ticket.remove();
+                see(&ticket);
             }
         }
         Ok(())
+    }
+
+    fn strangers(self: &Arc<Self>) -> Result<Vec<(PathBuf, bool)>> {
+        let foreign = self.layout.foreign()?.into_iter();
+        let mut found: Vec<_> = foreign.map(|path| (path, false)).collect();
+        self.dead(|ticket| {
+            // Nothing is there of one that was removed in between.
+            if ticket.path().symlink_metadata().is_ok() {
+                found.push((ticket.path().to_owned(), true));
+            }
+        })?;
+        Ok(found)
     }
 }
 
@@ -257,6 +276,11 @@ impl ContentStore for Local {
     async fn abort(&self, reference: &IngestRef) -> Result<()> {
         let reference = reference.clone();
         self.run(move |layout| layout.abort(&reference)).await
+    }
+
+    async fn strangers(&self) -> Result<Vec<(PathBuf, bool)>> {
+        let store = Arc::clone(&self.0);
+        blocking(move || store.strangers()).await
     }
 
     async fn cleanup(&self) -> Result<()> {

@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
-use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Repair, Report};
+use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Mount, Repair, Report};
 
-use super::{Checker, MOST_WAITING, check_stopped, judge};
+use super::{Checker, MOST_WAITING, check_stopped, judge, mounts};
 use crate::config::Config;
 use crate::ground::{self, Ground};
 use crate::store::{self, Store};
@@ -241,4 +241,55 @@ fn a_record_that_cannot_be_read_is_a_finding_and_no_end() {
     let (fault, text) = judge(Err(Error::data_loss("a torn row"))).unwrap();
     assert_eq!(fault, Fault::Dangling);
     assert!(text.contains("a torn row"), "{text}");
+}
+
+#[tokio::test]
+async fn what_a_task_that_is_gone_has_mounted_is_named_and_unmounted() {
+    let (dir, config) = stopped().await;
+    let source = dir.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("kept"), "").unwrap();
+    let bind = Mount {
+        kind: "bind".into(),
+        source: source.display().to_string(),
+        options: vec!["bind".into()],
+        ..Mount::default()
+    };
+    let bundles = config.state.join(BUNDLES_DIR);
+    let (gone, lives) = (
+        bundles.join("n/.gone/rootfs"),
+        bundles.join("n/lives/rootfs"),
+    );
+    let temporary = config.root.join("tmpmounts/m");
+    for point in [&gone, &lives, &temporary] {
+        std::fs::create_dir_all(point).unwrap();
+        sys::mount::mount(&bind, point).unwrap();
+    }
+    let found = |opts| {
+        let mut report = Report::default();
+        mounts(&config, opts, &mut report).unwrap();
+        lines(&report, &dir)
+    };
+    let named = |end: &str| {
+        let place = format!("state/{BUNDLES_DIR}/n/.gone/rootfs");
+        vec![
+            format!("orphan mount {place}: a task that is gone has left it [{end}]"),
+            format!("orphan mount root/tmpmounts/m: a daemon that is gone has left it [{end}]"),
+        ]
+    };
+    let sorted = |mut lines: Vec<String>| {
+        lines.sort();
+        lines
+    };
+    assert_eq!(found(CheckOpts::default()), sorted(named("to repair")));
+    let repair = CheckOpts {
+        repair: true,
+        ..CheckOpts::default()
+    };
+    assert_eq!(found(repair), sorted(named("repaired")));
+    assert_eq!(found(repair), [""; 0]);
+    assert!(!gone.join("kept").exists() && !temporary.join("kept").exists());
+    assert!(lives.join("kept").exists(), "that of a task stays");
+    sys::mount::unmount_recursive(&lives).unwrap();
+    assert!(source.join("kept").exists());
 }

@@ -67,3 +67,55 @@ async fn remove(leases: &Leases, id: &LeaseId) {
         tracing::warn!(%error, lease = %id, "cannot remove the lease of a transfer");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use types::Filter;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::ground::Ground;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn a_lease_of_its_own_ends_after_a_day_by_itself_and_that_of_the_caller_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            root: dir.path().join("root"),
+            state: dir.path().join("state"),
+            ..Config::default()
+        };
+        std::fs::create_dir_all(&config.root).unwrap();
+        let store = Store::open(Ground::open(&config).unwrap(), &config).await;
+        let metadata = store.unwrap().metadata;
+        let scope = Scope::new("n".parse().unwrap());
+        let leases = metadata.leases(&scope.namespace);
+
+        let begin = OffsetDateTime::now_utc();
+        let own = Leased::hold(&metadata, scope.clone()).await.unwrap();
+        let [lease] = &leases.list(&Filter::default()).await.unwrap()[..] else {
+            panic!("one lease")
+        };
+        assert_eq!(own.scope.lease.as_ref(), Some(&lease.id));
+        let end = lease.labels.get(gc_label::EXPIRE).unwrap();
+        let life = OffsetDateTime::parse(end, &Rfc3339).unwrap() - begin;
+        assert!(
+            life >= LIFE && life < LIFE + Duration::from_mins(5),
+            "{life}"
+        );
+        own.release().await;
+        assert!(leases.list(&Filter::default()).await.unwrap().is_empty());
+
+        let made = leases.create(None, Labels::new()).await.unwrap();
+        let theirs = Scope {
+            lease: Some(made.id.clone()),
+            ..scope
+        };
+        let held = Leased::hold(&metadata, theirs.clone()).await.unwrap();
+        assert_eq!(held.scope.lease, theirs.lease);
+        held.release().await;
+        let left = leases.list(&Filter::default()).await.unwrap();
+        assert_eq!(left.len(), 1);
+        assert!(left[0].labels.get(gc_label::EXPIRE).is_none());
+    }
+}

@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::containers::{any, container};
 use crate::images::image;
-use crate::peer::{Peer, labels, mask, refused, scoped, texts};
+use crate::peer::{NAMESPACE, Peer, labels, mask, refused, scoped, texts, within};
 use crate::transport::call;
 
 rules! {
@@ -27,12 +27,12 @@ rules! {
 }
 
 /// A method and a message with all fields.
-struct Whole {
+pub(crate) struct Whole {
     path: String,
     message: Vec<u8>,
 }
 
-fn whole(method: &str, message: &impl Message) -> Whole {
+pub(crate) fn whole(method: &str, message: &impl Message) -> Whole {
     Whole {
         path: format!("/containerd.services.{method}"),
         message: message.write_to_bytes().expect("a message"),
@@ -102,7 +102,7 @@ fn without_each(message: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// Sends the message, nothing, and the message without each of its parts. All codes of refusals.
-async fn send(peer: &Peer, whole: &Whole) -> Vec<(Code, String)> {
+async fn send(peer: &Peer, namespace: &str, whole: &Whole) -> Vec<(Code, String)> {
     let mut all = vec![whole.message.clone(), Vec::new()];
     all.extend(without_each(&whole.message));
     assert!(all.len() > 2 || whole.message.is_empty(), "{}", whole.path);
@@ -110,7 +110,7 @@ async fn send(peer: &Peer, whole: &Whole) -> Vec<(Code, String)> {
     for bytes in all {
         // What is not known of a message travels with it.
         let request = Empty::parse_from_bytes(&bytes).expect("a message");
-        if let Err(status) = call(peer, &whole.path, scoped(request)).await {
+        if let Err(status) = call(peer, &whole.path, within(namespace, request)).await {
             let gone = [Code::Unavailable, Code::Cancelled];
             assert!(!gone.contains(&status.code()), "{}: {status}", whole.path);
             refusals.push((
@@ -123,10 +123,19 @@ async fn send(peer: &Peer, whole: &Whole) -> Vec<(Code, String)> {
     refusals
 }
 
-async fn send_all(peer: &Peer, methods: Vec<Whole>) -> Vec<(Code, String)> {
+pub(crate) async fn send_all(peer: &Peer, methods: Vec<Whole>) -> Vec<(Code, String)> {
+    send_within(peer, NAMESPACE, methods).await
+}
+
+/// The same in another namespace.
+pub(crate) async fn send_within(
+    peer: &Peer,
+    namespace: &str,
+    methods: Vec<Whole>,
+) -> Vec<(Code, String)> {
     let mut refusals = Vec::new();
     for whole in &methods {
-        refusals.extend(send(peer, whole).await);
+        refusals.extend(send(peer, namespace, whole).await);
     }
     // Of so much that is missing, something is needed.
     assert!(!refusals.is_empty());

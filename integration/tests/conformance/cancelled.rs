@@ -31,10 +31,10 @@ rules! {
 }
 
 /// Deadlines from before the call arrives to after its answer.
-const STEPS: std::ops::Range<u64> = 0..40;
+pub(crate) const STEPS: std::ops::Range<u64> = 0..40;
 
 /// The request with a deadline, shorter with each step down.
-fn hasty<T>(step: u64, message: T) -> Request<T> {
+pub(crate) fn hasty<T>(step: u64, message: T) -> Request<T> {
     let mut request = leased("l", message);
     request.set_timeout(Duration::from_micros(50 + step * step * 5));
     request
@@ -42,7 +42,7 @@ fn hasty<T>(step: u64, message: T) -> Request<T> {
 
 /// True when the call was in time; it failed of nothing but its deadline.
 #[track_caller]
-fn in_time<T>(answer: Result<Response<T>, Status>) -> bool {
+pub(crate) fn in_time<T>(answer: Result<Response<T>, Status>) -> bool {
     match answer {
         Ok(_) => true,
         Err(status) => {

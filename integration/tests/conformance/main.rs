@@ -12,7 +12,9 @@
 #[macro_use]
 mod peer;
 mod bad_input;
+mod bad_tasks;
 mod cancelled;
+mod cancelled_calls;
 mod configured;
 mod containers;
 mod containers_updates;
@@ -28,11 +30,16 @@ mod images_updates;
 mod introspection;
 mod leased;
 mod leases;
+mod many;
 mod matrix;
 mod mounts;
 mod namespaces;
+mod running;
 mod snapshots;
 mod stock;
 mod streaming;
+mod surface;
+mod tasks;
 mod transfer;
 mod transport;
+mod version;

@@ -2,10 +2,14 @@
 
 use std::collections::HashMap;
 
+use grpc::containers::ContainersClient;
 use grpc::images::ImagesClient;
 use grpc::leases::LeasesClient;
 use grpc::namespaces::NamespacesClient;
 use protos::MessageField;
+use protos::any::Named;
+use protos::events::{NamespaceCreate, NamespaceDelete, NamespaceUpdate};
+use protos::services::containers::{CreateContainerRequest, DeleteContainerRequest};
 use protos::services::leases::CreateRequest;
 use protos::services::namespaces::{
     CreateNamespaceRequest, DeleteNamespaceRequest, GetNamespaceRequest, ListNamespacesRequest,
@@ -14,8 +18,11 @@ use protos::services::namespaces::{
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
+use crate::containers::container;
+use crate::heard::Heard;
 use crate::images::{create_image, image};
-use crate::peer::{Peer, labels, mask, refused, within};
+use crate::peer::{NAMESPACE, Peer, called_invalid, labels, mask, refused, scoped, within};
+use crate::stock::{end, lease, prepare, put};
 
 rules! {
     both {
@@ -32,8 +39,13 @@ rules! {
         leases_do_not_keep_it
         one_that_is_not_there_cannot_be_deleted
         an_update_makes_one_that_is_not_there
+        a_label_has_4096_bytes_at_most
+        everything_that_keeps_it_is_named
+        creation_update_and_deletion_are_published
     }
-    ours {}
+    ours {
+        a_label_that_is_too_long_is_an_invalid_argument
+    }
 }
 
 /// Go fails after the change when it has no namespace to publish the event in, and clients always name
@@ -240,4 +252,112 @@ async fn an_update_makes_one_that_is_not_there(peer: &Peer) {
     answer.expect("update");
     assert_eq!(namespaces.names("").await, ["n"]);
     assert_eq!(namespaces.labels("n").await, labels(&[("a", "1")]));
+}
+
+async fn a_label_has_4096_bytes_at_most(peer: &Peer) {
+    let mut namespaces = Namespaces::of(peer);
+    let long = "v".repeat(4096 - "key".len());
+    namespaces
+        .create("n", &[("key", &long)])
+        .await
+        .expect("create");
+    let longer = format!("{long}v");
+    let answer = namespaces.create("m", &[("key", &longer)]).await;
+    let text = called_invalid(answer);
+    assert!(text.contains("key"), "{text}");
+    for paths in [None, Some(&["labels.key"][..])] {
+        let answer = namespaces.update("n", &[("key", &longer)], paths).await;
+        called_invalid(answer);
+        let answer = namespaces.update("n", &[("key", &long)], paths).await;
+        answer.expect("update");
+    }
+    assert_eq!(namespaces.names("").await, ["n"]);
+    assert_eq!(namespaces.labels("n").await, labels(&[("key", &long)]));
+}
+
+async fn everything_that_keeps_it_is_named(peer: &Peer) {
+    let mut namespaces = Namespaces::of(peer);
+    let mut containers = ContainersClient::new(peer.channel());
+    lease(peer, "l", &[]).await;
+    let what = ["blobs", "containers", "snapshots on \"native\""];
+    for at in 0..=what.len() {
+        let answer = namespaces.delete(NAMESPACE).await;
+        let text = match at {
+            // The lease alone does not keep it, and would go with it.
+            0 => String::new(),
+            _ => refused(Code::FailedPrecondition, answer),
+        };
+        for (other, name) in what.iter().enumerate() {
+            assert_eq!(text.contains(name), other < at, "{at}: {text}");
+        }
+        match at {
+            0 => {
+                lease(peer, "l", &[]).await;
+                put(peer, "l", "blob", &[]).await;
+            }
+            1 => {
+                let request = CreateContainerRequest {
+                    container: MessageField::some(container("c")),
+                    ..Default::default()
+                };
+                let made = containers.create(scoped(request)).await;
+                drop(made.expect("create"));
+            }
+            2 => drop(prepare(peer, "l", ("k", ""), &[]).await.expect("prepare")),
+            _ => {}
+        }
+    }
+    let request = DeleteContainerRequest {
+        id: "c".into(),
+        ..Default::default()
+    };
+    drop(containers.delete(scoped(request)).await.expect("delete"));
+    end(peer, "l").await;
+    namespaces
+        .delete(NAMESPACE)
+        .await
+        .expect("nothing is in it");
+}
+
+async fn creation_update_and_deletion_are_published(peer: &Peer) {
+    let mut namespaces = Namespaces::of(peer);
+    let mut heard = Heard::matching(peer, &["topic~=|^/namespaces/|"]).await;
+    namespaces.create("n", &[("a", "1")]).await.expect("create");
+    let made: NamespaceCreate = told(&mut heard, "/namespaces/create").await;
+    assert_eq!(
+        (made.name.as_str(), made.labels),
+        ("n", labels(&[("a", "1")]))
+    );
+    let answer = namespaces.update("n", &[("b", "2")], None).await;
+    answer.expect("update");
+    let changed: NamespaceUpdate = told(&mut heard, "/namespaces/update").await;
+    assert_eq!(
+        (changed.name.as_str(), changed.labels),
+        ("n", labels(&[("b", "2")]))
+    );
+    namespaces.delete("n").await.expect("delete");
+    let gone: NamespaceDelete = told(&mut heard, "/namespaces/delete").await;
+    assert_eq!(gone.name, "n");
+    // What is refused is not told.
+    refused(Code::NotFound, namespaces.delete("n").await);
+    refused(Code::InvalidArgument, namespaces.create("-", &[]).await);
+    assert!(heard.told(peer).await.is_empty());
+}
+
+/// The next event, which is of this topic.
+async fn told<M: Named>(heard: &mut Heard, topic: &str) -> M {
+    let event = heard.next().await;
+    assert_eq!(event.topic, topic);
+    assert_eq!(event.event.type_url, M::FULL_NAME);
+    M::parse_from_bytes(&event.event.value).expect("the event")
+}
+
+async fn a_label_that_is_too_long_is_an_invalid_argument(peer: &Peer) {
+    let mut namespaces = Namespaces::of(peer);
+    let long = "v".repeat(4096);
+    let answer = namespaces.create("n", &[("k", &long)]).await;
+    refused(Code::InvalidArgument, answer);
+    let answer = namespaces.update("n", &[("k", &long)], None).await;
+    refused(Code::InvalidArgument, answer);
+    assert_eq!(namespaces.names("").await, [""; 0]);
 }

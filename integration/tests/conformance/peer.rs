@@ -150,3 +150,14 @@ pub(crate) fn refused<T: Debug>(code: Code, answer: Result<T, Status>) -> String
     assert_eq!(status.code(), code, "{status}");
     status.message().to_owned()
 }
+
+/// The text of a refusal of what is wrong in itself; Go gives some of its own no class on the wire, but says
+/// it.
+#[track_caller]
+pub(crate) fn called_invalid<T: Debug>(answer: Result<T, Status>) -> String {
+    let status = answer.expect_err("a refusal");
+    let known = [Code::InvalidArgument, Code::Unknown];
+    assert!(known.contains(&status.code()), "{status}");
+    assert!(status.message().ends_with(": invalid argument"), "{status}");
+    status.message().to_owned()
+}

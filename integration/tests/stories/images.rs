@@ -1,6 +1,6 @@
 //! Images in and out: import, pull, list, remove, and what stays on disk.
 
-use integration::{Host, IMAGE, Registry, until};
+use integration::{Host, IMAGE, Program, Registry, until};
 
 #[test]
 fn an_imported_image_is_listed_and_its_removal_frees_everything() {
@@ -121,5 +121,39 @@ fn the_native_snapshotter_runs_containers_too() {
     let script = "echo > /made && ls /made && busybox | head -1 | cut -c1-7";
     let out = host.ctr_program().args(run).args([script]).run().ok();
     assert_eq!(out, "/made\nBusyBox\n");
+    host.finish();
+}
+
+#[test]
+fn labels_of_an_image_that_mean_something_to_a_daemon_never_reach_a_container() {
+    let host = Host::new("image-labels");
+    let (layout, tar) = (host.path("layout"), host.path("labelled.tar"));
+    let process = r#"{"Labels":{"maintainer":"somebody","containerd.io/restart.status":"running",
+        "containerd.io/restart.loguri":"binary:///bin/true","containerd.io/gc.root":"1",
+        "io.cri-containerd.kind":"sandbox"}}"#;
+    crate::layout::make_with(&layout, process, &[&[("file", b"data".to_vec())]]);
+    let archive = Program::new("tar").args(["-C".as_ref(), layout.as_os_str()]);
+    let archive = archive.args(["-cf".as_ref(), tar.as_os_str()]);
+    drop(archive.args(["."]).run().ok());
+    let import = ["images", "import", "--base-name", "example.test/labelled"];
+    drop(host.ctr_program().args(import).args([&tar]).run().ok());
+    let image = "example.test/labelled:latest";
+    drop(host.ctr(["containers", "create", image, "c", "true"]).ok());
+    let record = host.ctr(["containers", "info", "c"]).ok();
+    let record: serde_json::Value = serde_json::from_str(&record).expect("JSON");
+    let labels = record["Labels"].as_object().expect("labels");
+    let keys: Vec<&str> = labels.keys().map(String::as_str).collect();
+    assert!(keys.contains(&"maintainer"), "{keys:?}");
+    for reserved in [
+        "containerd.io/restart",
+        "containerd.io/gc",
+        "io.cri-containerd",
+    ] {
+        assert!(
+            !keys.iter().any(|key| key.starts_with(reserved)),
+            "{keys:?}"
+        );
+    }
+    drop(host.ctr(["containers", "rm", "c"]).ok());
     host.finish();
 }

@@ -7,6 +7,11 @@ use integration::Program;
 
 /// An image of one layer for each list of files, in `to`; its size in bytes.
 pub(crate) fn make(to: &Path, layers: &[&[(&str, Vec<u8>)]]) -> u64 {
+    make_with(to, "{}", layers)
+}
+
+/// The same with what its config says of its processes.
+pub(crate) fn make_with(to: &Path, process: &str, layers: &[&[(&str, Vec<u8>)]]) -> u64 {
     std::fs::create_dir_all(to.join("blobs/sha256")).expect("make the layout");
     let mut size = 0;
     let mut put = |data: &[u8]| -> String {
@@ -25,7 +30,7 @@ pub(crate) fn make(to: &Path, layers: &[&[(&str, Vec<u8>)]]) -> u64 {
         described.push(format!(r#"{{"mediaType":"{kind}",{}}}"#, put(&data)));
     }
     let config = format!(
-        r#"{{"os":"linux","architecture":"{}","config":{{}},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+        r#"{{"os":"linux","architecture":"{}","config":{process},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
         types::Platform::host().architecture,
         ids.join(",")
     );

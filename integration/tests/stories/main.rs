@@ -28,6 +28,7 @@ mod images;
 mod import_export;
 mod layout;
 mod many_streams;
+mod no_safe_start;
 mod oom;
 mod our_shim_under_debian_containerd;
 mod parallel;

@@ -154,3 +154,26 @@ fn a_vanished_reader_does_not_harm_the_process() {
     host.remove("w");
     host.finish();
 }
+
+#[test]
+fn the_runtime_of_a_namespace_is_that_of_its_containers_unless_one_is_named() {
+    let host = Host::new("run-runtime");
+    host.image();
+    let label = "containerd.io/defaults/runtime=io.containerd.none.v1";
+    drop(
+        host.ctr(["namespaces", "label", host.namespace(), label])
+            .ok(),
+    );
+    let told = host.ctr(["run", "--rm", IMAGE, "one", "true"]);
+    assert_ne!(told.code, 0);
+    assert!(
+        told.stderr.contains("io.containerd.none.v1"),
+        "{}",
+        told.stderr
+    );
+    drop(host.ctr(["containers", "rm", "one"]));
+    let runtime = ["run", "--rm", "--runtime", "io.containerd.runc.v2"];
+    let named = [&runtime[..], &[IMAGE, "two", "true"]].concat();
+    drop(host.ctr(named).ok());
+    host.finish();
+}

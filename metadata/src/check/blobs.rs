@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ::content::{Blob, Hasher};
 use types::{BlobInfo, Code, Context as _, Digest, Event, Fault, Filter, Repair, Result};
 
-use super::{Check, Orphan, listed};
+use super::{Check, Orphan, listed, told};
 use crate::db::WriteTx;
 use crate::key::{Bucket, all, names, own};
 use crate::kv::{Flow, Read};
@@ -183,6 +183,7 @@ impl Check<'_> {
     }
 
     pub(super) async fn ingests(&mut self) -> Result<()> {
+        let strangers = told(self.metadata.0.content.strangers().await)?;
         let there = self.metadata.0.content.statuses(&Filter::default()).await?;
         self.report.ingests = there.len() as u64;
         let named = ingests(&self.metadata.0.db.kv.read()?)?;
@@ -195,6 +196,10 @@ impl Check<'_> {
             if left.absent_ok()?.is_some() {
                 self.orphan(Orphan::Ingest(ingest.reference.to_string()));
             }
+        }
+        let now = told(self.metadata.0.content.strangers().await)?;
+        if self.strangers(&strangers, now) {
+            self.orphans.content = true;
         }
         // A record without data is no fault: it is made first, and its data is never promised. The
         // writer begins anew when it comes back, and the record ends with its lease or its time.

@@ -12,8 +12,9 @@ mod records;
 mod snapshots;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
-use types::{CheckOpts, Fault, Filter, Repair, Report, Result};
+use types::{CheckOpts, Code, Fault, Filter, Repair, Report, Result};
 
 use crate::Metadata;
 use crate::db::Marks;
@@ -63,6 +64,8 @@ enum Orphan {
     Content(String),
     Ingest(String),
     Snapshot(String, String),
+    /// What has no name but its path.
+    Path(PathBuf),
 }
 
 impl Check<'_> {
@@ -85,7 +88,11 @@ impl Check<'_> {
         let collected = self.metadata.gc().await.map(drop);
         let left = self.there().await?;
         for (finding, orphan) in std::mem::take(&mut self.collectable) {
-            self.report.findings[finding].repair = if left.contains(&orphan) {
+            let stays = match &orphan {
+                Orphan::Path(path) => path.symlink_metadata().is_ok(),
+                orphan => left.contains(orphan),
+            };
+            self.report.findings[finding].repair = if stays {
                 Repair::Impossible
             } else {
                 Repair::Done
@@ -118,17 +125,54 @@ impl Check<'_> {
             Orphan::Content(digest) => format!("content {digest}"),
             Orphan::Ingest(reference) => format!("ingest {reference}"),
             Orphan::Snapshot(snapshotter, key) => format!("snapshot {snapshotter}/{key}"),
+            Orphan::Path(path) => path.display().to_string(),
         };
         match &orphan {
             Orphan::Content(_) | Orphan::Ingest(_) => self.orphans.content = true,
             Orphan::Snapshot(snapshotter, _) => {
                 self.orphans.snapshotters.insert(snapshotter.clone());
             }
+            // Whoever has found it has said whose it is.
+            Orphan::Path(_) => {}
         }
         self.collectable.push((self.report.findings.len(), orphan));
         let text = "no namespace has it";
         self.report
             .note(Fault::Orphan, object, text, Repair::Possible);
+    }
+}
+
+/// What was among a backend's files at two moments and belongs to nothing: what is being made or removed
+/// is gone by the second one, or belongs to something.
+type Strangers = Vec<(PathBuf, bool)>;
+
+/// Not every backend can tell.
+fn told(strangers: Result<Strangers>) -> Result<Strangers> {
+    match strangers {
+        Err(error) if error.is(Code::NotImplemented) => Ok(Vec::new()),
+        strangers => strangers,
+    }
+}
+
+impl Check<'_> {
+    /// Names strangers, and tells whether any of them is the collector's work.
+    fn strangers(&mut self, before: &Strangers, now: Strangers) -> bool {
+        let mut any = false;
+        for (path, is_garbage) in now {
+            if !before.contains(&(path.clone(), is_garbage)) {
+                continue;
+            }
+            if is_garbage {
+                any = true;
+                self.orphan(Orphan::Path(path));
+            } else {
+                let text = "it belongs to nothing; look at it and remove it";
+                let object = path.display().to_string();
+                self.report
+                    .note(Fault::Orphan, object, text, Repair::Impossible);
+            }
+        }
+        any
     }
 }
 

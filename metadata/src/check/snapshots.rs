@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use types::{Code, Event, Fault, Filter, Namespace, Repair, Result, SnapshotInfo, SnapshotKind};
 
-use super::{Check, Orphan, listed};
+use super::{Check, Orphan, listed, told};
 use crate::db::WriteTx;
 use crate::key::{Bucket, all, below, key, names};
 use crate::kv::{Flow, Read};
@@ -27,6 +27,7 @@ impl Check<'_> {
         let Some(backend) = self.metadata.0.snapshotters.get(snapshotter) else {
             return Ok(());
         };
+        let strangers = told(backend.snapshotter.strangers().await)?;
         let there = backend.snapshotter.list(&Filter::default()).await?;
         // After the list and before the records: who is not busy any more has a record by then.
         let busy = backend.at_work();
@@ -65,6 +66,10 @@ impl Check<'_> {
                 self.broken(snapshotter, Fault::Damaged, record, &why)
                     .await?;
             }
+        }
+        let now = told(backend.snapshotter.strangers().await)?;
+        if self.strangers(&strangers, now) {
+            self.orphans.snapshotters.insert(snapshotter.to_owned());
         }
         Ok(())
     }

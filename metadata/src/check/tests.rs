@@ -325,3 +325,38 @@ async fn what_cannot_be_removed_is_not_called_repaired() {
     let orphan = findings.find(|finding| finding.fault == Fault::Orphan);
     assert_eq!(orphan.unwrap().repair, Repair::Impossible, "{report:?}");
 }
+
+#[tokio::test]
+async fn what_is_among_the_blobs_and_ingests_and_is_none_is_named() {
+    let house = House::new().await;
+    let content = house.root.path().join("content");
+    let foreign = [
+        content.join("blobs/notes"),
+        content.join("blobs/sha256/short"),
+    ];
+    for path in &foreign {
+        std::fs::write(path, "by hand").unwrap();
+    }
+    // A crash within its beginning has left it.
+    let half = content.join("ingest").join("0".repeat(64));
+    std::fs::create_dir(&half).unwrap();
+    for (opts, repair) in [
+        (CheckOpts::default(), Repair::Possible),
+        (REPAIR, Repair::Done),
+    ] {
+        let report = checked(&house, opts).await;
+        let found = report.findings.iter();
+        let found: Vec<_> = found
+            .map(|f| (f.object.clone(), f.fault, f.repair))
+            .collect();
+        for path in &foreign {
+            let object = path.display().to_string();
+            let want = (object, Fault::Orphan, Repair::Impossible);
+            assert!(found.contains(&want), "{report:?}");
+        }
+        let want = (half.display().to_string(), Fault::Orphan, repair);
+        assert!(found.contains(&want), "{report:?}");
+        assert_eq!(found.len(), 3);
+    }
+    assert!(!half.exists());
+}

@@ -128,8 +128,11 @@ async fn a_snapshot_that_a_restored_index_has_lost_is_moved_aside_and_never_clea
     let sn = Native::open(temp.path()).unwrap();
     layer(&sn, "d").await;
     assert!(at("4").is_dir());
+    let lost = (at("lost-3"), false);
+    assert_eq!(sn.strangers().await.unwrap(), std::slice::from_ref(&lost));
     // An index that was not restored has garbage as ever.
     sn.remove(&key("d")).await.unwrap();
+    assert_eq!(sn.strangers().await.unwrap(), [(at("4"), true), lost]);
     sn.cleanup().await.unwrap();
     assert!(!at("4").exists() && at("lost-3").is_dir());
 }

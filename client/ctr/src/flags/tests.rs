@@ -179,7 +179,7 @@ fn what_only_the_spec_can_tell_is_refused_there() {
 fn runtime_options_belong_to_runc() {
     let any = parse("--runc-binary crun --runc-root /r")
         .unwrap()
-        .runtime_options()
+        .runtime_options(RUNTIME)
         .unwrap();
     let options = RuncOptions::from_any(any.as_ref()).unwrap();
     assert_eq!(
@@ -189,22 +189,16 @@ fn runtime_options_belong_to_runc() {
     parse("--config f --label a=b --runc-binary crun").unwrap();
     parse("--runtime-config-path /c")
         .unwrap()
-        .runtime_options()
+        .runtime_options(RUNTIME)
         .unwrap_err();
-    parse("--runtime io.x.v1 --runc-binary crun")
+    parse("--runc-binary crun")
         .unwrap()
-        .runtime_options()
+        .runtime_options("io.x.v1")
         .unwrap_err();
+    assert_eq!(parse("").unwrap().runtime_options("io.x.v1").unwrap(), None);
+    let other = parse("--runtime-config-path /c").unwrap();
     assert_eq!(
-        parse("--runtime io.x.v1")
-            .unwrap()
-            .runtime_options()
-            .unwrap(),
-        None
-    );
-    let other = parse("--runtime io.x.v1 --runtime-config-path /c").unwrap();
-    assert_eq!(
-        other.runtime_options().unwrap().unwrap().type_url,
+        other.runtime_options("io.x.v1").unwrap().unwrap().type_url,
         "runtimeoptions.v1.Options"
     );
 }
