@@ -14,6 +14,7 @@ mod lease;
 mod noted;
 mod open;
 mod records;
+mod renew;
 mod report;
 mod select;
 

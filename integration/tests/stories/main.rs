@@ -16,6 +16,7 @@ mod budget;
 mod cancelled_pull;
 mod checkpoint;
 mod crash_sweep;
+mod damaged_layers;
 mod damaged_records;
 mod deaf_daemon;
 mod debian_shim_under_our_daemon;
