@@ -363,6 +363,7 @@ impl Shared {
             applier: Arc::new(Noted {
                 metadata: self.metadata.clone(),
                 applier: Arc::clone(applier),
+                scope: scope.clone(),
             }),
         })
     }

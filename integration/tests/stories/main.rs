@@ -34,6 +34,7 @@ mod our_shim_under_debian_containerd;
 mod parallel;
 mod power_cut;
 mod power_off;
+mod proxied_content;
 mod proxy_plugins;
 mod pull_faults;
 mod push;

@@ -12,8 +12,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
 
-/// A program that serves a snapshotter.
-struct Server {
+/// A program that serves plugins.
+pub(crate) struct Server {
     runtime: Runtime,
     stop: oneshot::Sender<()>,
     ended: tokio::task::JoinHandle<()>,
@@ -21,14 +21,24 @@ struct Server {
 
 impl Server {
     fn start(socket: &Path, served: Arc<dyn Snapshotter>) -> Self {
+        let all = BTreeMap::from([("mine".to_owned(), served)]);
+        Self::of(socket, |listener, stopped| {
+            client::serve::snapshotters(listener, all, async {
+                let _stopped = stopped.await;
+            })
+        })
+    }
+
+    /// One that runs what `serve` makes of its socket and of the sign to stop.
+    pub(crate) fn of<F: Future<Output = ()> + Send + 'static>(
+        socket: &Path,
+        serve: impl FnOnce(tokio::net::UnixListener, oneshot::Receiver<()>) -> F,
+    ) -> Self {
         let runtime = Runtime::new().expect("runtime");
         let (stop, stopped) = oneshot::channel();
-        let all = BTreeMap::from([("mine".to_owned(), served)]);
         let _inside = runtime.enter();
         let listener = tokio::net::UnixListener::bind(socket).expect("listen");
-        let ended = runtime.spawn(client::serve::snapshotters(listener, all, async {
-            let _stopped = stopped.await;
-        }));
+        let ended = runtime.spawn(serve(listener, stopped));
         Self {
             runtime,
             stop,
@@ -42,6 +52,11 @@ impl Server {
 
     /// Ends it as a killed program ends: its connections break.
     fn kill(self, dir: &Path) {
+        self.kill_at(&dir.join("mine.sock"));
+    }
+
+    /// The same of one at `socket`.
+    pub(crate) fn kill_at(self, socket: &Path) {
         let Self {
             runtime,
             stop,
@@ -50,7 +65,7 @@ impl Server {
         ended.abort();
         drop(stop);
         drop(runtime);
-        std::fs::remove_file(dir.join("mine.sock")).expect("remove the socket");
+        std::fs::remove_file(socket).expect("remove the socket");
     }
 }
 
