@@ -94,57 +94,11 @@ fn a_pull_goes_through_a_proxied_content_store_and_differ() {
     let layers = place.layers(&host.address());
     let registry = Registry::start();
     let reference = registry.reference();
-    for how in [&["--local"][..], &[]] {
-        let pull = ["images", "pull", "--plain-http"];
-        let pull = host.ctr_program().args(pull).args(how).args([&reference]);
-        drop(pull.run().ok());
-        drop(host.ctr(["images", "tag", &reference, IMAGE]).ok());
-        assert_eq!(blobs_in(place.0.path()), 3, "manifest, config and layer");
-        assert!(
-            !host
-                .root()
-                .join("io.containerd.content.v1.content/blobs")
-                .exists()
-        );
-        let ran = host.run(&["--rm"], "one", &["echo", "here"]);
-        assert_eq!((ran.code, &*ran.stdout), (0, "here\n"), "{}", ran.stderr);
-        // The differ makes layers as well, into the namespace of who asks.
-        drop(host.ctr(["snapshots", "prepare", "a", &top(&host)]).ok());
-        let made = host.ctr(["snapshots", "diff", "a"]);
-        assert_eq!(made.code, 0, "{}", made.stderr);
-        assert!(!made.stdout.is_empty());
-        drop(host.ctr(["snapshots", "rm", "a"]).ok());
-        drop(host.ctr(["images", "rm", &reference]).ok());
-        drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
-        until("the program's blobs are collected", || {
-            blobs_in(place.0.path()) == 0
-        });
-    }
+    pulls(&host, &place, &reference);
     host.image();
     host.sleeper("kept");
 
-    // A differ that hangs keeps nobody waiting who did not ask it.
-    let mut waiting = Command::new(bin_dir().join("ctr"))
-        .arg("--address")
-        .arg(host.address())
-        .args(["-n", host.namespace(), "images", "pull", "--plain-http"])
-        .args(["--snapshotter", "native", &reference])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("start a client");
-    until("the differ is asked", || {
-        let list = host.ctr(["snapshots", "--snapshotter", "native", "ls"]);
-        list.stdout.contains("extract-")
-    });
-    let ran = host.run(&["--rm"], "beside", &["echo", "here"]);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert!(
-        waiting.try_wait().expect("wait").is_none(),
-        "nobody answers"
-    );
-    waiting.kill().expect("kill");
-    drop(waiting.wait());
+    hangs(&host, &reference);
 
     // What is dead is told, and what needs it not goes on; it is found again when it is back.
     layers.kill_at(&place.socket("layers"));
@@ -176,6 +130,61 @@ fn a_pull_goes_through_a_proxied_content_store_and_differ() {
     host.finish();
     blobs.kill_at(&place.socket("blobs"));
     layers.kill_at(&place.socket("layers"));
+}
+
+/// Both ways to pull.
+fn pulls(host: &Host, place: &Place, reference: &str) {
+    for how in [&["--local"][..], &[]] {
+        let pull = ["images", "pull", "--plain-http"];
+        let pull = host.ctr_program().args(pull).args(how).args([reference]);
+        drop(pull.run().ok());
+        drop(host.ctr(["images", "tag", reference, IMAGE]).ok());
+        assert_eq!(blobs_in(place.0.path()), 3, "manifest, config and layer");
+        assert!(
+            !host
+                .root()
+                .join("io.containerd.content.v1.content/blobs")
+                .exists()
+        );
+        let ran = host.run(&["--rm"], "one", &["echo", "here"]);
+        assert_eq!((ran.code, &*ran.stdout), (0, "here\n"), "{}", ran.stderr);
+        // The differ makes layers as well, into the namespace of who asks.
+        drop(host.ctr(["snapshots", "prepare", "a", &top(host)]).ok());
+        let made = host.ctr(["snapshots", "diff", "a"]);
+        assert_eq!(made.code, 0, "{}", made.stderr);
+        assert!(!made.stdout.is_empty());
+        drop(host.ctr(["snapshots", "rm", "a"]).ok());
+        drop(host.ctr(["images", "rm", reference]).ok());
+        drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+        until("the program's blobs are collected", || {
+            blobs_in(place.0.path()) == 0
+        });
+    }
+}
+
+/// A differ that hangs keeps nobody waiting who did not ask it.
+fn hangs(host: &Host, reference: &str) {
+    let mut waiting = Command::new(bin_dir().join("ctr"))
+        .arg("--address")
+        .arg(host.address())
+        .args(["-n", host.namespace(), "images", "pull", "--plain-http"])
+        .args(["--snapshotter", "native", reference])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start a client");
+    until("the differ is asked", || {
+        let list = host.ctr(["snapshots", "--snapshotter", "native", "ls"]);
+        list.stdout.contains("extract-")
+    });
+    let ran = host.run(&["--rm"], "beside", &["echo", "here"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(
+        waiting.try_wait().expect("wait").is_none(),
+        "nobody answers"
+    );
+    waiting.kill().expect("kill");
+    drop(waiting.wait());
 }
 
 /// The image's layer.
