@@ -12,6 +12,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
 
+use crate::task_mounts::managed;
+
 /// A program that serves plugins.
 pub(crate) struct Server {
     runtime: Runtime,
@@ -157,12 +159,20 @@ fn a_container_runs_on_a_proxied_snapshotter_and_its_end_is_nobody_elses() {
     server.kill(dir.path());
 }
 
-/// A snapshotter that has a layer without being given its files.
+/// A snapshotter of another kind than ours.
 #[derive(Debug)]
-struct Lazy(Local);
+struct Strange(Local, How);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// It has a layer without being given its files.
+    Lazy,
+    /// Its views are mounts that only the daemon performs.
+    Formatted,
+}
 
 #[async_trait::async_trait]
-impl Snapshotter for Lazy {
+impl Snapshotter for Strange {
     async fn stat(&self, key: &SnapshotKey) -> Result<SnapshotInfo> {
         self.0.stat(key).await
     }
@@ -186,7 +196,8 @@ impl Snapshotter for Lazy {
         labels: Labels,
     ) -> Result<Vec<Mount>> {
         let mounts = self.0.prepare(key, parent, labels.clone()).await?;
-        let Some(target) = labels.get("containerd.io/snapshot.ref") else {
+        let target = labels.get("containerd.io/snapshot.ref");
+        let Some(target) = target.filter(|_| self.1 == How::Lazy) else {
             return Ok(mounts);
         };
         let file = PathBuf::from(&mounts[0].source).join("far-away");
@@ -202,7 +213,14 @@ impl Snapshotter for Lazy {
         parent: Option<&SnapshotKey>,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        self.0.view(key, parent, labels).await
+        let mut mounts = self.0.view(key, parent, labels).await?;
+        if self.1 == How::Formatted {
+            let below = mounts.clone();
+            mounts[0].kind = "format/bind".into();
+            mounts[0].source = "{{ mount 0 }}".into();
+            mounts.splice(0..0, below);
+        }
+        Ok(mounts)
     }
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
@@ -221,7 +239,7 @@ impl Snapshotter for Lazy {
 #[test]
 fn a_layer_that_a_remote_snapshotter_has_is_not_unpacked() {
     let dir = tempfile::tempdir().expect("directory");
-    let lazy = Arc::new(Lazy(overlay(dir.path())));
+    let lazy = Arc::new(Strange(overlay(dir.path()), How::Lazy));
     let server = Server::start(&dir.path().join("mine.sock"), lazy);
     let host = Host::configured("lazy", Whose::Ours, &sections(dir.path()));
     let archive = integration::archive();
@@ -254,6 +272,35 @@ fn a_layer_that_a_remote_snapshotter_has_is_not_unpacked() {
         host.ctr(["snapshots", "--snapshotter", "mine", "rm", "v"])
             .ok(),
     );
+    drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+    host.finish();
+    server.kill(dir.path());
+}
+
+#[test]
+fn an_image_is_mounted_by_the_daemon_where_only_it_can() {
+    let dir = tempfile::tempdir().expect("directory");
+    let formatted = Arc::new(Strange(overlay(dir.path()), How::Formatted));
+    let server = Server::start(&dir.path().join("mine.sock"), formatted);
+    let host = Host::configured("formatted", Whose::Ours, &sections(dir.path()));
+    host.image();
+    let point = host.path("point");
+    std::fs::create_dir(&point).expect("mount point");
+    let images = |command: &str, args: &[&str]| {
+        let all = ["images", command, "--snapshotter", "mine"];
+        let program = host.ctr_program().args(all).args(args);
+        drop(program.args([&point]).run().ok());
+    };
+    for _ in 0..2 {
+        images("mount", &[IMAGE]);
+        assert!(point.join("bin/busybox").exists());
+        assert_eq!(managed(&host).len(), 1);
+        images("unmount", &["--rm"]);
+        assert!(!point.join("bin").exists());
+        assert_eq!(managed(&host), Vec::<String>::new());
+    }
+    let list = host.ctr(["snapshots", "--snapshotter", "mine", "ls"]).ok();
+    assert!(!list.contains("View"), "{list}");
     drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
     host.finish();
     server.kill(dir.path());
