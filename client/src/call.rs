@@ -48,6 +48,15 @@ impl Caller {
         made
     }
 
+    /// The same caller on somebody else's behalf.
+    #[must_use]
+    pub fn scoped(&self, scope: Scope) -> Self {
+        Self {
+            scope,
+            ..self.clone()
+        }
+    }
+
     /// The same caller in another namespace, without a lease.
     #[must_use]
     pub fn in_namespace(&self, namespace: Namespace) -> Self {

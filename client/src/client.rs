@@ -12,7 +12,7 @@ use types::{Context as _, DEFAULT_RUNTIME, Filter, LeaseId, Namespace, Result, S
 use crate::call::Caller;
 use crate::remote::{RemoteContent, RemoteDiff, RemoteSnapshotter};
 use crate::services::{
-    Containers, Events, Images, Introspection, Lease, Leases, Namespaces, Tasks,
+    Containers, Events, Images, Introspection, Lease, Leases, Mounts, Namespaces, Tasks,
 };
 
 /// Snapshotter where neither the caller nor the namespace names one.
@@ -92,6 +92,12 @@ impl Client {
     #[must_use]
     pub fn leases(&self) -> Leases {
         Leases::new(&self.caller)
+    }
+
+    /// Mounts that the daemon performs.
+    #[must_use]
+    pub fn mounts(&self) -> Mounts {
+        Mounts::new(&self.caller)
     }
 
     /// Tasks: what runs.

@@ -37,6 +37,7 @@ pub use json::any_json;
 pub use proxy::Proxy;
 pub use services::{
     Containers, CreateTask, Envelope, Events, ExecTask, Exited, Follow, Heard, Images,
-    Introspection, Lease, Leases, Metric, Namespaces, Plugin, PluginFault, Process, ProcessEntry,
-    RuncOptions, ServerInfo, Status, StdioPaths, Subscription, Tasks, Version, default_lease_id,
+    Introspection, Lease, Leases, Metric, Mounts, Namespaces, Plugin, PluginFault, Process,
+    ProcessEntry, RuncOptions, ServerInfo, Status, StdioPaths, Subscription, Tasks, Version,
+    default_lease_id,
 };

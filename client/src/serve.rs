@@ -1,32 +1,40 @@
-//! Our snapshotters for others: the service that containerd asks of a proxy plugin, over any of them.
+//! What is ours, for others: the services that containerd asks of proxy plugins and gives to its clients,
+//! over any snapshotter, content store or differ.
 //!
 //! ```text
-//! containerd's [proxy_plugins] ── socket ── serve ──> dyn Snapshotter
+//! containerd's [proxy_plugins] ── socket ── snapshotters() ──> dyn Snapshotter
+//!                                 socket ── content() ───────> dyn ContentStore
+//!                                 socket ── differ() ────────> dyn Applier + Comparer
+//! clients ── the daemon's socket ── Snapshots, Content, Diff over its namespaces
 //! ```
-//! Invariant: what a snapshotter answers goes out as it is; nothing is kept here. A program of its own
-//! calls [`snapshotters()`]; the daemon has a service that knows namespaces.
+//! Invariant: what a part answers goes out as it is; nothing is kept here. Whether there are namespaces is
+//! said by what a service is made of ([`grpc::Tenant`]): the conversions are the same.
+
+mod content;
+mod diff;
+mod snapshots;
+mod write;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
+use ::content::ContentStore;
+use ::diff::{Applier, ApplyOpts, CompareOpts, Comparer};
+use ::snapshotters::Snapshotter;
 use async_trait::async_trait;
-use grpc::snapshots::{Snapshots as Service, SnapshotsServer};
-use grpc::{ResponseStream, serve_unscoped};
-use protos::MessageField;
-use protos::services::snapshots::{
-    CleanupRequest, CommitSnapshotRequest, Kind, ListSnapshotsRequest, ListSnapshotsResponse,
-    MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse,
-    RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest,
-    UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
-};
-use protos::well_known::Empty;
-use protos::wire::{Wire as _, mask};
-use snapshotters::Snapshotter;
+use grpc::Anybody;
+use grpc::content::ContentServer;
+use grpc::diff::DiffServer;
+use grpc::snapshots::SnapshotsServer;
 use tokio::net::UnixListener;
 use tonic::service::RoutesBuilder;
-use tonic::{Request, Response, Status};
-use types::{Error, Filter, Labels, Result, SnapshotInfo, SnapshotKey};
+use types::{Descriptor, Error, Mount, Result, Scope};
+
+pub use content::{Content, Contents};
+pub use diff::{Diff, Differs};
+pub use snapshots::{Snapshots, Snapshotters};
 
 /// Serves snapshotters, by the names under which clients ask for them, until `stop` completes and the
 /// last client has gone.
@@ -36,8 +44,37 @@ pub async fn snapshotters(
     stop: impl Future<Output = ()>,
 ) {
     let mut routes = RoutesBuilder::default();
-    let service = Snapshots(Arc::new(served));
+    let service = Snapshots(Named(Arc::new(served)));
     routes.add_service(SnapshotsServer::new(service));
+    serve(listener, routes, stop).await;
+}
+
+/// Serves a content store, until `stop` completes and the last client has gone.
+pub async fn content(
+    listener: UnixListener,
+    served: Arc<dyn ContentStore>,
+    stop: impl Future<Output = ()>,
+) {
+    let mut routes = RoutesBuilder::default();
+    routes.add_service(ContentServer::new(Content(One(served))));
+    serve(listener, routes, stop).await;
+}
+
+/// Serves a differ that works on the store which `store` gives it for the namespace of a call, as that of
+/// the daemon at the other end; until `stop` completes and the last client has gone.
+pub async fn differ<D: Applier + Comparer + 'static>(
+    listener: UnixListener,
+    served: Arc<D>,
+    store: impl Fn(&Scope) -> Arc<dyn ContentStore> + Send + Sync + 'static,
+    stop: impl Future<Output = ()>,
+) {
+    let mut routes = RoutesBuilder::default();
+    let store = Arc::new(store);
+    routes.add_service(DiffServer::new(Diff(Placed { served, store })));
+    serve(listener, routes, stop).await;
+}
+
+async fn serve(listener: UnixListener, routes: RoutesBuilder, stop: impl Future<Output = ()>) {
     let routes = grpc::fallback::routes(routes.routes());
     let incoming = futures::stream::unfold(listener, |listener| async {
         let accepted = listener.accept().await.map(|(stream, _)| stream);
@@ -46,184 +83,77 @@ pub async fn snapshotters(
     grpc::connections::serve(routes, incoming, stop).await;
 }
 
-/// The service: callers' namespaces are part of their keys and nothing else here.
-#[derive(Clone, Debug)]
-struct Snapshots(Arc<BTreeMap<String, Arc<dyn Snapshotter>>>);
+/// Snapshotters by name: callers' namespaces are part of their keys and nothing else here.
+#[derive(Clone)]
+struct Named(Arc<BTreeMap<String, Arc<dyn Snapshotter>>>);
 
-impl Snapshots {
-    /// The snapshotter of that name.
-    fn pick(&self, name: &str) -> Result<&dyn Snapshotter> {
-        let found = self.0.get(name).map(AsRef::as_ref);
+impl Snapshotters for Named {
+    type Tenant = Anybody;
+
+    fn pick(&self, _: &Anybody, name: &str) -> Result<Arc<dyn Snapshotter>> {
+        let found = self.0.get(name).map(Arc::clone);
         found.ok_or_else(|| Error::invalid_argument(format_args!("snapshotter not loaded: {name}")))
     }
 }
 
-/// The parent that a request names; the empty text is none.
-fn parent(name: &str) -> Result<Option<SnapshotKey>> {
-    (!name.is_empty()).then(|| name.parse()).transpose()
+/// One store for all: what a namespace sees of it is the affair of the daemon that asks.
+#[derive(Clone)]
+struct One(Arc<dyn ContentStore>);
+
+impl Contents for One {
+    type Tenant = Anybody;
+
+    fn content(&self, _: &Anybody) -> Result<Arc<dyn ContentStore>> {
+        Ok(Arc::clone(&self.0))
+    }
+}
+
+/// A differ and where it finds content.
+struct Placed<D> {
+    served: Arc<D>,
+    store: Arc<StoreOf>,
+}
+
+/// The content store of a namespace.
+type StoreOf = dyn Fn(&Scope) -> Arc<dyn ContentStore> + Send + Sync;
+
+impl<D> Clone for Placed<D> {
+    fn clone(&self) -> Self {
+        Self {
+            served: Arc::clone(&self.served),
+            store: Arc::clone(&self.store),
+        }
+    }
+}
+
+impl<D: fmt::Debug> fmt::Debug for Placed<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Placed").field(&self.served).finish()
+    }
 }
 
 #[async_trait]
-impl Service for Snapshots {
-    async fn prepare(
+impl<D: Applier + Comparer + 'static> Differs for Placed<D> {
+    async fn apply(
         &self,
-        request: Request<PrepareSnapshotRequest>,
-    ) -> Result<Response<PrepareSnapshotResponse>, Status> {
-        let all = self.clone();
-        serve_unscoped(request, |request| async move {
-            let (key, parent) = (request.key.parse()?, parent(&request.parent)?);
-            let labels = Labels::from_wire(request.labels)?;
-            let snapshotter = all.pick(&request.snapshotter)?;
-            let mounts = snapshotter.prepare(&key, parent.as_ref(), labels).await?;
-            Ok(PrepareSnapshotResponse {
-                mounts: mounts.to_wire(),
-                ..Default::default()
-            })
-        })
-        .await
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        opts: ApplyOpts,
+    ) -> Result<Descriptor> {
+        let store = (self.store)(scope);
+        self.served.apply(&store, layer, mounts, opts).await
     }
 
-    async fn view(
+    async fn compare(
         &self,
-        request: Request<ViewSnapshotRequest>,
-    ) -> Result<Response<ViewSnapshotResponse>, Status> {
-        let all = self.clone();
-        serve_unscoped(request, |request| async move {
-            let (key, parent) = (request.key.parse()?, parent(&request.parent)?);
-            let labels = Labels::from_wire(request.labels)?;
-            let snapshotter = all.pick(&request.snapshotter)?;
-            let mounts = snapshotter.view(&key, parent.as_ref(), labels).await?;
-            Ok(ViewSnapshotResponse {
-                mounts: mounts.to_wire(),
-                ..Default::default()
-            })
-        })
-        .await
-    }
-
-    async fn mounts(
-        &self,
-        request: Request<MountsRequest>,
-    ) -> Result<Response<MountsResponse>, Status> {
-        let all = self.clone();
-        serve_unscoped(request, |request| async move {
-            let snapshotter = all.pick(&request.snapshotter)?;
-            let mounts = snapshotter.mounts(&request.key.parse()?).await?;
-            Ok(MountsResponse {
-                mounts: mounts.to_wire(),
-                ..Default::default()
-            })
-        })
-        .await
-    }
-
-    async fn commit(
-        &self,
-        request: Request<CommitSnapshotRequest>,
-    ) -> Result<Response<Empty>, Status> {
-        let all = self.clone();
-        serve_unscoped(request, |request| async move {
-            let snapshotter = all.pick(&request.snapshotter)?;
-            let (name, key) = (request.name.parse()?, request.key.parse()?);
-            let labels = Labels::from_wire(request.labels)?;
-            match parent(&request.parent)? {
-                Some(parent) => snapshotter.rebase(&name, &key, &parent, labels).await?,
-                None => snapshotter.commit(&name, &key, labels).await?,
-            }
-            Ok(Empty::new())
-        })
-        .await
-    }
-
-    async fn remove(
-        &self,
-        request: Request<RemoveSnapshotRequest>,
-    ) -> Result<Response<Empty>, Status> {
-        let all = self.clone();
-        serve_unscoped(request, |request| async move {
-            let snapshotter = all.pick(&request.snapshotter)?;
-            snapshotter.remove(&request.key.parse()?).await?;
-            Ok(Empty::new())
-        })
-        .await
-    }
-
-    async fn stat(
-        &self,
-        request: Request<StatSnapshotRequest>,
-    ) -> Result<Response<StatSnapshotResponse>, Status> {
-        let all = self.clone();
-        serve_unscoped(request, |request| async move {
-            let snapshotter = all.pick(&request.snapshotter)?;
-            let info = snapshotter.stat(&request.key.parse()?).await?;
-            Ok(StatSnapshotResponse {
-                info: MessageField::some(info.to_wire()),
-                ..Default::default()
-            })
-        })
-        .await
-    }
-
-    async fn update(
-        &self,
-        request: Request<UpdateSnapshotRequest>,
-    ) -> Result<Response<UpdateSnapshotResponse>, Status> {
-        let all = self.clone();
-        serve_unscoped(request, |request| async move {
-            let snapshotter = all.pick(&request.snapshotter)?;
-            let mut info = request.info.unwrap_or_default();
-            // Clients leave out what cannot change.
-            info.kind = Kind::ACTIVE.into();
-            let fields = mask(request.update_mask)?;
-            let info = SnapshotInfo::from_wire(info)?;
-            let info = snapshotter.update(info, &fields).await?;
-            Ok(UpdateSnapshotResponse {
-                info: MessageField::some(info.to_wire()),
-                ..Default::default()
-            })
-        })
-        .await
-    }
-
-    type ListStream = ResponseStream<ListSnapshotsResponse>;
-
-    async fn list(
-        &self,
-        request: Request<ListSnapshotsRequest>,
-    ) -> Result<Response<Self::ListStream>, Status> {
-        let all = self.clone();
-        let list = serve_unscoped(request, |request| async move {
-            let snapshotter = all.pick(&request.snapshotter)?;
-            snapshotter.list(&Filter::parse(&request.filters)?).await
-        })
-        .await?;
-        Ok(list.map(|list| {
-            grpc::pages(list, |page| ListSnapshotsResponse {
-                info: page.to_wire(),
-                ..Default::default()
-            })
-        }))
-    }
-
-    async fn usage(
-        &self,
-        request: Request<UsageRequest>,
-    ) -> Result<Response<UsageResponse>, Status> {
-        let all = self.clone();
-        serve_unscoped(request, |request| async move {
-            let snapshotter = all.pick(&request.snapshotter)?;
-            Ok(snapshotter.usage(&request.key.parse()?).await?.to_wire())
-        })
-        .await
-    }
-
-    async fn cleanup(&self, request: Request<CleanupRequest>) -> Result<Response<Empty>, Status> {
-        let all = self.clone();
-        serve_unscoped(request, |request| async move {
-            all.pick(&request.snapshotter)?.cleanup().await?;
-            Ok(Empty::new())
-        })
-        .await
+        scope: &Scope,
+        lower: &[Mount],
+        upper: &[Mount],
+        opts: CompareOpts,
+    ) -> Result<Descriptor> {
+        let store = (self.store)(scope);
+        self.served.compare(&store, lower, upper, opts).await
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use client::serve;
 use metadata::Metadata;
 use runtime_v2::{TaskManager, Tasks as Manager};
 use tonic::service::{Routes, RoutesBuilder};
@@ -170,7 +171,13 @@ fn add_records(routes: &mut RoutesBuilder, metadata: &Metadata, config: &Config)
         containers::ContainersServer,
         containers
     );
-    add!(routes, config, "content", content::ContentServer, content);
+    add!(
+        routes,
+        config,
+        "content",
+        content::ContentServer,
+        serve::Content(content)
+    );
     add!(routes, config, "images", images::ImagesServer, images);
     add!(routes, config, "leases", leases::LeasesServer, leases);
     add!(
@@ -185,7 +192,7 @@ fn add_records(routes: &mut RoutesBuilder, metadata: &Metadata, config: &Config)
         config,
         "snapshots",
         snapshots::SnapshotsServer,
-        snapshots
+        serve::Snapshots(snapshots)
     );
 }
 
@@ -202,7 +209,7 @@ fn add_work(routes: &mut RoutesBuilder, engine: &Engine, config: &Config) {
         checkpoints: engine.checkpoints.clone(),
         manager: manager(engine),
     };
-    add!(routes, config, "diff", diff::DiffServer, diff);
+    add!(routes, config, "diff", diff::DiffServer, serve::Diff(diff));
     add!(
         routes,
         config,

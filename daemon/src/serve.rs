@@ -80,7 +80,7 @@ async fn serve(config: &Config) -> Result<()> {
     let routes = face::routes(&engine, &checker, config)?;
     let _ttrpc = ttrpc_server::serve(shims, face::events(&engine)).await?;
     engine.start(config)?;
-    running.watch(checker);
+    running.watch(checker, engine.transfers.clone());
     memory::watch();
 
     let (stop, stopped) = oneshot::channel::<()>();

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 use types::{CheckOpts, Error, Fault, Finding, Repair, Result};
 
 use crate::fsck::Checker;
+use crate::transfers::Transfers;
 
 const FILE: &str = "running";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -69,11 +70,11 @@ impl Running {
     }
 
     /// Verifies what a power cut may have damaged, then keeps the mark fresh, for ever.
-    pub(crate) fn watch(&self, checker: Checker) {
+    pub(crate) fn watch(&self, checker: Checker, transfers: Option<Transfers>) {
         let (path, suspect) = (self.path.clone(), self.suspect);
         tokio::spawn(async move {
             if let Some(since) = suspect
-                && verify(&checker, since).await
+                && verify(&checker, transfers.as_ref(), since).await
                 && let Err(error) = renew(&path)
             {
                 tracing::warn!(%error, "cannot mark that a daemon runs");
@@ -118,8 +119,12 @@ fn touch(path: &Path) -> Result<()> {
 }
 
 /// Takes away what is not what it should be; true when everything could be looked at.
-async fn verify(checker: &Checker, since: SystemTime) -> bool {
+async fn verify(checker: &Checker, transfers: Option<&Transfers>, since: SystemTime) -> bool {
     tracing::warn!("the machine went down under the last daemon: verifying what it wrote last");
+    if let Some(transfers) = transfers {
+        // Before the check, which can only take away what nothing stands on.
+        transfers.renew(since).await;
+    }
     let opts = CheckOpts {
         repair: true,
         quick: false,

@@ -27,7 +27,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use content::{Blob, ContentStore};
-use types::{Any, Descriptor, IngestRef, Labels, Mount, Result};
+use types::{Any, Descriptor, IngestRef, Labels, Mount, Result, Scope};
 
 pub use apply::Walking;
 pub use extract::{Limits, Target, TreeOpts, UNSUSPECTED, apply_tar};
@@ -45,6 +45,8 @@ pub struct ApplyOpts {
     pub sync: bool,
     /// The layer's bytes, where the store does not have them yet: [`Applier::follows`].
     pub blob: Option<Arc<dyn Blob>>,
+    /// Who asks: for a differ that finds the content store by itself.
+    pub scope: Option<Scope>,
 }
 
 /// How to compare.
@@ -58,6 +60,8 @@ pub struct CompareOpts {
     pub labels: Labels,
     /// Clamp of all times in the archive.
     pub source_date_epoch: Option<SystemTime>,
+    /// As [`ApplyOpts::scope`].
+    pub scope: Option<Scope>,
 }
 
 /// Unpacks layer archives.

@@ -15,7 +15,7 @@ use types::{Error, Mount, Result, SnapshotKind, Usage};
 use crate::copy;
 use crate::idmap::IdMaps;
 use crate::local::{Layout, Local, New};
-use crate::storage::Chain;
+use crate::storage::{Chain, Sealed};
 use crate::store::{Keeping, Notes, Store, absolute, text};
 use crate::tree;
 
@@ -181,10 +181,10 @@ impl Layout for Files {
     }
 
     /// What is in the file system has been flushed into the file, by whom is not ours to know.
-    fn seal(&self, store: &Store, chain: &Chain) -> Result<Usage> {
+    fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
         flush(&block(store, chain.id))?;
         sys::fs::fsync_dir(&store.directory(chain.id))?;
-        self.usage(store, chain)
+        self.usage(store, chain).map(Sealed::from)
     }
 }
 

@@ -19,7 +19,7 @@ use types::{Error, Mount, Result, SnapshotKind, Usage};
 
 use crate::idmap::IdMaps;
 use crate::local::{Layout, Local, New};
-use crate::storage::Chain;
+use crate::storage::{Chain, Sealed};
 use crate::store::{Keeping, Notes, Store, absolute, bind};
 use crate::tree::{self, Relative, at, join, open_deep};
 
@@ -120,10 +120,10 @@ impl Layout for Subvolumes {
         &[LAYER]
     }
 
-    fn seal(&self, store: &Store, chain: &Chain) -> Result<Usage> {
+    fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
         let usage = self.usage(store, chain)?;
         sys::btrfs::set_read_only(&subvolume(store, chain.id), true)?;
-        Ok(usage)
+        Ok(usage.into())
     }
 
     fn unseal(&self, store: &Store, chain: &Chain) -> Result<()> {

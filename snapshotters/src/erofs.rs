@@ -22,7 +22,7 @@ use crate::gate::Gate;
 use crate::local::{Layout, Local, New};
 use crate::overlay::settle::settle;
 use crate::overlay::stack::{LAYER, Stack, WORK};
-use crate::storage::Chain;
+use crate::storage::{Chain, Sealed};
 use crate::store::{Keeping, Notes, Store, nameable, text};
 use crate::tree::{self, at};
 
@@ -244,9 +244,9 @@ impl Layout for Images {
         }
     }
 
-    fn seal(&self, store: &Store, chain: &Chain) -> Result<Usage> {
-        self.make_image(&store.directory(chain.id))
-            .ctx("make image of layer")
+    fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
+        let made = self.make_image(&store.directory(chain.id));
+        made.map(Sealed::from).ctx("make image of layer")
     }
 
     fn unseal(&self, store: &Store, chain: &Chain) -> Result<()> {
@@ -276,7 +276,8 @@ impl Layout for Images {
 
     fn settle(&self, store: &Store, id: u64, parents: &[u64]) -> Result<()> {
         let upper = store.directory(id).join(LAYER);
-        settle(&upper, &self.lowers(store, parents)?)
+        // The image is made of it and flushed.
+        settle(&upper, &self.lowers(store, parents)?).map(drop)
     }
 
     fn capabilities(&self) -> Vec<&'static str> {

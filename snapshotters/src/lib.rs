@@ -14,6 +14,7 @@ mod local;
 mod native;
 mod note;
 mod overlay;
+mod print;
 mod storage;
 mod store;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod tree;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
@@ -35,6 +37,17 @@ pub use local::Local;
 pub use native::Native;
 pub use overlay::{Overlay, OverlayConfig};
 pub use store::index_files;
+
+/// A snapshot that is not whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Its key or name.
+    pub key: SnapshotKey,
+    /// What is wrong.
+    pub why: String,
+    /// Nothing can be made of what is left of it: not only some files are not what they were.
+    pub is_gone: bool,
+}
 
 /// A store of layered file systems.
 ///
@@ -153,11 +166,11 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>>;
 
     /// Looks whether every snapshot still has its files, and names those that have not, with what is
-    /// wrong. Contents are not read.
+    /// wrong. Those that were made before `since` are not looked into; the data of files is not read.
     ///
     /// # Errors
     /// `NotImplemented` where this cannot be told; I/O.
-    async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
+    async fn verify(&self, _since: Option<SystemTime>) -> Result<Vec<Broken>> {
         Err(Error::not_implemented("verify"))
     }
 
@@ -169,6 +182,16 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     /// `NotImplemented` where this cannot be told; I/O.
     async fn strangers(&self) -> Result<Vec<(PathBuf, bool)>> {
         Err(Error::not_implemented("strangers"))
+    }
+
+    /// Puts the files of active `key` in the place of those of committed `name`, which has the same
+    /// parent; `key` is gone then. For a layer that was found damaged: what stands on it stands on the
+    /// new files, and what is mounted of it keeps the old ones until they are collected.
+    ///
+    /// # Errors
+    /// `NotFound`; `FailedPrecondition` when the two are not such a pair; `NotImplemented`.
+    async fn renew(&self, _name: &SnapshotKey, _key: &SnapshotKey) -> Result<()> {
+        Err(Error::not_implemented("renew a committed snapshot"))
     }
 
     /// What was wrong with the snapshotter's own records when it was opened, and was made good.

@@ -12,15 +12,17 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use types::{
     Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage,
 };
 
-use crate::Snapshotter;
-use crate::storage::Chain;
+use crate::storage::{Chain, Sealed};
 use crate::store::{Store, Wanted, blocking};
+use crate::tree;
+use crate::{Broken, Snapshotter};
 
 /// How one backend keeps snapshots in their directories. All calls block.
 pub(crate) trait Layout: fmt::Debug + Send + Sync {
@@ -44,8 +46,19 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
 
     /// Makes an active snapshot ready to become a committed one, durably as far as it does more than
     /// the caller has flushed, and tells what it takes. Called once at a time for each snapshot.
-    fn seal(&self, store: &Store, chain: &Chain) -> Result<Usage> {
-        self.usage(store, chain)
+    fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
+        let Some(tree) = self.tree(store, chain.id) else {
+            return self.usage(store, chain).map(Sealed::from);
+        };
+        let (usage, print) = tree::measure(&tree)?;
+        let print = Some(print.number());
+        Ok(Sealed { usage, print })
+    }
+
+    /// Where the files of a committed snapshot are, when that is all there is of it: then it can be told
+    /// whether they are what they were, and others of the same layer can take their place.
+    fn tree(&self, _store: &Store, _id: u64) -> Option<PathBuf> {
+        None
     }
 
     /// Undoes [`Layout::seal`]: the snapshot stays active.
@@ -269,9 +282,30 @@ impl Snapshotter for Local {
             .collect())
     }
 
-    async fn verify(&self) -> Result<Vec<(SnapshotKey, String)>> {
+    async fn verify(&self, since: Option<SystemTime>) -> Result<Vec<Broken>> {
         let this = Arc::clone(&self.0);
-        blocking(move || Ok(this.store.broken(|kind| this.layout.parts(kind)))).await
+        blocking(move || {
+            let Inside { store, layout } = &*this;
+            let print = |id| {
+                let tree = layout.tree(store, id);
+                let measured = tree.map(|tree| tree::measure(&tree)).transpose()?;
+                Ok(measured.map(|(_, print)| print.number()))
+            };
+            Ok(store.broken(since, |kind| layout.parts(kind), print))
+        })
+        .await
+    }
+
+    async fn renew(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<()> {
+        let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
+        blocking(move || {
+            let Inside { store, layout } = &*this;
+            if layout.tree(store, store.row(&name)?.id).is_none() {
+                return Err(Error::not_implemented("renew a committed snapshot"));
+            }
+            store.renew((&name, &key), |chain| layout.seal(store, chain))
+        })
+        .await
     }
 
     async fn strangers(&self) -> Result<Vec<(PathBuf, bool)>> {

@@ -4,7 +4,7 @@
 //! active one begins as an exact copy of its parent (names, contents, holes, owners, modes, extended
 //! attributes, hard links, devices, times).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use types::{Mount, Result, SnapshotKind, Usage};
 
@@ -79,6 +79,10 @@ impl Layout for Copies {
 
     fn usage(&self, store: &Store, chain: &Chain) -> Result<Usage> {
         tree::usage(&store.directory(chain.id))
+    }
+
+    fn tree(&self, store: &Store, id: u64) -> Option<PathBuf> {
+        Some(store.directory(id))
     }
 
     fn parts(&self, _kind: SnapshotKind) -> &'static [&'static str] {

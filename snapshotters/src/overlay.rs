@@ -109,6 +109,10 @@ impl Layout for Layers {
         tree::usage(&upper(store, chain.id))
     }
 
+    fn tree(&self, store: &Store, id: u64) -> Option<PathBuf> {
+        Some(upper(store, id))
+    }
+
     fn parts(&self, kind: SnapshotKind) -> &'static [&'static str] {
         match kind {
             SnapshotKind::Active => &[LAYER, WORK],
@@ -123,7 +127,12 @@ impl Layout for Layers {
     }
 
     fn settle(&self, store: &Store, id: u64, parents: &[u64]) -> Result<()> {
-        settle::settle(&upper(store, id), &uppers(store, parents))
+        let upper = upper(store, id);
+        if settle::settle(&upper, &uppers(store, parents))? {
+            // The caller has flushed what was there before.
+            sys::fs::syncfs(&upper)?;
+        }
+        Ok(())
     }
 
     fn label(&self, store: &Store, id: u64) -> Option<(&'static str, String)> {

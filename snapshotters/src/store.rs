@@ -11,18 +11,19 @@
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustix::io::Errno;
 use types::{
     Context as _, Error, Fields, Filter, Labels, Result, SnapshotInfo, SnapshotKey, SnapshotKind,
-    Usage,
 };
 
+use crate::Broken;
 use crate::directories::{self, Directories, NEW};
 use crate::gate::Gate;
 use crate::local::New;
 use crate::note::Note;
-use crate::storage::{Chain, FILES, Index, Row};
+use crate::storage::{Chain, FILES, Index, Row, Sealed};
 
 /// A snapshotter's root: index and snapshot directories.
 #[derive(Debug)]
@@ -63,9 +64,6 @@ impl Notes {
         }
     }
 }
-
-/// Snapshots that are not whole, and what is wrong with them.
-pub(crate) type Broken = Vec<(SnapshotKey, String)>;
 
 /// Which snapshot to make.
 #[derive(Debug)]
@@ -217,7 +215,7 @@ impl Store {
         names: (&SnapshotKey, &SnapshotKey),
         onto: Option<&SnapshotKey>,
         labels: Labels,
-        seal: impl FnOnce(&Chain, bool) -> Result<Usage>,
+        seal: impl FnOnce(&Chain, bool) -> Result<Sealed>,
         unseal: impl FnOnce(&Chain) -> Result<()>,
     ) -> Result<u64> {
         let (_, key) = names;
@@ -226,12 +224,12 @@ impl Store {
         let _alone = self.sealing.alone(self.index.get(key)?.id);
         // Sealing can take long: not when the answer is known already.
         let look = self.index.look(names, onto).ctx_with(failed)?;
-        let done = seal(&look.chain, look.alone).and_then(|usage| {
+        let done = seal(&look.chain, look.alone).and_then(|sealed| {
             // The caller flushes what is in the directory, and we that it is there: a row without it
             // would not outlive a power cut.
             sys::fs::fsync_dir(&self.directories)?;
             self.index
-                .commit(names, onto, labels.without_empty(), usage)
+                .commit(names, onto, labels.without_empty(), sealed)
                 .ctx_with(failed)
         });
         let id = look.chain.id;
@@ -279,18 +277,57 @@ impl Store {
         Ok(())
     }
 
-    /// The snapshots that miss one of `parts` in their directory.
-    pub(crate) fn broken(&self, parts: impl Fn(SnapshotKind) -> &'static [&'static str]) -> Broken {
+    /// Puts the files of active `key` in the place of those of committed `name`, of the same parent. `seal`
+    /// makes the active one ready, and says what it takes.
+    ///
+    /// # Errors
+    /// As the contract.
+    pub(crate) fn renew(
+        &self,
+        names: (&SnapshotKey, &SnapshotKey),
+        seal: impl FnOnce(&Chain) -> Result<Sealed>,
+    ) -> Result<()> {
+        let (name, key) = names;
+        let (old, new) = self.index.look_renew(names)?;
+        let _alone = (self.sealing.alone(old), self.sealing.alone(new));
+        let sealed = seal(&self.index.chain(key)?)?;
+        self.forget(new);
+        // All of it may be gone.
+        make_dir(&self.directory(old), 0o700)?;
+        // Whatever comes in between, both directories are there, and the good one is the layer's from
+        // here on.
+        sys::fs::exchange(&self.directory(old), &self.directory(new))?;
+        sys::fs::fsync_dir(&self.directories)?;
+        self.index
+            .renew(names, sealed)
+            .ctx_with(|| format!("failed to renew snapshot {name}"))
+    }
+
+    /// The snapshots that miss one of `parts` in their directory, and the committed ones that were made
+    /// after `since` and have not the print that they had. `print` takes it, where it can be taken.
+    pub(crate) fn broken(
+        &self,
+        since: Option<SystemTime>,
+        parts: impl Fn(SnapshotKind) -> &'static [&'static str],
+        print: impl Fn(u64) -> Result<Option<u64>>,
+    ) -> Vec<Broken> {
         let mut broken = Vec::new();
         for (id, info) in self.list(&Filter::default()) {
             let directory = self.directory(id);
             let mut paths = parts(info.kind).iter().map(|part| directory.join(part));
             let gone = paths.find(|path| !path.exists());
+            let is_gone = gone.is_some();
+            let why = match gone {
+                Some(gone) => Some(format!("{} is not there", gone.display())),
+                None if since.is_some_and(|since| info.updated_at < since) => None,
+                None => self.changed(&info.name, &print),
+            };
             // Looked at once more: it may have been removed meanwhile.
-            if let Some(gone) = gone
+            if let Some(why) = why
                 && self.row(&info.name).is_ok_and(|row| row.id == id)
             {
-                broken.push((info.name, format!("{} is not there", gone.display())));
+                let key = info.name;
+                broken.push(Broken { key, why, is_gone });
             }
         }
         broken
@@ -314,6 +351,24 @@ impl Store {
         let garbage = directories::garbage(found, &ids).into_iter();
         let garbage = garbage.map(|name| (self.directories.join(name), true));
         Ok(garbage.chain(lost).collect())
+    }
+
+    /// What is wrong with the files of a committed snapshot.
+    fn changed(
+        &self,
+        key: &SnapshotKey,
+        print: impl Fn(u64) -> Result<Option<u64>>,
+    ) -> Option<String> {
+        let row = self.row(key).ok()?;
+        let known = row.print?;
+        match print(row.id) {
+            Ok(Some(found)) if found != known => Some(format!(
+                "files in {} are gone or are not what they were",
+                self.directory(row.id).display()
+            )),
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     /// Removes every directory that no row and no reservation names, but those that were set aside.

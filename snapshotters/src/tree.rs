@@ -13,6 +13,8 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use types::{Error, Result, Usage};
 
+use crate::print::Print;
+
 /// Longest relative path given to one system call.
 const CHUNK: usize = 2048;
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -111,28 +113,70 @@ pub(crate) fn usage(root: &Path) -> Result<Usage> {
 /// # Errors
 /// As [`usage`].
 pub(crate) fn usage_beside(root: &Path, base: Option<&Path>) -> Result<Usage> {
+    let mut count = Count::default();
+    visit(root, base, &mut |entry| {
+        let is_in_base = entry
+            .beside
+            .is_some_and(|before| is_same(&before, entry.facts));
+        if !is_in_base {
+            count.add(entry.facts);
+        }
+    })?;
+    Ok(count.usage)
+}
+
+/// [`usage`] and print of a tree, in one walk.
+///
+/// # Errors
+/// As [`usage`].
+pub(crate) fn measure(root: &Path) -> Result<(Usage, Print)> {
+    let (mut count, mut print) = (Count::default(), Print::default());
+    visit(root, None, &mut |entry| {
+        count.add(entry.facts);
+        print.add(entry.parent, entry.name, entry.facts);
+    })?;
+    Ok((count.usage, print))
+}
+
+/// What has been met of a tree.
+#[derive(Default)]
+struct Count {
+    usage: Usage,
+    linked: HashSet<(u64, u64)>,
+}
+
+impl Count {
+    fn add(&mut self, facts: &Stat) {
+        let directory = FileType::from_raw_mode(facts.st_mode) == FileType::Directory;
+        if directory || facts.st_nlink < 2 || self.linked.insert((facts.st_dev, facts.st_ino)) {
+            self.usage.inodes += 1;
+            self.usage.size += u64::try_from(facts.st_blocks).unwrap_or(0) * 512;
+        }
+    }
+}
+
+/// An entry of a tree; its root has no name.
+struct Entry<'a> {
+    parent: &'a [u8],
+    name: &'a CStr,
+    facts: &'a Stat,
+    /// Of the same path below the base.
+    beside: Option<Stat>,
+}
+
+/// Shows `root` and all below it to `each`.
+fn visit(root: &Path, base: Option<&Path>, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
     let open = |path: &Path| {
         rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| at("open", path, e))
     };
     let top = open(root)?;
     let base = base.map(open).transpose()?;
-    let mut usage = Usage::default();
-    let mut linked = HashSet::new();
-    let mut count = |stat: &Stat, before: Option<Stat>| {
-        if before.is_some_and(|before| is_same(&before, stat)) {
-            return;
-        }
-        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if directory || stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino)) {
-            usage.inodes += 1;
-            usage.size += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-        }
-    };
-    let own = rustix::fs::fstat(&top).map_err(|e| at("stat", root, e))?;
-    count(
-        &own,
-        base.as_ref().and_then(|base| rustix::fs::fstat(base).ok()),
-    );
+    each(Entry {
+        parent: b"",
+        name: c"",
+        facts: &rustix::fs::fstat(&top).map_err(|e| at("stat", root, e))?,
+        beside: base.as_ref().and_then(|base| rustix::fs::fstat(base).ok()),
+    });
     let mut left: Vec<Relative> = vec![Vec::new()];
     while let Some(relative) = left.pop() {
         let dir = match open_deep(&top, &relative) {
@@ -144,22 +188,23 @@ pub(crate) fn usage_beside(root: &Path, base: Option<&Path>) -> Result<Usage> {
             .as_ref()
             .and_then(|base| open_deep(base, &relative).ok());
         for name in names(dir.as_fd()).map_err(|e| at("read", root, e))? {
-            match stat(&dir, &name) {
-                Ok(found) => {
-                    count(
-                        &found,
-                        beside.as_ref().and_then(|dir| stat(dir, &name).ok()),
-                    );
-                    if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
-                        left.push(join(&relative, &name));
-                    }
-                }
-                Err(Errno::NOENT) => {}
+            let facts = match stat(&dir, &name) {
+                Ok(facts) => facts,
+                Err(Errno::NOENT) => continue,
                 Err(e) => return Err(at("stat", root, e)),
+            };
+            if FileType::from_raw_mode(facts.st_mode) == FileType::Directory {
+                left.push(join(&relative, &name));
             }
+            each(Entry {
+                parent: &relative,
+                name: &name,
+                facts: &facts,
+                beside: beside.as_ref().and_then(|dir| stat(dir, &name).ok()),
+            });
         }
     }
-    Ok(usage)
+    Ok(())
 }
 
 /// True when an inode of a snapshot is that of its base, unchanged.

@@ -84,6 +84,16 @@ pub fn fsync_dir(path: &Path) -> Result<()> {
     dir.sync_all().map_err(|e| at("fsync", path, e))
 }
 
+/// Gives each of two directory entries the name of the other, in one step.
+///
+/// # Errors
+/// The errno of `renameat2`, with the first path.
+pub fn exchange(one: &Path, other: &Path) -> Result<()> {
+    let flags = rustix::fs::RenameFlags::EXCHANGE;
+    rustix::fs::renameat_with(rustix::fs::CWD, one, rustix::fs::CWD, other, flags)
+        .map_err(|e| at("exchange", one, e))
+}
+
 /// Flushes the whole file system that holds `path`.
 ///
 /// # Errors

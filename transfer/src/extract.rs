@@ -35,7 +35,7 @@ pub(crate) async fn arrived(done: &mut watch::Receiver<bool>, layer: &Descriptor
 #[derive(Debug)]
 pub(crate) struct Extraction {
     snapshotter: Arc<dyn Snapshotter>,
-    key: SnapshotKey,
+    pub(crate) key: SnapshotKey,
     armed: bool,
 }
 
@@ -111,7 +111,7 @@ pub(crate) async fn apply(
 }
 
 /// Parity: core/unpack: the form by which people and tools know extraction snapshots.
-fn extraction_key(chain: &Digest) -> Result<SnapshotKey> {
+pub(crate) fn extraction_key(chain: &Digest) -> Result<SnapshotKey> {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
@@ -125,7 +125,7 @@ fn labels(layer: &Descriptor, chain: &Digest) -> Labels {
 }
 
 impl Extraction {
-    fn new(snapshotter: &Arc<dyn Snapshotter>, key: SnapshotKey) -> Self {
+    pub(crate) fn new(snapshotter: &Arc<dyn Snapshotter>, key: SnapshotKey) -> Self {
         Self {
             snapshotter: Arc::clone(snapshotter),
             key,
@@ -133,7 +133,7 @@ impl Extraction {
         }
     }
 
-    fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         self.armed = false;
     }
 

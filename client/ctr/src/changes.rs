@@ -70,6 +70,7 @@ async fn compare(client: &Client, snapshotter: &str, args: &Args) -> Result<Desc
         reference: args.reference.as_ref().map(|r| r.parse()).transpose()?,
         labels,
         source_date_epoch: None,
+        ..CompareOpts::default()
     };
     let mut views = Views::new(client, snapshotter);
     let done = async {

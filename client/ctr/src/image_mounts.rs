@@ -118,19 +118,29 @@ async fn prepare(client: Client, snapshotter: &str, args: &Mount, key: &str) -> 
                 .collect::<Vec<_>>(),
         );
     };
-    if let Err(error) = sys::mount::mount_all(&mounts, target) {
+    // Some snapshotters ask for mounts that only the daemon performs; they are held by the lease.
+    let name = shown(target)?;
+    let left = client.mounts().activate(name, mounts).await;
+    let done = left.and_then(|mounts| sys::mount::mount_all(&mounts, target));
+    if let Err(error) = done {
         // A snapshot that nobody mounted is nobody's.
+        drop(client.mounts().deactivate(name).await);
         drop(store.remove(&key).await);
         return Err(error.ctx("mount image"));
     }
-    out::line(shown(target)?)
+    out::line(name)
 }
 
 pub(crate) async fn unmount(ctx: &Context, args: Unmount) -> Result<u8> {
     let target = shown(&args.target)?;
     sys::mount::unmount_all(&args.target)?;
+    let client = ctx.client().await;
+    if let Ok(client) = &client {
+        let deactivated = client.mounts().deactivate(target).await;
+        deactivated.ctx("unmount what the daemon has mounted")?;
+    }
     if args.rm {
-        let client = ctx.client().await?;
+        let client = client?;
         let name = client.snapshotter_name(&args.snapshotter).await?;
         let lease: LeaseId = target.parse()?;
         let deleted = client.leases().delete(&lease, false).await;

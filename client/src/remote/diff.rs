@@ -1,5 +1,5 @@
-//! A differ at the other end of a socket. It works on the daemon's own content store: the store
-//! that the traits pass is the same one seen from here, and is not used.
+//! A differ at the other end of a socket. It works on the daemon's own content store, which it finds by
+//! the caller's namespace: the store that the traits pass is the same one seen from here, and is not used.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use protos::MessageField;
 use protos::services::diff as wire;
 use protos::wire::Wire as _;
 use tonic::transport::Channel;
-use types::{Descriptor, Mount, Result};
+use types::{Descriptor, Mount, Result, Scope};
 
 use crate::call::{Caller, done, present};
 
@@ -26,6 +26,11 @@ impl RemoteDiff {
     #[must_use]
     pub fn new(caller: Caller) -> Self {
         Self { caller }
+    }
+
+    /// Who calls: on behalf of `scope`, if that is said.
+    fn caller(&self, scope: Option<Scope>) -> Caller {
+        scope.map_or_else(|| self.caller.clone(), |scope| self.caller.scoped(scope))
     }
 
     fn stub(&self) -> DiffClient<Channel> {
@@ -53,7 +58,8 @@ impl Applier for RemoteDiff {
             sync_fs: opts.sync,
             ..Default::default()
         };
-        let answer = done(self.stub().apply(self.caller.endless(message)?).await)?;
+        let caller = self.caller(opts.scope);
+        let answer = done(self.stub().apply(caller.endless(message)?).await)?;
         Descriptor::from_wire(present(answer.applied, "descriptor")?)
     }
 }
@@ -76,7 +82,8 @@ impl Comparer for RemoteDiff {
             source_date_epoch: opts.source_date_epoch.to_wire(),
             ..Default::default()
         };
-        let answer = done(self.stub().diff(self.caller.endless(message)?).await)?;
+        let caller = self.caller(opts.scope);
+        let answer = done(self.stub().diff(caller.endless(message)?).await)?;
         Descriptor::from_wire(present(answer.diff, "descriptor")?)
     }
 }

@@ -75,7 +75,7 @@ impl Service for Containers {
         request: Request<ListContainersRequest>,
     ) -> Result<Response<Self::ListStreamStream>, Status> {
         let metadata = self.metadata.clone();
-        serve_stream(request, |scope, request, sender| async move {
+        serve_stream(request, |scope: types::Scope, request, sender| async move {
             let filter = filter(&request.filters)?;
             let mut pages = metadata.containers(&scope).pages(filter);
             loop {

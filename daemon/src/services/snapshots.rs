@@ -1,220 +1,23 @@
-//! `containerd.services.snapshots.v1.Snapshots`: the snapshots of a namespace, by snapshotter.
+//! Snapshots of namespaces, for the service.
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use grpc::snapshots::Snapshots as Service;
-use grpc::{ResponseStream, serve};
+use client::serve::Snapshotters;
 use metadata::Metadata;
-use protos::MessageField;
-use protos::services::snapshots::{
-    CleanupRequest, CommitSnapshotRequest, Kind, ListSnapshotsRequest, ListSnapshotsResponse,
-    MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse,
-    RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest,
-    UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
-};
-use protos::well_known::Empty;
-use protos::wire::{Wire as _, mask};
 use snapshotters::Snapshotter;
-use tonic::{Request, Response, Status};
-use types::{Labels, Result, Scope, SnapshotInfo, SnapshotKey};
+use types::{Result, Scope};
 
-use super::{filter, known};
-
-/// Serves the namespace's view of each snapshotter.
+/// Each namespace's view of each snapshotter.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshots {
     /// Makes that view.
     pub(crate) metadata: Metadata,
 }
 
-impl Snapshots {
+impl Snapshotters for Snapshots {
+    type Tenant = Scope;
+
     fn pick(&self, scope: &Scope, name: &str) -> Result<Arc<dyn Snapshotter>> {
         self.metadata.scoped(scope).snapshotter(name)
-    }
-}
-
-/// The parent that a request names; the empty text is none.
-fn parent(name: String) -> Result<Option<SnapshotKey>> {
-    Some(name)
-        .filter(|name| !name.is_empty())
-        .map(TryInto::try_into)
-        .transpose()
-}
-
-#[async_trait]
-impl Service for Snapshots {
-    async fn prepare(
-        &self,
-        request: Request<PrepareSnapshotRequest>,
-    ) -> Result<Response<PrepareSnapshotResponse>, Status> {
-        let snapshots = self.clone();
-        serve(request, |scope, request| async move {
-            let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            let (key, parent) = (request.key.try_into()?, parent(request.parent)?);
-            let labels = Labels::from_wire(request.labels)?;
-            let mounts = snapshotter.prepare(&key, parent.as_ref(), labels).await?;
-            Ok(PrepareSnapshotResponse {
-                mounts: mounts.to_wire(),
-                ..Default::default()
-            })
-        })
-        .await
-    }
-
-    async fn view(
-        &self,
-        request: Request<ViewSnapshotRequest>,
-    ) -> Result<Response<ViewSnapshotResponse>, Status> {
-        let snapshots = self.clone();
-        serve(request, |scope, request| async move {
-            let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            let (key, parent) = (request.key.try_into()?, parent(request.parent)?);
-            let labels = Labels::from_wire(request.labels)?;
-            let mounts = snapshotter.view(&key, parent.as_ref(), labels).await?;
-            Ok(ViewSnapshotResponse {
-                mounts: mounts.to_wire(),
-                ..Default::default()
-            })
-        })
-        .await
-    }
-
-    async fn mounts(
-        &self,
-        request: Request<MountsRequest>,
-    ) -> Result<Response<MountsResponse>, Status> {
-        let snapshots = self.clone();
-        serve(request, |scope, request| async move {
-            let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            let mounts = snapshotter
-                .mounts(&known(&request.key, "snapshot")?)
-                .await?;
-            Ok(MountsResponse {
-                mounts: mounts.to_wire(),
-                ..Default::default()
-            })
-        })
-        .await
-    }
-
-    async fn commit(
-        &self,
-        request: Request<CommitSnapshotRequest>,
-    ) -> Result<Response<Empty>, Status> {
-        let snapshots = self.clone();
-        serve(request, |scope, request| async move {
-            let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            let (name, key) = (request.name.try_into()?, known(&request.key, "snapshot")?);
-            let (parent, labels) = (parent(request.parent)?, Labels::from_wire(request.labels)?);
-            match parent {
-                Some(parent) => snapshotter.rebase(&name, &key, &parent, labels).await?,
-                None => snapshotter.commit(&name, &key, labels).await?,
-            }
-            Ok(Empty::new())
-        })
-        .await
-    }
-
-    async fn remove(
-        &self,
-        request: Request<RemoveSnapshotRequest>,
-    ) -> Result<Response<Empty>, Status> {
-        let snapshots = self.clone();
-        serve(request, |scope, request| async move {
-            let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            snapshotter
-                .remove(&known(&request.key, "snapshot")?)
-                .await?;
-            Ok(Empty::new())
-        })
-        .await
-    }
-
-    async fn stat(
-        &self,
-        request: Request<StatSnapshotRequest>,
-    ) -> Result<Response<StatSnapshotResponse>, Status> {
-        let snapshots = self.clone();
-        serve(request, |scope, request| async move {
-            let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            let info = snapshotter.stat(&known(&request.key, "snapshot")?).await?;
-            let info = MessageField::some(info.to_wire());
-            Ok(StatSnapshotResponse {
-                info,
-                ..Default::default()
-            })
-        })
-        .await
-    }
-
-    async fn update(
-        &self,
-        request: Request<UpdateSnapshotRequest>,
-    ) -> Result<Response<UpdateSnapshotResponse>, Status> {
-        let snapshots = self.clone();
-        serve(request, |scope, request| async move {
-            let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            let mut info = request.info.unwrap_or_default();
-            // Clients leave out what cannot change.
-            info.kind = Kind::ACTIVE.into();
-            let info = SnapshotInfo::from_wire(info)?;
-            let info = snapshotter
-                .update(info, &mask(request.update_mask)?)
-                .await?;
-            let info = MessageField::some(info.to_wire());
-            Ok(UpdateSnapshotResponse {
-                info,
-                ..Default::default()
-            })
-        })
-        .await
-    }
-
-    type ListStream = ResponseStream<ListSnapshotsResponse>;
-
-    async fn list(
-        &self,
-        request: Request<ListSnapshotsRequest>,
-    ) -> Result<Response<Self::ListStream>, Status> {
-        let snapshots = self.clone();
-        let list = serve(request, |scope, request| async move {
-            let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            snapshotter.list(&filter(&request.filters)?).await
-        })
-        .await?;
-        Ok(list.map(|list| {
-            grpc::pages(list, |page| ListSnapshotsResponse {
-                info: page.to_wire(),
-                ..Default::default()
-            })
-        }))
-    }
-
-    async fn usage(
-        &self,
-        request: Request<UsageRequest>,
-    ) -> Result<Response<UsageResponse>, Status> {
-        let snapshots = self.clone();
-        serve(request, |scope, request| async move {
-            let snapshotter = snapshots.pick(&scope, &request.snapshotter)?;
-            Ok(snapshotter
-                .usage(&known(&request.key, "snapshot")?)
-                .await?
-                .to_wire())
-        })
-        .await
-    }
-
-    async fn cleanup(&self, request: Request<CleanupRequest>) -> Result<Response<Empty>, Status> {
-        let snapshots = self.clone();
-        serve(request, |scope, request| async move {
-            snapshots
-                .pick(&scope, &request.snapshotter)?
-                .cleanup()
-                .await?;
-            Ok(Empty::new())
-        })
-        .await
     }
 }

@@ -35,7 +35,7 @@ impl Service for Streaming {
         request: Request<Incoming<Wired>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
         let streams = self.streams.clone();
-        serve_duplex(request, |scope, incoming, replies| async move {
+        serve_duplex(request, |scope: Scope, incoming, replies| async move {
             carry(&streams, &scope, incoming, replies).await
         })
     }

@@ -14,6 +14,7 @@ mod lease;
 mod noted;
 mod open;
 mod records;
+mod renew;
 mod report;
 mod select;
 
@@ -361,6 +362,7 @@ impl Shared {
             applier: Arc::new(Noted {
                 metadata: self.metadata.clone(),
                 applier: Arc::clone(applier),
+                scope: scope.clone(),
             }),
         })
     }

@@ -6,13 +6,15 @@ use async_trait::async_trait;
 use content::ContentStore;
 use diff::{Applier, ApplyOpts};
 use metadata::Metadata;
-use types::{Descriptor, Mount, Result};
+use types::{Descriptor, Mount, Result, Scope};
 
 /// An applier, and where its work is noted.
 #[derive(Debug)]
 pub(super) struct Noted {
     pub(super) metadata: Metadata,
     pub(super) applier: Arc<dyn Applier>,
+    /// For whom it is done.
+    pub(super) scope: Scope,
 }
 
 #[async_trait]
@@ -24,6 +26,10 @@ impl Applier for Noted {
         mounts: &[Mount],
         opts: ApplyOpts,
     ) -> Result<Descriptor> {
+        let opts = ApplyOpts {
+            scope: Some(self.scope.clone()),
+            ..opts
+        };
         let _applying = self.metadata.applying(mounts);
         self.applier.apply(store, layer, mounts, opts).await
     }

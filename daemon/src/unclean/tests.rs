@@ -86,7 +86,7 @@ async fn after_another_boot_what_is_young_is_verified_and_repaired_and_the_rest_
     let old = damaged(&metadata, &config, b"old", old).await;
     let young = damaged(&metadata, &config, b"young", since).await;
 
-    running.watch(Checker::new(&metadata, &config));
+    running.watch(Checker::new(&metadata, &config), None);
     let mark = config.root.join(FILE);
     let verified = async {
         while !is_of_this_boot(&mark) {

@@ -1,5 +1,8 @@
-//! Snapshots on disk, at several depths of their chains: prepare, commit, remove.
+//! Snapshots on disk, at several depths of their chains: prepare, commit, remove; and the removal of a
+//! large one.
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -11,7 +14,7 @@ use crate::bars::Table;
 use crate::calls::within;
 use crate::peer::{Kind, Peer};
 use crate::records::alternate;
-use crate::{Bench, median};
+use crate::{Bench, median, usage};
 
 /// Namespace of the chains: what the other parts make is not in it.
 const NAMESPACE: &str = "ctd-bench-snapshots";
@@ -43,8 +46,88 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) {
             line.debian(b).of_debian_at_most(limit);
         }
     }
+    large(bench, [&ours, &debian], table);
     ours.stop();
     debian.stop();
+}
+
+/// Files of a large snapshot; fewer to try this.
+const FILES: usize = 200_000;
+const FILES_VARIABLE: &str = "BENCH_FILES";
+/// Files in each directory of it.
+const IN_EACH: usize = 1000;
+/// Calls that give a 99th percentile.
+const CALLS: usize = 300;
+
+/// The removal of a large snapshot, and what its background work costs others.
+fn large(bench: &Bench, peers: [&Peer; 2], table: &mut Table) {
+    let asked = std::env::var(FILES_VARIABLE).ok();
+    let files = asked.map_or(FILES, |text| text.parse().expect("a number of files"));
+    let figures = peers.map(|peer| bench.runtime.block_on(removal(peer, files)));
+    let [ours, debian] = figures;
+    let line = table.add(format!("Remove of {files} files answers, ms"), ours.answer);
+    line.debian(debian.answer).at_most(AT_ONCE);
+    let line = table.add("Prepare, p99, ms", ours.idle);
+    line.debian(debian.idle);
+    let line = table.add("Prepare beside that removal, p99, ms", ours.beside);
+    line.debian(debian.beside);
+    let line = table.add("the same, of an idle one's", ours.beside / ours.idle);
+    line.debian(debian.beside / debian.idle).at_most(2.0);
+    let [ours, debian] = peers.map(|peer| usage::peak(peer.pid()) as f64 / 1024.0);
+    let line = table.add("daemon's memory at its peak, MiB", ours);
+    line.debian(debian).at_most(32.0);
+}
+
+/// What "at once" is, in ms: no longer than a flush of a busy disk.
+const AT_ONCE: f64 = 50.0;
+
+/// One peer's figures, in ms.
+#[derive(Clone, Copy)]
+struct Removal {
+    idle: f64,
+    answer: f64,
+    beside: f64,
+}
+
+async fn removal(peer: &Peer, files: usize) -> Removal {
+    let mut stub = SnapshotsClient::new(peer.calls.channel.clone());
+    let directory = prepare(&mut stub, "large", String::new()).await;
+    for n in 0..files {
+        let inner = directory.join((n / IN_EACH).to_string());
+        if n % IN_EACH == 0 {
+            fs::create_dir(&inner).expect("make a directory");
+        }
+        fs::write(inner.join(n.to_string()), "x").expect("make a file");
+    }
+    commit(&mut stub, "many-files", "large").await;
+    let flushed = integration::Program::new("sync").run();
+    assert_eq!(flushed.code, 0, "sync");
+    let idle = late(&mut stub, || false).await;
+    let begin = Instant::now();
+    remove(&mut stub, "many-files").await;
+    let answer = begin.elapsed().as_secs_f64() * 1e3;
+    // As long as it goes on.
+    let beside = late(&mut stub, || directory.exists()).await;
+    Removal {
+        idle,
+        answer,
+        beside,
+    }
+}
+
+/// The 99th percentile of `Prepare`, in ms: of so many calls, and of more as long as `goes_on` says so.
+async fn late(stub: &mut SnapshotsClient<Channel>, goes_on: impl Fn() -> bool) -> f64 {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let mut all = Vec::new();
+    while all.len() < CALLS || goes_on() {
+        let key = format!("late-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let begin = Instant::now();
+        drop(prepare(stub, &key, layer(1)).await);
+        all.push(begin.elapsed().as_secs_f64() * 1e3);
+        remove(stub, &key).await;
+    }
+    all.sort_by(f64::total_cmp);
+    all[all.len() * 99 / 100]
 }
 
 /// The committed layer of that depth, which begins with 1.
@@ -57,7 +140,7 @@ async fn chain(channel: &Channel, depth: usize) {
     let mut stub = SnapshotsClient::new(channel.clone());
     for n in 1..=depth {
         let below = if n > 1 { layer(n - 1) } else { String::new() };
-        prepare(&mut stub, "building", below).await;
+        drop(prepare(&mut stub, "building", below).await);
         commit(&mut stub, &layer(n), "building").await;
     }
 }
@@ -71,7 +154,7 @@ async fn laps(channel: &Channel, depth: usize) -> [f64; 3] {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let (active, name) = (format!("active-{n}"), format!("top-{n}"));
         let begin = Instant::now();
-        prepare(&mut stub, &active, layer(depth)).await;
+        drop(prepare(&mut stub, &active, layer(depth)).await);
         let prepared = begin.elapsed();
         commit(&mut stub, &name, &active).await;
         let committed = begin.elapsed();
@@ -89,7 +172,8 @@ fn root() -> std::collections::HashMap<String, String> {
     [("containerd.io/gc.root".to_owned(), "bench".to_owned())].into()
 }
 
-async fn prepare(stub: &mut SnapshotsClient<Channel>, key: &str, parent: String) {
+/// Makes an active snapshot; the source of its mount, which is a directory where there is no parent.
+async fn prepare(stub: &mut SnapshotsClient<Channel>, key: &str, parent: String) -> PathBuf {
     let message = snapshots::PrepareSnapshotRequest {
         snapshotter: SNAPSHOTTER.into(),
         key: key.to_owned(),
@@ -98,7 +182,8 @@ async fn prepare(stub: &mut SnapshotsClient<Channel>, key: &str, parent: String)
         ..Default::default()
     };
     let done = stub.prepare(within(NAMESPACE, message)).await;
-    done.expect("prepare");
+    let mounts = done.expect("prepare").into_inner().mounts;
+    PathBuf::from(&mounts[0].source)
 }
 
 async fn commit(stub: &mut SnapshotsClient<Channel>, name: &str, key: &str) {

@@ -1,9 +1,9 @@
 //! OCI layouts made by a test: an image of plain layers, to be pushed with skopeo.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use content::Hasher;
-use integration::Program;
+use integration::{Host, Program};
 
 /// An image of one layer for each list of files, in `to`; its size in bytes.
 pub(crate) fn make(to: &Path, layers: &[&[(&str, Vec<u8>)]]) -> u64 {
@@ -12,6 +12,13 @@ pub(crate) fn make(to: &Path, layers: &[&[(&str, Vec<u8>)]]) -> u64 {
 
 /// The same with what its config says of its processes.
 pub(crate) fn make_with(to: &Path, process: &str, layers: &[&[(&str, Vec<u8>)]]) -> u64 {
+    std::fs::create_dir_all(to).expect("make the layout");
+    let archives = layers.iter().map(|files| archive(to, files)).collect();
+    of(to, process, archives)
+}
+
+/// An image of these layers, in `to`; its size in bytes.
+fn of(to: &Path, process: &str, layers: Vec<Vec<u8>>) -> u64 {
     std::fs::create_dir_all(to.join("blobs/sha256")).expect("make the layout");
     let mut size = 0;
     let mut put = |data: &[u8]| -> String {
@@ -22,8 +29,7 @@ pub(crate) fn make_with(to: &Path, process: &str, layers: &[&[(&str, Vec<u8>)]])
         format!(r#""digest":"{digest}","size":{}"#, data.len())
     };
     let (mut ids, mut described) = (Vec::new(), Vec::new());
-    for files in layers {
-        let data = archive(to, files);
+    for data in layers {
         let digest = Hasher::digest(&data).expect("digest");
         ids.push(format!("{:?}", digest.as_str()));
         let kind = "application/vnd.oci.image.layer.v1.tar";
@@ -48,6 +54,48 @@ pub(crate) fn make_with(to: &Path, process: &str, layers: &[&[(&str, Vec<u8>)]])
     std::fs::write(to.join("index.json"), index).expect("write the index");
     std::fs::write(to.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).expect("write");
     size
+}
+
+/// What makes the layers of [`layered`], each in an empty directory. None has an entry for the root; times
+/// are all the same, so that two unpackings can be compared.
+const LAYERS: [&str; 4] = [
+    "for d in 1 2 3 4 5 6 7 8; do mkdir -p d$d/deep/er; for f in $(seq 40); do
+     head -c $((f * 700)) /dev/urandom >d$d/deep/$f; done; echo $d >d$d/deep/er/f; done; mkdir old; echo 1 >old/f
+     chmod 0711 d1 d1/deep; chown 5:6 d1/deep d2; chmod 2750 d2/deep; ln d3/deep/1 hard; ln -s d3 soft
+     pack d? old hard soft",
+    // Parents that only the names of others imply, whiteouts of what is there and of what never was.
+    "mkdir -p d1/deep/er d2/deep/er d3/deep d9/new; echo 2 >d1/deep/er/g; echo 2 >d2/deep/er/g
+     for f in 3 4 5 never gone; do : >d3/deep/.wh.$f; done; : >.wh.hard; : >.wh.none; head -c 90000 /dev/urandom >d9/new/f
+     pack d1/deep/er/g d2/deep/er/g d3/deep/.wh.* .wh.hard .wh.none d9",
+    "mkdir -p old d4/deep d5; : >old/.wh..wh..opq; echo 3 >old/g; : >d4/deep/.wh.er; : >d5/.wh.deep
+     for f in $(seq 60); do head -c 3000 /dev/urandom >d4/deep/n$f; done
+     pack old d4/deep/.wh.er d4/deep/n* d5/.wh.deep",
+    "mkdir -p d1/deep d6/deep d9/new; for f in $(seq 10); do : >d6/deep/.wh.$f; echo 4 >d1/deep/$f; done
+     : >d9/new/.wh.f; : >d9/new/.wh.never; pack d1/deep/? d6/deep/.wh.* d9/new/.wh.*",
+];
+
+/// Name and archive of an image of four layers that need each other's directories.
+pub(crate) fn layered(host: &Host) -> (&'static str, PathBuf) {
+    let work = host.path("layered");
+    let pack = |(number, script): (usize, &&str)| {
+        let (tree, out) = (work.join("tree"), work.join(format!("{number}.tar")));
+        std::fs::create_dir_all(&tree).expect("make the tree");
+        let script = format!(
+            "set -e; umask 022; pack() {{ tar --numeric-owner --mtime=@1000000000.25 --format=pax -cf {} \"$@\"; }}
+             cd {}; {script}",
+            out.display(),
+            tree.display()
+        );
+        drop(Program::new("bash").args(["-c", &script]).run().ok());
+        std::fs::remove_dir_all(&tree).expect("remove the tree");
+        std::fs::read(&out).expect("read the layer")
+    };
+    let layers = LAYERS.iter().enumerate().map(pack).collect();
+    let (layout, archive) = (work.join("layout"), work.join("image.tar"));
+    of(&layout, layers);
+    let made = Program::new("tar").args(["-C"]).args([&layout]);
+    drop(made.args(["-cf"]).args([&archive]).args(["."]).run().ok());
+    ("example.test/layers:latest", archive)
 }
 
 fn archive(to: &Path, files: &[(&str, Vec<u8>)]) -> Vec<u8> {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use integration::{Disk, FileSystem, Host, IMAGE, Program, apart, archive, until};
 
+use crate::layout::layered;
+
 /// Cuts per file system.
 const CUTS: u64 = 20;
 
@@ -28,6 +30,16 @@ fn an_import_on_ext4_survives_power_cuts() {
 #[test]
 fn an_import_on_xfs_survives_power_cuts() {
     apart(|| cuts(FileSystem::Xfs, "power-xfs"));
+}
+
+#[test]
+fn layers_on_ext4_survive_power_cuts() {
+    apart(|| layers(FileSystem::Ext4, "layers-ext4"));
+}
+
+#[test]
+fn layers_on_xfs_survive_power_cuts() {
+    apart(|| layers(FileSystem::Xfs, "layers-xfs"));
 }
 
 #[test]
@@ -107,7 +119,7 @@ fn answers(kind: FileSystem, name: &str) {
         assert_eq!(names.any(|shown| shown == name), is_there, "{shown}");
         drop(point);
     }
-    clean(&host);
+    clean(&host, IMAGE);
     host.finish();
     disk.finish();
 }
@@ -115,47 +127,85 @@ fn answers(kind: FileSystem, name: &str) {
 fn cuts(kind: FileSystem, name: &str) {
     let disk = Disk::new(kind);
     let mut host = Host::rooted(name, &disk.path().join("root"));
-    host.image();
-    let whole = tree(&host);
-    clean(&host);
-    let begin = Instant::now();
-    host.image();
-    let length = begin.elapsed();
-    clean(&host);
-    for number in 0..CUTS {
-        let at = length.mul_f64(share(number) * REACH);
-        let point = Point(format!(
-            "cut {number} after {at:?} of an import of {length:?}"
-        ));
-        let answered = cut(&disk, &mut host, at);
-        sound(&host);
-        let images = host.ctr(["images", "ls", "-q"]).ok();
-        let is_there = images.trim() == IMAGE;
-        assert!(is_there || !answered, "what was answered is gone");
-        if is_there {
-            assert_eq!(differences(&whole, &tree(&host)), Vec::<String>::new());
-        }
-        host.image();
-        assert_eq!(differences(&whole, &tree(&host)), Vec::<String>::new());
+    let image = Imported {
+        name: IMAGE,
+        archive: archive(),
+    };
+    survives(&disk, &mut host, &image, |host| {
         assert_eq!(host.run(&["--rm"], "p", &["echo", "up"]).ok(), "up\n");
-        clean(&host);
-        drop(point);
-    }
+    });
     host.finish();
     disk.finish();
 }
 
-/// Cuts the power `at` this time after an import has begun, and starts again. True when the import had
-/// been answered.
-fn cut(disk: &Disk, host: &mut Host, at: Duration) -> bool {
-    let import = host.ctr_program().args(["images", "import"]);
-    let import = import.args([archive()]);
-    let import = std::thread::spawn(move || import.run());
-    // Not a condition: any instant will do, and these are taken at random.
-    std::thread::sleep(at);
+/// An image whose layers are unpacked at the same time and settled afterwards.
+fn layers(kind: FileSystem, name: &str) {
+    let disk = Disk::new(kind);
+    let mut host = Host::rooted(name, &disk.path().join("root"));
+    let (name, archive) = layered(&host);
+    let image = Imported { name, archive };
+    survives(&disk, &mut host, &image, |_| {});
+    host.finish();
+    disk.finish();
+}
+
+/// What is imported again and again.
+struct Imported {
+    name: &'static str,
+    archive: PathBuf,
+}
+
+impl Imported {
+    fn program(&self, host: &Host) -> Program {
+        let import = ["images", "import", "--base-name", "example.test/layers"];
+        host.ctr_program().args(import).args([&self.archive])
+    }
+}
+
+fn survives(disk: &Disk, host: &mut Host, image: &Imported, works: impl Fn(&Host)) {
+    drop(image.program(host).run().ok());
+    let whole = tree(host);
+    clean(host, image.name);
+    let begin = Instant::now();
+    drop(image.program(host).run().ok());
+    let length = begin.elapsed();
+    clean(host, image.name);
+    for number in 0..CUTS {
+        // Some of them right after the answer.
+        let at = (number % 4 > 0).then(|| length.mul_f64(share(number) * REACH));
+        let point = Point(format!(
+            "cut {number} after {at:?} of an import of {length:?}"
+        ));
+        let answered = cut(disk, host, image.program(host), at);
+        sound(host);
+        let images = host.ctr(["images", "ls", "-q"]).ok();
+        let is_there = images.trim() == image.name;
+        assert!(is_there || !answered, "what was answered is gone");
+        if is_there {
+            assert_eq!(differences(&whole, &tree(host)), Vec::<String>::new());
+        }
+        drop(image.program(host).run().ok());
+        assert_eq!(differences(&whole, &tree(host)), Vec::<String>::new());
+        works(host);
+        clean(host, image.name);
+        drop(point);
+    }
+}
+
+/// Cuts the power `at` this time after an import has begun, or when it was answered, and starts again.
+/// True when it had been answered.
+fn cut(disk: &Disk, host: &mut Host, import: Program, at: Option<Duration>) -> bool {
+    let mut import = Some(std::thread::spawn(move || import.run()));
+    let mut code = || import.take().map(|it| it.join().expect("import").code);
+    let mut done = None;
+    match at {
+        // Not a condition: any instant will do, and these are taken at random.
+        Some(at) => std::thread::sleep(at),
+        None => done = code(),
+    }
     disk.cut();
     host.kill();
-    let answered = import.join().expect("import").code == 0;
+    let answered = done.or_else(code) == Some(0);
     disk.remount();
     host.start();
     answered
@@ -185,26 +235,32 @@ fn is_fault(line: &str) -> bool {
 }
 
 /// Removes the image and what a cut import has left; then nothing is left that is wrong.
-fn clean(host: &Host) {
+fn clean(host: &Host, image: &str) {
     let leases = host.ctr(["leases", "ls", "-q"]).ok();
     for lease in leases.lines() {
         drop(host.ctr(["leases", "rm", lease]).ok());
     }
-    drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+    drop(host.ctr(["images", "rm", "--sync", image]).ok());
     drop(host.ctr(["fsck", "--repair"]));
     let left = host.ctr(["fsck"]).ok();
     let is_empty = left.starts_with("checked 0 blobs (0 bytes read), 0 ingests, 0 snapshots, ");
     assert!(is_empty && left.ends_with("nothing is wrong\n"), "{left}");
 }
 
-/// Kind and mode, size, and hash of data or target.
-type Entry = (u32, u64, u64);
+/// Kind and mode, owner, time, size, and hash of data or target.
+type Entry = (u32, (u32, u32), (i64, i64), u64, u64);
 
 /// The files of the unpacked image, seen through a mount.
-fn tree(host: &Host) -> BTreeMap<PathBuf, Entry> {
+pub(crate) fn tree(host: &Host) -> BTreeMap<PathBuf, Entry> {
     let table = host.ctr(["snapshots", "ls"]).ok();
-    let layer = table.lines().find(|line| line.starts_with("sha256:"));
-    let layer = layer.and_then(|line| line.split(' ').next()).expect("one");
+    let rows = table.lines().map(str::split_whitespace);
+    let rows: Vec<(&str, &str)> = rows
+        .filter_map(|mut row| Some((row.next()?, row.next()?)))
+        .filter(|(name, _)| name.starts_with("sha256:"))
+        .collect();
+    let is_top = |name: &&str| !rows.iter().any(|(_, parent)| parent == name);
+    let mut names = rows.iter().map(|(name, _)| *name);
+    let layer = names.find(is_top).expect("a top layer");
     // No view: nothing would keep one from the collector.
     drop(host.ctr(["snapshots", "prepare", "v", layer]).ok());
     let target = host.path("tree");
@@ -237,12 +293,19 @@ fn walk(root: &Path, at: &Path, found: &mut BTreeMap<PathBuf, Entry>) {
             fs::read(&path).expect("read").hash(&mut hash);
             facts.len()
         };
-        found.insert(name, (facts.mode(), size, hash.finish()));
+        let (owner, time) = (
+            (facts.uid(), facts.gid()),
+            (facts.mtime(), facts.mtime_nsec()),
+        );
+        found.insert(name, (facts.mode(), owner, time, size, hash.finish()));
     }
 }
 
 /// What one tree has and the other has not, or has otherwise.
-fn differences(left: &BTreeMap<PathBuf, Entry>, right: &BTreeMap<PathBuf, Entry>) -> Vec<String> {
+pub(crate) fn differences(
+    left: &BTreeMap<PathBuf, Entry>,
+    right: &BTreeMap<PathBuf, Entry>,
+) -> Vec<String> {
     let names: std::collections::BTreeSet<_> = left.keys().chain(right.keys()).collect();
     let differs = |name: &&&PathBuf| left.get(**name) != right.get(**name);
     let text = |name: &PathBuf| {

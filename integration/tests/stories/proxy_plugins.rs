@@ -13,8 +13,10 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use types::{Error, Labels, Mount, Result, SnapshotKey};
 
-/// A program that serves a snapshotter.
-struct Server {
+use crate::task_mounts::managed;
+
+/// A program that serves plugins.
+pub(crate) struct Server {
     runtime: Runtime,
     stop: oneshot::Sender<()>,
     ended: tokio::task::JoinHandle<()>,
@@ -22,14 +24,24 @@ struct Server {
 
 impl Server {
     fn start(socket: &Path, served: Arc<dyn Snapshotter>) -> Self {
+        let all = BTreeMap::from([("mine".to_owned(), served)]);
+        Self::of(socket, |listener, stopped| {
+            client::serve::snapshotters(listener, all, async {
+                let _stopped = stopped.await;
+            })
+        })
+    }
+
+    /// One that runs what `serve` makes of its socket and of the sign to stop.
+    pub(crate) fn of<F: Future<Output = ()> + Send + 'static>(
+        socket: &Path,
+        serve: impl FnOnce(tokio::net::UnixListener, oneshot::Receiver<()>) -> F,
+    ) -> Self {
         let runtime = Runtime::new().expect("runtime");
         let (stop, stopped) = oneshot::channel();
-        let all = BTreeMap::from([("mine".to_owned(), served)]);
         let _inside = runtime.enter();
         let listener = tokio::net::UnixListener::bind(socket).expect("listen");
-        let ended = runtime.spawn(client::serve::snapshotters(listener, all, async {
-            let _stopped = stopped.await;
-        }));
+        let ended = runtime.spawn(serve(listener, stopped));
         Self {
             runtime,
             stop,
@@ -43,6 +55,11 @@ impl Server {
 
     /// Ends it as a killed program ends: its connections break.
     fn kill(self, dir: &Path) {
+        self.kill_at(&dir.join("mine.sock"));
+    }
+
+    /// The same of one at `socket`.
+    pub(crate) fn kill_at(self, socket: &Path) {
         let Self {
             runtime,
             stop,
@@ -51,7 +68,7 @@ impl Server {
         ended.abort();
         drop(stop);
         drop(runtime);
-        std::fs::remove_file(dir.join("mine.sock")).expect("remove the socket");
+        std::fs::remove_file(socket).expect("remove the socket");
     }
 }
 
@@ -143,12 +160,17 @@ fn a_container_runs_on_a_proxied_snapshotter_and_its_end_is_nobody_elses() {
     server.kill(dir.path());
 }
 
-/// A snapshotter that has a layer without being given its files.
-#[derive(Debug)]
-struct Lazy;
+/// A snapshotter of another kind than ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Strange {
+    /// It has a layer without being given its files.
+    Lazy,
+    /// Its views are mounts that only the daemon performs.
+    Formatted,
+}
 
 #[async_trait::async_trait]
-impl Variation for Lazy {
+impl Variation for Strange {
     async fn prepare(
         &self,
         inner: &dyn Snapshotter,
@@ -157,7 +179,8 @@ impl Variation for Lazy {
         labels: Labels,
     ) -> Result<Vec<Mount>> {
         let mounts = inner.prepare(key, parent, labels.clone()).await?;
-        let Some(target) = labels.get("containerd.io/snapshot.ref") else {
+        let target = labels.get("containerd.io/snapshot.ref");
+        let Some(target) = target.filter(|_| *self == Self::Lazy) else {
             return Ok(mounts);
         };
         let file = PathBuf::from(&mounts[0].source).join("far-away");
@@ -166,12 +189,29 @@ impl Variation for Lazy {
         inner.commit(&name, key, labels.clone()).await?;
         Err(Error::already_exists(format_args!("target {target}")))
     }
+
+    async fn view(
+        &self,
+        inner: &dyn Snapshotter,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let mut mounts = inner.view(key, parent, labels).await?;
+        if *self == Self::Formatted {
+            let below = mounts.clone();
+            mounts[0].kind = "format/bind".into();
+            mounts[0].source = "{{ mount 0 }}".into();
+            mounts.splice(0..0, below);
+        }
+        Ok(mounts)
+    }
 }
 
 #[test]
 fn a_layer_that_a_remote_snapshotter_has_is_not_unpacked() {
     let dir = tempfile::tempdir().expect("directory");
-    let lazy = Arc::new(Varied(Arc::new(overlay(dir.path())), Lazy));
+    let lazy = Arc::new(Varied(Arc::new(overlay(dir.path())), Strange::Lazy));
     let server = Server::start(&dir.path().join("mine.sock"), lazy);
     let host = Host::configured("lazy", Whose::Ours, &sections(dir.path()));
     let archive = integration::archive();
@@ -204,6 +244,35 @@ fn a_layer_that_a_remote_snapshotter_has_is_not_unpacked() {
         host.ctr(["snapshots", "--snapshotter", "mine", "rm", "v"])
             .ok(),
     );
+    drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
+    host.finish();
+    server.kill(dir.path());
+}
+
+#[test]
+fn an_image_is_mounted_by_the_daemon_where_only_it_can() {
+    let dir = tempfile::tempdir().expect("directory");
+    let formatted = Arc::new(Varied(Arc::new(overlay(dir.path())), Strange::Formatted));
+    let server = Server::start(&dir.path().join("mine.sock"), formatted);
+    let host = Host::configured("formatted", Whose::Ours, &sections(dir.path()));
+    host.image();
+    let point = host.path("point");
+    std::fs::create_dir(&point).expect("mount point");
+    let images = |command: &str, args: &[&str]| {
+        let all = ["images", command, "--snapshotter", "mine"];
+        let program = host.ctr_program().args(all).args(args);
+        drop(program.args([&point]).run().ok());
+    };
+    for _ in 0..2 {
+        images("mount", &[IMAGE]);
+        assert!(point.join("bin/busybox").exists());
+        assert_eq!(managed(&host).len(), 1);
+        images("unmount", &["--rm"]);
+        assert!(!point.join("bin").exists());
+        assert_eq!(managed(&host), Vec::<String>::new());
+    }
+    let list = host.ctr(["snapshots", "--snapshotter", "mine", "ls"]).ok();
+    assert!(!list.contains("View"), "{list}");
     drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
     host.finish();
     server.kill(dir.path());

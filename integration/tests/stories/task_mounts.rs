@@ -47,7 +47,7 @@ async fn rootfs(host: &Host, channel: Channel) -> Vec<Mount> {
 }
 
 /// Mount points of the manager.
-fn managed(host: &Host) -> Vec<String> {
+pub(crate) fn managed(host: &Host) -> Vec<String> {
     let table = format!("/proc/{}/mountinfo", host.daemon_pid());
     let table = std::fs::read_to_string(table).expect("read");
     let state = host.state().display().to_string();

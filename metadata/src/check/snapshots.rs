@@ -1,10 +1,16 @@
 //! Snapshots of one snapshotter.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::SystemTime;
 
-use types::{Code, Event, Fault, Filter, Namespace, Repair, Result, SnapshotInfo, SnapshotKind};
+use ::snapshotters::Broken;
+use types::{
+    Code, Digest, Event, Fault, Filter, Namespace, Repair, Result, SnapshotInfo, SnapshotKey,
+    SnapshotKind,
+};
 
 use super::{Check, Orphan, listed, told};
+use crate::Metadata;
 use crate::db::WriteTx;
 use crate::key::{Bucket, all, below, key, names};
 use crate::kv::{Flow, Read};
@@ -20,6 +26,47 @@ struct Known {
     /// Its key in the backend.
     backend: String,
     parent: Option<String>,
+}
+
+impl Known {
+    fn object(&self, snapshotter: &str) -> String {
+        format!("snapshot {}/{snapshotter}/{}", self.namespace, self.name)
+    }
+}
+
+/// True for the name of a chain of layers.
+fn is_layer(name: &str) -> bool {
+    name.parse::<Digest>().is_ok()
+}
+
+impl Metadata {
+    /// The layers in a snapshotter that were made after `since` and are not what they were.
+    ///
+    /// # Errors
+    /// Those of the snapshotter and of the records.
+    pub async fn damaged_layers(
+        &self,
+        snapshotter: &str,
+        since: Option<SystemTime>,
+    ) -> Result<Vec<(Namespace, SnapshotKey)>> {
+        let Some(backend) = self.0.snapshotters.get(snapshotter) else {
+            return Ok(Vec::new());
+        };
+        let broken = match backend.snapshotter.verify(since).await {
+            Err(error) if error.is(Code::NotImplemented) => return Ok(Vec::new()),
+            broken => broken?,
+        };
+        let mut records = known(&self.0.db.kv.read()?, snapshotter)?;
+        let mut layers = Vec::new();
+        for Broken { key, .. } in broken {
+            if let Some(record) = records.remove(key.as_str())
+                && is_layer(&record.name)
+            {
+                layers.push((record.namespace, record.name.try_into()?));
+            }
+        }
+        Ok(layers)
+    }
 }
 
 impl Check<'_> {
@@ -57,14 +104,23 @@ impl Check<'_> {
                     .await?;
             }
         }
-        let broken = match backend.snapshotter.verify().await {
+        let broken = match backend.snapshotter.verify(self.opts.since).await {
             Err(error) if error.is(Code::NotImplemented) => Vec::new(),
             broken => broken?,
         };
-        for (name, why) in broken {
-            if let Some(record) = found.get(name.as_str()) {
-                self.broken(snapshotter, Fault::Damaged, record, &why)
+        for broken in broken {
+            let Some(record) = found.get(broken.key.as_str()) else {
+                continue;
+            };
+            // What is no layer of an image nobody could make again.
+            if broken.is_gone || is_layer(&record.name) {
+                self.broken(snapshotter, Fault::Damaged, record, &broken.why)
                     .await?;
+            } else {
+                let object = record.object(snapshotter);
+                let text = format!("{}; look at it, and delete it if it is no use", broken.why);
+                self.report
+                    .note(Fault::Damaged, object, text, Repair::Impossible);
             }
         }
         let now = told(backend.snapshotter.strangers().await)?;
@@ -82,10 +138,7 @@ impl Check<'_> {
         known: &Known,
         why: &str,
     ) -> Result<()> {
-        let Known {
-            namespace, name, ..
-        } = known;
-        let object = format!("snapshot {namespace}/{snapshotter}/{name}");
+        let object = known.object(snapshotter);
         let users = users(&self.metadata.0.db.kv.read()?, snapshotter, known)?;
         if !users.is_empty() {
             let text = format!("{why}; delete {} first, then repair again", listed(&users));

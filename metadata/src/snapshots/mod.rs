@@ -301,6 +301,16 @@ impl Snapshotter for ScopedSnapshotter {
         self.remove_record(key).await
     }
 
+    async fn renew(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<()> {
+        let (this, name, key) = (self.clone(), name.clone(), key.clone());
+        detached(async move {
+            let (to, from) = (this.resolve(&name)?, this.resolve(&key)?);
+            this.backend()?.snapshotter.renew(&to, &from).await?;
+            this.remove_record(&key).await
+        })
+        .await
+    }
+
     /// One walk over the backend, not one call for each snapshot; what it lost is left out.
     async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
         let mut records = Vec::new();

@@ -10,6 +10,7 @@ pub mod connections;
 mod detached;
 pub mod fallback;
 mod pull;
+mod request;
 mod scope;
 mod serve;
 pub mod status;
@@ -18,9 +19,10 @@ mod written;
 
 pub use codec::{Codec, MessageDecoder, MessageEncoder, Outgoing};
 pub use pull::serve_unscoped_pull;
-pub use scope::{LEASE, NAMESPACE, request, scope, unscoped};
+pub use request::{filter, known};
+pub use scope::{Anybody, LEASE, NAMESPACE, Tenant, request, scope, unscoped};
 pub use serve::{
-    Method, serve, serve_cancellable, serve_duplex, serve_stream, serve_unscoped,
+    Method, serve, serve_cancellable, serve_duplex, serve_stream, serve_tenant, serve_unscoped,
     serve_unscoped_cancellable, serve_unscoped_stream,
 };
 pub use stream::{PAGE, ResponseStream, Room, Sender, items, pages};

@@ -9,6 +9,43 @@ pub const NAMESPACE: &str = "containerd-namespace";
 /// Metadata key of the lease.
 pub const LEASE: &str = "containerd-lease";
 
+/// On whose behalf a call is made, as far as a service asks. One service can so be served with
+/// namespaces and without.
+pub trait Tenant: Clone + Send + Sync + 'static {
+    /// Reads it from a call's metadata.
+    ///
+    /// # Errors
+    /// Those of [`scope`] where a namespace is needed.
+    fn of(metadata: &MetadataMap) -> Result<Self>;
+
+    /// The namespace, for the log.
+    fn namespace(&self) -> Option<&Namespace>;
+}
+
+impl Tenant for Scope {
+    fn of(metadata: &MetadataMap) -> Result<Self> {
+        scope(metadata)
+    }
+
+    fn namespace(&self) -> Option<&Namespace> {
+        Some(&self.namespace)
+    }
+}
+
+/// Nobody is asked for: namespaces are the affair of whoever calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Anybody;
+
+impl Tenant for Anybody {
+    fn of(_metadata: &MetadataMap) -> Result<Self> {
+        Ok(Self)
+    }
+
+    fn namespace(&self) -> Option<&Namespace> {
+        None
+    }
+}
+
 /// Reads the scope of a call; of several values the first counts.
 ///
 /// # Errors

@@ -16,8 +16,9 @@ use tracing::{Instrument, Span};
 use types::{Error, Result, Scope};
 
 use crate::detached::Detached;
+use crate::scope::{Anybody, Tenant};
+use crate::status;
 use crate::stream::{ResponseStream, Sender, channel};
-use crate::{scope, status};
 
 /// Messages that a streaming body may be ahead of its client.
 const AHEAD: usize = 4;
@@ -29,8 +30,8 @@ pub struct Method(pub PathAndQuery);
 /// Serves one call of a namespaced service.
 ///
 /// # Errors
-/// Those of [`scope`] and of the body; `DeadlineExceeded` when the client's time is over (the body
-/// goes on); `Internal` when the body panics.
+/// Those of [`crate::scope()`] and of the body; `DeadlineExceeded` when the client's time is over (the
+/// body goes on); `Internal` when the body panics.
 pub async fn serve<Q, R, F, Fut>(request: Request<Q>, body: F) -> Result<Response<R>, Status>
 where
     Q: Send + 'static,
@@ -38,17 +39,7 @@ where
     F: FnOnce(Scope, Q) -> Fut + Send + 'static,
     Fut: Future<Output = Result<R>> + Send + 'static,
 {
-    let call = Call::of(&request);
-    let done = match scope(request.metadata()) {
-        Ok(scope) => {
-            call.note(&scope);
-            let message = request.into_inner();
-            call.detached(async move { body(scope, message).await })
-                .await
-        }
-        Err(error) => Err(error),
-    };
-    call.answer(done)
+    serve_tenant(request, body).await
 }
 
 /// Serves one call of a service that knows no namespaces.
@@ -65,9 +56,33 @@ where
     F: FnOnce(Q) -> Fut + Send + 'static,
     Fut: Future<Output = Result<R>> + Send + 'static,
 {
+    serve_tenant(request, |_: Anybody, message| body(message)).await
+}
+
+/// Serves one call of a service that may know namespaces.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_tenant<T, Q, R, F, Fut>(
+    request: Request<Q>,
+    body: F,
+) -> Result<Response<R>, Status>
+where
+    T: Tenant,
+    Q: Send + 'static,
+    R: Send + 'static,
+    F: FnOnce(T, Q) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<R>> + Send + 'static,
+{
     let call = Call::of(&request);
-    let message = request.into_inner();
-    let done = call.detached(async move { body(message).await }).await;
+    let done = match call.tenant(&request) {
+        Ok(tenant) => {
+            let message = request.into_inner();
+            call.detached(async move { body(tenant, message).await })
+                .await
+        }
+        Err(error) => Err(error),
+    };
     call.answer(done)
 }
 
@@ -85,9 +100,8 @@ where
     Fut: Future<Output = Result<R>>,
 {
     let call = Call::of(&request);
-    let done = match scope(request.metadata()) {
+    let done = match call.tenant(&request) {
         Ok(scope) => {
-            call.note(&scope);
             let work = body(scope, request.into_inner()).instrument(call.span.clone());
             call.within(work).await
         }
@@ -117,27 +131,18 @@ where
 /// Serves a call that answers with a stream; the body is dropped when the client hangs up.
 ///
 /// # Errors
-/// Those of [`scope`]. An error of the body ends the stream.
-pub fn serve_stream<Q, R, F, Fut>(
+/// Those of [`crate::scope()`]. An error of the body ends the stream.
+pub fn serve_stream<T, Q, R, F, Fut>(
     request: Request<Q>,
     body: F,
 ) -> Result<Response<ResponseStream<R>>, Status>
 where
+    T: Tenant,
     R: Send + 'static,
-    F: FnOnce(Scope, Q, Sender<R>) -> Fut,
+    F: FnOnce(T, Q, Sender<R>) -> Fut,
     Fut: Future<Output = Result<()>> + Send + 'static,
 {
-    let call = Call::of(&request);
-    match scope(request.metadata()) {
-        Ok(scope) => {
-            call.note(&scope);
-            let (sender, stream) = channel(AHEAD);
-            let work = body(scope, request.into_inner(), Sender(sender.0.clone()));
-            call.feed(work, sender, true);
-            Ok(Response::new(stream))
-        }
-        Err(error) => call.answer(Err(error)),
-    }
+    streaming(request, body, true)
 }
 
 /// As [`serve_stream`], for services that know no namespaces.
@@ -153,34 +158,44 @@ where
     F: FnOnce(Q, Sender<R>) -> Fut,
     Fut: Future<Output = Result<()>> + Send + 'static,
 {
-    let call = Call::of(&request);
-    let (sender, stream) = channel(AHEAD);
-    let work = body(request.into_inner(), Sender(sender.0.clone()));
-    call.feed(work, sender, true);
-    Ok(Response::new(stream))
+    serve_stream(request, |_: Anybody, message, sender| body(message, sender))
 }
 
 /// Serves a call with streams both ways. The body is not dropped when the client hangs up: its
 /// incoming stream ends or fails and its sends fail, so that it can leave things in order.
 ///
 /// # Errors
-/// Those of [`scope`]. An error of the body ends the stream.
-pub fn serve_duplex<Q, R, F, Fut>(
+/// Those of [`crate::scope()`]. An error of the body ends the stream.
+pub fn serve_duplex<T, Q, R, F, Fut>(
     request: Request<Streaming<Q>>,
     body: F,
 ) -> Result<Response<ResponseStream<R>>, Status>
 where
+    T: Tenant,
     R: Send + 'static,
-    F: FnOnce(Scope, Streaming<Q>, Sender<R>) -> Fut,
+    F: FnOnce(T, Streaming<Q>, Sender<R>) -> Fut,
+    Fut: Future<Output = Result<()>> + Send + 'static,
+{
+    streaming(request, body, false)
+}
+
+fn streaming<T, Q, R, F, Fut>(
+    request: Request<Q>,
+    body: F,
+    droppable: bool,
+) -> Result<Response<ResponseStream<R>>, Status>
+where
+    T: Tenant,
+    R: Send + 'static,
+    F: FnOnce(T, Q, Sender<R>) -> Fut,
     Fut: Future<Output = Result<()>> + Send + 'static,
 {
     let call = Call::of(&request);
-    match scope(request.metadata()) {
-        Ok(scope) => {
-            call.note(&scope);
+    match call.tenant(&request) {
+        Ok(tenant) => {
             let (sender, stream) = channel(AHEAD);
-            let work = body(scope, request.into_inner(), Sender(sender.0.clone()));
-            call.feed(work, sender, false);
+            let work = body(tenant, request.into_inner(), Sender(sender.0.clone()));
+            call.feed(work, sender, droppable);
             Ok(Response::new(stream))
         }
         Err(error) => call.answer(Err(error)),
@@ -206,8 +221,13 @@ impl Call {
         }
     }
 
-    fn note(&self, scope: &Scope) {
-        self.span.record("namespace", scope.namespace.as_str());
+    /// Whom the call is for, also in its span.
+    fn tenant<T: Tenant, Q>(&self, request: &Request<Q>) -> Result<T> {
+        let tenant = T::of(request.metadata())?;
+        if let Some(namespace) = tenant.namespace() {
+            self.span.record("namespace", namespace.as_str());
+        }
+        Ok(tenant)
     }
 
     /// Completes with the deadline, never without one.
@@ -422,7 +442,7 @@ mod tests {
     #[tokio::test]
     async fn the_error_of_a_stream_is_its_last_item() {
         let request = called(&[(crate::NAMESPACE, "a")]);
-        let answer = serve_stream(request, |_, (), sender: Sender<u8>| async move {
+        let answer = serve_stream(request, |_: Scope, (), sender: Sender<u8>| async move {
             sender.send(1).await?;
             Err(Error::aborted("cut"))
         });

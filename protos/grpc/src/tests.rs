@@ -47,7 +47,7 @@ impl crate::streaming::Streaming for Daemon {
         &self,
         request: Request<Streaming<Any>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
-        serve_duplex(request, |scope, mut incoming, sender| async move {
+        serve_duplex(request, |scope: Scope, mut incoming, sender| async move {
             while let Some(item) = incoming.next().await {
                 sender.send(item.map_err(|e| status::to_error(&e))?).await?;
             }

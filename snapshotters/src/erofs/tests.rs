@@ -190,9 +190,9 @@ async fn a_layer_that_has_lost_its_image_is_named() {
     let error = error.unwrap_err();
     assert!(error.is(Code::DataLoss), "{error}");
     assert!(sn.stat(&key("b")).await.unwrap_err().is_not_found());
-    let broken = sn.verify().await.unwrap();
+    let broken = sn.verify(None).await.unwrap();
     assert!(
-        broken.len() == 1 && broken[0].1.contains(IMAGE),
+        broken.len() == 1 && broken[0].why.contains(IMAGE),
         "{broken:?}"
     );
 }

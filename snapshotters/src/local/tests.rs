@@ -48,7 +48,7 @@ impl Layout for Dying {
         self.layout.parts(kind)
     }
 
-    fn seal(&self, store: &Store, chain: &Chain) -> Result<Usage> {
+    fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
         self.step();
         let usage = self.layout.seal(store, chain)?;
         self.step();
@@ -119,7 +119,7 @@ async fn sweep(root: &Path, open: impl Fn() -> Local) {
         drop(sn);
 
         let sn = open();
-        assert_eq!(sn.verify().await.unwrap(), [], "step {at}");
+        assert_eq!(sn.verify(None).await.unwrap(), [], "step {at}");
         shows(&sn, "base", "old").await;
         for info in sn.list(&Filter::default()).await.unwrap() {
             match info.kind {

@@ -30,31 +30,34 @@ struct Left {
     hides: bool,
 }
 
-/// Settles the layer at `upper` onto `parents`, top first.
+/// Settles the layer at `upper` onto `parents`, top first; true when something of it was changed.
 ///
 /// # Errors
 /// I/O.
-pub(crate) fn settle(upper: &Path, parents: &[PathBuf]) -> Result<()> {
+pub(crate) fn settle(upper: &Path, parents: &[PathBuf]) -> Result<bool> {
     let open = |path: &PathBuf| {
         rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| at("open", path, e))
     };
     let top = open(&upper.to_owned())?;
     let lowers = parents.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let done = own(&top, &lowers).and_then(|()| match has(&top, UNSETTLED_LAYER) {
-        true => walk(&top, &lowers),
-        false => Ok(()),
+    let done = own(&top, &lowers).and_then(|owned| match has(&top, UNSETTLED_LAYER) {
+        true => walk(&top, &lowers).map(|()| true),
+        false => Ok(owned),
     });
     done.map_err(|e| at("settle", upper, e))
 }
 
 /// The layer's root belongs to whom the parent's belongs.
-fn own(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<(), Errno> {
+fn own(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<bool, Errno> {
     let Some(parent) = lowers.first() else {
-        return Ok(());
+        return Ok(false);
     };
-    let facts = rustix::fs::fstat(parent)?;
+    let (facts, now) = (rustix::fs::fstat(parent)?, rustix::fs::fstat(top)?);
+    if (facts.st_uid, facts.st_gid) == (now.st_uid, now.st_gid) {
+        return Ok(false);
+    }
     let (uid, gid) = (Uid::from_raw(facts.st_uid), Gid::from_raw(facts.st_gid));
-    rustix::fs::fchown(top, Some(uid), Some(gid))
+    rustix::fs::fchown(top, Some(uid), Some(gid)).map(|()| true)
 }
 
 fn walk(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<(), Errno> {

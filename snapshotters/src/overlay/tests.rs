@@ -1,6 +1,7 @@
 //! Overlay: the suite, the mount forms, what a crash leaves.
 
 mod maps;
+mod renew;
 
 use super::*;
 use crate::Snapshotter;
@@ -291,18 +292,25 @@ async fn what_has_lost_its_files_is_named() {
     sn.view(&key("v"), Some(&key("A")), Labels::new())
         .await
         .unwrap();
-    assert!(sn.verify().await.unwrap().is_empty());
+    assert!(sn.verify(None).await.unwrap().is_empty());
     let mounts = sn.mounts(&key("a")).await.unwrap();
     let work = mounts[0]
         .options
         .iter()
         .find_map(|o| o.strip_prefix("workdir="));
     std::fs::remove_dir_all(work.unwrap()).unwrap();
-    let broken = sn.verify().await.unwrap();
-    let [(name, why)] = &broken[..] else {
+    let broken = sn.verify(None).await.unwrap();
+    let [
+        crate::Broken {
+            key: name,
+            why,
+            is_gone,
+        },
+    ] = &broken[..]
+    else {
         panic!("{broken:?}");
     };
-    assert_eq!(name, &key("a"));
+    assert_eq!((name, is_gone), (&key("a"), &true));
     assert!(why.contains(work.unwrap()), "{why}");
 }
 

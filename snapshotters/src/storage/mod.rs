@@ -12,6 +12,7 @@ mod flush;
 mod log;
 mod mirror;
 mod open;
+mod renew;
 mod reservation;
 mod row;
 
@@ -38,6 +39,21 @@ pub(crate) struct Chain {
     pub(crate) kind: SnapshotKind,
     pub(crate) labels: Labels,
     pub(crate) parents: Vec<u64>,
+}
+
+/// What is known of a snapshot when it is committed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sealed {
+    /// What it takes.
+    pub(crate) usage: Usage,
+    /// See [`Row::print`].
+    pub(crate) print: Option<u64>,
+}
+
+impl From<Usage> for Sealed {
+    fn from(usage: Usage) -> Self {
+        Self { usage, print: None }
+    }
 }
 
 /// What a commit would make.
@@ -280,6 +296,7 @@ impl Index {
             created_at: now,
             updated_at: now,
             usage: Usage::default(),
+            print: None,
         };
         Ok(Reservation::new(
             Arc::clone(self),
@@ -321,7 +338,7 @@ impl Index {
         (name, key): (&SnapshotKey, &SnapshotKey),
         onto: Option<&SnapshotKey>,
         labels: Labels,
-        usage: Usage,
+        sealed: Sealed,
     ) -> Result<()> {
         let sequence = {
             let mut state = self.state();
@@ -333,7 +350,8 @@ impl Index {
                 parent: onto.or(old.parent.as_ref()).cloned(),
                 created_at: now,
                 updated_at: now,
-                usage,
+                usage: sealed.usage,
+                print: sealed.print,
                 ..old.clone()
             };
             state.change(vec![

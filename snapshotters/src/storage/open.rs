@@ -218,6 +218,7 @@ fn adopt(state: &mut State, directories: &Directories) -> Result<()> {
             created_at: now,
             updated_at: now,
             usage: Usage::default(),
+            print: None,
         };
         found.push(Change {
             key,

@@ -26,6 +26,8 @@ pub(crate) struct Row {
     pub(crate) updated_at: SystemTime,
     /// What a committed one takes.
     pub(crate) usage: Usage,
+    /// What its tree must look like, where that is known.
+    pub(crate) print: Option<u64>,
 }
 
 impl Row {
@@ -66,6 +68,8 @@ struct Stored {
     inodes: u64,
     #[serde(default)]
     size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    print: Option<u64>,
 }
 
 /// A change as it stands in the log.
@@ -139,6 +143,7 @@ impl From<&Row> for Stored {
             updated: row.updated_at,
             inodes: row.usage.inodes,
             size: row.usage.size,
+            print: row.print,
         }
     }
 }
@@ -164,6 +169,7 @@ impl TryFrom<Stored> for Row {
                 inodes: stored.inodes,
                 size: stored.size,
             },
+            print: stored.print,
         })
     }
 }
@@ -264,6 +270,7 @@ mod tests {
             created_at: SystemTime::UNIX_EPOCH + std::time::Duration::new(5, 9),
             updated_at: SystemTime::now(),
             usage: Usage { inodes: 3, size: 4 },
+            print: Some(u64::MAX),
         }
     }
 

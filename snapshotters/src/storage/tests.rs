@@ -145,8 +145,12 @@ fn run(calls: Vec<Call>) {
             Call::Commit { key: k, name } => {
                 let ok = !model.contains_key(&name)
                     && model.get(&k).is_some_and(|m| m.0 == SnapshotKind::Active);
-                let done =
-                    index.commit((&key(name), &key(k)), None, Labels::new(), Usage::default());
+                let done = index.commit(
+                    (&key(name), &key(k)),
+                    None,
+                    Labels::new(),
+                    Sealed::default(),
+                );
                 assert_eq!(done.is_ok(), ok);
                 if let Some((_, parent, id, _)) = ok.then(|| model.remove(&k)).flatten() {
                     model.insert(name, (SnapshotKind::Committed, parent, id, false));
@@ -201,7 +205,7 @@ fn waiting_callers_share_one_durable_write() {
                         (&key(n + 100), &key(n)),
                         None,
                         Labels::new(),
-                        Usage::default(),
+                        Sealed::default(),
                     )
                     .unwrap();
             });
@@ -237,7 +241,7 @@ fn ten(root: &Path) -> Vec<(u64, SnapshotInfo)> {
         made.unwrap().keep().unwrap();
         let name = key(n + 100);
         index
-            .commit((&name, &key(n)), None, Labels::new(), Usage::default())
+            .commit((&name, &key(n)), None, Labels::new(), Sealed::default())
             .unwrap();
     }
     let made = index.reserve(

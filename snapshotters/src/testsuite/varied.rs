@@ -27,6 +27,20 @@ pub trait Variation: Send + Sync + fmt::Debug {
     ) -> Result<Vec<Mount>> {
         inner.prepare(key, parent, labels).await
     }
+
+    /// As [`Snapshotter::view`], over `inner`.
+    ///
+    /// # Errors
+    /// Those of the variation.
+    async fn view(
+        &self,
+        inner: &dyn Snapshotter,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        inner.view(key, parent, labels).await
+    }
 }
 
 /// Nothing is varied.
@@ -72,7 +86,7 @@ impl<V: Variation> Snapshotter for Varied<V> {
         parent: Option<&SnapshotKey>,
         labels: Labels,
     ) -> Result<Vec<Mount>> {
-        self.0.view(key, parent, labels).await
+        self.1.view(self.0.as_ref(), key, parent, labels).await
     }
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use types::{Filter, Labels, SnapshotInfo, SnapshotKind, Usage};
+use types::{Filter, Labels, SnapshotInfo, SnapshotKind};
 
 use super::*;
 use crate::directories::Directories;
-use crate::storage::{Index, db, flush};
+use crate::storage::{Index, Sealed, db, flush};
 
 fn open(root: &Path, ids: &[u64]) -> Arc<Index> {
     Arc::new(Index::open(root, &Directories::of(root, ids)).unwrap())
@@ -20,7 +20,7 @@ fn layer(index: &Arc<Index>, name: &str) {
     let made = index.reserve(SnapshotKind::Active, &active, None, Labels::new());
     made.unwrap().keep().unwrap();
     let name = name.parse().unwrap();
-    let done = index.commit((&name, &active), None, Labels::new(), Usage::default());
+    let done = index.commit((&name, &active), None, Labels::new(), Sealed::default());
     done.unwrap();
 }
 

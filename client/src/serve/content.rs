@@ -1,14 +1,13 @@
-//! `containerd.services.content.v1.Content`: blobs and ingests of a namespace.
-
-mod write;
+//! `containerd.services.content.v1.Content` over any content store.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use content::Blob;
+use content::{Blob, ContentStore};
 use grpc::content::Content as Service;
-use grpc::{ResponseStream, Sender, serve, serve_duplex, serve_stream};
-use metadata::Metadata;
+use grpc::{
+    ResponseStream, Sender, Tenant, filter, known, serve_duplex, serve_stream, serve_tenant,
+};
 use protos::MessageField;
 use protos::services::content::{
     AbortRequest, DeleteContentRequest, InfoRequest, InfoResponse, ListContentRequest,
@@ -21,28 +20,33 @@ use protos::wire::{Wire as _, mask, signed};
 use tonic::{Request, Response, Status, Streaming};
 use types::{BlobInfo, Error, Result};
 
-use crate::services::{filter, known};
+use super::write;
 
 /// Bytes in one message of `Read`.
 const CHUNK: usize = 1 << 20;
 
-/// Serves the namespace's view of the content store.
-#[derive(Clone, Debug)]
-pub(crate) struct Content {
-    /// Makes that view.
-    pub(crate) metadata: Metadata,
+/// Where the service finds blobs.
+pub trait Contents: Clone + Send + Sync + 'static {
+    /// On whose behalf they are asked for.
+    type Tenant: Tenant;
+
+    /// The store, as the tenant sees it.
+    ///
+    /// # Errors
+    /// When the tenant has none.
+    fn content(&self, tenant: &Self::Tenant) -> Result<Arc<dyn ContentStore>>;
 }
 
+/// The service.
+#[derive(Clone, Debug)]
+pub struct Content<C>(pub C);
+
 #[async_trait]
-impl Service for Content {
+impl<C: Contents> Service for Content<C> {
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        let metadata = self.metadata.clone();
-        serve(request, |scope, request| async move {
-            let info = metadata
-                .scoped(&scope)
-                .content()
-                .info(&request.digest.parse()?)
-                .await?;
+        let all = self.0.clone();
+        serve_tenant(request, |tenant, request| async move {
+            let info = all.content(&tenant)?.info(&request.digest.parse()?).await?;
             Ok(InfoResponse {
                 info: MessageField::some(info.to_wire()),
                 ..Default::default()
@@ -55,11 +59,11 @@ impl Service for Content {
         &self,
         request: Request<UpdateRequest>,
     ) -> Result<Response<UpdateResponse>, Status> {
-        let metadata = self.metadata.clone();
-        serve(request, |scope, request| async move {
+        let all = self.0.clone();
+        serve_tenant(request, |tenant, request| async move {
             let info = BlobInfo::from_wire(request.info.unwrap_or_default())?;
             let fields = mask(request.update_mask)?;
-            let store = metadata.scoped(&scope).content();
+            let store = all.content(&tenant)?;
             let info = store.update(&info.digest, info.labels, &fields).await?;
             Ok(UpdateResponse {
                 info: MessageField::some(info.to_wire()),
@@ -75,13 +79,9 @@ impl Service for Content {
         &self,
         request: Request<ListContentRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let metadata = self.metadata.clone();
-        let list = serve(request, |scope, request| async move {
-            metadata
-                .scoped(&scope)
-                .content()
-                .list(&filter(&request.filters)?)
-                .await
+        let all = self.0.clone();
+        let list = serve_tenant(request, |tenant, request| async move {
+            all.content(&tenant)?.list(&filter(&request.filters)?).await
         })
         .await?;
         Ok(list.map(|list| {
@@ -96,11 +96,9 @@ impl Service for Content {
         &self,
         request: Request<DeleteContentRequest>,
     ) -> Result<Response<Empty>, Status> {
-        let metadata = self.metadata.clone();
-        serve(request, |scope, request| async move {
-            metadata
-                .scoped(&scope)
-                .content()
+        let all = self.0.clone();
+        serve_tenant(request, |tenant, request| async move {
+            all.content(&tenant)?
                 .delete(&request.digest.parse()?)
                 .await?;
             Ok(Empty::new())
@@ -114,24 +112,23 @@ impl Service for Content {
         &self,
         request: Request<ReadContentRequest>,
     ) -> Result<Response<Self::ReadStream>, Status> {
-        let metadata = self.metadata.clone();
-        serve_stream(request, |scope, request, sender| async move {
-            let blob = metadata
-                .scoped(&scope)
-                .content()
-                .open(&request.digest.parse()?)
-                .await?;
-            read(blob, request.offset, request.size, sender).await
-        })
+        let all = self.0.clone();
+        serve_stream(
+            request,
+            |tenant, request: ReadContentRequest, sender| async move {
+                let blob = all.content(&tenant)?.open(&request.digest.parse()?).await?;
+                read(blob, request.offset, request.size, sender).await
+            },
+        )
     }
 
     async fn status(
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
-        let metadata = self.metadata.clone();
-        serve(request, |scope, request| async move {
-            let store = metadata.scoped(&scope).content();
+        let all = self.0.clone();
+        serve_tenant(request, |tenant, request| async move {
+            let store = all.content(&tenant)?;
             let status = store
                 .status(&known(&request.ref_, "reference")?)
                 .await
@@ -149,10 +146,10 @@ impl Service for Content {
         &self,
         request: Request<ListStatusesRequest>,
     ) -> Result<Response<ListStatusesResponse>, Status> {
-        let metadata = self.metadata.clone();
-        serve(request, |scope, request| async move {
+        let all = self.0.clone();
+        serve_tenant(request, |tenant, request| async move {
             let filter = filter(&request.filters)?;
-            let statuses = metadata.scoped(&scope).content().statuses(&filter).await?;
+            let statuses = all.content(&tenant)?.statuses(&filter).await?;
             Ok(ListStatusesResponse {
                 statuses: statuses.to_wire(),
                 ..Default::default()
@@ -167,18 +164,16 @@ impl Service for Content {
         &self,
         request: Request<Streaming<WriteContentRequest>>,
     ) -> Result<Response<Self::WriteStream>, Status> {
-        let metadata = self.metadata.clone();
-        serve_duplex(request, |scope, requests, replies| async move {
-            write::serve(metadata.scoped(&scope).content(), requests, replies).await
+        let all = self.0.clone();
+        serve_duplex(request, |tenant, requests, replies| async move {
+            write::serve(all.content(&tenant)?, requests, replies).await
         })
     }
 
     async fn abort(&self, request: Request<AbortRequest>) -> Result<Response<Empty>, Status> {
-        let metadata = self.metadata.clone();
-        serve(request, |scope, request| async move {
-            metadata
-                .scoped(&scope)
-                .content()
+        let all = self.0.clone();
+        serve_tenant(request, |tenant, request| async move {
+            all.content(&tenant)?
                 .abort(&known(&request.ref_, "reference")?)
                 .await?;
             Ok(Empty::new())
