@@ -277,7 +277,7 @@ impl Layout for Images {
     fn settle(&self, store: &Store, id: u64, parents: &[u64]) -> Result<()> {
         let upper = store.directory(id).join(LAYER);
         // The image is made of it and flushed.
-        settle(&upper, &self.lowers(store, parents)?).map(drop)
+        settle(&upper, &self.lowers(store, parents)?)
     }
 
     fn capabilities(&self) -> Vec<&'static str> {

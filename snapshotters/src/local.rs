@@ -44,6 +44,11 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
     /// What the directory of a snapshot must have, by kind.
     fn parts(&self, kind: SnapshotKind) -> &'static [&'static str];
 
+    /// What is wrong with a snapshot that has all its parts.
+    fn flaw(&self, _directory: &Path, _kind: SnapshotKind) -> Option<String> {
+        None
+    }
+
     /// Makes an active snapshot ready to become a committed one, durably as far as it does more than
     /// the caller has flushed, and tells what it takes. Called once at a time for each snapshot.
     fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
@@ -74,7 +79,7 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
         false
     }
 
-    /// Settles what was made without a parent onto `parents`, nearest first.
+    /// Settles what was made without a parent onto `parents`, nearest first, durably.
     fn settle(&self, _store: &Store, _id: u64, _parents: &[u64]) -> Result<()> {
         Err(Error::not_implemented("commit onto another parent"))
     }
@@ -291,7 +296,8 @@ impl Snapshotter for Local {
                 let measured = tree.map(|tree| tree::measure(&tree)).transpose()?;
                 Ok(measured.map(|(_, print)| print.number()))
             };
-            Ok(store.broken(since, |kind| layout.parts(kind), print))
+            let flaw = |directory: &Path, kind| layout.flaw(directory, kind);
+            Ok(store.broken(since, |kind| layout.parts(kind), flaw, print))
         })
         .await
     }
@@ -323,5 +329,7 @@ impl Snapshotter for Local {
     }
 }
 
+#[cfg(test)]
+mod power;
 #[cfg(test)]
 mod tests;

@@ -120,6 +120,12 @@ impl Layout for Layers {
         }
     }
 
+    fn flaw(&self, directory: &Path, kind: SnapshotKind) -> Option<String> {
+        let layer = directory.join(LAYER);
+        let is_flawed = kind == SnapshotKind::Committed && settle::is_unsettled(&layer);
+        is_flawed.then(|| format!("{} is not settled on its parent", layer.display()))
+    }
+
     /// Without a parent the mount is a directory, and the layers of an overlay are independent ones.
     fn rebases(&self) -> bool {
         // Whiteouts and marks need the machine's root.
@@ -128,11 +134,9 @@ impl Layout for Layers {
 
     fn settle(&self, store: &Store, id: u64, parents: &[u64]) -> Result<()> {
         let upper = upper(store, id);
-        if settle::settle(&upper, &uppers(store, parents))? {
-            // The caller has flushed what was there before.
-            sys::fs::syncfs(&upper)?;
-        }
-        Ok(())
+        settle::settle(&upper, &uppers(store, parents))?;
+        // The caller has flushed what was there before.
+        settle::flush(&upper)
     }
 
     fn label(&self, store: &Store, id: u64) -> Option<(&'static str, String)> {

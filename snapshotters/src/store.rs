@@ -303,12 +303,14 @@ impl Store {
             .ctx_with(|| format!("failed to renew snapshot {name}"))
     }
 
-    /// The snapshots that miss one of `parts` in their directory, and the committed ones that were made
-    /// after `since` and have not the print that they had. `print` takes it, where it can be taken.
+    /// The snapshots that miss one of `parts` in their directory, those of which `flaw` tells something,
+    /// and the committed ones that have not the print that they had; only those made after `since` are
+    /// looked into. `print` takes it, where it can be taken.
     pub(crate) fn broken(
         &self,
         since: Option<SystemTime>,
         parts: impl Fn(SnapshotKind) -> &'static [&'static str],
+        flaw: impl Fn(&Path, SnapshotKind) -> Option<String>,
         print: impl Fn(u64) -> Result<Option<u64>>,
     ) -> Vec<Broken> {
         let mut broken = Vec::new();
@@ -320,11 +322,12 @@ impl Store {
             let why = match gone {
                 Some(gone) => Some(format!("{} is not there", gone.display())),
                 None if since.is_some_and(|since| info.updated_at < since) => None,
-                None => self.changed(&info.name, &print),
+                None => flaw(&directory, info.kind).or_else(|| self.changed(&info.name, &print)),
             };
-            // Looked at once more: it may have been removed meanwhile.
+            // Looked at once more: it may have been removed meanwhile, or committed.
+            let is_same = |row: Row| row.id == id && row.kind == info.kind;
             if let Some(why) = why
-                && self.row(&info.name).is_ok_and(|row| row.id == id)
+                && self.row(&info.name).is_ok_and(is_same)
             {
                 let key = info.name;
                 broken.push(Broken { key, why, is_gone });

@@ -3,8 +3,9 @@
 //! What the unpacker could not decide it has marked: every deletion became a whiteout, also of what the
 //! layers below do not have, and a directory that only the names of others imply got plain attributes.
 //!
-//! Invariant: afterwards the layer is what unpacking on top of its parents would have made. Settling
-//! twice is settling once: a crash in between costs nothing. No link is followed.
+//! Invariant: afterwards the layer is what unpacking on top of its parents would have made, durably, and
+//! only then its mark is gone. Settling twice is settling once: a crash in between costs nothing. No link
+//! is followed.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,11 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 /// What overlayfs takes for "nothing below shows in this directory".
 const OPAQUE: &str = "trusted.overlay.opaque";
 
+/// Numbers of file systems, as statfs(2) has them.
+const EXT: u64 = 0xef53;
+const XFS: u64 = 0x5846_5342;
+const TMPFS: u64 = 0x0102_1994;
+
 /// A directory still to be looked at.
 struct Left {
     path: Relative,
@@ -30,34 +36,54 @@ struct Left {
     hides: bool,
 }
 
-/// Settles the layer at `upper` onto `parents`, top first; true when something of it was changed.
+/// Settles the layer at `upper` onto `parents`, top first; not yet [`flush`]ed.
 ///
 /// # Errors
 /// I/O.
-pub(crate) fn settle(upper: &Path, parents: &[PathBuf]) -> Result<bool> {
+pub(crate) fn settle(upper: &Path, parents: &[PathBuf]) -> Result<()> {
     let open = |path: &PathBuf| {
         rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| at("open", path, e))
     };
     let top = open(&upper.to_owned())?;
     let lowers = parents.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let done = own(&top, &lowers).and_then(|owned| match has(&top, UNSETTLED_LAYER) {
-        true => walk(&top, &lowers).map(|()| true),
-        false => Ok(owned),
+    let done = own(&top, &lowers).and_then(|()| match has(&top, UNSETTLED_LAYER) {
+        true => walk(&top, &lowers),
+        false => Ok(()),
     });
     done.map_err(|e| at("settle", upper, e))
 }
 
+/// True for a layer that was never settled, or not to the end.
+pub(crate) fn is_unsettled(upper: &Path) -> bool {
+    let top = rustix::fs::open(upper, DIRECTORY, Mode::empty());
+    top.is_ok_and(|top| has(top, UNSETTLED_LAYER))
+}
+
+/// Makes durable what was changed: the last change was that of the layer's root, and these file systems
+/// keep changes of names, owners and attributes in order. Others are flushed whole. Always: an earlier
+/// call may have been cut off before it came to this.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn flush(upper: &Path) -> Result<()> {
+    const IN_ORDER: [u64; 3] = [EXT, XFS, TMPFS];
+    let synced = rustix::fs::open(upper, DIRECTORY, Mode::empty()).and_then(|top| {
+        match u64::try_from(rustix::fs::fstatfs(&top)?.f_type) {
+            Ok(kind) if IN_ORDER.contains(&kind) => rustix::fs::fsync(&top),
+            _ => rustix::fs::syncfs(&top),
+        }
+    });
+    synced.map_err(|e| at("flush", upper, e))
+}
+
 /// The layer's root belongs to whom the parent's belongs.
-fn own(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<bool, Errno> {
+fn own(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<(), Errno> {
     let Some(parent) = lowers.first() else {
-        return Ok(false);
+        return Ok(());
     };
-    let (facts, now) = (rustix::fs::fstat(parent)?, rustix::fs::fstat(top)?);
-    if (facts.st_uid, facts.st_gid) == (now.st_uid, now.st_gid) {
-        return Ok(false);
-    }
+    let facts = rustix::fs::fstat(parent)?;
     let (uid, gid) = (Uid::from_raw(facts.st_uid), Gid::from_raw(facts.st_gid));
-    rustix::fs::fchown(top, Some(uid), Some(gid)).map(|()| true)
+    rustix::fs::fchown(top, Some(uid), Some(gid))
 }
 
 fn walk(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<(), Errno> {

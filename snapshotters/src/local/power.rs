@@ -1,0 +1,103 @@
+//! A power cut after an answer: what was promised to survive it does.
+//!
+//! The disk is a file, and what has not reached the file is gone with the power. The file system on it
+//! writes nothing by itself meanwhile: what is there was flushed by us.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+use types::{IMPLIED_DIRECTORY, UNSETTLED_LAYER};
+
+use super::*;
+use crate::store::make_dir;
+use crate::testing::Disk;
+use crate::{Overlay, OverlayConfig};
+
+fn key(name: &str) -> SnapshotKey {
+    name.parse().unwrap()
+}
+
+/// A root whose snapshots are on a disk. Its index is elsewhere, and what it has written is durable: no
+/// flush of the index takes anything on the disk along by chance.
+struct Machine {
+    root: tempfile::TempDir,
+    disk: Disk,
+}
+
+impl Machine {
+    fn new() -> Self {
+        // A flush of any directory takes all changes along on ext4.
+        Self::with(Disk::new("xfs", 300, &["-q"]))
+    }
+
+    fn with(disk: Disk) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let snapshots = disk.path().join("snapshots");
+        make_dir(&snapshots, 0o700).unwrap();
+        std::os::unix::fs::symlink(snapshots, root.path().join("snapshots")).unwrap();
+        Self { root, disk }
+    }
+
+    /// What it is after a power cut: of the index what was flushed into its file, not its log.
+    fn after_power_cut(&self) -> Self {
+        let cut = Self::with(self.disk.after_power_cut());
+        let [file, ..] = crate::index_files(self.root.path());
+        let [copy, ..] = crate::index_files(cut.root.path());
+        std::fs::copy(file, copy).unwrap();
+        cut
+    }
+
+    fn overlay(&self) -> Local {
+        Overlay::open(self.root.path(), OverlayConfig::default()).unwrap()
+    }
+}
+
+/// Where an overlay has the layer of a snapshot.
+fn layer(sn: &Local, name: &str) -> PathBuf {
+    let id = sn.0.store.row(&key(name)).unwrap().id;
+    sn.0.store.directory(id).join("fs")
+}
+
+#[tokio::test]
+async fn a_layer_that_was_made_alone_is_settled_before_its_row() {
+    let machine = Machine::new();
+    let sn = machine.overlay();
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    let base = layer(&sn, "a").join("d");
+    std::fs::create_dir(&base).unwrap();
+    std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o750)).unwrap();
+    std::os::unix::fs::chown(&base, Some(9), Some(9)).unwrap();
+    sn.commit(&key("base"), &key("a"), Labels::new())
+        .await
+        .unwrap();
+    sn.prepare(&key("alone"), None, Labels::new())
+        .await
+        .unwrap();
+    // What an unpacker leaves that does not know the parent.
+    let upper = layer(&sn, "alone");
+    std::fs::create_dir(upper.join("d")).unwrap();
+    let flags = XattrFlags::empty();
+    rustix::fs::setxattr(upper.join("d"), IMPLIED_DIRECTORY, b"y", flags).unwrap();
+    let kind = FileType::CharacterDevice;
+    rustix::fs::mknodat(CWD, upper.join("d/never"), kind, Mode::empty(), 0).unwrap();
+    rustix::fs::setxattr(&upper, UNSETTLED_LAYER, b"y", flags).unwrap();
+    sys::fs::syncfs(&upper).unwrap();
+
+    sn.rebase(&key("top"), &key("alone"), &key("base"), Labels::new())
+        .await
+        .unwrap();
+    let cut = machine.after_power_cut();
+    let sn = cut.overlay();
+    assert_eq!(sn.verify(None).await.unwrap(), []);
+    let upper = layer(&sn, "top");
+    let facts = std::fs::metadata(upper.join("d")).unwrap();
+    assert_eq!((facts.uid(), facts.mode() & 0o7777), (9, 0o750));
+    assert!(!upper.join("d/never").exists());
+
+    // Should a layer have come here unsettled all the same, it is told.
+    rustix::fs::setxattr(&upper, UNSETTLED_LAYER, b"y", flags).unwrap();
+    let broken = sn.verify(None).await.unwrap();
+    assert_eq!(broken.len(), 1);
+    assert!(broken[0].why.contains("not settled"), "{broken:?}");
+}
