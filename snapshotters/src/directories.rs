@@ -86,9 +86,14 @@ impl Directories {
         })
     }
 
-    /// Ids of snapshots, whole and half made.
+    /// Ids of snapshots that were made.
     pub(crate) fn present(&self) -> HashSet<u64> {
-        self.made.iter().chain(&self.half).copied().collect()
+        self.made.iter().copied().collect()
+    }
+
+    /// Where they are, when they are ours to flush.
+    pub(crate) fn to_flush(&self) -> Option<PathBuf> {
+        (!self.is_foreign).then(|| self.path.clone())
     }
 
     /// The highest id that anything bears.
@@ -135,11 +140,17 @@ impl Directories {
     }
 }
 
-/// Those of `names` that neither `ids` has nor an administrator has to look at.
-pub(crate) fn garbage(names: Vec<String>, ids: &HashSet<u64>) -> Vec<String> {
-    let is_garbage = |name: &String| {
-        let id = name.strip_prefix(NEW).unwrap_or(name).parse();
-        !name.starts_with(LOST) && !id.is_ok_and(|id| ids.contains(&id))
+/// Those of `names` that belong neither to a row, nor to one that is being made, nor to an administrator
+/// who has to look at them. What is half made is no row's.
+pub(crate) fn garbage(
+    names: Vec<String>,
+    rows: &HashSet<u64>,
+    making: &HashSet<u64>,
+) -> Vec<String> {
+    let has = |ids: &HashSet<u64>, id: &str| id.parse().is_ok_and(|id| ids.contains(&id));
+    let is_garbage = |name: &String| match name.strip_prefix(NEW) {
+        Some(half) => !has(making, half),
+        None => !name.starts_with(LOST) && !has(rows, name) && !has(making, name),
     };
     names.into_iter().filter(is_garbage).collect()
 }

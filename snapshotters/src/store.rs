@@ -225,9 +225,7 @@ impl Store {
         // Sealing can take long: not when the answer is known already.
         let look = self.index.look(names, onto).ctx_with(failed)?;
         let done = seal(&look.chain, look.alone).and_then(|sealed| {
-            // The caller flushes what is in the directory, and we that it is there: a row without it
-            // would not outlive a power cut.
-            sys::fs::fsync_dir(&self.directories)?;
+            // The caller flushes what is in the directory, and the index that it is there.
             self.index
                 .commit(names, onto, labels.without_empty(), sealed)
                 .ctx_with(failed)
@@ -381,7 +379,8 @@ impl Store {
     pub(crate) fn cleanup(&self) -> Result<()> {
         // Listed before the ids are taken: what is made in between is not in the list.
         let found = directories::listing(&self.directories)?;
-        let garbage = directories::garbage(found, &self.index.ids());
+        let (ids, making) = self.index.ids();
+        let garbage = directories::garbage(found, &ids, &making);
         if garbage.is_empty() {
             return Ok(());
         }

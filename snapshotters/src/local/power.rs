@@ -10,6 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use types::{IMPLIED_DIRECTORY, UNSETTLED_LAYER};
 
 use super::*;
+use crate::directories::NEW;
 use crate::store::make_dir;
 use crate::testing::Disk;
 use crate::{Overlay, OverlayConfig};
@@ -100,4 +101,57 @@ async fn a_layer_that_was_made_alone_is_settled_before_its_row() {
     let broken = sn.verify(None).await.unwrap();
     assert_eq!(broken.len(), 1);
     assert!(broken[0].why.contains("not settled"), "{broken:?}");
+}
+
+/// A layout that has all it makes on the disk before it gets its place.
+#[derive(Debug)]
+struct Eager(Box<dyn Layout>);
+
+impl Layout for Eager {
+    fn fill(&self, store: &Store, directory: &Path, new: &New<'_>) -> Result<()> {
+        self.0.fill(store, directory, new)?;
+        sys::fs::syncfs(directory)
+    }
+
+    fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>> {
+        self.0.mounts(store, chain)
+    }
+
+    fn usage(&self, store: &Store, chain: &Chain) -> Result<Usage> {
+        self.0.usage(store, chain)
+    }
+
+    fn parts(&self, kind: SnapshotKind) -> &'static [&'static str] {
+        self.0.parts(kind)
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_anothers_flush_makes_durable_has_its_directory() {
+    let machine = Machine::new();
+    let Inside { store, layout } = Arc::try_unwrap(machine.overlay().0).unwrap();
+    let sn = Local::new(store, Eager(layout));
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    sn.commit(&key("base"), &key("a"), Labels::new())
+        .await
+        .unwrap();
+    let id = sn.0.store.row(&key("base")).unwrap().id + 1;
+    sn.prepare(&key("b"), None, Labels::new()).await.unwrap();
+    sn.remove(&key("base")).await.unwrap();
+
+    let cut = machine.after_power_cut();
+    let sn = cut.overlay();
+    let all = sn.list(&Filter::default()).await.unwrap();
+    assert_eq!(all.len(), 1);
+    assert_eq!(sn.verify(None).await.unwrap(), []);
+    drop(sn);
+
+    // Of a version that did it the other way round: the row goes, and what is half made.
+    let snapshots = cut.root.path().join("snapshots");
+    let half = snapshots.join(format!("{NEW}{id}"));
+    std::fs::rename(snapshots.join(id.to_string()), &half).unwrap();
+    let sn = cut.overlay();
+    assert!(sn.stat(&key("b")).await.unwrap_err().is_not_found());
+    sn.cleanup().await.unwrap();
+    assert!(!half.exists());
 }

@@ -1,6 +1,6 @@
 //! How changes become durable: into the file for all who wait, and now and then into the second copy.
 //!
-//! Invariant: what a caller waits for is the file alone. The copy holds no group that the file has not,
+//! Invariant: what a caller waits for is the file alone, and the directories of its new rows. The copy holds no group that the file has not,
 //! and the log goes on from the copy without a gap; trouble with the two is told and tried again later.
 
 use std::sync::PoisonError;
@@ -52,7 +52,7 @@ impl Index {
     /// `ResourceExhausted`, I/O: the change stands, is in the log, and is written with the next flush.
     pub(crate) fn flush(&self, sequence: u64) -> Result<()> {
         let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-        let (batch, upto, next_id, unflushed, image) = {
+        let (batch, unplaced, upto, next_id, unflushed, image) = {
             let mut state = self.state();
             if state.flushed >= sequence {
                 return Ok(());
@@ -61,15 +61,22 @@ impl Index {
             let image = state.is_copy_due().then(|| state.image());
             (
                 std::mem::take(&mut state.dirty),
+                std::mem::take(&mut state.unplaced),
                 state.sequence,
                 state.next_id,
                 state.unflushed,
                 image,
             )
         };
-        let done = db.write(&batch, upto, next_id);
+        // After the batch is taken: whoever's rows these are, a row is not to be there without its directory.
+        let placed = match &self.directories {
+            Some(directories) if !unplaced.is_empty() => sys::fs::fsync_dir(directories),
+            _ => Ok(()),
+        };
+        let done = placed.and_then(|()| db.write(&batch, upto, next_id));
         let mut state = self.state();
         if let Err(error) = done {
+            state.unplaced.extend(unplaced);
             let newer = std::mem::replace(&mut state.dirty, batch);
             state.dirty.extend(newer);
             return Err(error);

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //!   call -> check and change the rows in memory + one line in the log   (killed process: kept)
-//!        -> flush: one redb transaction for all callers that wait        (power cut: kept)
+//!        -> flush: directories, then one redb transaction, for all who wait (power cut: kept)
 //! ```
-//! Invariant: rows in memory = redb + log. A parent is committed and has no less children than rows
+//! Invariant: rows in memory = redb + log. A row is in redb when its directory is on the disk. A parent is committed and has no less children than rows
 //! and reservations name; an id is never given twice while anything on disk bears it.
 
 pub(crate) mod db;
@@ -16,7 +16,7 @@ mod renew;
 mod reservation;
 mod row;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -73,6 +73,8 @@ pub(crate) struct Index {
     db: Mutex<Db>,
     /// Where the copy is.
     copy: PathBuf,
+    /// Where the directories of snapshots are; none when they are only looked at.
+    directories: Option<PathBuf>,
     /// What was wrong with it when it was opened.
     damages: Vec<String>,
 }
@@ -88,6 +90,8 @@ struct State {
     flushed: u64,
     /// Changes that are not in the file, in order.
     dirty: Vec<Change>,
+    /// Ids among them whose directories may not be there after a power cut.
+    unplaced: HashSet<u64>,
     log: Log,
     /// Bytes of the log that are not in the file.
     unflushed: u64,
@@ -434,12 +438,12 @@ impl Index {
         &self.damages
     }
 
-    /// All ids of rows and reservations.
-    pub(crate) fn ids(&self) -> std::collections::HashSet<u64> {
+    /// All ids of rows, and those of reservations.
+    pub(crate) fn ids(&self) -> (HashSet<u64>, HashSet<u64>) {
         let state = self.state();
         let rows = state.rows.values().map(|row| row.id);
-        rows.chain(state.reserved.values().map(|held| held.id))
-            .collect()
+        let making = state.reserved.values().map(|held| held.id);
+        (rows.collect(), making.collect())
     }
 }
 

@@ -3,7 +3,7 @@
 //! Invariant: no directory becomes garbage because the index has lost its row: an index is never empty
 //! over directories of snapshots, and what a restored one does not know is set aside.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::SystemTime;
@@ -63,6 +63,7 @@ impl Index {
             sequence: loaded.sequence,
             flushed: loaded.sequence,
             dirty: Vec::new(),
+            unplaced: HashSet::new(),
             log,
             unflushed: 0,
             copied,
@@ -77,6 +78,7 @@ impl Index {
             state: Mutex::new(state),
             db: Mutex::new(db),
             copy,
+            directories: directories.to_flush(),
             damages,
         };
         if index.state().has_gap {
@@ -120,6 +122,8 @@ impl State {
                 continue;
             }
             self.apply(&changes);
+            let rows = changes.iter().filter_map(|change| change.row.as_ref());
+            self.unplaced.extend(rows.map(|row| row.id));
             self.dirty.extend(changes);
             self.sequence = self.sequence.max(seq);
             self.next_id = self.next_id.max(next);
@@ -226,6 +230,8 @@ fn adopt(state: &mut State, directories: &Directories) -> Result<()> {
         });
     }
     if !found.is_empty() {
+        let rows = found.iter().filter_map(|change| change.row.as_ref());
+        state.unplaced.extend(rows.map(|row| row.id));
         state.change(found)?;
     }
     Ok(())

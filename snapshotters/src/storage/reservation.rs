@@ -66,7 +66,11 @@ impl Reservation {
             key: self.key.clone(),
             row: Some(self.row.clone()),
         };
-        self.index.state().change(vec![change])?;
+        {
+            let mut state = self.index.state();
+            state.change(vec![change])?;
+            state.unplaced.insert(self.row.id);
+        }
         let index = Arc::clone(&self.index);
         drop(self);
         if let Err(error) = index.fold() {
