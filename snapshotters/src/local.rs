@@ -204,9 +204,8 @@ impl Snapshotter for Local {
         let this = Arc::clone(&self.0);
         let fields = fields.clone();
         blocking(move || {
-            let key = info.name.clone();
-            let row = this.store.update(info, &fields)?;
-            Ok(this.shown(row.id, row.info(&key)))
+            let row = this.store.update(&info, &fields)?;
+            Ok(this.shown(row.id, row.info(&info.name)))
         })
         .await
     }

@@ -254,7 +254,7 @@ impl Store {
     ///
     /// # Errors
     /// As the contract.
-    pub(crate) fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<Row> {
+    pub(crate) fn update(&self, info: &SnapshotInfo, fields: &Fields) -> Result<Row> {
         self.index.update(info, fields)
     }
 

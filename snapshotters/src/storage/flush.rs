@@ -32,14 +32,14 @@ impl State {
             rows: rows.map(|(key, row)| (key.clone(), row.clone())).collect(),
             sequence: self.sequence,
             next_id: self.next_id,
-            logged: self.log.len(),
+            logged: self.logged,
         }
     }
 
     /// Whether copy and log do not tell all, or the log is long: it is what a damaged file would be made
     /// of, and goes on until a copy is worth its writing.
     fn is_copy_due(&self) -> bool {
-        let is_long = self.log.len() > LOG_FOLD.max(2 * self.copied);
+        let is_long = self.logged > LOG_FOLD.max(2 * self.copied);
         let is_paused = self.retry.is_some_and(|at| Instant::now() < at);
         (is_long || self.has_gap) && !is_paused
     }
@@ -102,10 +102,15 @@ impl Index {
 
     fn copy(&self, image: &Image) -> Result<()> {
         let copied = mirror::write(&self.copy, &image.rows, image.sequence, image.next_id)?;
-        let mut state = self.state();
-        state.copied = copied;
-        state.has_gap = false;
-        state.log.keep_from(image.logged)
+        {
+            let mut state = self.state();
+            state.copied = copied;
+            state.has_gap = false;
+        }
+        let mut log = self.log();
+        let kept = log.keep_from(image.logged);
+        self.state().logged = log.len();
+        kept
     }
 
     /// Makes everything durable.

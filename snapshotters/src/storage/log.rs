@@ -103,6 +103,12 @@ impl Log {
         Ok(())
     }
 
+    /// Lets it write to `file` from now on.
+    #[cfg(test)]
+    pub(super) fn divert(&mut self, file: File) {
+        self.file = file;
+    }
+
     /// Length in bytes.
     pub(super) fn len(&self) -> u64 {
         self.len

@@ -68,8 +68,12 @@ pub(crate) struct Look {
 /// The index.
 #[derive(Debug)]
 pub(crate) struct Index {
+    /// Never held while a file is written or read: whoever only asks has his answer at once.
     state: Mutex<State>,
-    /// Taken for each durable write; whoever has it writes for all who wait.
+    /// Taken for each change of the rows and before the state: while a change is being written, what it
+    /// rests on stays as it is.
+    log: Mutex<Log>,
+    /// Taken for each durable write, before all others; whoever has it writes for all who wait.
     db: Mutex<Db>,
     /// Where the copy is.
     copy: PathBuf,
@@ -92,7 +96,8 @@ struct State {
     dirty: Vec<Change>,
     /// Ids among them whose directories may not be there after a power cut.
     unplaced: HashSet<u64>,
-    log: Log,
+    /// Length of the log with all these.
+    logged: u64,
     /// Bytes of the log that are not in the file.
     unflushed: u64,
     /// Length of the copy that the log goes on from.
@@ -213,15 +218,14 @@ impl State {
         }
     }
 
-    /// Logs and applies a group; what [`Index::flush`] has to wait for.
-    fn change(&mut self, changes: Vec<Change>) -> Result<u64> {
-        let before = self.log.len();
-        self.log.append(self.sequence + 1, self.next_id, &changes)?;
-        self.unflushed += self.log.len() - before;
-        self.sequence += 1;
-        self.apply(&changes);
-        self.dirty.extend(changes);
-        Ok(self.sequence)
+    /// Ids of changes that no row has: those of snapshots that were just made.
+    fn new_ids(&self, changes: &[Change]) -> Vec<u64> {
+        let had = |key| self.rows.get(key).map(|row: &Row| row.id);
+        let old: Vec<u64> = changes.iter().filter_map(|c| had(&c.key)).collect();
+        let rows = changes.iter().filter_map(|change| change.row.as_ref());
+        rows.map(|row| row.id)
+            .filter(|id| !old.contains(id))
+            .collect()
     }
 }
 
@@ -229,6 +233,34 @@ impl Index {
     fn state(&self) -> MutexGuard<'_, State> {
         // Changes of the rows cannot fail half-way: a panicking holder left them whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs and applies the group that `decide` makes of the state, one group at a time. With its answer
+    /// comes what [`Index::flush`] has to wait for.
+    fn change<T>(
+        &self,
+        decide: impl FnOnce(&State) -> Result<(Vec<Change>, T)>,
+    ) -> Result<(T, u64)> {
+        let mut log = self.log();
+        let (changes, answer, sequence, next_id) = {
+            let state = self.state();
+            let (changes, answer) = decide(&state)?;
+            (changes, answer, state.sequence + 1, state.next_id)
+        };
+        log.append(sequence, next_id, &changes)?;
+        let mut state = self.state();
+        state.unflushed += log.len() - state.logged;
+        state.logged = log.len();
+        state.sequence = sequence;
+        let new = state.new_ids(&changes);
+        state.unplaced.extend(new);
+        state.apply(&changes);
+        state.dirty.extend(changes);
+        Ok((answer, sequence))
     }
 
     /// Facts of one snapshot, with its id.
@@ -277,6 +309,8 @@ impl Index {
         parent: Option<&SnapshotKey>,
         labels: Labels,
     ) -> Result<Reservation> {
+        // A change on its way may be about to take the key or the parent.
+        let _still = self.log();
         let mut state = self.state();
         if let Some(parent) = parent {
             state.committed(parent)?;
@@ -344,8 +378,7 @@ impl Index {
         labels: Labels,
         sealed: Sealed,
     ) -> Result<()> {
-        let sequence = {
-            let mut state = self.state();
+        let ((), sequence) = self.change(|state| {
             let old = state.committable((name, key), onto)?;
             let now = SystemTime::now();
             let row = Row {
@@ -358,17 +391,16 @@ impl Index {
                 print: sealed.print,
                 ..old.clone()
             };
-            state.change(vec![
-                Change {
-                    key: key.clone(),
-                    row: None,
-                },
-                Change {
-                    key: name.clone(),
-                    row: Some(row),
-                },
-            ])?
-        };
+            let gone = Change {
+                key: key.clone(),
+                row: None,
+            };
+            let made = Change {
+                key: name.clone(),
+                row: Some(row),
+            };
+            Ok((vec![gone, made], ()))
+        })?;
         self.flush(sequence)
     }
 
@@ -377,20 +409,19 @@ impl Index {
     /// # Errors
     /// `NotFound`; `FailedPrecondition` while it has children; I/O.
     pub(crate) fn remove(&self, key: &SnapshotKey) -> Result<Row> {
-        let (row, sequence) = {
-            let mut state = self.state();
+        let (row, sequence) = self.change(|state| {
             let row = state.row(key)?.clone();
             if state.children.contains_key(key) {
                 return Err(Error::failed_precondition(
                     "cannot remove snapshot with child",
                 ));
             }
-            let sequence = state.change(vec![Change {
+            let gone = Change {
                 key: key.clone(),
                 row: None,
-            }])?;
-            (row, sequence)
-        };
+            };
+            Ok((vec![gone], row))
+        })?;
         if row.kind == SnapshotKind::Committed {
             self.flush(sequence)?;
         } else {
@@ -403,12 +434,11 @@ impl Index {
     ///
     /// # Errors
     /// `NotFound`; `InvalidArgument` for a field that cannot change; I/O.
-    pub(crate) fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<Row> {
-        let (row, sequence) = {
-            let mut state = self.state();
+    pub(crate) fn update(&self, info: &SnapshotInfo, fields: &Fields) -> Result<Row> {
+        let (row, sequence) = self.change(|state| {
             let mut row = state.row(&info.name)?.clone();
             if fields.is_all() {
-                row.labels = info.labels.without_empty();
+                row.labels = info.labels.clone().without_empty();
             } else {
                 for (path, (field, label)) in fields.iter().zip(fields.split()) {
                     match (field, label) {
@@ -424,11 +454,11 @@ impl Index {
             row.labels.validate()?;
             row.updated_at = SystemTime::now();
             let change = Change {
-                key: info.name,
+                key: info.name.clone(),
                 row: Some(row.clone()),
             };
-            (row, state.change(vec![change])?)
-        };
+            Ok((vec![change], row))
+        })?;
         self.flush(sequence)?;
         Ok(row)
     }

@@ -64,7 +64,7 @@ impl Index {
             flushed: loaded.sequence,
             dirty: Vec::new(),
             unplaced: HashSet::new(),
-            log,
+            logged: log.len(),
             unflushed: 0,
             copied,
             has_gap: false,
@@ -72,15 +72,16 @@ impl Index {
         };
         state.fill(loaded.rows, newer, directories);
         state.has_gap = whole != Some(state.sequence);
-        adopt(&mut state, directories)?;
-        drop_orphans(&mut state, directories)?;
         let index = Self {
             state: Mutex::new(state),
+            log: Mutex::new(log),
             db: Mutex::new(db),
             copy,
             directories: directories.to_flush(),
             damages,
         };
+        adopt(&index, directories)?;
+        drop_orphans(&index, directories)?;
         if index.state().has_gap {
             index.catch_up();
         }
@@ -196,7 +197,16 @@ fn file(
 }
 
 /// Makes rows of what directories tell that have none: a power cut has taken the log's tail.
-fn adopt(state: &mut State, directories: &Directories) -> Result<()> {
+fn adopt(index: &Index, directories: &Directories) -> Result<()> {
+    let found = lost(&index.state(), directories);
+    if found.is_empty() {
+        return Ok(());
+    }
+    index.change(|_| Ok((found, ()))).map(drop)
+}
+
+/// Rows that directories tell of, and the index does not have.
+fn lost(state: &State, directories: &Directories) -> Vec<Change> {
     let known = state.rows.values().map(|row| row.id).collect();
     let mut found = Vec::new();
     for (id, Note { kind, parent, key }) in directories.notes(&known) {
@@ -229,35 +239,35 @@ fn adopt(state: &mut State, directories: &Directories) -> Result<()> {
             row: Some(row),
         });
     }
-    if !found.is_empty() {
-        let rows = found.iter().filter_map(|change| change.row.as_ref());
-        state.unplaced.extend(rows.map(|row| row.id));
-        state.change(found)?;
-    }
-    Ok(())
+    found
 }
 
 /// Takes away rows without a directory, leaves first; those with children stay and are named.
-fn drop_orphans(state: &mut State, directories: &Directories) -> Result<()> {
+fn drop_orphans(index: &Index, directories: &Directories) -> Result<()> {
     let present = directories.present();
-    loop {
-        let gone: Vec<Change> = state
+    let orphans = || -> Vec<Change> {
+        let state = index.state();
+        let is_orphan = |(key, row): &(&SnapshotKey, &Row)| {
+            !present.contains(&row.id) && !state.children.contains_key(*key)
+        };
+        let keys = state
             .rows
             .iter()
-            .filter(|(key, row)| !present.contains(&row.id) && !state.children.contains_key(*key))
-            .map(|(key, _)| Change {
-                key: key.clone(),
-                row: None,
-            })
-            .collect();
+            .filter(is_orphan)
+            .map(|(key, _)| key.clone());
+        keys.map(|key| Change { key, row: None }).collect()
+    };
+    loop {
+        let gone = orphans();
         if gone.is_empty() {
             break;
         }
         for change in &gone {
             tracing::warn!(key = %change.key, "snapshot has no directory: dropped");
         }
-        state.change(gone)?;
+        index.change(|_| Ok((gone, ())))?;
     }
+    let state = index.state();
     for (key, row) in state
         .rows
         .iter()

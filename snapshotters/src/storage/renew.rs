@@ -48,8 +48,7 @@ impl Index {
         (name, key): (&SnapshotKey, &SnapshotKey),
         sealed: Sealed,
     ) -> Result<()> {
-        let sequence = {
-            let mut state = self.state();
+        let ((), sequence) = self.change(|state| {
             let (old, _) = state.renewable((name, key))?;
             let row = Row {
                 usage: sealed.usage,
@@ -57,17 +56,16 @@ impl Index {
                 updated_at: SystemTime::now(),
                 ..old.clone()
             };
-            state.change(vec![
-                Change {
-                    key: key.clone(),
-                    row: None,
-                },
-                Change {
-                    key: name.clone(),
-                    row: Some(row),
-                },
-            ])?
-        };
+            let gone = Change {
+                key: key.clone(),
+                row: None,
+            };
+            let made = Change {
+                key: name.clone(),
+                row: Some(row),
+            };
+            Ok((vec![gone, made], ()))
+        })?;
         self.flush(sequence)
     }
 }

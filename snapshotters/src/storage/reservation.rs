@@ -66,11 +66,7 @@ impl Reservation {
             key: self.key.clone(),
             row: Some(self.row.clone()),
         };
-        {
-            let mut state = self.index.state();
-            state.change(vec![change])?;
-            state.unplaced.insert(self.row.id);
-        }
+        self.index.change(|_| Ok((vec![change], ())))?;
         let index = Arc::clone(&self.index);
         drop(self);
         if let Err(error) = index.fold() {

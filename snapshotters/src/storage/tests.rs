@@ -167,7 +167,7 @@ fn run(calls: Vec<Call>) {
                 if let Ok(row) = index.get(&key(k)) {
                     let mut info = row.info(&key(k));
                     info.labels = Labels::new().with("a", "b");
-                    index.update(info, &Fields::default()).unwrap();
+                    index.update(&info, &Fields::default()).unwrap();
                     model.entry(k).and_modify(|m| m.3 = true);
                 }
             }
@@ -214,6 +214,49 @@ fn waiting_callers_share_one_durable_write() {
     let state = index.state();
     assert_eq!((state.flushed, state.dirty.len()), (16, 0));
     assert_eq!(state.unflushed, 0);
+}
+
+#[test]
+fn who_asks_does_not_wait_for_the_disk() {
+    let temp = tempfile::tempdir().unwrap();
+    let index = Arc::new(open(temp.path(), &[]).unwrap());
+    let make = |n| {
+        // So long a line that a pipe takes a part of it.
+        let labels = Labels::new()
+            .with("a", "x".repeat(4000))
+            .with("b", "y".repeat(4000));
+        index.reserve(SnapshotKind::Active, &key(n), None, labels)
+    };
+    make(0).unwrap().keep().unwrap();
+    // A disk that takes the first 4096 bytes of a line and then no more.
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&write, 4096).unwrap();
+    index.log().divert(write.into());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| make(1).unwrap().keep());
+        while rustix::io::ioctl_fionread(&read).unwrap() < 4096 {
+            std::thread::yield_now();
+        }
+        let (told, answers) = std::sync::mpsc::channel();
+        let asking = &index;
+        scope.spawn(move || {
+            let rows = asking.list(&Filter::default()).len();
+            told.send((rows, asking.get(&key(0)).is_ok(), asking.chain(&key(0))))
+                .unwrap();
+        });
+        let answer = answers.recv_timeout(std::time::Duration::from_secs(10));
+        // The disk is there again.
+        rustix::io::ioctl_fionbio(&read, true).unwrap();
+        while !waiting.is_finished() {
+            let _none_yet = rustix::io::read(&read, &mut [0; 8192]);
+            std::thread::yield_now();
+        }
+        let (rows, is_there, chain) = answer.unwrap();
+        assert!(is_there && chain.is_ok());
+        assert_eq!(rows, 1, "not before it is in the log");
+        waiting.join().unwrap().unwrap();
+    });
+    index.get(&key(1)).unwrap();
 }
 
 #[test]
@@ -265,7 +308,7 @@ fn a_damaged_index_is_made_anew_from_its_log_or_copy() {
             index.flush_all().unwrap();
             let image = index.state().image();
             index.mirror(&image);
-            assert_eq!(index.state().log.len(), 0);
+            assert_eq!(index.log().len(), 0);
             index.remove(&key(50)).unwrap();
         }
         let left = if is_copied { 9 } else { 10 };

@@ -51,11 +51,11 @@ fn a_copy_takes_its_groups_from_the_log_and_leaves_those_that_came_meanwhile() {
     let index = open(temp.path(), &[]);
     layer(&index, "a");
     let image = index.state().image();
-    let before = index.state().log.len();
+    let before = index.log().len();
     layer(&index, "b");
-    let after = index.state().log.len();
+    let after = index.log().len();
     index.mirror(&image);
-    assert_eq!(index.state().log.len(), after - before);
+    assert_eq!(index.log().len(), after - before);
     layer(&index, "c");
     let all = listed(&index);
     drop(index);
@@ -74,7 +74,7 @@ fn the_log_stays_short_however_many_commit_at_once() {
         for round in 0..60 {
             let mut info = index.get(&key).unwrap().info(&key);
             info.labels = Labels::new().with(format!("l{round}"), &label);
-            index.update(info, &types::Fields::default()).unwrap();
+            index.update(&info, &types::Fields::default()).unwrap();
         }
     };
     std::thread::scope(|scope| {
@@ -82,7 +82,7 @@ fn the_log_stays_short_however_many_commit_at_once() {
             scope.spawn(move || busy(thread));
         }
     });
-    let len = index.state().log.len();
+    let len = index.log().len();
     // One flush beyond the limit, and what eight callers add until the next one.
     assert!(len < 2 * flush::LOG_FOLD, "{len}");
     let all = listed(&index);
