@@ -91,7 +91,7 @@ impl Blockfile {
             fs_type,
             options,
         };
-        Ok(Local::new(store, files))
+        Ok(Local::open(store, files))
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:

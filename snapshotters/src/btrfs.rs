@@ -56,7 +56,7 @@ impl Btrfs {
             )));
         }
         let store = Store::open(&absolute(root)?, KEEPING)?;
-        Ok(Local::new(store, Subvolumes))
+        Ok(Local::open(store, Subvolumes))
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:

@@ -85,7 +85,7 @@ impl Erofs {
             mounting: Gate::default(),
         };
         let store = Store::open(&root, KEEPING)?;
-        Ok(Local::new(store, images))
+        Ok(Local::open(store, images))
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
@@ -151,6 +151,8 @@ impl Images {
             let file = std::fs::File::open(&new);
             let synced = file.and_then(|file| file.sync_all());
             synced.map_err(|e| Error::os(format_args!("fsync {}", new.display()), e))?;
+            // One that could not be taken away again stands in the way as long as it cannot be changed.
+            set_immutable(&image, false)?;
             std::fs::rename(&new, &image)
                 .map_err(|e| Error::os(format_args!("rename {}", new.display()), e))
         });

@@ -66,7 +66,8 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Undoes [`Layout::seal`]: the snapshot stays active.
+    /// Undoes [`Layout::seal`], as far as it came: the snapshot stays active. Also done to each active one
+    /// when the snapshotter is opened.
     fn unseal(&self, _store: &Store, _chain: &Chain) -> Result<()> {
         Ok(())
     }
@@ -146,6 +147,26 @@ impl Local {
     pub(crate) fn new(store: Store, layout: impl Layout + 'static) -> Self {
         let layout = Box::new(layout);
         Self(Arc::new(Inside { store, layout }))
+    }
+
+    /// The same, of those that are to be used: what was sealed when the process died, and is not committed,
+    /// can be written to again.
+    pub(crate) fn open(store: Store, layout: impl Layout + 'static) -> Self {
+        let this = Self::new(store, layout);
+        let Inside { store, layout } = &*this.0;
+        for (_, info) in store.list(&Filter::default()) {
+            let key = info.name;
+            // Nobody else has it yet: what was active in the list is so still.
+            let Ok(chain) = store.chain(&key) else {
+                continue;
+            };
+            if chain.kind == SnapshotKind::Active
+                && let Err(error) = layout.unseal(store, &chain)
+            {
+                tracing::warn!(%error, %key, "snapshot stays sealed though it is not committed");
+            }
+        }
+        this
     }
 
     /// What it can do beyond its contract, in the words that clients look for: `rebase`, and

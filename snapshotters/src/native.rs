@@ -36,7 +36,7 @@ impl Native {
     /// `Unavailable` while another process has it; `DataLoss` for a damaged index; I/O.
     pub fn open(root: &Path) -> Result<Local> {
         let store = Store::open(&absolute(root)?, KEEPING)?;
-        Ok(Local::new(store, Copies))
+        Ok(Local::open(store, Copies))
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:

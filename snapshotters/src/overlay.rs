@@ -67,7 +67,7 @@ impl Overlay {
             upperdir_label: config.upperdir_label,
         };
         let store = Store::open(&root, keeping(config.sync_remove))?;
-        Ok(Local::new(store, layers))
+        Ok(Local::open(store, layers))
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
