@@ -136,7 +136,8 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Those of a commit; `NotFound` and `InvalidArgument` for the parent as in
-    /// [`Snapshotter::prepare`]; `FailedPrecondition` when the snapshot has another parent;
+    /// [`Snapshotter::prepare`]; `FailedPrecondition` when the snapshot has another parent, or was to get
+    /// another by a call that has failed;
     /// `NotImplemented`.
     async fn rebase(
         &self,

@@ -19,6 +19,7 @@ use types::{
     Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage,
 };
 
+use crate::note;
 use crate::storage::{Chain, Sealed};
 use crate::store::{Store, Wanted, blocking};
 use crate::tree;
@@ -131,13 +132,17 @@ impl Inside {
     ) -> Result<()> {
         let (store, layout) = (&self.store, &*self.layout);
         let seal = |chain: &Chain, alone: bool| {
-            if onto.is_some() && alone {
+            if let (true, true, Some(parent)) = (alone, onto.is_some(), chain.parents.first()) {
+                note::settle(&store.directory(chain.id), *parent)?;
                 layout.settle(store, chain.id, &chain.parents)?;
             }
             layout.seal(store, chain)
         };
         let unseal = |chain: &Chain| layout.unseal(store, chain);
         let id = store.commit((name, key), onto, labels, seal, unseal)?;
+        if onto.is_some() {
+            note::settled(&store.directory(id));
+        }
         layout.sealed(store, id);
         Ok(())
     }

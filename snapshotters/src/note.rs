@@ -11,10 +11,13 @@
 use std::path::Path;
 
 use rustix::fs::XattrFlags;
-use types::{SnapshotKey, SnapshotKind};
+use rustix::io::Errno;
+use types::{Error, Result, SnapshotKey, SnapshotKind};
 
 /// Name of the attribute: not to be seen or set from within a container.
 const NAME: &str = "trusted.containerd.snapshot";
+/// Name of the attribute that tells the parent, by its id, onto which a snapshot was settled.
+const SETTLED: &str = "trusted.containerd.snapshot.settled";
 /// No key is so long.
 const LIMIT: usize = 4096;
 
@@ -67,6 +70,34 @@ impl Note {
         // collector has it.
         let _gone = rustix::fs::lremovexattr(directory, NAME);
     }
+}
+
+/// Notes that what is in a directory gets its place on `parent`. Half settled or not committed in the end,
+/// it is of use on no other.
+///
+/// # Errors
+/// `FailedPrecondition` when it was to stand on another one.
+pub(crate) fn settle(directory: &Path, parent: u64) -> Result<()> {
+    let mut text = [0; 24];
+    let had = rustix::fs::lgetxattr(directory, SETTLED, &mut text[..]).ok();
+    let had = had.and_then(|len| str::from_utf8(text.get(..len)?).ok()?.parse().ok());
+    if had.is_some_and(|had: u64| had != parent) {
+        return Err(Error::failed_precondition(
+            "snapshot was settled on another parent, it cannot be committed onto this one",
+        ));
+    }
+    let (text, flags) = (parent.to_string(), XattrFlags::empty());
+    match rustix::fs::lsetxattr(directory, SETTLED, text.as_bytes(), flags) {
+        // Where there are no attributes, there are no marks that need a parent either.
+        Ok(()) | Err(Errno::NOTSUP) => Ok(()),
+        Err(e) => Err(crate::tree::at("set attribute of", directory, e)),
+    }
+}
+
+/// It is committed: the row tells.
+pub(crate) fn settled(directory: &Path) {
+    // One that stays is looked at by nobody.
+    let _gone = rustix::fs::lremovexattr(directory, SETTLED);
 }
 
 #[cfg(test)]

@@ -255,3 +255,56 @@ async fn blockfile_survives_a_crash_at_each_step() {
     };
     sweep(&root, || Blockfile::open(&root, config.clone()).unwrap()).await;
 }
+
+/// A layout during whose settling somebody tries to take the parent away.
+#[derive(Debug)]
+struct Contested(Box<dyn Layout>);
+
+impl Layout for Contested {
+    fn fill(&self, store: &Store, directory: &Path, new: &New<'_>) -> Result<()> {
+        self.0.fill(store, directory, new)
+    }
+
+    fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>> {
+        self.0.mounts(store, chain)
+    }
+
+    fn usage(&self, store: &Store, chain: &Chain) -> Result<Usage> {
+        self.0.usage(store, chain)
+    }
+
+    fn parts(&self, kind: SnapshotKind) -> &'static [&'static str] {
+        self.0.parts(kind)
+    }
+
+    fn rebases(&self) -> bool {
+        true
+    }
+
+    fn settle(&self, store: &Store, id: u64, parents: &[u64]) -> Result<()> {
+        let removed = store.remove(&key("base"));
+        assert!(removed.is_err_and(|e| e.is(types::Code::FailedPrecondition)));
+        self.0.settle(store, id, parents)
+    }
+}
+
+#[tokio::test]
+async fn a_parent_stays_while_something_is_settled_on_it() {
+    let (_temp, root) = root();
+    let sn = Overlay::open(&root, OverlayConfig::default()).unwrap();
+    let Inside { store, layout } = Arc::try_unwrap(sn.0).unwrap();
+    let sn = Local::new(store, Contested(layout));
+    for (name, parent) in [("base", None), ("top", Some("base"))] {
+        let (name, active) = (key(name), key("active"));
+        sn.prepare(&active, None, Labels::new()).await.unwrap();
+        match parent.map(key) {
+            Some(parent) => sn.rebase(&name, &active, &parent, Labels::new()).await,
+            None => sn.commit(&name, &active, Labels::new()).await,
+        }
+        .unwrap();
+    }
+    // It is held by nothing but the row in the end.
+    for name in ["top", "base"] {
+        sn.remove(&key(name)).await.unwrap();
+    }
+}

@@ -423,6 +423,15 @@ async fn a_layer_made_alone_is_committed_onto_its_parent_as_if_made_there() {
         let error = rebase("top", from, onto).await.unwrap_err();
         assert!(error.is(code), "{from} onto {onto}: {error}");
     }
+    // What was settled on one parent, and not committed, is of no use on another.
+    layer(&sn, "other-base", None, "f").await;
+    let base_id = sn.store().row(&key("other-base")).unwrap().id;
+    let directory = upper.parent().unwrap();
+    crate::note::settle(directory, base_id).unwrap();
+    let error = rebase("top", "alone", "base").await.unwrap_err();
+    assert!(error.is(types::Code::FailedPrecondition), "{error}");
+    upper.join("never").symlink_metadata().unwrap();
+    crate::note::settled(directory);
     rebase("top", "alone", "base").await.unwrap();
     let facts = std::fs::metadata(&upper).unwrap();
     assert_eq!((facts.uid(), facts.gid()), (7, 8));

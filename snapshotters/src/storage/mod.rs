@@ -63,6 +63,21 @@ pub(crate) struct Look {
     pub(crate) chain: Chain,
     /// It was made without a parent.
     pub(crate) alone: bool,
+    /// Its new parent, which cannot be removed as long as this is there.
+    _onto: Held,
+}
+
+/// A parent that is held without a row that names it.
+#[derive(Debug)]
+struct Held {
+    index: Arc<Index>,
+    parent: Option<SnapshotKey>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.index.state().count(self.parent.as_ref(), false);
+    }
 }
 
 /// The index.
@@ -345,24 +360,33 @@ impl Index {
     }
 
     /// Looks whether active `key` can become committed `name`, with `onto` as a child of that, and what
-    /// it would stand on.
+    /// it would stand on; holds that.
     ///
     /// # Errors
     /// As [`Index::commit`].
     pub(crate) fn look(
-        &self,
+        self: &Arc<Self>,
         (name, key): (&SnapshotKey, &SnapshotKey),
         onto: Option<&SnapshotKey>,
     ) -> Result<Look> {
-        let state = self.state();
+        // The removal of `onto` may be on its way.
+        let _still = self.log();
+        let mut state = self.state();
         let row = state.committable((name, key), onto)?;
+        let alone = row.parent.is_none();
+        let chain = Chain {
+            id: row.id,
+            kind: row.kind,
+            labels: row.labels.clone(),
+            parents: state.ancestors(onto.or(row.parent.as_ref()))?,
+        };
+        state.count(onto, true);
         Ok(Look {
-            alone: row.parent.is_none(),
-            chain: Chain {
-                id: row.id,
-                kind: row.kind,
-                labels: row.labels.clone(),
-                parents: state.ancestors(onto.or(row.parent.as_ref()))?,
+            chain,
+            alone,
+            _onto: Held {
+                index: Arc::clone(self),
+                parent: onto.cloned(),
             },
         })
     }
