@@ -142,6 +142,11 @@ async fn layers_at_once_are_the_layers_in_series() {
         ('f', "opt/a", "a", 0o644, 0),
         ('d', "srv", "", 0o755, 0),
         ('f', "srv/x", "x", 0o644, 0),
+        ('d', "run", "", 0o750, 9),
+        ('d', "run/sub", "", 0o711, 8),
+        ('f', "run/sub/old", "o", 0o644, 0),
+        ('d', "mnt", "", 0o711, 6),
+        ('d', "mnt/sub", "", 0o750, 6),
     ];
     // Parents that only names imply, deletions of what is there, of what is not, and in new places.
     let second: &[Line<'_>] = &[
@@ -152,6 +157,11 @@ async fn layers_at_once_are_the_layers_in_series() {
         ('d', "var", "", 0o755, 0),
         ('f', "var/.wh.nothing", "", 0o600, 0),
         ('f', ".wh.srv", "", 0o600, 0),
+        // Implied, and nothing below is to be seen in them.
+        ('f', "run/.wh..wh..opq", "", 0o600, 0),
+        ('f', "run/sub/new", "n", 0o644, 0),
+        ('f', ".wh.mnt", "", 0o600, 0),
+        ('f', "mnt/sub/new", "n", 0o644, 0),
     ];
     // A directory anew, an opaque one, one that is described after its contents.
     let third: &[Line<'_>] = &[
@@ -187,6 +197,7 @@ async fn layers_at_once_are_the_layers_in_series() {
     assert!(!second.contains_key(Path::new("etc/never")));
     assert_eq!(second[Path::new("tmp")].mode & 0o7777, 0o1777);
     assert_eq!(second[Path::new("usr/lib")].owner, (7, 7));
+    assert!(second[Path::new("run")].opaque && second[Path::new("run/sub")].owner == (8, 8));
 }
 
 /// A world in which one layer's bytes are on their way.

@@ -111,7 +111,8 @@ fn walk(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<(), Errno> {
             rustix::fs::futimens(&dir, &copy::times(&facts))?;
         }
         if has(&dir, IMPLIED_DIRECTORY) {
-            if !hides && let Some(source) = directory(lowers, &path)? {
+            // Parity: archive/tar.go: parents are made like those below, hidden or not.
+            if let Some(source) = directory(lowers, &path)? {
                 imitate(source.as_fd(), dir.as_fd())?;
             }
             rustix::fs::fremovexattr(&dir, IMPLIED_DIRECTORY)?;
