@@ -141,8 +141,9 @@ impl Client {
         let rebases = found
             .iter()
             .any(|plugin| plugin.capabilities.iter().any(|word| word == "rebase"));
-        let made = RemoteSnapshotter::new(self.caller.clone(), name).with_rebase(rebases);
-        Ok(Arc::new(made))
+        let made = RemoteSnapshotter::new(self.caller.clone(), name);
+        // What unpacks is the daemon's as well.
+        Ok(Arc::new(made.with_rebase(rebases).with_settling(rebases)))
     }
 
     /// The daemon's differ, unpacking.

@@ -130,6 +130,13 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
         false
     }
 
+    /// True when [`Snapshotter::rebase`] knows what the unpacker of this process leaves in a layer that it
+    /// unpacks without its parent ([`types::UNSETTLED_LAYER`]): only then may layers be unpacked so. One
+    /// behind a socket may be somebody else's, to whom these marks are nothing.
+    fn settles(&self) -> bool {
+        self.rebases() && !self.is_remote()
+    }
+
     /// As [`Snapshotter::commit`], onto committed `parent`: for an active snapshot that was made without
     /// one, so that layers can be unpacked at the same time. What the unpacker could not decide without
     /// the parent is settled first: the outcome is that of an unpacking on top of it.

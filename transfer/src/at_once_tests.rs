@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use content::{ContentStore as _, IngestSpec, Local};
 use images::testsuite::{Store, image};
-use snapshotters::testsuite::{AsItIs, Varied};
+use snapshotters::testsuite::{AsItIs, Variation, Varied};
 use snapshotters::{Overlay, OverlayConfig, Snapshotter};
 use tar::{Builder, EntryType, Header};
 use types::{Filter, IMPLIED_DIRECTORY, UNSETTLED_LAYER};
@@ -92,17 +92,38 @@ fn seen(root: &Path) -> BTreeMap<PathBuf, Seen> {
     found
 }
 
+/// It says that it rebases, and is not ours.
+#[derive(Debug)]
+struct Foreign;
+
+impl Variation for Foreign {
+    fn is_foreign(&self) -> bool {
+        true
+    }
+}
+
+/// How layers are unpacked.
+#[derive(Clone, Copy, PartialEq)]
+enum How {
+    AtOnce,
+    InSeries,
+    /// By a snapshotter that knows nothing of our marks, though it rebases.
+    Foreign,
+}
+
 /// What the layers' directories hold, top first.
-async fn unpacked(layers: &[Vec<u8>], at_once: bool) -> Vec<BTreeMap<PathBuf, Seen>> {
+async fn unpacked(layers: &[Vec<u8>], how: How) -> Vec<BTreeMap<PathBuf, Seen>> {
     let temp = tempfile::tempdir().unwrap();
     let overlay = Overlay::open(&temp.path().join("o"), OverlayConfig::default()).unwrap();
     let store = Store::default();
     let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
     let root = image(&store, "linux/amd64", &layers).await;
-    let snapshotter: Arc<dyn Snapshotter> = match at_once {
-        true => Arc::new(overlay.clone()),
+    let inner = Arc::new(overlay.clone());
+    let snapshotter: Arc<dyn Snapshotter> = match how {
+        How::AtOnce => inner,
         // It does not tell that it can rebase.
-        false => Arc::new(Varied(Arc::new(overlay.clone()), AsItIs)),
+        How::InSeries => Arc::new(Varied(inner, AsItIs)),
+        How::Foreign => Arc::new(Varied(inner, Foreign)),
     };
     let deps = Deps {
         snapshotter,
@@ -185,12 +206,13 @@ async fn layers_at_once_are_the_layers_in_series() {
     ];
     let layers = [base, second, third, fourth, fifth].map(layer);
     let (series, at_once) = (
-        unpacked(&layers, false).await,
-        unpacked(&layers, true).await,
+        unpacked(&layers, How::InSeries).await,
+        unpacked(&layers, How::AtOnce).await,
     );
     for (n, (series, at_once)) in series.iter().zip(&at_once).enumerate() {
         assert_eq!(at_once, series, "layer {n} from the top");
     }
+    assert_eq!(unpacked(&layers, How::Foreign).await, series);
     // What the comparison rests on: deletions of nothing left nothing, and parents were imitated.
     let second = &at_once[3];
     assert!(second.contains_key(Path::new("etc/gone")));

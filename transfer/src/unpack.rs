@@ -149,7 +149,7 @@ impl Arrival {
 
 /// How many layers are extracted at a time.
 fn width(deps: &Deps) -> usize {
-    if !deps.snapshotter.rebases() {
+    if !deps.snapshotter.settles() {
         return 1;
     }
     // Decoder, hash and files of one layer have a thread each, and wait for the disk now and then.
@@ -281,7 +281,7 @@ impl<'a> Layers<'a> {
         let Some(chain) = self.chains.get(at) else {
             return Ok(Early::There);
         };
-        if !self.deps.snapshotter.rebases() {
+        if !self.deps.snapshotter.settles() {
             self.below(at).await?;
         }
         let _room = room.acquire().await.map_err(Error::internal)?;

@@ -17,6 +17,7 @@ pub struct RemoteSnapshotter {
     caller: Caller,
     name: String,
     rebases: bool,
+    settles: bool,
     /// Keys begin with the namespace that a call is for.
     is_backend: bool,
 }
@@ -29,6 +30,7 @@ impl RemoteSnapshotter {
             caller,
             name: name.to_owned(),
             rebases: false,
+            settles: false,
             is_backend: false,
         }
     }
@@ -47,6 +49,12 @@ impl RemoteSnapshotter {
     #[must_use]
     pub fn with_rebase(self, rebases: bool) -> Self {
         Self { rebases, ..self }
+    }
+
+    /// The same, when it is known to settle what the unpacker that is used with it leaves.
+    #[must_use]
+    pub fn with_settling(self, settles: bool) -> Self {
+        Self { settles, ..self }
     }
 
     /// Who calls for a snapshot.
@@ -180,6 +188,10 @@ impl Snapshotter for RemoteSnapshotter {
 
     fn rebases(&self) -> bool {
         self.rebases
+    }
+
+    fn settles(&self) -> bool {
+        self.rebases && self.settles
     }
 
     fn is_remote(&self) -> bool {

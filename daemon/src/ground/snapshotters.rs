@@ -14,6 +14,10 @@ use super::{SNAPSHOTTER, proxies};
 use crate::config::{self, Config, ProxyKind};
 use crate::point::{Candidate, Facts, Point};
 
+/// Capability of a proxied snapshotter that is one of ours: layers may be unpacked for it without their
+/// parents, for it knows what the unpacker leaves in them.
+const SETTLES: &str = "settle";
+
 /// What makes one of ours, or looks at it by a copy of its index in that directory.
 type Open = fn(&Config, &Path, Option<&Path>) -> Result<(Local, Facts)>;
 
@@ -51,9 +55,9 @@ pub(super) fn open(config: &Config, scratch: Option<&Path>) -> Result<Point<dyn 
         config,
         ProxyKind::Snapshot,
         |caller, name, plugin| -> Arc<dyn Snapshotter> {
-            let rebases = plugin.capabilities.iter().any(|word| word == "rebase");
-            let made = RemoteSnapshotter::new(caller, name);
-            Arc::new(made.with_rebase(rebases).as_backend())
+            let has = |wanted: &str| plugin.capabilities.iter().any(|word| word == wanted);
+            let made = RemoteSnapshotter::new(caller, name).with_rebase(has("rebase"));
+            Arc::new(made.with_settling(has(SETTLES)).as_backend())
         },
     ));
     Point::build(SNAPSHOTTER, config, candidates)

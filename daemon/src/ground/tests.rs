@@ -33,6 +33,7 @@ async fn a_proxied_snapshotter_is_there_before_its_program_is() {
     let ground = Ground::open(&config).unwrap();
     let far = &ground.snapshotters.ready()["far"];
     assert!(far.rebases() && far.is_remote());
+    assert!(!far.settles(), "it may be anybody's");
     let row = ground.rows.iter().find(|row| row.id == "far").unwrap();
     assert_eq!(row.kind, SNAPSHOTTER);
     assert_eq!(row.facts.capabilities, ["rebase", "remap-ids"]);

@@ -285,6 +285,11 @@ impl Snapshotter for ScopedSnapshotter {
             .is_ok_and(|backend| backend.snapshotter.rebases())
     }
 
+    fn settles(&self) -> bool {
+        self.backend()
+            .is_ok_and(|backend| backend.snapshotter.settles())
+    }
+
     async fn rebase(
         &self,
         name: &SnapshotKey,

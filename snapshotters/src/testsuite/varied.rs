@@ -14,6 +14,11 @@ use crate::Snapshotter;
 /// What a test varies.
 #[async_trait]
 pub trait Variation: Send + Sync + fmt::Debug {
+    /// Whether it says that it rebases, and stands behind a socket; nothing is passed on then.
+    fn is_foreign(&self) -> bool {
+        false
+    }
+
     /// As [`Snapshotter::prepare`], over `inner`.
     ///
     /// # Errors
@@ -91,6 +96,14 @@ impl<V: Variation> Snapshotter for Varied<V> {
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
         self.0.commit(name, key, labels).await
+    }
+
+    fn rebases(&self) -> bool {
+        self.1.is_foreign()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.1.is_foreign()
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {
