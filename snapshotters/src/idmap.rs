@@ -16,7 +16,7 @@ use crate::copy::permissions;
 use crate::tree::{self, Relative, at, join, open_deep};
 
 /// Labels of a snapshot whose owner ids shall be mapped.
-const LABELS: [&str; 2] = [
+pub(crate) const LABELS: [&str; 2] = [
     "containerd.io/snapshot/uidmapping",
     "containerd.io/snapshot/gidmapping",
 ];

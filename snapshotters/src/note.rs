@@ -1,4 +1,5 @@
-//! What the directory of an active snapshot or a view tells of itself: the key and the parent of its row.
+//! What the directory of an active snapshot or a view tells of itself: the key and the parent of its row,
+//! and where its ids are mapped to.
 //!
 //! The row of such a snapshot is durable only with the next durable change of the index: to flush each of
 //! them would double what a prepare costs. But whatever a container makes durable below its directory
@@ -12,14 +13,20 @@ use std::path::Path;
 
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
-use types::{Error, Result, SnapshotKey, SnapshotKind};
+use types::{Error, Labels, Result, SnapshotKey, SnapshotKind};
+
+use crate::idmap::LABELS as IDS;
 
 /// Name of the attribute: not to be seen or set from within a container.
 const NAME: &str = "trusted.containerd.snapshot";
 /// Name of the attribute that tells the parent, by its id, onto which a snapshot was settled.
 const SETTLED: &str = "trusted.containerd.snapshot.settled";
-/// No key is so long.
-const LIMIT: usize = 4096;
+/// What the kind of one whose ids are mapped begins with; then there are two words before the key.
+const MAPPED: &str = "mapped-";
+/// In the place of a mapping that is not there.
+const NONE: &str = "-";
+/// Nothing is longer: a key, and two labels.
+const LIMIT: usize = 16 * 1024;
 
 /// The facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +34,8 @@ pub(crate) struct Note {
     pub(crate) kind: SnapshotKind,
     /// Id of the parent.
     pub(crate) parent: Option<u64>,
+    /// Those labels without which its mounts would be others.
+    pub(crate) labels: Labels,
     pub(crate) key: SnapshotKey,
 }
 
@@ -38,8 +47,18 @@ impl Note {
         } else {
             "active"
         };
+        let maps = IDS.map(|label| self.labels.get(label).map(String::as_str));
+        let (mapped, maps) = match maps {
+            [None, None] => ("", String::new()),
+            // Without spaces, or they would have been refused.
+            maps => (
+                MAPPED,
+                maps.map(|map| format!("{} ", map.unwrap_or(NONE))).concat(),
+            ),
+        };
         // Short, so that it fits into the inode: ids begin with one.
-        let text = format!("{kind} {} {}", self.parent.unwrap_or(0), self.key);
+        let parent = self.parent.unwrap_or(0);
+        let text = format!("{mapped}{kind} {parent} {maps}{}", self.key);
         let flags = XattrFlags::empty();
         if let Err(error) = rustix::fs::lsetxattr(directory, NAME, text.as_bytes(), flags) {
             tracing::debug!(%error, directory = %directory.display(), "directory is not noted");
@@ -48,19 +67,31 @@ impl Note {
 
     /// That of a directory, if it has one.
     pub(crate) fn read(directory: &Path) -> Option<Self> {
-        let mut text = [0; LIMIT];
+        let mut text = vec![0; LIMIT];
         let len = rustix::fs::lgetxattr(directory, NAME, &mut text[..]).ok()?;
-        let mut words = str::from_utf8(text.get(..len)?).ok()?.splitn(3, ' ');
-        let kind = match words.next()? {
+        let text = str::from_utf8(text.get(..len)?).ok()?;
+        let unmapped = text.strip_prefix(MAPPED);
+        let (kind, rest) = unmapped.unwrap_or(text).split_once(' ')?;
+        let kind = match kind {
             "view" => SnapshotKind::View,
             "active" => SnapshotKind::Active,
             _ => return None,
         };
-        let parent: u64 = words.next()?.parse().ok()?;
+        let (parent, mut rest) = rest.split_once(' ')?;
+        let parent: u64 = parent.parse().ok()?;
+        let mut labels = Labels::new();
+        for label in IDS.iter().filter(|_| unmapped.is_some()) {
+            let (map, after) = rest.split_once(' ')?;
+            rest = after;
+            if map != NONE {
+                labels.set(label, map);
+            }
+        }
         Some(Self {
             kind,
             parent: (parent > 0).then_some(parent),
-            key: words.next()?.parse().ok()?,
+            labels,
+            key: rest.parse().ok()?,
         })
     }
 
@@ -108,23 +139,45 @@ mod tests {
     fn a_directory_tells_what_was_noted_on_it() {
         let temp = tempfile::tempdir().unwrap();
         assert_eq!(Note::read(temp.path()), None);
-        for (kind, parent, key) in [
-            (SnapshotKind::Active, None, "k"),
+        let ids = |map: &str| Labels::new().with(IDS[0], map);
+        for (kind, parent, labels, key) in [
+            (SnapshotKind::Active, None, Labels::new(), "k"),
             (
                 SnapshotKind::View,
                 Some(17),
+                Labels::new(),
                 "default/1025/a name with spaces",
+            ),
+            (
+                SnapshotKind::Active,
+                Some(1),
+                ids("0:1000:65536,70000:1:2"),
+                "a b c",
+            ),
+            (
+                SnapshotKind::View,
+                None,
+                ids("0:1:2").with(IDS[1], "0:5:9"),
+                "k",
             ),
         ] {
             let note = Note {
                 kind,
                 parent,
+                labels,
                 key: key.parse().unwrap(),
             };
             note.write(temp.path());
             assert_eq!(Note::read(temp.path()), Some(note));
         }
-        for bad in ["", "active", "active 1", "active x k", "committed 1 k"] {
+        for bad in [
+            "",
+            "active",
+            "active 1",
+            "active x k",
+            "committed 1 k",
+            "mapped-active 1 k",
+        ] {
             let flags = XattrFlags::empty();
             rustix::fs::lsetxattr(temp.path(), NAME, bad.as_bytes(), flags).unwrap();
             assert_eq!(Note::read(temp.path()), None, "{bad:?}");

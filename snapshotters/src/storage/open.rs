@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-use types::{Code, Error, Labels, Result, SnapshotKey, SnapshotKind, Usage};
+use types::{Code, Error, Result, SnapshotKey, SnapshotKind, Usage};
 
 use crate::directories::Directories;
 use crate::note::Note;
@@ -209,7 +209,13 @@ fn adopt(index: &Index, directories: &Directories) -> Result<()> {
 fn lost(state: &State, directories: &Directories) -> Vec<Change> {
     let known = state.rows.values().map(|row| row.id).collect();
     let mut found = Vec::new();
-    for (id, Note { kind, parent, key }) in directories.notes(&known) {
+    for (id, note) in directories.notes(&known) {
+        let Note {
+            kind,
+            parent,
+            labels,
+            key,
+        } = note;
         let mut rows = state.rows.iter();
         let parent = match parent.map(|id| rows.find(|(_, row)| row.id == id)) {
             None => None,
@@ -228,7 +234,7 @@ fn lost(state: &State, directories: &Directories) -> Vec<Change> {
             id,
             kind,
             parent,
-            labels: Labels::new(),
+            labels,
             created_at: now,
             updated_at: now,
             usage: Usage::default(),

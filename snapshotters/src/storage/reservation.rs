@@ -41,6 +41,7 @@ impl Reservation {
         Note {
             kind: self.row.kind,
             parent: self.parents.first().copied(),
+            labels: self.row.labels.clone(),
             key: self.key.clone(),
         }
     }
