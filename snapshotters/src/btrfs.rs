@@ -116,6 +116,10 @@ impl Layout for Subvolumes {
         tree::usage_beside(&subvolume(store, chain.id), base.as_deref())
     }
 
+    fn loose(&self, store: &Store, id: u64) -> Option<PathBuf> {
+        Some(subvolume(store, id))
+    }
+
     fn parts(&self, _kind: SnapshotKind) -> &'static [&'static str] {
         &[LAYER]
     }

@@ -8,6 +8,7 @@ mod btrfs;
 mod copy;
 mod directories;
 mod erofs;
+mod flushes;
 mod gate;
 mod idmap;
 mod local;
@@ -56,8 +57,8 @@ pub struct Broken {
 /// snapshot shows its parent's files until it changes them, and no other snapshot sees the change; its
 /// root directory belongs to whom the parent's does. What is mounted hinders no call: who still uses a
 /// snapshot that is removed keeps what the kernel keeps for him, no more. When a call has answered, its effect survives a killed process;
-/// a commit, a label update and the removal of a committed snapshot survive a power cut as well (the
-/// caller flushes file contents before [`Snapshotter::commit`]). What a power cut takes is whole: an
+/// a commit, with all that was written to the snapshot, a label update and the removal of a committed
+/// snapshot survive a power cut as well. What a power cut takes is whole: an
 /// active snapshot or a view with its directory, or none of it. Methods may be called
 /// concurrently; a cancelled call leaves nothing half-made that a later call could trip over.
 #[async_trait]
@@ -123,6 +124,10 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NotFound` for the key; `FailedPrecondition` when it is not active; `AlreadyExists` for the name.
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()>;
+
+    /// Tells that all that was written to active `key` is on the disk, and that nothing more is written to
+    /// it: its commit need not flush it.
+    fn flushed(&self, _key: &SnapshotKey) {}
 
     /// True when [`Snapshotter::rebase`] works, and a snapshot without a parent is a directory that an
     /// overlay mount of it alone (`upperdir` and nothing below) can describe.

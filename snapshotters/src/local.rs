@@ -3,15 +3,17 @@
 //!
 //! ```text
 //!   prepare: reserve - Layout::fill - rename - row                     - Layout::mounts
-//!   commit:  look - settle (onto a parent) - Layout::seal - row (durable) - Layout::sealed
-//!                                              `- row refused: Layout::unseal
+//!   commit:  look - settle (onto a parent) - flush - Layout::seal - row (durable) - Layout::sealed
+//!                                                      `- row refused: Layout::unseal
 //!   remove:  row gone - cleanup: Layout's removal of the directory
 //! ```
 //! Invariant: whatever step a crash hits, the directory of a row is whole, and what has no row is garbage.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -19,6 +21,7 @@ use types::{
     Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage,
 };
 
+use crate::flushes::Flushes;
 use crate::note;
 use crate::storage::{Chain, Sealed};
 use crate::store::{Store, Wanted, blocking};
@@ -64,6 +67,12 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
     /// Where the files of a committed snapshot are, when that is all there is of it: then it can be told
     /// whether they are what they were, and others of the same layer can take their place.
     fn tree(&self, _store: &Store, _id: u64) -> Option<PathBuf> {
+        None
+    }
+
+    /// Where the files of an active snapshot are, when they are the committed one's as well: they are to be
+    /// flushed before it is sealed.
+    fn loose(&self, _store: &Store, _id: u64) -> Option<PathBuf> {
         None
     }
 
@@ -114,6 +123,9 @@ pub struct Local(Arc<Inside>);
 struct Inside {
     store: Store,
     layout: Box<dyn Layout>,
+    flushes: Flushes,
+    /// Ids of active snapshots whose files somebody has flushed.
+    flushed: Mutex<HashSet<u64>>,
 }
 
 impl Inside {
@@ -136,6 +148,7 @@ impl Inside {
                 note::settle(&store.directory(chain.id), *parent)?;
                 layout.settle(store, chain.id, &chain.parents)?;
             }
+            self.flush(chain.id)?;
             layout.seal(store, chain)
         };
         let unseal = |chain: &Chain| layout.unseal(store, chain);
@@ -143,22 +156,55 @@ impl Inside {
         if onto.is_some() {
             note::settled(&store.directory(id));
         }
+        self.flushed().remove(&id);
         layout.sealed(store, id);
         Ok(())
     }
+
+    fn flushed(&self) -> MutexGuard<'_, HashSet<u64>> {
+        // A set of numbers is whole whoever panicked.
+        self.flushed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Flushes what was written to an active snapshot, unless that was done, or nothing was.
+    fn flush(&self, id: u64) -> Result<()> {
+        let Some(files) = self.layout.loose(&self.store, id) else {
+            return Ok(());
+        };
+        if self.flushed().contains(&id) || is_untouched(&files, &self.store.directory(id)) {
+            return Ok(());
+        }
+        self.flushes.flush(&files)
+    }
+}
+
+/// True when there is nothing in `files`, and they are as they were when the snapshot in `directory` got
+/// its name.
+fn is_untouched(files: &Path, directory: &Path) -> bool {
+    let changed = |path| -> std::io::Result<_> {
+        let facts = std::fs::symlink_metadata(path)?;
+        Ok((facts.ctime(), facts.ctime_nsec()))
+    };
+    let is_empty = std::fs::read_dir(files).is_ok_and(|mut names| names.next().is_none());
+    let is_old = changed(files).and_then(|at| Ok(at <= changed(directory)?));
+    is_empty && is_old.unwrap_or(false)
 }
 
 impl Local {
     pub(crate) fn new(store: Store, layout: impl Layout + 'static) -> Self {
-        let layout = Box::new(layout);
-        Self(Arc::new(Inside { store, layout }))
+        Self(Arc::new(Inside {
+            store,
+            layout: Box::new(layout),
+            flushes: Flushes::default(),
+            flushed: Mutex::default(),
+        }))
     }
 
     /// The same, of those that are to be used: what was sealed when the process died, and is not committed,
     /// can be written to again.
     pub(crate) fn open(store: Store, layout: impl Layout + 'static) -> Self {
         let this = Self::new(store, layout);
-        let Inside { store, layout } = &*this.0;
+        let Inside { store, layout, .. } = &*this.0;
         for (_, info) in store.list(&Filter::default()) {
             let key = info.name;
             // Nobody else has it yet: what was active in the list is so still.
@@ -203,7 +249,7 @@ impl Local {
         };
         let this = Arc::clone(&self.0);
         blocking(move || {
-            let Inside { store, layout } = &*this;
+            let Inside { store, layout, .. } = &*this;
             let key = wanted.key.clone();
             let chain =
                 store.create(wanted, |directory, new| layout.fill(store, directory, new))?;
@@ -280,6 +326,12 @@ impl Snapshotter for Local {
         blocking(move || this.commit((&name, &key), None, labels)).await
     }
 
+    fn flushed(&self, key: &SnapshotKey) {
+        if let Ok(row) = self.0.store.row(key) {
+            self.0.flushed().insert(row.id);
+        }
+    }
+
     fn rebases(&self) -> bool {
         self.0.layout.rebases()
     }
@@ -301,7 +353,12 @@ impl Snapshotter for Local {
 
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {
         let (this, key) = (Arc::clone(&self.0), key.clone());
-        blocking(move || this.store.remove(&key)).await
+        blocking(move || {
+            let id = this.store.remove(&key)?;
+            this.flushed().remove(&id);
+            Ok(())
+        })
+        .await
     }
 
     async fn list(&self, filter: &Filter) -> Result<Vec<SnapshotInfo>> {
@@ -315,7 +372,7 @@ impl Snapshotter for Local {
     async fn verify(&self, since: Option<SystemTime>) -> Result<Vec<Broken>> {
         let this = Arc::clone(&self.0);
         blocking(move || {
-            let Inside { store, layout } = &*this;
+            let Inside { store, layout, .. } = &*this;
             let print = |id| {
                 let tree = layout.tree(store, id);
                 let measured = tree.map(|tree| tree::measure(&tree)).transpose()?;
@@ -330,11 +387,14 @@ impl Snapshotter for Local {
     async fn renew(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<()> {
         let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
         blocking(move || {
-            let Inside { store, layout } = &*this;
+            let Inside { store, layout, .. } = &*this;
             if layout.tree(store, store.row(&name)?.id).is_none() {
                 return Err(Error::not_implemented("renew a committed snapshot"));
             }
-            store.renew((&name, &key), |chain| layout.seal(store, chain))
+            store.renew((&name, &key), |chain| {
+                this.flush(chain.id)?;
+                layout.seal(store, chain)
+            })
         })
         .await
     }

@@ -85,6 +85,10 @@ impl Layout for Copies {
         Some(store.directory(id))
     }
 
+    fn loose(&self, store: &Store, id: u64) -> Option<PathBuf> {
+        Some(store.directory(id))
+    }
+
     fn parts(&self, _kind: SnapshotKind) -> &'static [&'static str] {
         &[""]
     }

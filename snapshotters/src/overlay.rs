@@ -113,6 +113,10 @@ impl Layout for Layers {
         Some(upper(store, id))
     }
 
+    fn loose(&self, store: &Store, id: u64) -> Option<PathBuf> {
+        Some(upper(store, id))
+    }
+
     fn parts(&self, kind: SnapshotKind) -> &'static [&'static str] {
         match kind {
             SnapshotKind::Active => &[LAYER, WORK],
@@ -135,7 +139,7 @@ impl Layout for Layers {
     fn settle(&self, store: &Store, id: u64, parents: &[u64]) -> Result<()> {
         let upper = upper(store, id);
         settle::settle(&upper, &uppers(store, parents))?;
-        // The caller has flushed what was there before.
+        // What was there before may have been flushed, and is not flushed again then.
         settle::flush(&upper)
     }
 

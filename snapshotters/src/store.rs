@@ -225,7 +225,7 @@ impl Store {
         // Sealing can take long: not when the answer is known already.
         let look = self.index.look(names, onto).ctx_with(failed)?;
         let done = seal(&look.chain, look.alone).and_then(|sealed| {
-            // The caller flushes what is in the directory, and the index that it is there.
+            // What is in the directory is flushed, and the index sees to it that it is there.
             self.index
                 .commit(names, onto, labels.without_empty(), sealed)
                 .ctx_with(failed)
@@ -258,11 +258,11 @@ impl Store {
         self.index.update(info, fields)
     }
 
-    /// Removes a snapshot; its directory too when the store was opened so.
+    /// Removes a snapshot; its directory too when the store was opened so. The answer is its id.
     ///
     /// # Errors
     /// As the contract.
-    pub(crate) fn remove(&self, key: &SnapshotKey) -> Result<()> {
+    pub(crate) fn remove(&self, key: &SnapshotKey) -> Result<u64> {
         let row = self
             .index
             .remove(key)
@@ -272,7 +272,7 @@ impl Store {
             self.index.flush_all()?;
             self.delete(&self.directory(row.id));
         }
-        Ok(())
+        Ok(row.id)
     }
 
     /// Puts the files of active `key` in the place of those of committed `name`, of the same parent. `seal`

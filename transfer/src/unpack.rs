@@ -348,7 +348,10 @@ impl<'a> Layers<'a> {
             self.on.tell(&key, Status::Extracting, 0, layer.size);
         }
         match apply(self.deps, layer, diff_id, mounts, incoming).await {
-            Ok(()) => Ok(extraction),
+            Ok(()) => {
+                self.deps.snapshotter.flushed(&extraction.key);
+                Ok(extraction)
+            }
             Err(error) => {
                 extraction.remove().await;
                 Err(error)

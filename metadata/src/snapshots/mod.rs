@@ -280,6 +280,12 @@ impl Snapshotter for ScopedSnapshotter {
         detached(async move { this.commit_as(&name, &key, None, labels).await }).await
     }
 
+    fn flushed(&self, key: &SnapshotKey) {
+        if let (Ok(backend), Ok(key)) = (self.backend(), self.resolve(key)) {
+            backend.snapshotter.flushed(&key);
+        }
+    }
+
     fn rebases(&self) -> bool {
         self.backend()
             .is_ok_and(|backend| backend.snapshotter.rebases())

@@ -129,7 +129,7 @@ impl Layout for Eager {
 #[tokio::test]
 async fn a_row_that_anothers_flush_makes_durable_has_its_directory() {
     let machine = Machine::new();
-    let Inside { store, layout } = Arc::try_unwrap(machine.overlay().0).unwrap();
+    let Inside { store, layout, .. } = Arc::try_unwrap(machine.overlay().0).unwrap();
     let sn = Local::new(store, Eager(layout));
     sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
     sn.commit(&key("base"), &key("a"), Labels::new())
@@ -154,4 +154,35 @@ async fn a_row_that_anothers_flush_makes_durable_has_its_directory() {
     assert!(sn.stat(&key("b")).await.unwrap_err().is_not_found());
     sn.cleanup().await.unwrap();
     assert!(!half.exists());
+}
+
+#[tokio::test]
+async fn what_was_written_to_a_snapshot_is_there_when_it_is_committed() {
+    let machine = Machine::new();
+    let sn = machine.overlay();
+    let commit = async |name: &str, active: &str| {
+        sn.commit(&key(name), &key(active), Labels::new())
+            .await
+            .unwrap();
+    };
+    for active in ["written", "flushed", "empty"] {
+        sn.prepare(&key(active), None, Labels::new()).await.unwrap();
+    }
+    let file = layer(&sn, "written").join("file");
+    std::fs::write(&file, "text").unwrap();
+    std::fs::write(layer(&sn, "flushed").join("file"), "text").unwrap();
+    // They say so, and that is all that is asked.
+    sn.flushed(&key("flushed"));
+    commit("a", "flushed").await;
+    commit("b", "empty").await;
+    let cut = machine.after_power_cut();
+    let text = |sn: &Local, name| std::fs::read_to_string(layer(sn, name).join("file"));
+    assert_eq!(
+        text(&cut.overlay(), "a").unwrap_or_default(),
+        "",
+        "a commit flushes what was flushed, or of others"
+    );
+    commit("c", "written").await;
+    let cut = machine.after_power_cut();
+    assert_eq!(text(&cut.overlay(), "c").unwrap(), "text");
 }

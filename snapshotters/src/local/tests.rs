@@ -49,6 +49,10 @@ impl Layout for Dying {
         self.layout.parts(kind)
     }
 
+    fn loose(&self, store: &Store, id: u64) -> Option<PathBuf> {
+        self.layout.loose(store, id)
+    }
+
     fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
         self.step();
         let usage = self.layout.seal(store, chain)?;
@@ -80,7 +84,7 @@ impl Layout for Dying {
 
 /// The same snapshotter, to die at step `at`.
 fn dying(sn: Local, at: u32) -> Local {
-    let Inside { store, layout } = Arc::try_unwrap(sn.0).unwrap();
+    let Inside { store, layout, .. } = Arc::try_unwrap(sn.0).unwrap();
     let left = AtomicU32::new(at);
     Local::new(store, Dying { layout, left })
 }
@@ -292,7 +296,7 @@ impl Layout for Contested {
 async fn a_parent_stays_while_something_is_settled_on_it() {
     let (_temp, root) = root();
     let sn = Overlay::open(&root, OverlayConfig::default()).unwrap();
-    let Inside { store, layout } = Arc::try_unwrap(sn.0).unwrap();
+    let Inside { store, layout, .. } = Arc::try_unwrap(sn.0).unwrap();
     let sn = Local::new(store, Contested(layout));
     for (name, parent) in [("base", None), ("top", Some("base"))] {
         let (name, active) = (key(name), key("active"));
