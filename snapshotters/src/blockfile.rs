@@ -143,7 +143,10 @@ impl Layout for Files {
             Some(parent) => block(store, *parent),
             None => self.scratch.clone(),
         };
-        copy::file(&source, &directory.join(BLOCK))
+        let block = directory.join(BLOCK);
+        copy::file(&source, &block)?;
+        // Whoever flushes the index next makes its row durable as well.
+        flush(&block)
     }
 
     fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>> {

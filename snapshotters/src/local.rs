@@ -2,7 +2,7 @@
 //! [`Layout`], which is what backends differ in.
 //!
 //! ```text
-//!   prepare: reserve - Layout::fill - rename - row                     - Layout::mounts
+//!   prepare: reserve - Layout::fill - flush (copies) - rename - row                     - Layout::mounts
 //!   commit:  look - settle (onto a parent) - flush - Layout::seal - row (durable) - Layout::sealed
 //!                                                      `- row refused: Layout::unseal
 //!   remove:  row gone - cleanup: Layout's removal of the directory
@@ -33,6 +33,11 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
     /// Makes `directory`, which is not there yet, with the contents of a new snapshot. What is left of
     /// a failed call is removed by the caller.
     fn fill(&self, store: &Store, directory: &Path, new: &New<'_>) -> Result<()>;
+
+    /// True when [`Layout::fill`] copies files for such a snapshot, and has not flushed them.
+    fn copies(&self, _new: &New<'_>) -> bool {
+        false
+    }
 
     /// The mounts of an active snapshot or a view.
     fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>>;
@@ -251,8 +256,14 @@ impl Local {
         blocking(move || {
             let Inside { store, layout, .. } = &*this;
             let key = wanted.key.clone();
-            let chain =
-                store.create(wanted, |directory, new| layout.fill(store, directory, new))?;
+            let chain = store.create(wanted, |directory, new| {
+                layout.fill(store, directory, new)?;
+                match layout.copies(new) {
+                    // Whoever flushes the index next makes this row durable as well.
+                    true => this.flushes.flush(directory),
+                    false => Ok(()),
+                }
+            })?;
             let mounts = layout.mounts(store, &chain);
             if mounts.is_err()
                 && let Err(error) = store.remove(&key)

@@ -65,6 +65,11 @@ impl Layout for Copies {
         maps.map_or(Ok(()), |maps| maps.chown(directory))
     }
 
+    fn copies(&self, new: &New<'_>) -> bool {
+        let maps = IdMaps::of(new.labels).unwrap_or_default();
+        !new.parents.is_empty() && !is_parent(new.kind, maps.as_ref())
+    }
+
     fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>> {
         let maps = IdMaps::of(&chain.labels)?;
         let parent = chain.parents.first();

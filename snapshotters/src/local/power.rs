@@ -13,7 +13,7 @@ use super::*;
 use crate::directories::NEW;
 use crate::store::make_dir;
 use crate::testing::Disk;
-use crate::{Overlay, OverlayConfig};
+use crate::{Native, Overlay, OverlayConfig};
 
 fn key(name: &str) -> SnapshotKey {
     name.parse().unwrap()
@@ -185,4 +185,29 @@ async fn what_was_written_to_a_snapshot_is_there_when_it_is_committed() {
     commit("c", "written").await;
     let cut = machine.after_power_cut();
     assert_eq!(text(&cut.overlay(), "c").unwrap(), "text");
+}
+
+#[tokio::test]
+async fn a_copy_is_on_the_disk_before_anybodys_flush_of_its_row() {
+    let machine = Machine::new();
+    let native = |machine: &Machine| Native::open(machine.root.path()).unwrap();
+    let sn = native(&machine);
+    let made = sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    std::fs::write(Path::new(&made[0].source).join("file"), "text").unwrap();
+    sn.commit(&key("base"), &key("a"), Labels::new())
+        .await
+        .unwrap();
+    sn.prepare(&key("other"), None, Labels::new())
+        .await
+        .unwrap();
+    sn.prepare(&key("copy"), Some(&key("base")), Labels::new())
+        .await
+        .unwrap();
+    sn.commit(&key("b"), &key("other"), Labels::new())
+        .await
+        .unwrap();
+    let cut = machine.after_power_cut();
+    let found = native(&cut).mounts(&key("copy")).await.unwrap();
+    let text = std::fs::read_to_string(Path::new(&found[0].source).join("file"));
+    assert_eq!(text.unwrap(), "text");
 }
