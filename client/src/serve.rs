@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::content::ContentStore;
 use ::diff::{Applier, ApplyOpts, CompareOpts, Comparer};
@@ -35,6 +36,9 @@ use types::{Descriptor, Error, Mount, Result, Scope};
 pub use content::{Content, Contents};
 pub use diff::{Diff, Differs};
 pub use snapshots::{Snapshots, Snapshotters};
+
+/// Without a free descriptor, the next try would fail at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves snapshotters, by the names under which clients ask for them, until `stop` completes and the
 /// last client has gone.
@@ -77,8 +81,15 @@ pub async fn differ<D: Applier + Comparer + 'static>(
 async fn serve(listener: UnixListener, routes: RoutesBuilder, stop: impl Future<Output = ()>) {
     let routes = grpc::fallback::routes(routes.routes());
     let incoming = futures::stream::unfold(listener, |listener| async {
-        let accepted = listener.accept().await.map(|(stream, _)| stream);
-        Some((accepted, listener))
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
     });
     grpc::connections::serve(routes, incoming, stop).await;
 }

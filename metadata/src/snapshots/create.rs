@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use types::{
-    Context as _, Error, Event, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey,
+    Code, Context as _, Error, Event, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey,
     SnapshotKind, label,
 };
 
@@ -87,7 +87,13 @@ impl ScopedSnapshotter {
                         "unexpected error from snapshotter: {error}"
                     )));
                 }
-                (Err(error), _) => return Err(error),
+                (Err(error), _) => {
+                    // A program that has not answered in time may have made it all the same.
+                    if !is_refusal(error.code()) {
+                        self.leave_to_collector();
+                    }
+                    return Err(error);
+                }
             }
         }
     }
@@ -258,6 +264,19 @@ impl ScopedSnapshotter {
     pub(super) fn gate(&self, key: &SnapshotKey) -> String {
         format!("{}/{key}", self.scope.namespace)
     }
+}
+
+/// True when an error says that nothing was done.
+fn is_refusal(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::NotImplemented
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+    )
 }
 
 pub(super) fn taken(key: &SnapshotKey) -> Error {

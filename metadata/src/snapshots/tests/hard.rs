@@ -270,6 +270,21 @@ async fn a_cancelled_prepare_leaves_nothing_without_a_record() {
     assert_eq!(house.held(&leased).await.len(), 1);
 }
 
+/// What a program makes after nobody waits for it any more has no record: the collector hears of it.
+#[tokio::test]
+async fn a_prepare_that_was_not_answered_is_left_to_the_collector() {
+    let house = House::new().await;
+    let a = house.snapshots(&scope("a"));
+    let outlet = &house.metadata.0.db.outlet;
+    for (failure, marks) in [(Code::DeadlineExceeded, 1), (Code::InvalidArgument, 0)] {
+        drop(outlet.take());
+        house.memory.fail_next(failure);
+        let failed = a.prepare(&name("k"), None, Labels::new()).await;
+        assert_eq!(code(failed), failure);
+        assert_eq!(outlet.take().deletions, marks, "{failure:?}");
+    }
+}
+
 /// The active snapshot is removed while its commit is on the way from the backend to the record: the
 /// collector hears of what nobody names then.
 #[tokio::test]
