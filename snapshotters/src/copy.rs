@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -81,18 +82,20 @@ impl Copier<'_> {
     fn directory(&mut self, relative: &[u8], left: &mut Vec<Relative>) -> Result<(), Errno> {
         let source = open_deep(&self.source, relative)?;
         let target = open_deep(&self.target, relative)?;
-        for name in tree::names(source.as_fd())? {
-            let facts = tree::stat(&source, &name)?;
-            let path = join(relative, &name);
+        tree::list(source.as_fd(), |listed| {
+            let name = listed.name;
+            let facts = tree::stat(&source, name)?;
+            let path = join(relative, name);
             match FileType::from_raw_mode(facts.st_mode) {
                 FileType::Directory => {
-                    rustix::fs::mkdirat(&target, &name, Mode::RWXU)?;
+                    rustix::fs::mkdirat(&target, name, Mode::RWXU)?;
                     left.push(path);
                 }
                 FileType::Socket => {}
-                _ => self.entry(source.as_fd(), target.as_fd(), &name, &facts, path)?,
+                _ => self.entry(source.as_fd(), target.as_fd(), name, &facts, path)?,
             }
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         let facts = rustix::fs::fstat(&source)?;
         xattrs((source.as_fd(), c"."), (target.as_fd(), c"."), |_| true)?;
         rustix::fs::fchown(

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
@@ -211,14 +212,14 @@ impl Walk<'_> {
         relative: &[u8],
         left: &mut Vec<Relative>,
     ) -> Result<(), Errno> {
-        for name in tree::names(dir)? {
-            let facts = tree::stat(dir, &name)?;
+        tree::list(dir, |listed| {
+            let facts = tree::stat(dir, listed.name)?;
             if FileType::from_raw_mode(facts.st_mode) == FileType::Directory {
-                left.push(join(relative, &name));
+                left.push(join(relative, listed.name));
             }
-            self.entry(dir, &name, &facts)?;
-        }
-        Ok(())
+            self.entry(dir, listed.name, &facts)?;
+            Ok(ControlFlow::Continue(()))
+        })
     }
 
     fn entry(&mut self, dir: BorrowedFd<'_>, name: &CStr, facts: &Stat) -> Result<(), Errno> {

@@ -4,17 +4,21 @@
 //! path given to the kernel that is longer than it takes: layers come from strangers and may be
 //! nested thousands deep.
 
-use std::collections::HashSet;
 use std::ffi::{CStr, CString};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom, Stat};
 use rustix::io::Errno;
-use types::{Error, Result, Usage};
+use types::{Error, Result};
 
-use crate::print::Print;
+mod measure;
 
+pub(crate) use measure::{measure, usage, usage_beside};
+
+/// Bytes of a directory's list that are read at a time.
+const PART: usize = 32 * 1024;
 /// Longest relative path given to one system call.
 const CHUNK: usize = 2048;
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -50,9 +54,9 @@ pub(crate) fn join(parent: &[u8], name: &CStr) -> Relative {
 /// # Errors
 /// The errno of `openat`.
 pub(crate) fn open_deep(root: impl AsFd, relative: &[u8]) -> Result<OwnedFd, Errno> {
-    let mut dir = rustix::fs::openat(root, c".", DIRECTORY, Mode::empty())?;
+    let mut held = None;
     let mut rest = relative;
-    while !rest.is_empty() {
+    while !rest.is_empty() || held.is_none() {
         let take = if rest.len() <= CHUNK {
             rest.len()
         } else {
@@ -62,10 +66,61 @@ pub(crate) fn open_deep(root: impl AsFd, relative: &[u8]) -> Result<OwnedFd, Err
                 .rposition(|b| *b == b'/')
                 .ok_or(Errno::NAMETOOLONG)?
         };
-        dir = rustix::fs::openat(&dir, &rest[..take], DIRECTORY, Mode::empty())?;
+        let step = if take == 0 { b"." } else { &rest[..take] };
+        let from = held.as_ref().map_or(root.as_fd(), OwnedFd::as_fd);
+        let next = rustix::fs::openat(from, step, DIRECTORY, Mode::empty())?;
+        held = Some(next);
         rest = rest.get(take + 1..).unwrap_or_default();
     }
-    Ok(dir)
+    held.ok_or(Errno::INVAL)
+}
+
+/// An entry as its directory lists it.
+pub(crate) struct Listed<'a> {
+    pub(crate) name: &'a CStr,
+    kind: FileType,
+    /// Where the directory goes on behind it.
+    next: u64,
+}
+
+impl Listed<'_> {
+    /// Whether it is a directory: most file systems tell in the list.
+    fn is_directory(&self, dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+        if self.kind != FileType::Unknown {
+            return Ok(self.kind == FileType::Directory);
+        }
+        let facts = stat(dir, self.name)?;
+        Ok(FileType::from_raw_mode(facts.st_mode) == FileType::Directory)
+    }
+}
+
+/// Shows the entries of a directory from where it is read to `each`, without `.` and `..`, until that is
+/// enough for it. Holds no more than a part of them, however many there are; they may be removed meanwhile.
+///
+/// # Errors
+/// The errno of reading; that of `each`.
+pub(crate) fn list(
+    dir: BorrowedFd<'_>,
+    mut each: impl FnMut(Listed<'_>) -> Result<ControlFlow<()>, Errno>,
+) -> Result<(), Errno> {
+    let mut part = Vec::with_capacity(PART);
+    let mut entries = RawDir::new(dir, part.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let listed = Listed {
+            name,
+            kind: entry.file_type(),
+            next: entry.next_entry_cookie(),
+        };
+        if each(listed)?.is_break() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The names in a directory, without `.` and `..`.
@@ -74,12 +129,10 @@ pub(crate) fn open_deep(root: impl AsFd, relative: &[u8]) -> Result<OwnedFd, Err
 /// The errno of reading.
 pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
     let mut found = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let entry = entry?;
-        if entry.file_name() != c"." && entry.file_name() != c".." {
-            found.push(entry.file_name().to_owned());
-        }
-    }
+    list(dir, |entry| {
+        found.push(entry.name.to_owned());
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(found)
 }
 
@@ -97,120 +150,6 @@ pub(crate) fn through_fd(dir: BorrowedFd<'_>, name: &CStr) -> PathBuf {
 /// The errno of `fstatat`.
 pub(crate) fn stat(dir: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
     rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
-}
-
-/// Inodes and bytes below and including `root`; an inode with several names counts once.
-///
-/// # Errors
-/// I/O. What vanishes meanwhile is not counted.
-pub(crate) fn usage(root: &Path) -> Result<Usage> {
-    usage_beside(root, None)
-}
-
-/// As [`usage`], without what is in `base` as well: `root` began as a snapshot of it, in which inodes
-/// keep their numbers and the time of their last change.
-///
-/// # Errors
-/// As [`usage`].
-pub(crate) fn usage_beside(root: &Path, base: Option<&Path>) -> Result<Usage> {
-    let mut count = Count::default();
-    visit(root, base, &mut |entry| {
-        let is_in_base = entry
-            .beside
-            .is_some_and(|before| is_same(&before, entry.facts));
-        if !is_in_base {
-            count.add(entry.facts);
-        }
-    })?;
-    Ok(count.usage)
-}
-
-/// [`usage`] and print of a tree, in one walk.
-///
-/// # Errors
-/// As [`usage`].
-pub(crate) fn measure(root: &Path) -> Result<(Usage, Print)> {
-    let (mut count, mut print) = (Count::default(), Print::default());
-    visit(root, None, &mut |entry| {
-        count.add(entry.facts);
-        print.add(entry.parent, entry.name, entry.facts);
-    })?;
-    Ok((count.usage, print))
-}
-
-/// What has been met of a tree.
-#[derive(Default)]
-struct Count {
-    usage: Usage,
-    linked: HashSet<(u64, u64)>,
-}
-
-impl Count {
-    fn add(&mut self, facts: &Stat) {
-        let directory = FileType::from_raw_mode(facts.st_mode) == FileType::Directory;
-        if directory || facts.st_nlink < 2 || self.linked.insert((facts.st_dev, facts.st_ino)) {
-            self.usage.inodes += 1;
-            self.usage.size += u64::try_from(facts.st_blocks).unwrap_or(0) * 512;
-        }
-    }
-}
-
-/// An entry of a tree; its root has no name.
-struct Entry<'a> {
-    parent: &'a [u8],
-    name: &'a CStr,
-    facts: &'a Stat,
-    /// Of the same path below the base.
-    beside: Option<Stat>,
-}
-
-/// Shows `root` and all below it to `each`.
-fn visit(root: &Path, base: Option<&Path>, each: &mut dyn FnMut(Entry<'_>)) -> Result<()> {
-    let open = |path: &Path| {
-        rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| at("open", path, e))
-    };
-    let top = open(root)?;
-    let base = base.map(open).transpose()?;
-    each(Entry {
-        parent: b"",
-        name: c"",
-        facts: &rustix::fs::fstat(&top).map_err(|e| at("stat", root, e))?,
-        beside: base.as_ref().and_then(|base| rustix::fs::fstat(base).ok()),
-    });
-    let mut left: Vec<Relative> = vec![Vec::new()];
-    while let Some(relative) = left.pop() {
-        let dir = match open_deep(&top, &relative) {
-            Ok(dir) => dir,
-            Err(Errno::NOENT) => continue,
-            Err(e) => return Err(at("open", root, e)),
-        };
-        let beside = base
-            .as_ref()
-            .and_then(|base| open_deep(base, &relative).ok());
-        for name in names(dir.as_fd()).map_err(|e| at("read", root, e))? {
-            let facts = match stat(&dir, &name) {
-                Ok(facts) => facts,
-                Err(Errno::NOENT) => continue,
-                Err(e) => return Err(at("stat", root, e)),
-            };
-            if FileType::from_raw_mode(facts.st_mode) == FileType::Directory {
-                left.push(join(&relative, &name));
-            }
-            each(Entry {
-                parent: &relative,
-                name: &name,
-                facts: &facts,
-                beside: beside.as_ref().and_then(|dir| stat(dir, &name).ok()),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// True when an inode of a snapshot is that of its base, unchanged.
-fn is_same(base: &Stat, found: &Stat) -> bool {
-    let facts = |s: &Stat| (s.st_ino, s.st_mode, s.st_size, s.st_ctime, s.st_ctime_nsec);
-    facts(base) == facts(found)
 }
 
 /// Removes everything in a directory.
@@ -243,28 +182,32 @@ pub(crate) fn remove(root: &Path) -> Result<()> {
 
 /// Takes everything out of the directory `top`, which is at `root`.
 fn clear(top: BorrowedFd<'_>, root: &Path) -> Result<()> {
-    let fail = |call: &'static str| move |e| at(call, root, e);
     let mut serial = 0_u64;
-    loop {
-        let entries = names(top).map_err(fail("read"))?;
-        if entries.is_empty() {
-            return Ok(());
-        }
-        for name in entries {
-            if unlink(top, &name).map_err(fail("unlink"))? {
-                continue;
-            }
-            let dir =
-                rustix::fs::openat(top, &name, DIRECTORY, Mode::empty()).map_err(fail("open"))?;
-            for inner in names(dir.as_fd()).map_err(fail("read"))? {
-                if unlink(dir.as_fd(), &inner).map_err(fail("unlink"))? {
-                    continue;
+    // What is moved here may stand before the place where it is being read: until nothing is there.
+    while sweep(top, &mut serial).map_err(|e| at("empty", root, e))? {}
+    Ok(())
+}
+
+/// Removes what `top` lists; a directory that is not empty is emptied, and what is not empty in it moved up.
+/// True when there was something.
+fn sweep(top: BorrowedFd<'_>, serial: &mut u64) -> Result<bool, Errno> {
+    let mut was_any = false;
+    rustix::fs::seek(top, SeekFrom::Start(0))?;
+    list(top, |entry| {
+        was_any = true;
+        if !unlink(top, entry.name)? {
+            let dir = rustix::fs::openat(top, entry.name, DIRECTORY, Mode::empty())?;
+            list(dir.as_fd(), |inner| {
+                if !unlink(dir.as_fd(), inner.name)? {
+                    lift(dir.as_fd(), inner.name, top, serial)?;
                 }
-                lift(dir.as_fd(), &inner, top, &mut serial).map_err(fail("rename"))?;
-            }
-            unlink(top, &name).map_err(fail("rmdir"))?;
+                Ok(ControlFlow::Continue(()))
+            })?;
+            unlink(top, entry.name)?;
         }
-    }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(was_any)
 }
 
 /// Removes a file or an empty directory; false for a directory with entries.
@@ -313,6 +256,19 @@ mod tests {
         }
         let file = rustix::fs::openat(&dir, c"f", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU);
         drop(file.unwrap());
+    }
+
+    #[test]
+    fn a_tree_is_removed_however_many_entries_it_has_in_one_place() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("t");
+        for n in 0..300 {
+            std::fs::create_dir_all(root.join(format!("a/many-{n}/inner/empty"))).unwrap();
+            std::fs::write(root.join(format!("a/many-{n}/inner/file")), "").unwrap();
+            std::fs::write(root.join(format!("a/{n}-{}", "x".repeat(200))), "").unwrap();
+        }
+        remove(&root).unwrap();
+        assert!(!root.exists());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! only then its mark is gone. Settling twice is settling once: a crash in between costs nothing. No link
 //! is followed.
 
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -96,17 +97,19 @@ fn walk(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<(), Errno> {
         let hides = hides || has(&dir, OPAQUE);
         let facts = rustix::fs::fstat(&dir)?;
         let mut changed = false;
-        for name in tree::names(dir.as_fd())? {
-            let entry = tree::stat(&dir, &name)?;
-            let below = join(&path, &name);
+        tree::list(dir.as_fd(), |listed| {
+            let name = listed.name;
+            let entry = tree::stat(&dir, name)?;
+            let below = join(&path, name);
             if FileType::from_raw_mode(entry.st_mode) == FileType::Directory {
                 left.push(Left { path: below, hides });
             } else if is_whiteout(&entry) && (hides || find(lowers, &below)?.is_none()) {
                 // Where nothing is to be hidden, a listing would show the whiteout itself.
-                rustix::fs::unlinkat(&dir, &name, AtFlags::empty())?;
+                rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
                 changed = true;
             }
-        }
+            Ok(ControlFlow::Continue(()))
+        })?;
         if changed {
             rustix::fs::futimens(&dir, &copy::times(&facts))?;
         }
