@@ -25,6 +25,8 @@ use crate::tree::{self, Relative, join, open_deep};
 const BUFFER: usize = 256 * 1024;
 /// Longest extended attribute and list of names (kernel limits).
 const XATTR: usize = 64 * 1024;
+/// What nearly all of these fit into.
+const SHORT: usize = 1024;
 
 /// What one copy keeps between entries.
 struct Copier<'a> {
@@ -246,7 +248,7 @@ pub(crate) fn xattrs(
     wanted: impl Fn(&[u8]) -> bool,
 ) -> Result<(), Errno> {
     let from = tree::through_fd(source.0, source.1);
-    let mut list = vec![0_u8; 1024];
+    let mut list = vec![0_u8; SHORT];
     let len = loop {
         match rustix::fs::llistxattr(&from, &mut list[..]) {
             Ok(len) => break len,
@@ -259,16 +261,22 @@ pub(crate) fn xattrs(
         return Ok(());
     }
     let to = tree::through_fd(target.0, target.1);
-    let mut value = vec![0_u8; XATTR];
+    // Nearly all are short, and most entries that have one have no other: the longest is not made room
+    // for before one is met.
+    let mut value = vec![0_u8; SHORT];
     for name in list[..len]
         .split(|b| *b == 0)
         .filter(|name| !name.is_empty() && wanted(name))
     {
-        let got = match rustix::fs::lgetxattr(&from, name, &mut value[..]) {
-            Ok(got) => got,
-            Err(Errno::NODATA | Errno::NOTSUP) => continue,
-            Err(e) => return Err(e),
+        let got = loop {
+            match rustix::fs::lgetxattr(&from, name, &mut value[..]) {
+                Ok(got) => break Some(got),
+                Err(Errno::RANGE) if value.len() < XATTR => value.resize(XATTR, 0),
+                Err(Errno::NODATA | Errno::NOTSUP) => break None,
+                Err(e) => return Err(e),
+            }
         };
+        let Some(got) = got else { continue };
         match rustix::fs::lsetxattr(&to, name, &value[..got], XattrFlags::empty()) {
             Ok(()) => {}
             Err(Errno::NOTSUP | Errno::PERM) => {
@@ -311,6 +319,9 @@ mod tests {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o4755)).unwrap();
         // Not every file system has them.
         let has_xattr = rustix::fs::lsetxattr(&file, "user.k", b"v", XattrFlags::empty()).is_ok();
+        let long = [b'x'; 2000];
+        let has_long =
+            rustix::fs::lsetxattr(&file, "user.long", &long, XattrFlags::empty()).is_ok();
         let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(1_000_000, 123);
         File::open(source.join("d"))
             .unwrap()
@@ -347,6 +358,11 @@ mod tests {
         if has_xattr {
             let got = rustix::fs::lgetxattr(target.join("d/file"), "user.k", &mut value[..]);
             assert_eq!((got, value[0]), (Ok(1), b'v'));
+        }
+        let mut value = [0; 4096];
+        if has_long {
+            let got = rustix::fs::lgetxattr(target.join("d/file"), "user.long", &mut value[..]);
+            assert_eq!((got, value[1999]), (Ok(2000), b'x'));
         }
         assert_eq!(
             tree::usage(&target).unwrap().inodes,
