@@ -344,12 +344,12 @@ impl Store {
         }
         // Listed before the ids are taken: what is made in between is not in the list.
         let found = directories::listing(&self.directories)?;
-        let ids = self.index.ids();
+        let (ids, making) = self.index.ids();
         let lost = found.iter().filter(|name| directories::is_lost(name));
         let lost: Vec<_> = lost
             .map(|name| (self.directories.join(name), false))
             .collect();
-        let garbage = directories::garbage(found, &ids).into_iter();
+        let garbage = directories::garbage(found, &ids, &making).into_iter();
         let garbage = garbage.map(|name| (self.directories.join(name), true));
         Ok(garbage.chain(lost).collect())
     }

@@ -92,7 +92,7 @@ pub(crate) fn layered(host: &Host) -> (&'static str, PathBuf) {
     };
     let layers = LAYERS.iter().enumerate().map(pack).collect();
     let (layout, archive) = (work.join("layout"), work.join("image.tar"));
-    of(&layout, layers);
+    of(&layout, "{}", layers);
     let made = Program::new("tar").args(["-C"]).args([&layout]);
     drop(made.args(["-cf"]).args([&archive]).args(["."]).run().ok());
     ("example.test/layers:latest", archive)
