@@ -143,7 +143,11 @@ impl Sweep {
             }
             self.tidy(&host);
             drop(point);
-            nth = (self.next)(nth);
+            nth = if every_call() {
+                nth + 1
+            } else {
+                (self.next)(nth)
+            };
         }
         assert!(nth > 2, "there was nothing to interrupt");
         self.tidy(&host);
@@ -303,6 +307,11 @@ fn digest_of(path: &Path) -> String {
 fn files(host: &Host, directory: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(host.root().join(directory)).expect("list");
     entries.map(|entry| entry.expect("entry").path()).collect()
+}
+
+/// `EVERY_CALL=1` leaves out none of those that are like their neighbours.
+fn every_call() -> bool {
+    std::env::var_os("EVERY_CALL").is_some()
 }
 
 fn import() -> Step {

@@ -81,6 +81,9 @@ fn whatever_is_damaged_containers_run_on_and_nothing_is_lost() {
     host.sleeper("one");
     let pid = host.task("one", "RUNNING").expect("running");
     let images = host.ctr(["images", "ls", "-q"]).ok();
+    // There are two copies of all of this from now on.
+    host.stop();
+    host.start();
     let mut random = Random(7);
     // Where the round before begins in the log.
     let mut before = 0;
