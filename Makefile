@@ -126,6 +126,8 @@ fuzz-check:
 fuzz: deps-fuzz
 	TARGET_DIR=$(TARGET_DIR) CARGO=$(CARGO) scripts/fuzz
 
+# Most of what stories do is wait.
+integration: export RUST_TEST_THREADS = $(shell echo $$(($$(nproc) * 2)))
 integration: deps-test binaries-dev $(IMAGE)
 	BIN_DIR=$(DEV) $(CARGO) test --locked -p integration --test stories --test conformance
 

@@ -250,7 +250,7 @@ fn clean(host: &Host, image: &str) {
 /// Kind and mode, owner, time, size, and hash of data or target.
 type Entry = (u32, (u32, u32), (i64, i64), u64, u64);
 
-/// The files of the unpacked image of several layers, seen through a mount.
+/// The files of the unpacked image, seen through a mount: where there are two, of that with more layers.
 pub(crate) fn tree(host: &Host) -> BTreeMap<PathBuf, Entry> {
     let table = host.ctr(["snapshots", "ls"]).ok();
     let rows = table.lines().map(str::split_whitespace);
@@ -258,13 +258,10 @@ pub(crate) fn tree(host: &Host) -> BTreeMap<PathBuf, Entry> {
         .filter_map(|mut row| Some((row.next()?, row.next()?)))
         .filter(|(name, _)| name.starts_with("sha256:"))
         .collect();
-    let is_top = |name: &&str| !rows.iter().any(|(_, parent)| parent == name);
-    // An image of one layer may be there as well.
-    let upper = rows
-        .iter()
-        .filter(|(_, parent)| parent.starts_with("sha256:"));
-    let mut names = upper.map(|(name, _)| *name);
-    let layer = names.find(is_top).expect("a top layer");
+    let is_top = |name: &str| !rows.iter().any(|(_, parent)| *parent == name);
+    let tops = rows.iter().filter(|(name, _)| is_top(name));
+    let top = tops.max_by_key(|(_, parent)| parent.starts_with("sha256:"));
+    let (layer, _) = top.expect("a top layer");
     // No view: nothing would keep one from the collector.
     drop(host.ctr(["snapshots", "prepare", "v", layer]).ok());
     let target = host.path("tree");
