@@ -85,6 +85,8 @@ fn whatever_is_damaged_containers_run_on_and_nothing_is_lost() {
     host.stop();
     host.start();
     let mut random = Random(7);
+    // What was removed since the daemon was started.
+    let mut removed = Vec::<String>::new();
     // Where the round before begins in the log.
     let mut before = 0;
     for round in 0..rounds() {
@@ -95,7 +97,9 @@ fn whatever_is_damaged_containers_run_on_and_nothing_is_lost() {
         host.start();
         assert!(begin.elapsed() < Duration::from_secs(5), "round {round}");
         let log = since(&host, from);
-        assert!(!log.contains("panicked"), "round {round}: {log}");
+        // The engine's way to say that a file is damaged is caught, and told at this level.
+        let mut panics = log.lines().filter(|line| line.contains("panicked"));
+        assert!(panics.all(|line| line.contains("level=debug")), "{log}");
         assert_eq!(
             host.ctr(["images", "ls", "-q"]).ok(),
             images,
@@ -104,13 +108,13 @@ fn whatever_is_damaged_containers_run_on_and_nothing_is_lost() {
         let containers = host.ctr(["containers", "ls", "-q"]).ok();
         let back: Vec<_> = containers.lines().filter(|id| *id != "one").collect();
         assert!(containers.lines().any(|id| id == "one"), "round {round}");
-        // That it was removed is the last that stood in the journal.
-        let last = format!("r{}", round.wrapping_sub(1));
-        let may_be_back = which == JOURNAL && back == [last];
-        assert!(back.is_empty() || may_be_back, "round {round}: {back:?}");
-        for id in back {
-            drop(host.ctr(["containers", "rm", id]));
+        // That they were removed is the last that stood in the journal.
+        let may_be_back = |id: &&str| which == JOURNAL && removed.iter().any(|gone| gone == id);
+        assert!(back.iter().all(may_be_back), "round {round}: {back:?}");
+        for id in &back {
+            drop(host.ctr(["containers", "rm", *id]));
         }
+        removed = back.into_iter().map(str::to_owned).collect();
         until("the task is known", || {
             host.task("one", "RUNNING") == Some(pid)
         });
@@ -119,11 +123,17 @@ fn whatever_is_damaged_containers_run_on_and_nothing_is_lost() {
         let told = host.run(&["--rm"], &id, &["true"]);
         let log = since(&host, before);
         assert_eq!(told.code, 0, "round {round}: {}\n{log}", told.stderr);
+        removed.push(id);
         before = from;
     }
+    // A record whose removal was lost with the journal has no snapshot any more: told, and put right.
+    drop(host.ctr(["fsck", "--repair"]));
     clean(&host);
     host.remove("one");
-    let_go(&host);
+    // What was found without a record, and what a lease holds whose end was lost with the journal.
+    for lease in host.ctr(["leases", "ls", "-q"]).ok().lines() {
+        drop(host.ctr(["leases", "rm", "--sync", lease]).ok());
+    }
     host.finish();
 }
 
