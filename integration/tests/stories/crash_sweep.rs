@@ -100,7 +100,7 @@ struct Sweep {
     calls: &'static [&'static str],
     /// Only calls on this file, below the root.
     file: Option<&'static str>,
-    /// Which call is the next after this one.
+    /// Which call is the next after this one; with `EVERY_CALL=1` it is the very next.
     next: fn(usize) -> usize,
     /// The image is there before and after.
     keeps_image: bool,
@@ -143,11 +143,8 @@ impl Sweep {
             }
             self.tidy(&host);
             drop(point);
-            nth = if every_call() {
-                nth + 1
-            } else {
-                (self.next)(nth)
-            };
+            let every_call = std::env::var_os("EVERY_CALL").is_some();
+            nth = (if every_call { |nth| nth + 1 } else { self.next })(nth);
         }
         assert!(nth > 2, "there was nothing to interrupt");
         self.tidy(&host);
@@ -307,11 +304,6 @@ fn digest_of(path: &Path) -> String {
 fn files(host: &Host, directory: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(host.root().join(directory)).expect("list");
     entries.map(|entry| entry.expect("entry").path()).collect()
-}
-
-/// `EVERY_CALL=1` leaves out none of those that are like their neighbours.
-fn every_call() -> bool {
-    std::env::var_os("EVERY_CALL").is_some()
 }
 
 fn import() -> Step {

@@ -29,8 +29,8 @@ use db::Db;
 use log::Log;
 pub(crate) use open::FILES;
 pub(crate) use reservation::Reservation;
-use row::Change;
 pub(crate) use row::Row;
+use row::{Change, not_active};
 
 /// An active snapshot or view and the ids of its ancestors, nearest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -415,15 +415,7 @@ impl Index {
                 print: sealed.print,
                 ..old.clone()
             };
-            let gone = Change {
-                key: key.clone(),
-                row: None,
-            };
-            let made = Change {
-                key: name.clone(),
-                row: Some(row),
-            };
-            Ok((vec![gone, made], ()))
+            Ok((Change::to_name(key, name, row), ()))
         })?;
         self.flush(sequence)
     }
@@ -499,16 +491,6 @@ impl Index {
         let making = state.reserved.values().map(|held| held.id);
         (rows.collect(), making.collect())
     }
-}
-
-fn not_active(key: &SnapshotKey, row: &Row) -> Result<()> {
-    if row.kind == SnapshotKind::Active {
-        return Ok(());
-    }
-    Err(Error::failed_precondition(format_args!(
-        "snapshot {:?} is not active",
-        key.as_str()
-    )))
 }
 
 #[cfg(test)]

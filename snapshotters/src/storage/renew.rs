@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use types::{Error, Result, SnapshotKey, SnapshotKind};
 
-use super::row::Change;
-use super::{Index, Row, Sealed, State, not_active};
+use super::row::{Change, not_active};
+use super::{Index, Row, Sealed, State};
 
 impl State {
     /// The rows of `name` and `key`, when the files of active `key` can be those of committed `name`.
@@ -56,15 +56,7 @@ impl Index {
                 updated_at: SystemTime::now(),
                 ..old.clone()
             };
-            let gone = Change {
-                key: key.clone(),
-                row: None,
-            };
-            let made = Change {
-                key: name.clone(),
-                row: Some(row),
-            };
-            Ok((vec![gone, made], ()))
+            Ok((Change::to_name(key, name, row), ()))
         })?;
         self.flush(sequence)
     }

@@ -53,6 +53,35 @@ pub(crate) struct Change {
     pub(crate) row: Option<Row>,
 }
 
+impl Change {
+    /// The steps that take the active `key` away and make `row` that of `name`.
+    pub(super) fn to_name(key: &SnapshotKey, name: &SnapshotKey, row: Row) -> Vec<Self> {
+        let gone = Self {
+            key: key.clone(),
+            row: None,
+        };
+        let made = Self {
+            key: name.clone(),
+            row: Some(row),
+        };
+        vec![gone, made]
+    }
+}
+
+/// Only what is active can be committed, or take another's place.
+///
+/// # Errors
+/// `FailedPrecondition`.
+pub(super) fn not_active(key: &SnapshotKey, row: &Row) -> Result<()> {
+    if row.kind == SnapshotKind::Active {
+        return Ok(());
+    }
+    Err(Error::failed_precondition(format_args!(
+        "snapshot {:?} is not active",
+        key.as_str()
+    )))
+}
+
 /// The text form of a row. Field names are the disk format.
 #[derive(Serialize, Deserialize)]
 struct Stored {
