@@ -11,6 +11,7 @@ mod erofs;
 mod flushes;
 mod gate;
 mod idmap;
+mod layout;
 mod local;
 mod native;
 mod note;
@@ -48,6 +49,15 @@ pub struct Broken {
     pub why: String,
     /// Nothing can be made of what is left of it: not only some files are not what they were.
     pub is_gone: bool,
+}
+
+/// What makes a commit again that a power cut has taken from its snapshotter ([`Snapshotter::commit_noted`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redo {
+    /// Its place in the order of all: parents come before children.
+    pub sequence: u64,
+    /// For nobody but the snapshotter that made it.
+    pub text: Vec<u8>,
 }
 
 /// A store of layered file systems.
@@ -159,6 +169,44 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
         _labels: Labels,
     ) -> Result<()> {
         Err(Error::not_implemented("commit onto another parent"))
+    }
+
+    /// As [`Snapshotter::commit`], and with `parent` as [`Snapshotter::rebase`], for a caller with a journal
+    /// of his own: he makes the answer durable before he tells anybody of the commit, and needs no other
+    /// flush. It is of use until a later [`Snapshotter::flush`]; until then the commit alone survives a
+    /// killed process and, by [`Snapshotter::redo`], a power cut. With no answer it is durable as it is.
+    ///
+    /// # Errors
+    /// As there.
+    async fn commit_noted(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Option<Redo>> {
+        let done = match parent {
+            Some(parent) => self.rebase(name, key, parent, labels).await,
+            None => self.commit(name, key, labels).await,
+        };
+        done.map(|()| None)
+    }
+
+    /// Makes a commit again that is gone: after the snapshotter was opened and before anything else is
+    /// done with it, the oldest first. Changes nothing where it is still there.
+    ///
+    /// # Errors
+    /// `DataLoss` when its files are gone; `NotFound` for the parent; I/O.
+    async fn redo(&self, _redo: &Redo) -> Result<()> {
+        Err(Error::not_implemented("make a commit again"))
+    }
+
+    /// Makes all that was answered durable.
+    ///
+    /// # Errors
+    /// I/O.
+    async fn flush(&self) -> Result<()> {
+        Ok(())
     }
 
     /// True for one behind a socket: it may be away when nobody needs it, and keeps its records itself.

@@ -10,7 +10,6 @@
 //! Invariant: whatever step a crash hits, the directory of a row is whole, and what has no row is garbage.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,103 +21,12 @@ use types::{
 };
 
 use crate::flushes::Flushes;
+pub(crate) use crate::layout::{Layout, New};
 use crate::note;
-use crate::storage::{Chain, Sealed};
-use crate::store::{Store, Wanted, blocking};
+use crate::storage::Chain;
+use crate::store::{Durable, Store, Wanted, blocking};
 use crate::tree;
-use crate::{Broken, Snapshotter};
-
-/// How one backend keeps snapshots in their directories. All calls block.
-pub(crate) trait Layout: fmt::Debug + Send + Sync {
-    /// Makes `directory`, which is not there yet, with the contents of a new snapshot. What is left of
-    /// a failed call is removed by the caller.
-    fn fill(&self, store: &Store, directory: &Path, new: &New<'_>) -> Result<()>;
-
-    /// True when [`Layout::fill`] copies files for such a snapshot, and has not flushed them.
-    fn copies(&self, _new: &New<'_>) -> bool {
-        false
-    }
-
-    /// The mounts of an active snapshot or a view.
-    fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>>;
-
-    /// True when [`Layout::mounts`] may wait for a disk or a device, and not only say what there is.
-    fn mounts_block(&self) -> bool {
-        false
-    }
-
-    /// What an active snapshot takes now.
-    fn usage(&self, store: &Store, chain: &Chain) -> Result<Usage>;
-
-    /// What the directory of a snapshot must have, by kind.
-    fn parts(&self, kind: SnapshotKind) -> &'static [&'static str];
-
-    /// What is wrong with a snapshot that has all its parts.
-    fn flaw(&self, _directory: &Path, _kind: SnapshotKind) -> Option<String> {
-        None
-    }
-
-    /// Makes an active snapshot ready to become a committed one, durably as far as it does more than
-    /// the caller has flushed, and tells what it takes. Called once at a time for each snapshot.
-    fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
-        let Some(tree) = self.tree(store, chain.id) else {
-            return self.usage(store, chain).map(Sealed::from);
-        };
-        let (usage, print) = tree::measure(&tree)?;
-        let print = Some(print.number());
-        Ok(Sealed { usage, print })
-    }
-
-    /// Where the files of a committed snapshot are, when that is all there is of it: then it can be told
-    /// whether they are what they were, and others of the same layer can take their place.
-    fn tree(&self, _store: &Store, _id: u64) -> Option<PathBuf> {
-        None
-    }
-
-    /// Where the files of an active snapshot are, when they are the committed one's as well: they are to be
-    /// flushed before it is sealed.
-    fn loose(&self, _store: &Store, _id: u64) -> Option<PathBuf> {
-        None
-    }
-
-    /// Undoes [`Layout::seal`], as far as it came: the snapshot stays active. Also done to each active one
-    /// when the snapshotter is opened.
-    fn unseal(&self, _store: &Store, _chain: &Chain) -> Result<()> {
-        Ok(())
-    }
-
-    /// The snapshot is committed, durably: what only an active one needs may go.
-    fn sealed(&self, _store: &Store, _id: u64) {}
-
-    /// True when [`Layout::settle`] works.
-    fn rebases(&self) -> bool {
-        false
-    }
-
-    /// Settles what was made without a parent onto `parents`, nearest first, durably.
-    fn settle(&self, _store: &Store, _id: u64, _parents: &[u64]) -> Result<()> {
-        Err(Error::not_implemented("commit onto another parent"))
-    }
-
-    /// What it can do beyond its contract, in words that clients look for (`rebase` is not among them).
-    fn capabilities(&self) -> Vec<&'static str> {
-        Vec::new()
-    }
-
-    /// A label that is told with each snapshot, kept nowhere.
-    fn label(&self, _store: &Store, _id: u64) -> Option<(&'static str, String)> {
-        None
-    }
-}
-
-/// What a new snapshot shall be.
-#[derive(Debug)]
-pub(crate) struct New<'a> {
-    pub(crate) kind: SnapshotKind,
-    pub(crate) labels: &'a Labels,
-    /// Ids of the ancestors, nearest first.
-    pub(crate) parents: &'a [u64],
-}
+use crate::{Broken, Redo, Snapshotter};
 
 /// A snapshotter in a directory of this machine. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -146,24 +54,34 @@ impl Inside {
         (name, key): (&SnapshotKey, &SnapshotKey),
         onto: Option<&SnapshotKey>,
         labels: Labels,
-    ) -> Result<()> {
+        can_note: bool,
+    ) -> Result<Option<Redo>> {
         let (store, layout) = (&self.store, &*self.layout);
         let seal = |chain: &Chain, alone: bool| {
             if let (true, true, Some(parent)) = (alone, onto.is_some(), chain.parents.first()) {
                 note::settle(&store.directory(chain.id), *parent)?;
                 layout.settle(store, chain.id, &chain.parents)?;
             }
-            self.flush(chain.id)?;
-            layout.seal(store, chain)
+            let on_disk = self.flush(chain.id)?;
+            let mut sealed = layout.seal(store, chain)?;
+            if on_disk == OnDisk::Bare {
+                sealed.bare = layout.bare(store, chain);
+            }
+            let is_safe = on_disk == OnDisk::Whole || sealed.bare.is_some();
+            let durable = match can_note && is_safe {
+                true => Durable::Noted,
+                false => Durable::Now,
+            };
+            Ok((sealed, durable))
         };
         let unseal = |chain: &Chain| layout.unseal(store, chain);
-        let id = store.commit((name, key), onto, labels, seal, unseal)?;
+        let (id, redo) = store.commit((name, key), onto, labels, seal, unseal)?;
         if onto.is_some() {
             note::settled(&store.directory(id));
         }
         self.flushed().remove(&id);
         layout.sealed(store, id);
-        Ok(())
+        Ok(redo)
     }
 
     fn flushed(&self) -> MutexGuard<'_, HashSet<u64>> {
@@ -172,15 +90,30 @@ impl Inside {
     }
 
     /// Flushes what was written to an active snapshot, unless that was done, or nothing was.
-    fn flush(&self, id: u64) -> Result<()> {
+    fn flush(&self, id: u64) -> Result<OnDisk> {
         let Some(files) = self.layout.loose(&self.store, id) else {
-            return Ok(());
+            return Ok(OnDisk::Files);
         };
-        if self.flushed().contains(&id) || is_untouched(&files, &self.store.directory(id)) {
-            return Ok(());
+        if self.flushed().contains(&id) {
+            return Ok(OnDisk::Whole);
         }
-        self.flushes.flush(&files)
+        if is_untouched(&files, &self.store.directory(id)) {
+            return Ok(OnDisk::Bare);
+        }
+        self.flushes.flush(&files)?;
+        Ok(OnDisk::Whole)
     }
+}
+
+/// What of a snapshot is on the disk before it is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnDisk {
+    /// All of it, with its directory: its file system was flushed.
+    Whole,
+    /// There is nothing in it; its directory may not be there.
+    Bare,
+    /// Its layout sees to its files; its directory may not be there.
+    Files,
 }
 
 /// True when there is nothing in `files`, and they are as they were when the snapshot in `directory` got
@@ -232,6 +165,13 @@ impl Local {
         let mut all = self.0.layout.capabilities();
         all.extend(self.rebases().then_some("rebase"));
         all
+    }
+
+    fn can_rebase(&self) -> Result<()> {
+        match self.0.layout.rebases() {
+            true => Ok(()),
+            false => Err(Error::not_implemented("commit onto another parent")),
+        }
     }
 
     #[cfg(test)]
@@ -334,7 +274,37 @@ impl Snapshotter for Local {
 
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
         let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
-        blocking(move || this.commit((&name, &key), None, labels)).await
+        let done = blocking(move || this.commit((&name, &key), None, labels, false));
+        done.await.map(drop)
+    }
+
+    async fn commit_noted(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Option<Redo>> {
+        if parent.is_some() {
+            self.can_rebase()?;
+        }
+        let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
+        let parent = parent.cloned();
+        blocking(move || this.commit((&name, &key), parent.as_ref(), labels, true)).await
+    }
+
+    async fn redo(&self, redo: &Redo) -> Result<()> {
+        let (this, redo) = (Arc::clone(&self.0), redo.clone());
+        blocking(move || {
+            let remake = |directory: &Path, owner| this.layout.remake(directory, owner);
+            this.store.redo(&redo, remake)
+        })
+        .await
+    }
+
+    async fn flush(&self) -> Result<()> {
+        let this = Arc::clone(&self.0);
+        blocking(move || this.store.flush()).await
     }
 
     fn flushed(&self, key: &SnapshotKey) {
@@ -354,12 +324,11 @@ impl Snapshotter for Local {
         parent: &SnapshotKey,
         labels: Labels,
     ) -> Result<()> {
-        if !self.rebases() {
-            return Err(Error::not_implemented("commit onto another parent"));
-        }
+        self.can_rebase()?;
         let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
         let parent = parent.clone();
-        blocking(move || this.commit((&name, &key), Some(&parent), labels)).await
+        let done = blocking(move || this.commit((&name, &key), Some(&parent), labels, false));
+        done.await.map(drop)
     }
 
     async fn remove(&self, key: &SnapshotKey) -> Result<()> {

@@ -7,6 +7,7 @@
 //! Invariant: the directories are those that Go's snapshotter makes.
 
 mod probe;
+mod ready;
 pub(crate) mod settle;
 pub(crate) mod stack;
 
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use types::{Mount, Result, SnapshotKind, Usage};
 
 use crate::local::{Layout, Local, New};
-use crate::storage::Chain;
+use crate::storage::{Chain, Owner};
 use crate::store::{Keeping, Notes, Store, nameable, text};
 use crate::tree;
 use stack::{LAYER, Stack, WORK};
@@ -141,6 +142,14 @@ impl Layout for Layers {
         settle::settle(&upper, &uppers(store, parents))?;
         // What was there before may have been flushed, and is not flushed again then.
         settle::flush(&upper)
+    }
+
+    fn remake(&self, directory: &Path, owner: Owner) -> Result<()> {
+        stack::remake(directory, owner)
+    }
+
+    fn bare(&self, store: &Store, chain: &Chain) -> Option<Owner> {
+        stack::bare(&store.directory(chain.id), &chain.labels)
     }
 
     fn label(&self, store: &Store, id: u64) -> Option<(&'static str, String)> {

@@ -8,9 +8,11 @@
 //! unless it was there when a damaged index was restored: then it is set aside. One that bears a note
 //! gets its row again.
 
+mod noted;
+
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use rustix::io::Errno;
@@ -18,12 +20,13 @@ use types::{
     Context as _, Error, Fields, Filter, Labels, Result, SnapshotInfo, SnapshotKey, SnapshotKind,
 };
 
-use crate::Broken;
 use crate::directories::{self, Directories, NEW};
 use crate::gate::Gate;
 use crate::local::New;
 use crate::note::Note;
 use crate::storage::{Chain, FILES, Index, Row, Sealed};
+use crate::{Broken, Redo};
+pub(crate) use noted::Durable;
 
 /// A snapshotter's root: index and snapshot directories.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(crate) struct Store {
     keeping: Keeping,
     /// Ids of those that are being committed.
     sealing: Gate,
+    /// Ids of committed ones whose directories tell of themselves until the next flush.
+    telling: Mutex<Vec<u64>>,
 }
 
 /// How a store keeps directories.
@@ -105,6 +110,7 @@ impl Store {
             index,
             keeping,
             sealing: Gate::default(),
+            telling: Mutex::default(),
         })
     }
 
@@ -125,6 +131,7 @@ impl Store {
             index: Arc::new(index),
             keeping,
             sealing: Gate::default(),
+            telling: Mutex::default(),
         })
     }
 
@@ -205,8 +212,8 @@ impl Store {
     }
 
     /// Commits an active snapshot; with `onto` as a child of that. `seal` makes it ready, hears whether
-    /// it has had no parent, and says what it takes; `unseal` undoes that when the index refuses. The
-    /// answer is its id.
+    /// it has had no parent, and says what it takes, and how it becomes durable; `unseal` undoes that when
+    /// the index refuses. The answer is its id, and what somebody has to note.
     ///
     /// # Errors
     /// As the contract.
@@ -215,32 +222,42 @@ impl Store {
         names: (&SnapshotKey, &SnapshotKey),
         onto: Option<&SnapshotKey>,
         labels: Labels,
-        seal: impl FnOnce(&Chain, bool) -> Result<Sealed>,
+        seal: impl FnOnce(&Chain, bool) -> Result<(Sealed, Durable)>,
         unseal: impl FnOnce(&Chain) -> Result<()>,
-    ) -> Result<u64> {
+    ) -> Result<(u64, Option<Redo>)> {
         let (_, key) = names;
         let failed = || format!("failed to commit snapshot {key}");
         labels.validate()?;
         let _alone = self.sealing.alone(self.index.get(key)?.id);
         // Sealing can take long: not when the answer is known already.
         let look = self.index.look(names, onto).ctx_with(failed)?;
-        let done = seal(&look.chain, look.alone).and_then(|sealed| {
+        let done = seal(&look.chain, look.alone).and_then(|(sealed, durable)| {
+            let (index, labels) = (&self.index, labels.without_empty());
             // What is in the directory is flushed, and the index sees to it that it is there.
-            self.index
-                .commit(names, onto, labels.without_empty(), sealed)
-                .ctx_with(failed)
+            let done = match durable {
+                Durable::Now => index.commit(names, onto, labels, sealed).map(|()| None),
+                Durable::Noted => index.commit_noted(names, onto, labels, sealed).map(Some),
+            };
+            done.ctx_with(failed)
         });
         let id = look.chain.id;
-        if let Err(error) = done {
-            // A row that could not be flushed is changed nevertheless.
-            let stays = self.index.get(key).is_ok_and(|row| row.id == id);
-            if stays && let Err(error) = unseal(&look.chain) {
-                tracing::warn!(%error, %key, "snapshot stays sealed though it is not committed");
+        match done {
+            Ok(redo) => {
+                match redo {
+                    Some(_) => self.telling().push(id),
+                    None => self.forget(id),
+                }
+                Ok((id, redo))
             }
-            return Err(error);
+            Err(error) => {
+                // A row that could not be flushed is changed nevertheless.
+                let stays = self.index.get(key).is_ok_and(|row| row.id == id);
+                if stays && let Err(error) = unseal(&look.chain) {
+                    tracing::warn!(%error, %key, "snapshot stays sealed though it is not committed");
+                }
+                Err(error)
+            }
         }
-        self.forget(id);
-        Ok(id)
     }
 
     /// The directory does not tell of itself any more.
@@ -385,7 +402,7 @@ impl Store {
             return Ok(());
         }
         // A power cut must not bring a row back whose contents are half gone.
-        self.index.flush_all()?;
+        self.flush()?;
         for name in garbage {
             self.delete(&self.directories.join(name));
         }

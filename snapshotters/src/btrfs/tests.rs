@@ -92,7 +92,7 @@ async fn a_refused_commit_leaves_the_snapshot_writable() {
         store.create(wanted, |directory, new| {
             Subvolumes.fill(store, directory, new)
         })?;
-        Ok(usage)
+        Ok((usage, crate::store::Durable::Now))
     };
     let unseal = |chain: &Chain| Subvolumes.unseal(store, chain);
     let names = (&key("taken"), &key("a"));

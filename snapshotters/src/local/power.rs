@@ -187,6 +187,127 @@ async fn what_was_written_to_a_snapshot_is_there_when_it_is_committed() {
     assert_eq!(text(&cut.overlay(), "c").unwrap(), "text");
 }
 
+/// Who has a journal: what he has noted.
+async fn noted(sn: &Local, name: &str, active: &str, parent: Option<&str>) -> Redo {
+    let parent = parent.map(key);
+    let labels = Labels::new().with("containerd.io/snapshot/of", name);
+    sn.commit_noted(&key(name), &key(active), parent.as_ref(), labels)
+        .await
+        .unwrap()
+        .expect("something to note")
+}
+
+/// Everything but the times.
+async fn facts(sn: &Local) -> Vec<String> {
+    let all = sn.list(&Filter::default()).await.unwrap();
+    let mut facts = Vec::new();
+    for info in all {
+        let row = sn.0.store.row(&info.name).unwrap();
+        let (id, usage) = (row.id, row.usage);
+        facts.push(format!("{id} {usage:?} {:?} {info:?}", row.print));
+    }
+    facts
+}
+
+#[tokio::test]
+async fn a_noted_commit_is_made_again_with_all_that_it_was() {
+    let machine = Machine::new();
+    let sn = machine.overlay();
+    for (active, parent) in [("a", None), ("b", None)] {
+        let parent: Option<&str> = parent;
+        sn.prepare(&key(active), parent.map(key).as_ref(), Labels::new())
+            .await
+            .unwrap();
+    }
+    std::fs::write(layer(&sn, "a").join("file"), "text").unwrap();
+    std::fs::write(layer(&sn, "b").join("other"), "text").unwrap();
+    std::os::unix::fs::chown(layer(&sn, "a"), Some(7), Some(8)).unwrap();
+    let mut all = vec![noted(&sn, "base", "a", None).await];
+    all.push(noted(&sn, "middle", "b", Some("base")).await);
+    // Of one that nobody has touched there may be nothing left.
+    sn.prepare(&key("c"), Some(&key("middle")), Labels::new())
+        .await
+        .unwrap();
+    all.push(noted(&sn, "bare", "c", None).await);
+    let before = facts(&sn).await;
+
+    let cut = machine.after_power_cut();
+    // That it is nothing without the notes is what the rest of this rests on.
+    let sn = cut.overlay();
+    let lost = sn.stat(&key("middle")).await.unwrap_err();
+    assert!(lost.is_not_found(), "{lost}");
+    assert!(sn.redo(&all[1]).await.unwrap_err().is_not_found());
+    for _ in 0..2 {
+        for redo in &all {
+            sn.redo(redo).await.unwrap();
+        }
+        assert_eq!(facts(&sn).await, before);
+        assert_eq!(sn.verify(None).await.unwrap(), []);
+    }
+    let made = sn.0.store.directory(3);
+    let bare = std::fs::metadata(made.join("fs")).unwrap();
+    assert_eq!(
+        (bare.uid(), bare.gid(), bare.mode() & 0o7777),
+        (7, 8, 0o755)
+    );
+    let text = std::fs::read_to_string(layer(&sn, "base").join("file"));
+    assert_eq!(text.unwrap(), "text");
+
+    // Once flushed, it needs no note.
+    sn.flush().await.unwrap();
+    for id in 1..4 {
+        assert_eq!(note::Note::read(&sn.0.store.directory(id)), None);
+    }
+    let again = cut.after_power_cut();
+    let sn = again.overlay();
+    assert_eq!(facts(&sn).await, before);
+    assert_eq!(sn.verify(None).await.unwrap(), []);
+    // Ids go on behind it.
+    sn.prepare(&key("d"), None, Labels::new()).await.unwrap();
+    assert_eq!(sn.0.store.row(&key("d")).unwrap().id, 4);
+}
+
+#[tokio::test]
+async fn a_noted_commit_whose_files_are_gone_is_told_and_not_made_empty() {
+    let machine = Machine::new();
+    let sn = machine.overlay();
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    std::fs::write(layer(&sn, "a").join("file"), "text").unwrap();
+    let redo = noted(&sn, "base", "a", None).await;
+    let directory = sn.0.store.directory(1);
+    let cut = machine.after_power_cut();
+    let here = cut.overlay().0.store.directory(1);
+    assert!(here.is_dir() && here != directory);
+    std::fs::remove_dir_all(&here).unwrap();
+    let sn = cut.overlay();
+    let error = sn.redo(&redo).await.unwrap_err();
+    assert!(error.is(types::Code::DataLoss), "{error}");
+    assert!(error.to_string().contains("is gone"), "{error}");
+    let mut torn = redo;
+    torn.text.truncate(20);
+    let error = sn.redo(&torn).await.unwrap_err();
+    assert!(error.is(types::Code::DataLoss), "{error}");
+    assert_eq!(sn.list(&Filter::default()).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_commit_that_its_layout_makes_durable_leaves_nothing_to_note() {
+    let machine = Machine::new();
+    let native = Native::open(machine.root.path()).unwrap();
+    native
+        .prepare(&key("a"), None, Labels::new())
+        .await
+        .unwrap();
+    let done = native
+        .commit_noted(&key("base"), &key("a"), None, Labels::new())
+        .await;
+    assert_eq!(done.unwrap(), None);
+    let cut = machine.after_power_cut();
+    let native = Native::open(cut.root.path()).unwrap();
+    native.stat(&key("base")).await.unwrap();
+    assert_eq!(native.verify(None).await.unwrap(), []);
+}
+
 #[tokio::test]
 async fn a_copy_is_on_the_disk_before_anybodys_flush_of_its_row() {
     let machine = Machine::new();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
+use crate::storage::Sealed;
 use crate::testing::{Disk, image};
 use crate::{
     Blockfile, BlockfileConfig, Btrfs, Erofs, ErofsConfig, Native, Overlay, OverlayConfig,

@@ -13,12 +13,13 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 
 use sys::mount::TempMount;
-use types::{Error, Mount, Result, SnapshotKind};
+use types::{Context as _, Error, Labels, Mount, Result, SnapshotKind};
 
 use super::probe;
+use super::ready::Ready;
 use crate::idmap::IdMaps;
 use crate::local::New;
-use crate::storage::Chain;
+use crate::storage::{Chain, Owner};
 use crate::store::{bind, text};
 
 /// The layer, in the directory of a snapshot.
@@ -49,6 +50,8 @@ pub(crate) struct Stack {
     pub(crate) leading: Vec<String>,
     /// Options after `lowerdir=`.
     pub(crate) trailing: Vec<String>,
+    /// Directories of active snapshots, made beforehand.
+    pub(crate) ready: Ready,
 }
 
 impl Stack {
@@ -76,6 +79,7 @@ impl Stack {
             userxattr: needs_userxattr || has("userxattr"),
             leading,
             trailing,
+            ready: Ready::open(root, make_active)?,
         })
     }
 
@@ -86,6 +90,7 @@ impl Stack {
             userxattr: true,
             leading: Vec::new(),
             trailing: Vec::new(),
+            ready: Ready::default(),
         }
     }
 
@@ -95,21 +100,17 @@ impl Stack {
     /// # Errors
     /// `InvalidArgument` for labels that map nothing; `NotImplemented` where ids cannot be mapped; I/O.
     pub(crate) fn fill(&self, directory: &Path, new: &New<'_>, lowers: &[PathBuf]) -> Result<()> {
-        make(directory, 0o700)?;
         let upper = directory.join(LAYER);
-        make(&upper, 0o755)?;
         if new.kind == SnapshotKind::Active {
-            make(&directory.join(WORK), 0o711)?;
+            self.ready
+                .take(directory)
+                .map_or_else(|| make_active(directory), Ok)?;
+        } else {
+            make(directory, 0o700)?;
+            make(&upper, 0o755)?;
         }
         if let Some(parent) = lowers.first() {
-            let facts = std::fs::symlink_metadata(parent).map_err(|e| {
-                Error::os(
-                    format_args!("failed to stat parent {}", parent.display()),
-                    e,
-                )
-            })?;
-            std::os::unix::fs::lchown(&upper, Some(facts.uid()), Some(facts.gid()))
-                .map_err(|e| Error::os(format_args!("chown {}", upper.display()), e))?;
+            give(&upper, owner(parent).ctx("parent")?)?;
         }
         match IdMaps::of(new.labels)? {
             Some(maps) => self.remap(directory, new.kind, lowers, &maps),
@@ -211,6 +212,43 @@ impl Stack {
             Remaps::Never => Vec::new(),
         }
     }
+}
+
+/// Makes the directory of a snapshot that somebody can write to.
+fn make_active(directory: &Path) -> Result<()> {
+    make(directory, 0o700)?;
+    make(&directory.join(LAYER), 0o755)?;
+    make(&directory.join(WORK), 0o711)
+}
+
+/// Makes the directory of an active snapshot as [`Stack::fill`] does, for this owner of its root.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn remake(directory: &Path, owner: Owner) -> Result<()> {
+    make_active(directory)?;
+    give(&directory.join(LAYER), owner)
+}
+
+/// The owner of the root of an untouched snapshot; none where there is more to it.
+pub(crate) fn bare(directory: &Path, labels: &Labels) -> Option<Owner> {
+    // Its files may have been copied.
+    if IdMaps::of(labels).ok()?.is_some() {
+        return None;
+    }
+    owner(&directory.join(LAYER)).ok()
+}
+
+fn owner(path: &Path) -> Result<Owner> {
+    let facts = std::fs::symlink_metadata(path)
+        .map_err(|e| Error::os(format_args!("stat {}", path.display()), e))?;
+    let (uid, gid) = (facts.uid(), facts.gid());
+    Ok(Owner { uid, gid })
+}
+
+fn give(path: &Path, Owner { uid, gid }: Owner) -> Result<()> {
+    std::os::unix::fs::lchown(path, Some(uid), Some(gid))
+        .map_err(|e| Error::os(format_args!("chown {}", path.display()), e))
 }
 
 fn make(path: &Path, mode: u32) -> Result<()> {

@@ -80,11 +80,11 @@ impl Log {
         Ok((log, damage))
     }
 
-    /// Appends one group.
+    /// Appends one group, and tells its line.
     ///
     /// # Errors
     /// I/O; nothing of the group is in the log then.
-    pub(super) fn append(&mut self, seq: u64, next: u64, changes: &[Change]) -> Result<()> {
+    pub(super) fn append(&mut self, seq: u64, next: u64, changes: &[Change]) -> Result<Vec<u8>> {
         let line = Group::encode(seq, next, changes)?;
         if let Err(error) = self.file.write_all(&line) {
             // Half a line would hide the good ones after it.
@@ -100,7 +100,7 @@ impl Log {
             });
         }
         self.len += line.len() as u64;
-        Ok(())
+        Ok(line)
     }
 
     /// Lets it write to `file` from now on.

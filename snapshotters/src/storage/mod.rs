@@ -7,6 +7,7 @@
 //! Invariant: rows in memory = redb + log. A row is in redb when its directory is on the disk. A parent is committed and has no less children than rows
 //! and reservations name; an id is never given twice while anything on disk bears it.
 
+mod commit;
 pub(crate) mod db;
 mod flush;
 mod log;
@@ -25,12 +26,13 @@ use types::{
     Error, Fields, Filter, Labels, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage,
 };
 
+use crate::Redo;
 use db::Db;
 use log::Log;
 pub(crate) use open::FILES;
 pub(crate) use reservation::Reservation;
-pub(crate) use row::Row;
 use row::{Change, not_active};
+pub(crate) use row::{Group, Owner, Row};
 
 /// An active snapshot or view and the ids of its ancestors, nearest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,11 +50,16 @@ pub(crate) struct Sealed {
     pub(crate) usage: Usage,
     /// See [`Row::print`].
     pub(crate) print: Option<u64>,
+    /// See [`Row::bare`].
+    pub(crate) bare: Option<Owner>,
 }
 
 impl From<Usage> for Sealed {
     fn from(usage: Usage) -> Self {
-        Self { usage, print: None }
+        Self {
+            usage,
+            ..Self::default()
+        }
     }
 }
 
@@ -260,13 +267,22 @@ impl Index {
         &self,
         decide: impl FnOnce(&State) -> Result<(Vec<Change>, T)>,
     ) -> Result<(T, u64)> {
+        let (answer, redo) = self.change_noted(decide)?;
+        Ok((answer, redo.sequence))
+    }
+
+    /// The same; what comes with the answer tells of the group itself, too.
+    fn change_noted<T>(
+        &self,
+        decide: impl FnOnce(&State) -> Result<(Vec<Change>, T)>,
+    ) -> Result<(T, Redo)> {
         let mut log = self.log();
         let (changes, answer, sequence, next_id) = {
             let state = self.state();
             let (changes, answer) = decide(&state)?;
             (changes, answer, state.sequence + 1, state.next_id)
         };
-        log.append(sequence, next_id, &changes)?;
+        let text = log.append(sequence, next_id, &changes)?;
         let mut state = self.state();
         state.unflushed += log.len() - state.logged;
         state.logged = log.len();
@@ -275,7 +291,7 @@ impl Index {
         state.unplaced.extend(new);
         state.apply(&changes);
         state.dirty.extend(changes);
-        Ok((answer, sequence))
+        Ok((answer, Redo { sequence, text }))
     }
 
     /// Facts of one snapshot, with its id.
@@ -350,6 +366,7 @@ impl Index {
             updated_at: now,
             usage: Usage::default(),
             print: None,
+            bare: None,
         };
         Ok(Reservation::new(
             Arc::clone(self),
@@ -389,35 +406,6 @@ impl Index {
                 parent: onto.cloned(),
             },
         })
-    }
-
-    /// Turns active `key` into committed `name`, durably; with `onto` as a child of that.
-    ///
-    /// # Errors
-    /// `NotFound`, `FailedPrecondition`, `AlreadyExists`, `InvalidArgument` as in the contract; I/O.
-    pub(crate) fn commit(
-        &self,
-        (name, key): (&SnapshotKey, &SnapshotKey),
-        onto: Option<&SnapshotKey>,
-        labels: Labels,
-        sealed: Sealed,
-    ) -> Result<()> {
-        let ((), sequence) = self.change(|state| {
-            let old = state.committable((name, key), onto)?;
-            let now = SystemTime::now();
-            let row = Row {
-                kind: SnapshotKind::Committed,
-                labels,
-                parent: onto.or(old.parent.as_ref()).cloned(),
-                created_at: now,
-                updated_at: now,
-                usage: sealed.usage,
-                print: sealed.print,
-                ..old.clone()
-            };
-            Ok((Change::to_name(key, name, row), ()))
-        })?;
-        self.flush(sequence)
     }
 
     /// Takes a snapshot out of the index: durably for a committed one.

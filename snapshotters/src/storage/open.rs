@@ -239,6 +239,7 @@ fn lost(state: &State, directories: &Directories) -> Vec<Change> {
             updated_at: now,
             usage: Usage::default(),
             print: None,
+            bare: None,
         };
         found.push(Change {
             key,

@@ -53,6 +53,7 @@ impl Index {
             let row = Row {
                 usage: sealed.usage,
                 print: sealed.print,
+                bare: sealed.bare,
                 updated_at: SystemTime::now(),
                 ..old.clone()
             };

@@ -28,6 +28,16 @@ pub(crate) struct Row {
     pub(crate) usage: Usage,
     /// What its tree must look like, where that is known.
     pub(crate) print: Option<u64>,
+    /// Nobody has touched it before it was committed, and its directory was not flushed: to whom the root
+    /// of its tree belongs, which is all there is of it.
+    pub(crate) bare: Option<Owner>,
+}
+
+/// User and group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
 
 impl Row {
@@ -99,6 +109,8 @@ struct Stored {
     size: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     print: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bare: Option<Owner>,
 }
 
 /// A change as it stands in the log.
@@ -173,6 +185,7 @@ impl From<&Row> for Stored {
             inodes: row.usage.inodes,
             size: row.usage.size,
             print: row.print,
+            bare: row.bare,
         }
     }
 }
@@ -199,6 +212,7 @@ impl TryFrom<Stored> for Row {
                 size: stored.size,
             },
             print: stored.print,
+            bare: stored.bare,
         })
     }
 }
@@ -229,6 +243,12 @@ impl Row {
 }
 
 impl Group {
+    /// The row that it has made, with its key.
+    pub(crate) fn made(&self) -> Option<(&SnapshotKey, &Row)> {
+        let mut changes = self.changes.iter();
+        changes.find_map(|change| Some((&change.key, change.row.as_ref()?)))
+    }
+
     /// One line for the log.
     ///
     /// # Errors
@@ -300,6 +320,7 @@ mod tests {
             updated_at: SystemTime::now(),
             usage: Usage { inodes: 3, size: 4 },
             print: Some(u64::MAX),
+            bare: Some(Owner { uid: 1, gid: 2 }),
         }
     }
 

@@ -26,7 +26,7 @@ async fn mapping(root: &Path, remaps: Remaps) -> Local {
             remaps,
             userxattr: false,
             leading: vec!["index=off".to_owned()],
-            trailing: Vec::new(),
+            ..Stack::unused()
         },
         upperdir_label: false,
     };
