@@ -30,6 +30,8 @@ pub(crate) enum Bucket {
     Snapshot = 8,
     /// namespace, snapshotter, parent, child
     Child = 9,
+    /// snapshotter, its own name of a commit
+    Redo = 10,
 }
 
 /// The key of one record.
@@ -86,6 +88,9 @@ pub(crate) fn split(key: &[u8]) -> Result<Option<(Bucket, Namespace, &str)>> {
         Bucket::Child,
     ];
     let (first, rest) = key.split_first().ok_or_else(damaged)?;
+    if *first == Bucket::Redo as u8 {
+        return Ok(None);
+    }
     let bucket = ALL.get(usize::from(*first)).ok_or_else(damaged)?;
     let text = std::str::from_utf8(rest).map_err(|_| damaged())?;
     let Some((namespace, rest)) = text.split_once('\0') else {

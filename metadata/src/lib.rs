@@ -161,12 +161,12 @@ impl Metadata {
         })))
     }
 
-    /// Makes root file systems of containers again that a power cut has taken from their snapshotters,
-    /// and tells the log. For who opens the store to work with it, before anything else.
+    /// Makes commits and root file systems of containers again that a power cut has taken from their
+    /// snapshotters, and tells the log. For who opens the store to work with it, before anything else.
     ///
     /// # Errors
     /// Those of the store and of the snapshotters' lists.
-    pub async fn redo_rootfs(&self) -> Result<()> {
+    pub async fn redo_snapshots(&self) -> Result<()> {
         snapshots::redo(self).await
     }
 

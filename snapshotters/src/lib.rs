@@ -193,11 +193,11 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     }
 
     /// Makes a commit again that is gone: after the snapshotter was opened and before anything else is
-    /// done with it, the oldest first. Changes nothing where it is still there.
+    /// done with it, the oldest first. False where it is still there.
     ///
     /// # Errors
     /// `DataLoss` when its files are gone; `NotFound` for the parent; I/O.
-    async fn redo(&self, _redo: &Redo) -> Result<()> {
+    async fn redo(&self, _redo: &Redo) -> Result<bool> {
         Err(Error::not_implemented("make a commit again"))
     }
 

@@ -293,7 +293,7 @@ impl Snapshotter for Local {
         blocking(move || this.commit((&name, &key), parent.as_ref(), labels, true)).await
     }
 
-    async fn redo(&self, redo: &Redo) -> Result<()> {
+    async fn redo(&self, redo: &Redo) -> Result<bool> {
         let (this, redo) = (Arc::clone(&self.0), redo.clone());
         blocking(move || {
             let remake = |directory: &Path, owner| this.layout.remake(directory, owner);

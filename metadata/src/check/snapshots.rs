@@ -16,7 +16,7 @@ use crate::key::{Bucket, all, below, key, names};
 use crate::kv::{Flow, Read};
 use crate::namespaces;
 use crate::record::{SnapshotRecord, get_container_refs};
-use crate::snapshots::{child_key, number_of, record_key};
+use crate::snapshots::{child_key, is_noted, number_of, record_key};
 
 /// One record.
 #[derive(Clone, Debug)]
@@ -95,7 +95,9 @@ impl Check<'_> {
             }
         }
         for (name, record) in records {
-            if is_ahead(&name) {
+            // The next start makes it again.
+            let is_noted = is_noted(&self.metadata.0.db.kv.read()?, (snapshotter, &name))?;
+            if is_noted || is_ahead(&name) {
                 continue;
             }
             if self.is_gone(snapshotter, &name).await? {

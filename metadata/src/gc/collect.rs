@@ -22,7 +22,7 @@ use crate::key::{Bucket, all, key, names, own};
 use crate::kv::{Flow, Read};
 use crate::namespaces;
 use crate::record::{IngestRecord, SnapshotRecord};
-use crate::snapshots::{Backend, number_of};
+use crate::snapshots::{Backend, flush, number_of};
 
 impl Swept {
     /// Cleans the backends that `marks` names; what failed stays marked.
@@ -48,6 +48,11 @@ impl Swept {
                 Err(error) => {
                     tracing::warn!(snapshotter = %name, %error, "snapshot garbage collection failed");
                 }
+            }
+        }
+        for (name, backend) in &metadata.0.snapshotters {
+            if let Err(error) = flush(metadata, name, backend).await {
+                tracing::warn!(snapshotter = %name, %error, "commits stay noted");
             }
         }
         // Records of a snapshotter that is not configured any more have no backend to clean.

@@ -73,7 +73,7 @@ fn object(key: &[u8]) -> Result<Option<(Namespace, Object)>> {
             None => return Ok(None),
         },
         // Names of namespaces keep nothing, and the children of a snapshot are in its record.
-        Bucket::Store | Bucket::Namespace | Bucket::Child => return Ok(None),
+        Bucket::Store | Bucket::Namespace | Bucket::Child | Bucket::Redo => return Ok(None),
     };
     Ok(Some((namespace, object)))
 }

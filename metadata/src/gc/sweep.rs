@@ -15,7 +15,7 @@ use crate::key::{Bucket, own};
 use crate::kv::Read as _;
 use crate::leases;
 use crate::record::SnapshotRecord;
-use crate::snapshots::{child_key, record_key};
+use crate::snapshots::{child_key, forget, record_key};
 
 /// Keys that one transaction removes, circles of references apart: less than a group of writers
 /// that commit together, so that one of them waits no longer for a sweep than for the others.
@@ -92,9 +92,12 @@ impl Swept {
                     .as_deref()
                     .map(SnapshotRecord::decode)
                     .transpose()?;
-                if let Some(parent) = record.and_then(|record| record.parent) {
-                    tx.remove(child_key(ns, &snapshotter, &parent, &key));
-                    keys += 1;
+                if let Some(record) = record {
+                    forget(tx, (&snapshotter, &record.backend))?;
+                    if let Some(parent) = record.parent {
+                        tx.remove(child_key(ns, &snapshotter, &parent, &key));
+                        keys += 1;
+                    }
                 }
                 tx.remove(at);
                 self.removed.snapshots += 1;

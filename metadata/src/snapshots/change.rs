@@ -2,10 +2,11 @@
 
 use std::time::SystemTime;
 
+use ::snapshotters::Redo;
 use types::{Error, Event, Fields, Labels, Result, SnapshotKey, SnapshotKind};
 
 use super::create::{no_parent, taken};
-use super::{ScopedSnapshotter, child_key, number_of};
+use super::{ScopedSnapshotter, child_key, forget, noted, number_of};
 use crate::db::WriteTx;
 use crate::key::{Bucket, below};
 use crate::kv::Read as _;
@@ -72,22 +73,24 @@ impl ScopedSnapshotter {
         };
         let to: SnapshotKey = to.try_into()?;
         let seen = labels.for_snapshotter();
-        let committed = match &onto {
-            Some(onto) => backend.snapshotter.rebase(&to, &from, onto, seen).await,
-            None => backend.snapshotter.commit(&to, &from, seen).await,
-        };
-        match committed {
-            Ok(()) => {}
+        let at_backend = &backend.snapshotter;
+        let committed = at_backend.commit_noted(&to, &from, onto.as_ref(), seen);
+        let redo = match committed.await {
+            Ok(redo) => redo,
             // A crash between backend and record: the backend is a step ahead, go on from there.
             Err(error) if error.is_not_found() || error.is_already_exists() => {
                 let there = backend.snapshotter.stat(&to).await;
                 if !there.is_ok_and(|info| info.kind == SnapshotKind::Committed) {
                     return Err(error);
                 }
+                // What it had to note is not known any more.
+                at_backend.flush().await?;
+                None
             }
             Err(error) => return Err(error),
-        }
-        let stored = self.store_commit((name, key), parent, &to, labels).await;
+        };
+        let stored = self.store_commit((name, key), parent, (&to, redo), labels);
+        let stored = stored.await;
         if stored.is_err() {
             // The key may have been removed meanwhile: then nobody names what was committed.
             self.leave_to_collector();
@@ -99,7 +102,7 @@ impl ScopedSnapshotter {
         &self,
         (name, key): (&SnapshotKey, &SnapshotKey),
         onto: Option<&SnapshotKey>,
-        to: &SnapshotKey,
+        (to, redo): (&SnapshotKey, Option<Redo>),
         labels: Labels,
     ) -> Result<()> {
         let this = self.clone();
@@ -124,6 +127,9 @@ impl ScopedSnapshotter {
                     child_key(namespace, &this.name, parent, name.as_str()),
                     Vec::new(),
                 );
+            }
+            if let Some(redo) = &redo {
+                noted::note(tx, (&this.name, &to), redo);
             }
             let now = SystemTime::now();
             let record = SnapshotRecord {
@@ -170,6 +176,7 @@ impl ScopedSnapshotter {
                 tx.remove(child_key(namespace, &this.name, parent, key.as_str()));
             }
             tx.remove(this.at(key.as_str()));
+            forget(tx, (&this.name, &record.backend))?;
             leases::drop_resource(tx, &this.scope, &this.resource(&key));
             tx.mark_snapshotter(&this.name);
             tx.event(

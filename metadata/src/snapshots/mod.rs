@@ -6,13 +6,15 @@
 //!
 //! ```text
 //! prepare: look - number (held as busy) - backend prepare - record, lease, event - number let go
-//! commit:  name's gate - look - backend commit - record of name for that of key - gate open
+//! commit:  name's gate - look - backend commit - record of name for that of key, note - gate open
 //! ```
 
 mod change;
 mod create;
+mod noted;
 mod redo;
 
+pub(crate) use self::noted::{flush, forget, is_noted};
 pub(crate) use self::redo::redo;
 
 use std::collections::{BTreeMap, HashSet};

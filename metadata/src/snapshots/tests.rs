@@ -6,6 +6,7 @@ use crate::fixture::{House, code, fields, labels, lost, name, scope};
 
 mod at_once;
 mod hard;
+mod noted;
 
 async fn names(store: &dyn ::snapshotters::Snapshotter, filter: &str) -> Vec<String> {
     let found = store

@@ -23,7 +23,7 @@ pub(crate) enum Durable {
 }
 
 impl Store {
-    /// Makes a commit again that is gone. `remake` makes a directory of which nothing is left, for what
+    /// Makes a commit again if it is gone, and tells whether it was. `remake` makes a directory of which nothing is left, for what
     /// nobody had touched.
     ///
     /// # Errors
@@ -32,12 +32,12 @@ impl Store {
         &self,
         redo: &Redo,
         remake: impl FnOnce(&Path, Owner) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let group = Group::decode(&redo.text)?;
         let made = group.made();
         let (name, row) = made.ok_or_else(|| Error::data_loss("there is no snapshot in it"))?;
         if self.index.get(name).is_ok() {
-            return Ok(());
+            return Ok(false);
         }
         let directory = self.directory(row.id);
         if !directory.is_dir() {
@@ -54,7 +54,7 @@ impl Store {
         self.index.redo(&group, (name, row))?;
         tracing::warn!(%name, "the power has taken the commit of a snapshot: it is made again");
         self.telling().push(row.id);
-        Ok(())
+        Ok(true)
     }
 
     /// Makes everything durable.

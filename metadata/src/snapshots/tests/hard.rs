@@ -351,7 +351,7 @@ async fn a_containers_root_that_the_power_took_is_made_anew_and_nothing_else() {
     }
     drop((a, containers));
     let house = house.restart().await;
-    house.metadata.redo_rootfs().await.unwrap();
+    house.metadata.redo_snapshots().await.unwrap();
     let mut want = before;
     want.retain(|key| !key.ends_with("/extract-1"));
     assert_eq!(house.memory.keys(), want, "an unpacker must begin anew");
@@ -368,12 +368,13 @@ async fn a_containers_root_that_the_power_took_is_made_anew_and_nothing_else() {
     assert_eq!(a.stat(&name("c1")).await.unwrap().labels, labels(&pairs));
     assert_eq!(house.memory.labels_of("/c1"), labels(&pairs[1..]));
     // Without its parent it cannot be made.
+    house.memory.damage();
     house.memory.lose("/kept");
     house.memory.lose("/c1");
     house.memory.lose("/c2");
     house.memory.lose("/base");
     drop(a);
     let house = house.restart().await;
-    house.metadata.redo_rootfs().await.unwrap();
+    house.metadata.redo_snapshots().await.unwrap();
     assert!(house.memory.keys().is_empty());
 }
