@@ -37,7 +37,7 @@ impl Store {
         let directory = directory(config);
         lock::create(&directory, lock::ROOT_MODE)?;
         let store = Self::at(&directory, ground, config).await?;
-        store.metadata.redo_snapshots().await?;
+        store.metadata.redo_rootfs().await?;
         Ok(store)
     }
 

@@ -35,7 +35,7 @@ mod rebuild;
 mod record;
 mod snapshots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -136,7 +136,11 @@ impl Metadata {
     /// Go's wrote it; I/O.
     pub async fn open(path: &Path, opts: OpenOpts) -> Result<Self> {
         refuse_foreign(path)?;
-        let (kv, damage) = open_or_rebuild(path, &opts).await?;
+        let Begun {
+            kv,
+            damage,
+            unsettled,
+        } = open_or_rebuild(path, &opts).await?;
         let marks = Marks {
             content: true,
             snapshotters: opts.snapshotters.keys().cloned().collect(),
@@ -147,7 +151,10 @@ impl Metadata {
         let snapshotters = opts
             .snapshotters
             .into_iter()
-            .map(|(name, backend)| (name, snapshots::Backend::new(backend)))
+            .map(|(name, backend)| {
+                let is_unsettled = unsettled.contains(&name);
+                (name, snapshots::Backend::new(backend, is_unsettled))
+            })
             .collect();
         Ok(Self(Arc::new(Shared {
             db,
@@ -161,12 +168,12 @@ impl Metadata {
         })))
     }
 
-    /// Makes commits and root file systems of containers again that a power cut has taken from their
-    /// snapshotters, and tells the log. For who opens the store to work with it, before anything else.
+    /// Makes root file systems of containers again that a power cut has taken from their snapshotters,
+    /// and tells the log. For who opens the store to work with it, before anything else.
     ///
     /// # Errors
     /// Those of the store and of the snapshotters' lists.
-    pub async fn redo_snapshots(&self) -> Result<()> {
+    pub async fn redo_rootfs(&self) -> Result<()> {
         snapshots::redo(self).await
     }
 
@@ -267,13 +274,38 @@ fn refuse_foreign(path: &Path) -> Result<()> {
     )))
 }
 
-/// Never begins empty over old data: to the first collection all of that would be garbage. Tells what
-/// was wrong.
-async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<(Kv, Option<String>)> {
+/// A store that was opened.
+struct Begun {
+    kv: Kv,
+    /// What was wrong with it.
+    damage: Option<String>,
+    /// Snapshotters that lack commits which cannot be made again now.
+    unsettled: HashSet<String>,
+}
+
+impl Begun {
+    fn anew(kv: Kv, damage: Option<String>) -> Self {
+        let unsettled = HashSet::new();
+        Self {
+            kv,
+            damage,
+            unsettled,
+        }
+    }
+}
+
+/// Never begins empty over old data: to the first collection all of that would be garbage.
+async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<Begun> {
     let cause = match Kv::open(path) {
-        Ok((kv, Opened::Whole)) => return Ok((kv, None)),
+        Ok((kv, Opened::Whole)) => {
+            let unsettled = snapshots::redo_noted(&kv, &opts.snapshotters).await?;
+            let begun = Begun::anew(kv, None);
+            return Ok(Begun { unsettled, ..begun });
+        }
         Ok((kv, Opened::Restored(restored))) => {
             restored.tell();
+            // Before anybody looks at what they have.
+            let unsettled = snapshots::redo_noted(&kv, &opts.snapshotters).await?;
             let whole = match restored.from {
                 Source::File => "the store's file",
                 Source::Journal => "its journal",
@@ -282,21 +314,26 @@ async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<(Kv, Option<Str
             if let Some(rebuilt) = complete(&kv, &restored.cause, opts).await? {
                 damage = format!("{damage} but for {rebuilt}");
             }
-            return Ok((kv, Some(damage)));
+            let damage = Some(damage);
+            return Ok(Begun {
+                kv,
+                damage,
+                unsettled,
+            });
         }
         Err(error) if error.is(Code::DataLoss) || error.is_not_found() => error,
         Err(error) => return Err(error),
     };
     let found = Found::look(opts).await.ctx("rebuild metadata")?;
     if cause.is_not_found() && found.is_nothing() {
-        return Kv::make(path, &first_records()).map(|(kv, _)| (kv, None));
+        return Kv::make(path, &first_records()).map(|(kv, _)| Begun::anew(kv, None));
     }
     all_asked(&cause, opts.absent.iter().chain(found.silent()))?;
     let (records, rebuilt) = found.rebuild(opts.policy, SystemTime::now())?;
     let (kv, aside) = Kv::make(path, &records)?;
     rebuilt.tell(&cause, aside.as_deref());
     let damage = format!("{cause}; without a journal there are {rebuilt} again, and no more");
-    Ok((kv, Some(damage)))
+    Ok(Begun::anew(kv, Some(damage)))
 }
 
 /// What nobody has told of would be garbage.

@@ -4,6 +4,7 @@
 //!   <id>        a snapshot
 //!   new-<id>    one that is being made, or was when the machine went down
 //!   lost-<id>   one whose row a restored index does not have
+//!   ready-<n>   one of nobody yet, made beforehand
 //! ```
 //! Invariant: what is lost keeps its id and is deleted by nobody but an administrator.
 
@@ -19,6 +20,14 @@ use crate::note::Note;
 pub(crate) const NEW: &str = "new-";
 /// Prefix of a directory without a row that is no garbage.
 const LOST: &str = "lost-";
+
+/// Prefix of a directory that is made before anybody asks for it.
+pub(crate) const READY: &str = "ready-";
+
+/// Where the directory of a snapshot is that was set aside.
+pub(crate) fn lost_path(directories: &Path, id: u64) -> PathBuf {
+    directories.join(format!("{LOST}{id}"))
+}
 
 /// The directories at one moment, by id.
 #[derive(Debug, Default)]
@@ -114,7 +123,7 @@ impl Directories {
         }
         for id in &unknown {
             let from = self.path.join(id.to_string());
-            let to = self.path.join(format!("{LOST}{id}"));
+            let to = lost_path(&self.path, **id);
             match std::fs::rename(&from, &to) {
                 Ok(()) => tracing::warn!(
                     kept = %to.display(),
@@ -141,7 +150,7 @@ impl Directories {
 }
 
 /// Those of `names` that belong neither to a row, nor to one that is being made, nor to an administrator
-/// who has to look at them. What is half made is no row's.
+/// who has to look at them, nor to whoever comes next. What is half made is no row's.
 pub(crate) fn garbage(
     names: Vec<String>,
     rows: &HashSet<u64>,
@@ -150,7 +159,8 @@ pub(crate) fn garbage(
     let has = |ids: &HashSet<u64>, id: &str| id.parse().is_ok_and(|id| ids.contains(&id));
     let is_garbage = |name: &String| match name.strip_prefix(NEW) {
         Some(half) => !has(making, half),
-        None => !name.starts_with(LOST) && !has(rows, name) && !has(making, name),
+        None if name.starts_with(LOST) || name.starts_with(READY) => false,
+        None => !has(rows, name) && !has(making, name),
     };
     names.into_iter().filter(is_garbage).collect()
 }

@@ -79,12 +79,13 @@ impl Erofs {
         }
         sys::process::find(MKFS.as_ref()).map_err(|e| e.reclass(Code::NotImplemented))?;
         let root = nameable(root)?;
+        let stack = Stack::tried(&root, config.ovl_mount_options, false)?;
+        let store = Store::open(&root, KEEPING)?;
         let images = Images {
-            stack: Stack::tried(&root, config.ovl_mount_options, false)?,
+            stack: stack.with_ready(store.directories()),
             set_immutable: config.set_immutable,
             mounting: Gate::default(),
         };
-        let store = Store::open(&root, KEEPING)?;
         Ok(Local::open(store, images))
     }
 

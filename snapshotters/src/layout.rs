@@ -92,6 +92,11 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// True when a commit changes nothing but the row, so that the row alone makes it again.
+    fn can_note(&self) -> bool {
+        false
+    }
+
     /// Makes `directory`, of which nothing is left, what it was when its snapshot was committed untouched.
     ///
     /// # Errors

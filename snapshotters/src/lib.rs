@@ -60,6 +60,15 @@ pub struct Redo {
     pub text: Vec<u8>,
 }
 
+/// What became of commits that were to be made again.
+#[derive(Debug, Default)]
+pub struct Redone {
+    /// How many were gone and are there again.
+    pub made: usize,
+    /// Those that nobody can make, by their places among those given, and why.
+    pub lost: Vec<(usize, Error)>,
+}
+
 /// A store of layered file systems.
 ///
 /// Keys name active snapshots and views, names name committed ones; both live in one key space.
@@ -192,13 +201,14 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
         done.map(|()| None)
     }
 
-    /// Makes a commit again that is gone: after the snapshotter was opened and before anything else is
-    /// done with it, the oldest first. False where it is still there.
+    /// Makes those of these commits again that are gone, and what a power cut has left of snapshots that
+    /// stood on them: after the snapshotter was opened and before anything else is done with it. All of it
+    /// is durable then. One that is lost for good leaves nothing, not even the active one that it was.
     ///
     /// # Errors
-    /// `DataLoss` when its files are gone; `NotFound` for the parent; I/O.
-    async fn redo(&self, _redo: &Redo) -> Result<bool> {
-        Err(Error::not_implemented("make a commit again"))
+    /// I/O, `ResourceExhausted`: it is to be tried again before anything is cleaned up here.
+    async fn redo(&self, _all: &[Redo]) -> Result<Redone> {
+        Err(Error::not_implemented("make commits again"))
     }
 
     /// Makes all that was answered durable.

@@ -26,7 +26,7 @@ use crate::note;
 use crate::storage::Chain;
 use crate::store::{Durable, Store, Wanted, blocking};
 use crate::tree;
-use crate::{Broken, Redo, Snapshotter};
+use crate::{Broken, Redo, Redone, Snapshotter};
 
 /// A snapshotter in a directory of this machine. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -68,7 +68,7 @@ impl Inside {
                 sealed.bare = layout.bare(store, chain);
             }
             let is_safe = on_disk == OnDisk::Whole || sealed.bare.is_some();
-            let durable = match can_note && is_safe {
+            let durable = match can_note && is_safe && layout.can_note() {
                 true => Durable::Noted,
                 false => Durable::Now,
             };
@@ -293,11 +293,11 @@ impl Snapshotter for Local {
         blocking(move || this.commit((&name, &key), parent.as_ref(), labels, true)).await
     }
 
-    async fn redo(&self, redo: &Redo) -> Result<bool> {
-        let (this, redo) = (Arc::clone(&self.0), redo.clone());
+    async fn redo(&self, all: &[Redo]) -> Result<Redone> {
+        let (this, all) = (Arc::clone(&self.0), all.to_vec());
         blocking(move || {
             let remake = |directory: &Path, owner| this.layout.remake(directory, owner);
-            this.store.redo(&redo, remake)
+            this.store.redo(&all, &remake)
         })
         .await
     }

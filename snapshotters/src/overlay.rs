@@ -63,11 +63,12 @@ impl Overlay {
     /// `Unavailable` while another process has it; `DataLoss` for a damaged index; I/O.
     pub fn open(root: &Path, config: OverlayConfig) -> Result<Local> {
         let root = nameable(root)?;
+        let stack = Stack::tried(&root, config.mount_options, config.slow_chown)?;
+        let store = Store::open(&root, keeping(config.sync_remove))?;
         let layers = Layers {
-            stack: Stack::tried(&root, config.mount_options, config.slow_chown)?,
+            stack: stack.with_ready(store.directories()),
             upperdir_label: config.upperdir_label,
         };
-        let store = Store::open(&root, keeping(config.sync_remove))?;
         Ok(Local::open(store, layers))
     }
 
@@ -142,6 +143,10 @@ impl Layout for Layers {
         settle::settle(&upper, &uppers(store, parents))?;
         // What was there before may have been flushed, and is not flushed again then.
         settle::flush(&upper)
+    }
+
+    fn can_note(&self) -> bool {
+        true
     }
 
     fn remake(&self, directory: &Path, owner: Owner) -> Result<()> {

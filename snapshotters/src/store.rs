@@ -36,6 +36,8 @@ pub(crate) struct Store {
     keeping: Keeping,
     /// Ids of those that are being committed.
     sealing: Gate,
+    /// It is only looked at.
+    is_examined: bool,
     /// Ids of committed ones whose directories tell of themselves until the next flush.
     telling: Mutex<Vec<u64>>,
 }
@@ -110,6 +112,7 @@ impl Store {
             index,
             keeping,
             sealing: Gate::default(),
+            is_examined: false,
             telling: Mutex::default(),
         })
     }
@@ -131,6 +134,7 @@ impl Store {
             index: Arc::new(index),
             keeping,
             sealing: Gate::default(),
+            is_examined: true,
             telling: Mutex::default(),
         })
     }
@@ -138,6 +142,11 @@ impl Store {
     /// What was wrong with the index when it was opened.
     pub(crate) fn damages(&self) -> &[String] {
         self.index.damages()
+    }
+
+    /// Where all directories are.
+    pub(crate) fn directories(&self) -> &Path {
+        &self.directories
     }
 
     /// The directory of a snapshot.

@@ -85,3 +85,10 @@ pub(crate) fn image(dir: &Path, kind: &str, mib: u64, args: &[&str]) -> PathBuf 
     assert!(made.status.is_success(), "{made:?}");
     file
 }
+
+/// Names of the directories of snapshots below a root; those that are ready are nobody's.
+pub(crate) fn directories(root: &Path) -> std::collections::BTreeSet<String> {
+    let names = crate::directories::listing(&root.join("snapshots")).unwrap();
+    let is_ready = |name: &String| name.starts_with(crate::directories::READY);
+    names.into_iter().filter(|name| !is_ready(name)).collect()
+}

@@ -16,7 +16,7 @@ use crate::key::{Bucket, all, below, key, names};
 use crate::kv::{Flow, Read};
 use crate::namespaces;
 use crate::record::{SnapshotRecord, get_container_refs};
-use crate::snapshots::{child_key, is_noted, number_of, record_key};
+use crate::snapshots::{self, child_key, noted_numbers, number_of, record_key};
 
 /// One record.
 #[derive(Clone, Debug)]
@@ -83,6 +83,8 @@ impl Check<'_> {
         let mut found = BTreeMap::new();
         let mut ahead = cut_off(&there, &records);
         ahead.extend(busy);
+        // What the next start makes again.
+        ahead.extend(noted_numbers(&self.metadata.0.db.kv.read()?, snapshotter)?);
         let is_ahead = |key: &str| number_of(key).is_some_and(|number| ahead.contains(&number));
         for info in &there {
             match records.remove(info.name.as_str()) {
@@ -95,9 +97,7 @@ impl Check<'_> {
             }
         }
         for (name, record) in records {
-            // The next start makes it again.
-            let is_noted = is_noted(&self.metadata.0.db.kv.read()?, (snapshotter, &name))?;
-            if is_noted || is_ahead(&name) {
+            if is_ahead(&name) {
                 continue;
             }
             if self.is_gone(snapshotter, &name).await? {
@@ -191,10 +191,11 @@ fn forget(tx: &mut WriteTx<'_, '_>, snapshotter: &str, known: Known) -> Result<b
     let Known {
         namespace,
         name,
+        backend,
         parent,
-        ..
     } = known;
     tx.remove(at);
+    snapshots::forget(tx, (snapshotter, &backend))?;
     if let Some(parent) = parent {
         tx.remove(child_key(&namespace, snapshotter, &parent, &name));
     }

@@ -33,6 +33,12 @@ impl Swept {
                 Err(error) => tracing::warn!(%error, "content garbage collection failed"),
             }
         }
+        for (name, backend) in &metadata.0.snapshotters {
+            let is_dirty = marks.snapshotters.contains(name);
+            if !is_dirty && let Err(error) = flush(metadata, name, backend).await {
+                tracing::warn!(snapshotter = %name, %error, "commits stay noted");
+            }
+        }
         let dirty = metadata
             .0
             .snapshotters
@@ -48,11 +54,6 @@ impl Swept {
                 Err(error) => {
                     tracing::warn!(snapshotter = %name, %error, "snapshot garbage collection failed");
                 }
-            }
-        }
-        for (name, backend) in &metadata.0.snapshotters {
-            if let Err(error) = flush(metadata, name, backend).await {
-                tracing::warn!(snapshotter = %name, %error, "commits stay noted");
             }
         }
         // Records of a snapshotter that is not configured any more have no backend to clean.
@@ -177,6 +178,8 @@ async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result
     let Ok(_one_at_a_time) = backend.collecting.try_lock() else {
         return Err(Error::unavailable("an earlier collection is still at work"));
     };
+    // What these need is no garbage.
+    flush(metadata, name, backend).await?;
     let mut errors = Errors::default();
     let mut removed = 0;
     let adoptions = backend.adoptions();

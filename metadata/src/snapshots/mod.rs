@@ -14,10 +14,11 @@ mod create;
 mod noted;
 mod redo;
 
-pub(crate) use self::noted::{flush, forget, is_noted};
+pub(crate) use self::noted::{flush, forget, numbers as noted_numbers, redo as redo_noted};
 pub(crate) use self::redo::redo;
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::snapshotters::Snapshotter;
@@ -49,10 +50,12 @@ pub(crate) struct Backend {
     adopted: Mutex<Option<HashSet<String>>>,
     /// Held by who collects here.
     pub(crate) collecting: tokio::sync::Mutex<()>,
+    /// Not all noted commits could be made again: what they need may look like garbage.
+    is_unsettled: AtomicBool,
 }
 
 impl Backend {
-    pub(crate) fn new(snapshotter: Arc<dyn Snapshotter>) -> Self {
+    pub(crate) fn new(snapshotter: Arc<dyn Snapshotter>, is_unsettled: bool) -> Self {
         Self {
             snapshotter,
             busy: Mutex::default(),
@@ -60,7 +63,16 @@ impl Backend {
             adopting: Gate::default(),
             adopted: Mutex::default(),
             collecting: tokio::sync::Mutex::default(),
+            is_unsettled: is_unsettled.into(),
         }
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.is_unsettled.load(Ordering::Acquire)
+    }
+
+    fn settle(&self) {
+        self.is_unsettled.store(false, Ordering::Release);
     }
 
     fn busy(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
@@ -365,7 +377,9 @@ impl Snapshotter for ScopedSnapshotter {
     }
 
     async fn cleanup(&self) -> Result<()> {
-        self.backend()?.snapshotter.cleanup().await
+        let backend = self.backend()?;
+        flush(&self.metadata, &self.name, backend).await?;
+        backend.snapshotter.cleanup().await
     }
 }
 

@@ -8,17 +8,18 @@
 //! Invariant: the record of a commit is durable together with its note, and the note goes when the
 //! snapshotter has it, or the record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
-use ::snapshotters::Redo;
-use types::{Code, Result};
+use ::snapshotters::{Redo, Redone, Snapshotter};
+use types::Result;
 
-use super::Backend;
+use super::{Backend, number_of};
 use crate::Metadata;
 use crate::codec::damaged;
 use crate::db::WriteTx;
 use crate::key::{Bucket, below, key, names};
-use crate::kv::{Flow, Read};
+use crate::kv::{Flow, Kv, Read, Tx};
 
 /// Notes that go in one transaction.
 const STEP: usize = 256;
@@ -53,11 +54,6 @@ pub(crate) fn forget(tx: &mut WriteTx<'_, '_>, of: At<'_>) -> Result<()> {
     Ok(())
 }
 
-/// True while a commit is noted.
-pub(crate) fn is_noted(tx: &dyn Read, of: At<'_>) -> Result<bool> {
-    tx.has(&at(of))
-}
-
 /// The keys of all notes for a snapshotter.
 fn keys(tx: &dyn Read, snapshotter: &str) -> Result<Vec<Vec<u8>>> {
     let prefix = below(Bucket::Redo, &[snapshotter]);
@@ -69,72 +65,97 @@ fn keys(tx: &dyn Read, snapshotter: &str) -> Result<Vec<Vec<u8>>> {
     Ok(keys)
 }
 
-/// Makes durable in the snapshotter what is noted for it; the notes go.
+/// The numbers of the snapshots that are noted for a snapshotter.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) fn numbers(tx: &dyn Read, snapshotter: &str) -> Result<HashSet<u64>> {
+    let mut numbers = HashSet::new();
+    tx.scan(&below(Bucket::Redo, &[snapshotter]), &mut |rest, _| {
+        let [backend] = names(rest)?;
+        numbers.extend(number_of(backend));
+        Ok(Flow::Continue(()))
+    })?;
+    Ok(numbers)
+}
+
+/// Makes durable in the snapshotter what is noted for it; the notes go. First, what could not be made again
+/// at the start is tried once more: until then nothing is cleaned up there.
 ///
 /// # Errors
 /// Those of the snapshotter and of the store; what is noted stays so.
 pub(crate) async fn flush(metadata: &Metadata, name: &str, backend: &Backend) -> Result<()> {
-    let noted = keys(&metadata.0.db.kv.read()?, name)?;
+    let kv = &metadata.0.db.kv;
+    if backend.is_unsettled() {
+        redo_of(kv, name, backend.snapshotter.as_ref()).await?;
+        backend.settle();
+    }
+    let noted = keys(&kv.read()?, name)?;
     if noted.is_empty() {
         return Ok(());
     }
     backend.snapshotter.flush().await?;
-    drop_all(metadata, noted).await
+    drop_all(kv, noted).await
 }
 
-async fn drop_all(metadata: &Metadata, noted: Vec<Vec<u8>>) -> Result<()> {
+async fn drop_all(kv: &Kv, noted: Vec<Vec<u8>>) -> Result<()> {
     for some in noted.chunks(STEP) {
         let some = some.to_vec();
-        let change = move |tx: &mut WriteTx<'_, '_>| {
-            tx.collecting();
+        let change = move |tx: &mut Tx<'_>| {
             some.into_iter().for_each(|key| tx.remove(key));
             Ok(())
         };
-        metadata.0.db.write(change).await?;
+        kv.write(change).await?;
     }
     Ok(())
 }
 
-/// Makes again what a power cut has taken. What cannot be made is told, and the layer is unpacked again by
-/// whoever wants it.
+/// Makes again what a power cut has taken, before anybody asks the snapshotters for what they have. The
+/// answer names those in which nothing must be cleaned up, since not all could be made for now.
 ///
 /// # Errors
 /// Those of the store.
-pub(super) async fn redo(metadata: &Metadata) -> Result<()> {
-    let mut all: BTreeMap<String, Vec<(String, Redo)>> = BTreeMap::new();
-    let prefix = [Bucket::Redo as u8];
-    metadata.0.db.kv.read()?.scan(&prefix, &mut |rest, value| {
-        let [snapshotter, backend] = names(rest)?;
-        let noted = (backend.to_owned(), decode(value)?);
-        all.entry(snapshotter.to_owned()).or_default().push(noted);
-        Ok(Flow::Continue(()))
-    })?;
-    for (name, mut noted) in all {
-        // Its notes are kept for when it is there again.
-        let Some(backend) = metadata.0.snapshotters.get(&name) else {
-            continue;
-        };
-        noted.sort_by_key(|(_, redo)| redo.sequence);
-        let lost = again(&name, backend, &noted).await;
-        drop_all(metadata, lost).await?;
-    }
-    Ok(())
-}
-
-/// Makes the commits of one snapshotter again; the keys of those that nobody can make.
-async fn again(name: &str, backend: &Backend, noted: &[(String, Redo)]) -> Vec<Vec<u8>> {
-    let mut lost = Vec::new();
-    for (backend_key, redo) in noted {
-        let Err(error) = backend.snapshotter.redo(redo).await else {
-            continue;
-        };
-        tracing::warn!(
-            %error, snapshotter = name, key = backend_key,
-            "the power has taken the commit of a snapshot, and it cannot be made again"
-        );
-        if error.is(Code::DataLoss) || error.is_not_found() {
-            lost.push(at((name, backend_key)));
+pub(crate) async fn redo(
+    kv: &Kv,
+    snapshotters: &BTreeMap<String, Arc<dyn Snapshotter>>,
+) -> Result<HashSet<String>> {
+    let mut unsettled = HashSet::new();
+    for (name, snapshotter) in snapshotters {
+        if let Err(error) = redo_of(kv, name, snapshotter.as_ref()).await {
+            tracing::warn!(
+                %error, snapshotter = name,
+                "commits that the power may have taken cannot be made again now: nothing is cleaned up there"
+            );
+            unsettled.insert(name.clone());
         }
     }
-    lost
+    Ok(unsettled)
+}
+
+/// The same in one snapshotter. What nobody can make is told; its record stays for the check, which finds
+/// that there is nothing left.
+async fn redo_of(kv: &Kv, name: &str, snapshotter: &dyn Snapshotter) -> Result<()> {
+    let (mut keys, mut all) = (Vec::new(), Vec::new());
+    let prefix = below(Bucket::Redo, &[name]);
+    kv.read()?.scan(&prefix, &mut |rest, value| {
+        keys.push([prefix.as_slice(), rest].concat());
+        all.push(decode(value)?);
+        Ok(Flow::Continue(()))
+    })?;
+    if all.is_empty() {
+        return Ok(());
+    }
+    let Redone { made, lost } = snapshotter.redo(&all).await?;
+    for (at, error) in &lost {
+        let [_, key] = keys.get(*at).map_or(Ok(["", ""]), |key| names(&key[1..]))?;
+        tracing::error!(
+            %error, snapshotter = name, key,
+            "the power has taken the commit of a snapshot, and it cannot be made again"
+        );
+    }
+    // Sequences begin anew: notes of both epochs must not be mixed.
+    match made == 0 && lost.is_empty() {
+        true => Ok(()),
+        false => drop_all(kv, keys).await,
+    }
 }

@@ -1,6 +1,4 @@
-//! Commits, and root file systems of containers, that a power cut has taken from their snapshotter.
-//!
-//! A commit is made again from its note: see [`super::noted`].
+//! Root file systems of containers that a power cut has taken from their snapshotter.
 //!
 //! An active snapshot is durable in its snapshotter only with the next durable change there, and its
 //! record here at once: the record tells all that it takes to make it again. It comes back empty: had
@@ -11,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use types::{Context as _, Filter, Namespace, Result, SnapshotKey, SnapshotKind};
 
-use super::{Backend, noted, number_of, record_key};
+use super::{Backend, number_of, record_key};
 use crate::Metadata;
 use crate::key::{Bucket, all, names};
 use crate::kv::{Flow, Read};
@@ -32,7 +30,6 @@ struct Rootfs {
 /// # Errors
 /// Those of the store and of the snapshotters' lists.
 pub(crate) async fn redo(metadata: &Metadata) -> Result<()> {
-    noted::redo(metadata).await?;
     let mut wanted = wanted(&metadata.0.db.kv.read()?)?;
     for (name, backend) in &metadata.0.snapshotters {
         let Some(all) = wanted.remove(name) else {

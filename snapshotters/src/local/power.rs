@@ -236,11 +236,11 @@ async fn a_noted_commit_is_made_again_with_all_that_it_was() {
     let sn = cut.overlay();
     let lost = sn.stat(&key("middle")).await.unwrap_err();
     assert!(lost.is_not_found(), "{lost}");
-    assert!(sn.redo(&all[1]).await.unwrap_err().is_not_found());
-    for is_gone in [true, false] {
-        for redo in &all {
-            assert_eq!(sn.redo(redo).await.unwrap(), is_gone);
-        }
+    // In whatever order they are kept.
+    all.reverse();
+    for gone in [3, 0] {
+        let done = sn.redo(&all).await.unwrap();
+        assert_eq!((done.made, done.lost.len()), (gone, 0));
         assert_eq!(facts(&sn).await, before);
         assert_eq!(sn.verify(None).await.unwrap(), []);
     }
@@ -268,6 +268,52 @@ async fn a_noted_commit_is_made_again_with_all_that_it_was() {
 }
 
 #[tokio::test]
+async fn what_was_flushed_on_a_noted_commit_is_found_again_with_it() {
+    let machine = Machine::new();
+    let sn = machine.overlay();
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    std::fs::write(layer(&sn, "a").join("file"), "text").unwrap();
+    let redo = noted(&sn, "base", "a", None).await;
+    let base = key("base");
+    for name in ["c", "d"] {
+        sn.prepare(&key(name), Some(&base), Labels::new())
+            .await
+            .unwrap();
+        std::fs::write(layer(&sn, name).join("own"), name).unwrap();
+    }
+    // As a container does with its own file.
+    sys::fs::syncfs(&layer(&sn, "d")).unwrap();
+    let cut = machine.after_power_cut();
+    let sn = cut.overlay();
+    assert!(sn.stat(&key("c")).await.unwrap_err().is_not_found());
+    assert_eq!(sn.redo(&[redo]).await.unwrap().made, 1);
+    sn.cleanup().await.unwrap();
+    for name in ["c", "d"] {
+        let info = sn.stat(&key(name)).await.unwrap();
+        assert_eq!(info.parent, Some(key("base")));
+        let text = std::fs::read_to_string(layer(&sn, name).join("own"));
+        assert_eq!(text.unwrap(), name);
+    }
+}
+
+#[tokio::test]
+async fn a_noted_commit_that_was_set_aside_is_brought_back() {
+    let machine = Machine::new();
+    let sn = machine.overlay();
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    std::fs::write(layer(&sn, "a").join("file"), "text").unwrap();
+    let redo = noted(&sn, "base", "a", None).await;
+    let cut = machine.after_power_cut();
+    let snapshots = cut.root.path().join("snapshots");
+    std::fs::rename(snapshots.join("1"), snapshots.join("lost-1")).unwrap();
+    let sn = cut.overlay();
+    assert_eq!(sn.redo(&[redo]).await.unwrap().made, 1);
+    let text = std::fs::read_to_string(layer(&sn, "base").join("file"));
+    assert_eq!(text.unwrap(), "text");
+    assert_eq!(sn.strangers().await.unwrap(), []);
+}
+
+#[tokio::test]
 async fn a_noted_commit_whose_files_are_gone_is_told_and_not_made_empty() {
     let machine = Machine::new();
     let sn = machine.overlay();
@@ -280,13 +326,13 @@ async fn a_noted_commit_whose_files_are_gone_is_told_and_not_made_empty() {
     assert!(here.is_dir() && here != directory);
     std::fs::remove_dir_all(&here).unwrap();
     let sn = cut.overlay();
-    let error = sn.redo(&redo).await.unwrap_err();
-    assert!(error.is(types::Code::DataLoss), "{error}");
-    assert!(error.to_string().contains("is gone"), "{error}");
-    let mut torn = redo;
+    let mut torn = redo.clone();
     torn.text.truncate(20);
-    let error = sn.redo(&torn).await.unwrap_err();
-    assert!(error.is(types::Code::DataLoss), "{error}");
+    let done = sn.redo(&[redo, torn]).await.unwrap();
+    assert_eq!((done.made, done.lost.len()), (0, 2));
+    let (at, error) = &done.lost[0];
+    assert!(*at == 0 && error.is(types::Code::DataLoss), "{error}");
+    assert!(error.to_string().contains("is gone"), "{error}");
     assert_eq!(sn.list(&Filter::default()).await.unwrap(), []);
 }
 

@@ -5,17 +5,18 @@
 //! new ones are made beside the answer.
 //!
 //! ```text
-//!   <root>/ready/<n>/…   as an active snapshot's, of nobody yet
+//!   <root>/snapshots/ready-<n>/…   as an active snapshot's, of nobody yet
 //! ```
-//! Invariant: what is here belongs to nobody and is gone at the next open; nobody waits for it to be made.
+//! Invariant: what is ready belongs to nobody and is gone at the next open; nobody waits for it to be made.
+//! There is none where a flush of what is in a directory does not take its renaming along.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use types::Result;
 
-use crate::directories::listing;
-use crate::store::make_dir;
+use super::settle::flushes_in_order;
+use crate::directories::{READY, listing};
 use crate::tree;
 
 /// How many are made.
@@ -39,32 +40,23 @@ struct Made {
     /// Their names.
     names: Vec<u64>,
     next: u64,
-    state: State,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
-    #[default]
-    Idle,
     /// Somebody makes more.
-    Filling,
-    /// They are of no use: the snapshots are on another file system.
-    Elsewhere,
+    is_filling: bool,
 }
 
 impl Ready {
-    /// Takes its place below `root`, and away what was ready when the last process ended. `make` makes one.
-    ///
-    /// # Errors
-    /// I/O.
-    pub(crate) fn open(root: &Path, make: fn(&Path) -> Result<()>) -> Result<Self> {
-        let place = root.join("ready");
-        make_dir(&place, 0o700)?;
-        for name in listing(&place)? {
-            tree::remove(&place.join(name))?;
+    /// Takes away what was ready in `place` when the last process ended, whose lock is held. `make` makes
+    /// one.
+    pub(crate) fn open(place: &Path, make: fn(&Path) -> Result<()>) -> Self {
+        if let Err(error) = clear(place) {
+            tracing::warn!(%error, "directories that were ready are left");
         }
+        if !flushes_in_order(place) {
+            return Self::default();
+        }
+        let place = place.to_owned();
         let made = Mutex::default();
-        Ok(Self(Some(Arc::new(Inside { place, make, made }))))
+        Self(Some(Arc::new(Inside { place, make, made })))
     }
 
     /// Gives one away as `directory`; none when there is none.
@@ -73,20 +65,25 @@ impl Ready {
         let name = {
             let mut made = inside.made();
             let name = made.names.pop();
-            if made.names.len() <= LOW && made.state == State::Idle && inside.fill() {
-                made.state = State::Filling;
+            if made.names.len() <= LOW && !made.is_filling {
+                made.is_filling = inside.fill();
             }
             name?
         };
         let ready = inside.path(name);
-        if let Err(error) = std::fs::rename(&ready, directory) {
-            tracing::debug!(%error, ready = %ready.display(), "a ready directory is of no use");
-            inside.made().state = State::Elsewhere;
-            inside.drop_all(name);
-            return None;
-        }
-        Some(())
+        std::fs::rename(&ready, directory)
+            .inspect_err(|error| {
+                tracing::debug!(%error, ready = %ready.display(), "a ready directory is of no use");
+                drop(tree::remove(&ready));
+            })
+            .ok()
     }
+}
+
+fn clear(place: &Path) -> Result<()> {
+    let left = listing(place)?;
+    let mut left = left.iter().filter(|name| name.starts_with(READY));
+    left.try_for_each(|name| tree::remove(&place.join(name)))
 }
 
 impl Inside {
@@ -96,7 +93,7 @@ impl Inside {
     }
 
     fn path(&self, name: u64) -> PathBuf {
-        self.place.join(name.to_string())
+        self.place.join(format!("{READY}{name}"))
     }
 
     /// Begins to make more, beside whoever asks for one; false without a runtime.
@@ -110,110 +107,75 @@ impl Inside {
     }
 
     fn make_more(&self) {
-        loop {
-            let name = {
-                let mut made = self.made();
-                if made.state != State::Filling {
-                    return;
-                }
-                if made.names.len() >= FULL {
-                    made.state = State::Idle;
-                    return;
-                }
-                made.next += 1;
-                made.next
-            };
+        while let Some(name) = self.next() {
             let path = self.path(name);
-            let done = (self.make)(&path);
-            if done.is_ok() && self.keep(name) {
-                continue;
-            }
-            drop(tree::remove(&path));
-            // Whoever asks for one makes it himself then, and hears why that cannot be.
-            if let Err(error) = done {
+            if let Err(error) = (self.make)(&path) {
+                // Whoever asks for one makes it himself then, and hears why that cannot be.
                 tracing::debug!(%error, "no directory is made ready");
-                self.rest();
+                drop(tree::remove(&path));
+                self.made().is_filling = false;
+                return;
             }
-            return;
+            self.made().names.push(name);
         }
     }
 
-    /// Takes one up, unless they are of no use meanwhile.
-    fn keep(&self, name: u64) -> bool {
+    /// The name of one more that is to be made; none when there are enough.
+    fn next(&self) -> Option<u64> {
         let mut made = self.made();
-        let is_wanted = made.state == State::Filling;
-        if is_wanted {
-            made.names.push(name);
-        }
-        is_wanted
-    }
-
-    /// Nobody makes more for now.
-    fn rest(&self) {
-        let mut made = self.made();
-        if made.state == State::Filling {
-            made.state = State::Idle;
-        }
-    }
-
-    fn drop_all(&self, first: u64) {
-        let names = std::mem::take(&mut self.made().names);
-        for name in names.into_iter().chain([first]) {
-            drop(tree::remove(&self.path(name)));
-        }
+        made.is_filling = made.names.len() < FULL;
+        made.next += 1;
+        made.is_filling.then_some(made.next)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::make_dir;
     use types::Error;
 
     fn make(path: &Path) -> Result<()> {
         make_dir(&path.join("inside"), 0o700)
     }
 
-    /// Takes one as soon as there is one.
-    fn taken(ready: &Ready, directory: &Path) {
-        while ready.take(directory).is_none() {
-            std::thread::yield_now();
-        }
+    fn count(root: &Path) -> usize {
+        let names = listing(root).unwrap();
+        names.iter().filter(|name| name.starts_with(READY)).count()
     }
 
     /// Waits until nobody makes any.
     fn still(ready: &Ready) {
-        let inside = ready.0.as_ref().unwrap();
-        while inside.made().state == State::Filling {
+        while ready.0.as_ref().unwrap().made().is_filling {
             std::thread::yield_now();
         }
-    }
-
-    fn count(root: &Path) -> usize {
-        listing(&root.join("ready")).unwrap().len()
     }
 
     #[tokio::test]
     async fn directories_are_made_beside_and_given_away_once() {
         let root = tempfile::tempdir().unwrap();
-        let ready = Ready::open(root.path(), make).unwrap();
+        let ready = Ready::open(root.path(), make);
         for n in 0..3 * FULL {
             let directory = root.path().join(n.to_string());
-            taken(&ready, &directory);
+            while ready.take(&directory).is_none() {
+                std::thread::yield_now();
+            }
             assert!(directory.join("inside").is_dir());
             assert!(count(root.path()) <= FULL + 1);
         }
         still(&ready);
+        assert!(count(root.path()) > LOW);
         drop(ready);
-        std::fs::create_dir_all(root.path().join("ready/left/below")).unwrap();
-        let ready = Ready::open(root.path(), make).unwrap();
+        let ready = Ready::open(root.path(), make);
         assert_eq!(count(root.path()), 0);
+        assert!(root.path().join("0/inside").is_dir());
         assert_eq!(ready.take(&root.path().join("first")), None);
     }
 
     #[test]
     fn without_a_runtime_or_a_place_there_are_none() {
         let root = tempfile::tempdir().unwrap();
-        for ready in [Ready::open(root.path(), make).unwrap(), Ready::default()] {
+        for ready in [Ready::open(root.path(), make), Ready::default()] {
             for _ in 0..2 {
                 assert_eq!(ready.take(&root.path().join("x")), None);
             }
@@ -222,18 +184,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_that_cannot_be_given_away_are_taken_back() {
+    async fn one_that_cannot_be_given_away_is_taken_back() {
         let root = tempfile::tempdir().unwrap();
-        let ready = Ready::open(root.path(), make).unwrap();
+        let ready = Ready::open(root.path(), make);
         let there = root.path().join("there");
         make_dir(&there.join("full"), 0o700).unwrap();
-        while ready.0.as_ref().unwrap().made().state != State::Elsewhere {
-            assert_eq!(ready.take(&there), None);
-            std::thread::yield_now();
-        }
-        for _ in 0..3 {
-            assert_eq!(ready.take(&root.path().join("free")), None);
-        }
+        assert_eq!(ready.take(&there), None);
+        still(&ready);
+        let before = count(root.path());
+        assert_eq!(ready.take(&there), None);
+        assert_eq!(count(root.path()), before - 1);
+        assert_eq!(ready.take(&root.path().join("free")), Some(()));
     }
 
     #[tokio::test]
@@ -243,10 +204,9 @@ mod tests {
             make(path)?;
             Err(Error::resource_exhausted("full"))
         };
-        let ready = Ready::open(root.path(), fail).unwrap();
-        let inside = ready.0.as_ref().unwrap();
+        let ready = Ready::open(root.path(), fail);
         assert_eq!(ready.take(&root.path().join("x")), None);
         still(&ready);
-        assert_eq!((count(root.path()), inside.made().next), (0, 1));
+        assert_eq!(count(root.path()), 0);
     }
 }

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, StatFs, Uid};
 use rustix::io::Errno;
 use types::{IMPLIED_DIRECTORY, Result, UNSETTLED_LAYER};
 
@@ -67,14 +67,26 @@ pub(crate) fn is_unsettled(upper: &Path) -> bool {
 /// # Errors
 /// I/O.
 pub(crate) fn flush(upper: &Path) -> Result<()> {
-    const IN_ORDER: [u64; 3] = [EXT, XFS, TMPFS];
-    let synced = rustix::fs::open(upper, DIRECTORY, Mode::empty()).and_then(|top| {
-        match u64::try_from(rustix::fs::fstatfs(&top)?.f_type) {
-            Ok(kind) if IN_ORDER.contains(&kind) => rustix::fs::fsync(&top),
-            _ => rustix::fs::syncfs(&top),
-        }
-    });
+    let synced =
+        rustix::fs::open(upper, DIRECTORY, Mode::empty()).and_then(|top| {
+            match is_in_order(&rustix::fs::fstatfs(&top)?) {
+                true => rustix::fs::fsync(&top),
+                false => rustix::fs::syncfs(&top),
+            }
+        });
     synced.map_err(|e| at("flush", upper, e))
+}
+
+/// True on file systems that keep what happened to directories in order: a flush of one thing takes along
+/// whatever had happened before.
+fn is_in_order(facts: &StatFs) -> bool {
+    const IN_ORDER: [u64; 3] = [EXT, XFS, TMPFS];
+    u64::try_from(facts.f_type).is_ok_and(|kind| IN_ORDER.contains(&kind))
+}
+
+/// The same, of the one that `path` is on; false when that cannot be told.
+pub(super) fn flushes_in_order(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|facts| is_in_order(&facts))
 }
 
 /// The layer's root belongs to whom the parent's belongs.

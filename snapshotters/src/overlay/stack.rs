@@ -79,8 +79,17 @@ impl Stack {
             userxattr: needs_userxattr || has("userxattr"),
             leading,
             trailing,
-            ready: Ready::open(root, make_active)?,
+            ready: Ready::default(),
         })
+    }
+
+    /// The same, with directories in `snapshots` that are made beforehand. The index is open: nobody else
+    /// has them.
+    pub(crate) fn with_ready(self, snapshots: &Path) -> Self {
+        Self {
+            ready: Ready::open(snapshots, make_active),
+            ..self
+        }
     }
 
     /// For looking at records: nothing is mounted.

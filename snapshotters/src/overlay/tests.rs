@@ -5,7 +5,7 @@ mod renew;
 
 use super::*;
 use crate::Snapshotter;
-use std::collections::BTreeSet;
+use crate::testing::directories;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use sys::mount::TempMount;
@@ -17,13 +17,6 @@ fn key(name: &str) -> SnapshotKey {
 
 fn open(root: &Path) -> Local {
     Overlay::open(root, OverlayConfig::default()).unwrap()
-}
-
-fn directories(root: &Path) -> BTreeSet<String> {
-    let entries = std::fs::read_dir(root.join("snapshots")).unwrap();
-    entries
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect()
 }
 
 async fn layer(sn: &Local, name: &str, parent: Option<&str>, file: &str) {

@@ -112,4 +112,27 @@ impl Index {
         self.change(|state| Ok((state.to_redo(group, made)?, ())))
             .map(drop)
     }
+
+    /// Takes the active snapshot away that `group` has turned into a committed one which is lost.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(crate) fn discard(&self, group: &Group) -> Result<()> {
+        let Some((_, made)) = group.made() else {
+            return Ok(());
+        };
+        let gone = {
+            let state = self.state();
+            let was = group.changes.iter().filter(|change| change.row.is_none());
+            let is_its = |change: &&Change| {
+                let row = state.rows.get(&change.key);
+                row.is_some_and(|row| row.id == made.id && row.kind != SnapshotKind::Committed)
+            };
+            was.filter(is_its).cloned().collect::<Vec<_>>()
+        };
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.change(|_| Ok((gone, ()))).map(drop)
+    }
 }

@@ -80,12 +80,24 @@ impl Index {
             directories: directories.to_flush(),
             damages,
         };
-        adopt(&index, directories)?;
+        index.adopt(directories)?;
         drop_orphans(&index, directories)?;
         if index.state().has_gap {
             index.catch_up();
         }
         Ok(index)
+    }
+
+    /// Makes rows of what directories tell that have none: a power cut has taken the log's tail.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(crate) fn adopt(&self, directories: &Directories) -> Result<()> {
+        let found = lost(&self.state(), directories);
+        if found.is_empty() {
+            return Ok(());
+        }
+        self.change(|_| Ok((found, ()))).map(drop)
     }
 
     /// Makes the mirror anew. The index can be used without it: what fails is tried again by a flush.
@@ -194,15 +206,6 @@ fn file(
         "{cause}; copy and log tell of {told} snapshots{lost}"
     ));
     Ok((db, loaded))
-}
-
-/// Makes rows of what directories tell that have none: a power cut has taken the log's tail.
-fn adopt(index: &Index, directories: &Directories) -> Result<()> {
-    let found = lost(&index.state(), directories);
-    if found.is_empty() {
-        return Ok(());
-    }
-    index.change(|_| Ok((found, ()))).map(drop)
 }
 
 /// Rows that directories tell of, and the index does not have.

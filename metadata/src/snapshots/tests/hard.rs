@@ -351,7 +351,7 @@ async fn a_containers_root_that_the_power_took_is_made_anew_and_nothing_else() {
     }
     drop((a, containers));
     let house = house.restart().await;
-    house.metadata.redo_snapshots().await.unwrap();
+    house.metadata.redo_rootfs().await.unwrap();
     let mut want = before;
     want.retain(|key| !key.ends_with("/extract-1"));
     assert_eq!(house.memory.keys(), want, "an unpacker must begin anew");
@@ -375,6 +375,6 @@ async fn a_containers_root_that_the_power_took_is_made_anew_and_nothing_else() {
     house.memory.lose("/base");
     drop(a);
     let house = house.restart().await;
-    house.metadata.redo_snapshots().await.unwrap();
+    house.metadata.redo_rootfs().await.unwrap();
     assert!(house.memory.keys().is_empty());
 }

@@ -35,9 +35,7 @@ async fn layers(house: &House) {
 
 async fn after_power_cut(house: House, lost: usize) -> House {
     assert_eq!(house.memory.cut(), lost);
-    let house = house.restart().await;
-    house.metadata.redo_snapshots().await.unwrap();
-    house
+    house.restart().await
 }
 
 #[tokio::test]
@@ -86,6 +84,23 @@ async fn the_note_of_a_removed_snapshot_brings_nothing_back() {
         .unwrap();
     house.metadata.gc().await.unwrap();
     assert_eq!((notes(&house), house.memory.keys().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn nothing_is_cleaned_up_until_all_that_is_noted_was_made_again() {
+    let house = House::new().await;
+    layers(&house).await;
+    let before = house.memory.keys();
+    house.memory.fail_next(Code::ResourceExhausted);
+    let house = after_power_cut(house, 2).await;
+    assert_eq!((notes(&house), house.memory.keys().len()), (2, 0));
+    house.memory.fail_next(Code::ResourceExhausted);
+    house.metadata.gc().await.unwrap();
+    assert_eq!((notes(&house), house.memory.cleanups()), (2, 0));
+    house.metadata.gc().await.unwrap();
+    assert_eq!(notes(&house), 0);
+    assert_eq!(house.memory.keys(), before);
+    assert!(house.memory.cleanups() > 0);
 }
 
 #[tokio::test]
