@@ -74,7 +74,7 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// The snapshot is committed, durably: what only an active one needs may go.
+    /// The snapshot is committed, durably unless it was noted: what only an active one needs may go.
     fn sealed(&self, _store: &Store, _id: u64) {}
 
     /// True when [`Layout::settle`] works.

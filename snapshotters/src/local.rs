@@ -3,11 +3,12 @@
 //!
 //! ```text
 //!   prepare: reserve - Layout::fill - flush (copies) - rename - row                     - Layout::mounts
-//!   commit:  look - settle (onto a parent) - flush - Layout::seal - row (durable) - Layout::sealed
+//!   commit:  look - settle (onto a parent) - flush - Layout::seal - row (durable, or noted) - Layout::sealed
 //!                                                      `- row refused: Layout::unseal
 //!   remove:  row gone - cleanup: Layout's removal of the directory
 //! ```
-//! Invariant: whatever step a crash hits, the directory of a row is whole, and what has no row is garbage.
+//! Invariant: whatever step a crash hits, the directory of a row is whole, and what has no row is garbage,
+//! once what callers have noted is made again.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;

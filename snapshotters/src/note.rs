@@ -6,8 +6,9 @@
 //! makes the directory durable as well, and this attribute on it: file systems keep what happened to
 //! directories in order. A power cut that takes the row leaves what the row can be made of.
 //!
-//! Invariant: only directories of rows that are neither committed nor removed bear one. What is found
-//! without a row was lost, or was never answered; for the second there is the collector.
+//! Invariant: a directory bears one from its making until a flush has made its commit durable, or its row is
+//! removed. What is found without a row was lost, or was never answered; for the second there is the
+//! collector.
 
 use std::path::Path;
 
