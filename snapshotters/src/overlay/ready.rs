@@ -20,9 +20,9 @@ use crate::directories::{READY, listing};
 use crate::tree;
 
 /// How many are made.
-const FULL: usize = 16;
-/// With how many left more are made: by the dozen, so that they are seldom made while one is asked for.
-const LOW: usize = 8;
+const FULL: usize = 8;
+/// With how many left more are made: several at a time, so that they are seldom made while one is asked for.
+const LOW: usize = 4;
 
 /// The directories; without a place there are never any.
 #[derive(Debug, Default)]
