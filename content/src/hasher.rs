@@ -1,6 +1,7 @@
 //! Hashing into a [`Digest`] with any of the known algorithms.
 
 use sha2::Digest as _;
+use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use types::{Algorithm, Digest, Result};
 
 /// A running hash.
@@ -64,6 +65,26 @@ impl Hasher {
         self.clone().finish()
     }
 
+    /// How far it is, for [`Hasher::restore`] in another process.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        match self {
+            Self::Sha256(hash) => hash.serialize().to_vec(),
+            Self::Sha384(hash) => hash.serialize().to_vec(),
+            Self::Sha512(hash) => hash.serialize().to_vec(),
+        }
+    }
+
+    /// One that goes on from what [`Hasher::save`] gave; None for what cannot be such.
+    #[must_use]
+    pub fn restore(algorithm: Algorithm, saved: &[u8]) -> Option<Self> {
+        Some(match algorithm {
+            Algorithm::Sha256 => Self::Sha256(restore(saved)?),
+            Algorithm::Sha384 => Self::Sha384(restore(saved)?),
+            Algorithm::Sha512 => Self::Sha512(restore(saved)?),
+        })
+    }
+
     /// The sha256 digest of `data`.
     ///
     /// # Errors
@@ -79,6 +100,11 @@ impl Default for Hasher {
     fn default() -> Self {
         Self::new(Algorithm::Sha256)
     }
+}
+
+fn restore<T: SerializableState>(saved: &[u8]) -> Option<T> {
+    let saved = SerializedState::<T>::try_from(saved).ok()?;
+    T::deserialize(&saved).ok()
 }
 
 #[cfg(test)]
@@ -109,5 +135,26 @@ mod tests {
             assert_eq!(hasher.algorithm(), algorithm);
             assert_eq!(hasher.finish().unwrap().hex(), want);
         }
+    }
+
+    #[test]
+    fn one_that_was_saved_anywhere_goes_on_as_if_it_had_not_been() {
+        let data: Vec<u8> = (0..=255).cycle().take(300).collect();
+        for algorithm in Algorithm::ALL {
+            let mut whole = Hasher::new(algorithm);
+            whole.update(&data);
+            let whole = whole.finish().unwrap();
+            for cut in 0..data.len() {
+                let mut first = Hasher::new(algorithm);
+                first.update(&data[..cut]);
+                let saved = first.save();
+                let mut second = Hasher::restore(algorithm, &saved).unwrap();
+                second.update(&data[cut..]);
+                assert_eq!(second.finish().unwrap(), whole, "at {cut}");
+                assert!(Hasher::restore(algorithm, &saved[1..]).is_none());
+            }
+        }
+        let other = Hasher::new(Algorithm::Sha256).save();
+        assert!(Hasher::restore(Algorithm::Sha512, &other).is_none());
     }
 }

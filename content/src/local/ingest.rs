@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use types::{Error, IngestRef, IngestStatus, Result};
 
+use super::kept;
 use super::layout::os;
 use crate::{Hasher, IngestSpec};
 
@@ -82,6 +83,8 @@ impl Ticket {
     fn begin(&self, spec: &IngestSpec) -> Result<(File, IngestStatus)> {
         let now = SystemTime::now();
         let path = self.data();
+        // First: it says nothing of what is written from here on.
+        self.forget()?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -126,7 +129,11 @@ impl Ticket {
             .write(true)
             .open(&path)
             .map_err(|e| os("open", &path, e))?;
-        status.offset = rehash(&mut file, u64::MAX, hasher).map_err(|e| os("read", &path, e))?;
+        let kept = kept::recall(self, &file, hasher.algorithm());
+        let (from, resumed) = kept.unwrap_or((0, Hasher::new(hasher.algorithm())));
+        *hasher = resumed;
+        status.offset =
+            hash_on(&mut file, from, u64::MAX, hasher).map_err(|e| os("read", &path, e))?;
         status.total = status.total.max(total);
         status.expected.clone_from(&spec.expected);
         Ok((file, status))
@@ -145,12 +152,21 @@ impl Ticket {
         self.write("updatedat", &format_time(at)?)
     }
 
-    fn read(&self, name: &str) -> Result<String> {
+    /// Removes what [`kept`] has noted: the data will be other data.
+    pub(super) fn forget(&self) -> Result<()> {
+        let path = self.path.join(kept::NAME);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(os("remove", &path, e)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn read(&self, name: &str) -> Result<String> {
         let path = self.path.join(name);
         fs::read_to_string(&path).map_err(|e| not_found(&path, e))
     }
 
-    fn write(&self, name: &str, text: &str) -> Result<()> {
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.path.join(name);
         let temporary = self.path.join(format!("{name}.tmp"));
         fs::write(&temporary, text).map_err(|e| os("write", &temporary, e))?;
@@ -158,13 +174,17 @@ impl Ticket {
     }
 }
 
-/// Hashes at most `limit` bytes from the file's start and leaves the position after them.
-pub(super) fn rehash(file: &mut File, limit: u64, hasher: &mut Hasher) -> std::io::Result<u64> {
-    *hasher = Hasher::new(hasher.algorithm());
-    file.seek(SeekFrom::Start(0))?;
+/// Hashes what the file has from `from` to `limit` and says where it ends; the position is there then.
+pub(super) fn hash_on(
+    file: &mut File,
+    from: u64,
+    limit: u64,
+    hasher: &mut Hasher,
+) -> std::io::Result<u64> {
+    file.seek(SeekFrom::Start(from))?;
     let mut buffer = vec![0; REHASH_BUFFER];
-    let mut done = 0;
-    let mut source = file.take(limit);
+    let mut done = from;
+    let mut source = file.take(limit.saturating_sub(from));
     loop {
         let n = source.read(&mut buffer)?;
         if n == 0 {

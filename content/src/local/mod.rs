@@ -6,12 +6,13 @@
 //!
 //! ```text
 //! blobs/<algorithm>/<hex>                                    0444
-//! ingest/<sha256 hex of ref>/{ref,startedat,updatedat,total,data}
+//! ingest/<sha256 hex of ref>/{ref,startedat,updatedat,total,data}   and `hash`, see `kept`
 //! ```
 
 mod blob;
 mod follow;
 mod ingest;
+mod kept;
 mod layout;
 mod writer;
 

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File, FileTimes, Permissions};
-use std::io::{Seek as _, SeekFrom, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -19,7 +19,8 @@ use tokio::task::JoinHandle;
 use types::{Algorithm, Code, Digest, Error, IngestStatus, Labels, Result};
 
 use super::follow::Following;
-use super::ingest::{Ticket, rehash};
+use super::ingest::{Ticket, hash_on};
+use super::kept;
 use super::layout::{discard, os, sync_dir};
 use super::{Claim, blocking};
 use crate::{Blob, Hasher, Ingest, IngestSpec};
@@ -49,8 +50,11 @@ struct Shared {
 struct Sink {
     file: File,
     hasher: Hasher,
+    ticket: Ticket,
     /// Length of the file.
     written: u64,
+    /// Of these the hash is noted beside the data.
+    noted: u64,
     failed: Option<(Code, String)>,
 }
 
@@ -72,6 +76,9 @@ impl Shared {
         }
         for data in queued {
             sink.write(&data);
+        }
+        if sink.written - sink.noted >= kept::INTERVAL {
+            sink.note();
         }
         self.written().send_replace(sink.written);
         sink
@@ -99,6 +106,18 @@ impl Sink {
         }
     }
 
+    /// Notes the hash of what is in the file. Where that fails, what was noted before holds.
+    fn note(&mut self) {
+        if self.written < kept::WORTH {
+            return;
+        }
+        let noted = kept::note(&self.ticket, &self.file, self.written, &self.hasher);
+        if let Err(error) = noted {
+            tracing::debug!(%error, "hash of an ingest not noted");
+        }
+        self.noted = self.written;
+    }
+
     fn check(&self) -> Result<()> {
         match &self.failed {
             Some((code, text)) => Err(Error::from_wire(*code, text)),
@@ -120,7 +139,9 @@ impl LocalIngest {
         let sink = Sink {
             file,
             hasher,
+            ticket: ticket.clone(),
             written: status.offset,
+            noted: status.offset,
             failed: None,
         };
         Ok(Self {
@@ -214,8 +235,7 @@ impl Ingest for LocalIngest {
         blocking(move || {
             let mut sink = shared.drain();
             sink.check()?;
-            sink.cut(size)
-                .map_err(|e| os("truncate", "ingest data".as_ref(), e))?;
+            sink.cut(size)?;
             // Who read along has bytes that are none any more.
             *shared.written() = watch::Sender::new(size);
             Ok(())
@@ -248,15 +268,27 @@ impl Ingest for LocalIngest {
 }
 
 impl Sink {
-    fn cut(&mut self, size: u64) -> std::io::Result<()> {
-        if size == self.file.stream_position()? {
+    fn cut(&mut self, size: u64) -> Result<()> {
+        if size == self.written {
             return Ok(());
         }
+        self.ticket.forget()?;
+        self.cut_file(size)
+            .map_err(|e| os("truncate", &self.ticket.data(), e))
+    }
+
+    fn cut_file(&mut self, size: u64) -> std::io::Result<()> {
         self.file.set_len(size)?;
-        let Self { file, hasher, .. } = self;
-        rehash(file, size, hasher)?;
-        file.seek(SeekFrom::Start(size))?;
+        self.rehash(size)?;
         self.written = size;
+        self.noted = 0;
+        Ok(())
+    }
+
+    /// The hash of the first `size` bytes anew; what is written next comes after them.
+    fn rehash(&mut self, size: u64) -> std::io::Result<()> {
+        self.hasher = Hasher::new(self.hasher.algorithm());
+        hash_on(&mut self.file, 0, size, &mut self.hasher)?;
         Ok(())
     }
 }
@@ -283,8 +315,7 @@ impl LocalIngest {
                 && expected.algorithm() != sink.hasher.algorithm()
             {
                 sink.hasher = Hasher::new(expected.algorithm());
-                let Sink { file, hasher, .. } = &mut *sink;
-                rehash(file, u64::MAX, hasher).map_err(|e| os("read", &path, e))?;
+                sink.rehash(u64::MAX).map_err(|e| os("read", &path, e))?;
             }
             let digest = sink.hasher.current()?;
             if let Some(expected) = expected
@@ -336,12 +367,14 @@ impl Drop for LocalIngest {
             return;
         }
         // At most two gatherings into the page cache; then the name is free for the next writer.
-        drop(self.shared.drain());
-        if self.ticket.path().exists()
-            && let Err(error) = self.ticket.touch(self.status.updated_at)
-        {
+        let mut sink = self.shared.drain();
+        if !self.ticket.path().exists() {
+            return;
+        }
+        if let Err(error) = self.ticket.touch(self.status.updated_at) {
             tracing::debug!(%error, "ingest time not noted");
         }
+        sink.note();
     }
 }
 
