@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
+use tokio::sync::Semaphore;
 
 use crate::budget::Budget;
 use crate::credentials::{Authenticator, Credentials};
@@ -42,6 +43,9 @@ pub struct RegistryOpts {
     pub limits: Limits,
     /// Who is told of each request.
     pub watch: Option<Watch>,
+    /// Places that connections take which a large blob has besides its first one, where there are some
+    /// that nobody waits for; `None`: as many as the process has.
+    pub room: Option<Arc<Semaphore>>,
 }
 
 /// Files with certificates and keys (PEM).

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Method};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use types::{Algorithm, Context as _, Descriptor, Digest, Error, Labels, Result, media_type as mt};
 
 use crate::MAX_MANIFEST;
@@ -44,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) health: Health,
     pub(crate) limits: Limits,
     pub(crate) budget: Option<Budget>,
+    pub(crate) room: Option<Arc<Semaphore>>,
 }
 
 impl Shared {
@@ -90,6 +91,7 @@ impl Repository {
                 health: opts.health.clone(),
                 limits: opts.limits,
                 budget: opts.budget.clone(),
+                room: opts.room.clone(),
                 opts,
             }),
         })

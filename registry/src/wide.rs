@@ -1,7 +1,8 @@
 //! A large blob over several connections, where one is slow.
 //!
 //! Invariant: bytes come out in the order of the blob, and no more than its pieces in flight are in
-//! memory: [`ALL`] of them in the whole process, and one of each blob beside.
+//! memory: [`ALL`] of them in the whole process, and one of each blob beside. Connections besides the
+//! blob's own are of the room that its caller has for whole blobs, which those who wait there get first.
 //!
 //! ```text
 //! one connection --slow--> pieces side by side --not faster--> one, to the end
@@ -195,9 +196,14 @@ impl WideReader {
         }
         let rate = speed.rate();
         self.window = Some(Speed::default());
+        // No room at this moment: perhaps at the next one.
+        let lanes = wide.lanes.min(1 + self.repository.room());
+        if lanes < 2 {
+            return;
+        }
         let left = size - self.offset;
         let length = (size / PARTS).clamp(wide.piece.min(LARGEST), LARGEST);
-        let rounds = left / length / wide.lanes as u64;
+        let rounds = left / length / lanes as u64;
         let rest = u128::from(left) * 1000 / u128::from(rate.max(1));
         if rate >= FAST || rounds < 4 || rest < 2 * wide.after.as_millis() {
             return;
@@ -207,7 +213,7 @@ impl WideReader {
         let mut pieces = Pieces {
             repository: self.repository.clone(),
             descriptor: self.descriptor.clone(),
-            lanes: wide.lanes,
+            lanes,
             length,
             // One connection has some more to do, until the first piece is there.
             left: self.offset + length..size,
@@ -271,7 +277,7 @@ struct Piece {
     /// Bytes so far.
     came: Arc<AtomicU64>,
     task: JoinHandle<Fetched>,
-    _place: Option<OwnedSemaphorePermit>,
+    _place: Option<Place>,
 }
 
 impl Drop for Piece {
@@ -342,9 +348,8 @@ impl Pieces {
 
     /// Sends requests for more, as far as there is room.
     fn fill(&mut self) {
-        static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ALL)));
         while self.running.len() < self.lanes && !self.left.is_empty() {
-            let place = Arc::clone(&PLACES).try_acquire_owned().ok();
+            let place = self.repository.place();
             if place.is_none() && !self.running.is_empty() {
                 return;
             }
@@ -377,6 +382,27 @@ impl Pieces {
             self.left.start = self.left.end;
         }
         self.is_judged = true;
+    }
+}
+
+/// A place of the process for a piece, and one of the caller's room.
+type Place = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+impl Repository {
+    /// How many places there are for pieces besides the first one.
+    fn room(&self) -> usize {
+        let room = self.shared.room.as_ref();
+        room.map_or(ALL, |room| room.available_permits())
+    }
+
+    fn place(&self) -> Option<Place> {
+        static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ALL)));
+        let find = |places: &Arc<Semaphore>| Arc::clone(places).try_acquire_owned().ok();
+        let place = find(&PLACES)?;
+        match &self.shared.room {
+            Some(room) => Some((place, Some(find(room)?))),
+            None => Some((place, None)),
+        }
     }
 }
 

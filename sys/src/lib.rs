@@ -13,6 +13,7 @@
 pub mod btrfs;
 pub mod cgroup;
 pub mod damage;
+pub mod disk;
 mod error;
 pub mod fifo;
 pub mod fs;

@@ -32,8 +32,8 @@ pub(crate) struct Fetcher {
     source: (String, String),
     /// Of the whole pull.
     budget: Budget,
-    /// For layers, shared with other pulls.
-    places: Option<Places>,
+    /// For layers, perhaps shared with other pulls.
+    places: Places,
     on: OnProgress,
 }
 
@@ -58,7 +58,7 @@ impl Fetcher {
         repository: Repository,
         reference: &Reference,
         budget: Budget,
-        places: Option<Places>,
+        places: Places,
         on: &OnProgress,
     ) -> Self {
         // Parity: core/remotes/docker/handler.go: without the port.
@@ -157,13 +157,10 @@ impl Fetcher {
                 Err(error) => return Err(error),
             };
             let there = ingest.status().offset;
-            let Some(places) = &self.places else {
-                return Ok(Some((ingest, None)));
-            };
             if !is_layer || there == descriptor.size || place.is_some() {
                 return Ok(Some((ingest, place)));
             }
-            place = places.find();
+            place = self.places.find();
             if place.is_some() {
                 return Ok(Some((ingest, place)));
             }
@@ -174,7 +171,7 @@ impl Fetcher {
             }
             let key = reference.as_str();
             on.tell(key, Status::Waiting, there, descriptor.size);
-            place = Some(places.take(budget).await?);
+            place = Some(self.places.take(budget).await?);
         }
     }
 

@@ -185,7 +185,7 @@ async fn what_a_commit_refused_is_dropped_and_what_others_began_is_not() {
     let repository = Repository::new(&name, RegistryOpts::default()).unwrap();
     let budget = Budget::new(Duration::from_secs(9), None);
     let on = OnProgress::default();
-    let fetcher = Fetcher::new(&store, repository, &name, budget, None, &on);
+    let fetcher = Fetcher::new(&store, repository, &name, budget, Places::new(1), &on);
     for (bytes, is_held, stays) in [
         (50_000, false, false),
         // Somebody began anew.

@@ -41,7 +41,7 @@ pub use progress::{OnProgress, Progress, Status};
 pub use pull::{PullOpts, pull};
 pub use push::{PushOpts, push};
 pub use renew::renew;
-pub use turns::Places;
+pub use turns::{Places, fitted};
 pub use unpack::{unpack, unpack_image};
 pub use verify::verify;
 

@@ -10,12 +10,9 @@ use types::{Descriptor, Error, Image, Labels, Result};
 use crate::Deps;
 use crate::fetch::Fetcher;
 use crate::progress::{OnProgress, Status};
-use crate::turns::Places;
+use crate::turns::{Places, fitted};
 use crate::unpack::{Arrival, Arriving, is_image, unpack_arriving};
 use crate::verify::verify;
-
-/// Layers fetched at a time.
-const CONCURRENT: usize = 3;
 
 /// How to pull.
 #[derive(Clone, Debug, Default)]
@@ -26,9 +23,10 @@ pub struct PullOpts {
     pub labels: Labels,
     /// Unpack into snapshots.
     pub unpack: bool,
-    /// Layers fetched at a time; 0: three.
+    /// Layers fetched at a time; 0: as many as [`crate::fitted`] says.
     pub max_concurrent: usize,
-    /// Places for layers that this pull shares with others; `None`: it has its own.
+    /// Places for layers that this pull shares with others; `None`: it has its own. Connections that a
+    /// large layer has besides its first take those that nobody waits for.
     pub places: Option<Places>,
     /// How to talk to the registry; without a budget the pull gets one of five minutes without
     /// progress.
@@ -53,6 +51,12 @@ pub struct PullOpts {
 /// their digest says; those of [`crate::verify()`].
 pub async fn pull(reference: &str, deps: &Deps, mut opts: PullOpts) -> Result<Image> {
     let budget = crate::budget(&mut opts.registry);
+    if opts.max_concurrent == 0 {
+        opts.max_concurrent = fitted();
+    }
+    let own = || Places::new(opts.max_concurrent);
+    let places = opts.places.clone().unwrap_or_else(own);
+    opts.registry.room = Some(places.free());
     let on = opts.progress.clone();
     let parsed: Reference = reference.parse()?;
     on.tell(reference, Status::Resolving, 0, 0);
@@ -61,10 +65,7 @@ pub async fn pull(reference: &str, deps: &Deps, mut opts: PullOpts) -> Result<Im
     on.tell(reference, Status::Resolved, 0, 0);
     verify(&opts.verifiers, reference, &target).await?;
     on.child(reference, &target);
-    let fetcher = {
-        let places = opts.places.clone();
-        Fetcher::new(&deps.content, repository, &parsed, budget, places, &on)
-    };
+    let fetcher = Fetcher::new(&deps.content, repository, &parsed, budget, places, &on);
     let pull = Pull {
         deps,
         fetcher: Arc::new(fetcher),
@@ -210,12 +211,8 @@ impl Pull<'_> {
         }
         let (senders, arrivals): (Vec<_>, Vec<_>) =
             manifest.layers.iter().map(|_| Arrival::expected()).unzip();
-        let concurrent = match self.opts.max_concurrent {
-            0 => CONCURRENT,
-            n => n,
-        };
         let layers = manifest.layers.iter().cloned().zip(senders).collect();
-        let fetch = fetch_layers(Arc::clone(&self.fetcher), layers, concurrent);
+        let fetch = fetch_layers(Arc::clone(&self.fetcher), layers, self.opts.max_concurrent);
         if !self.opts.unpack || !is_image(manifest) {
             return fetch.await;
         }

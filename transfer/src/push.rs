@@ -21,10 +21,7 @@ use registry::{BlobSource, Budget, OnSent, Pushed, Reference, RegistryOpts, Repo
 use types::{Context as _, Descriptor, Digest, Error, Labels, Result, label};
 
 use crate::progress::{OnProgress, Status};
-use crate::turns::{Place, Places};
-
-/// Blobs sent at a time.
-const CONCURRENT: usize = 3;
+use crate::turns::{Place, Places, fitted};
 
 /// How to push.
 #[derive(Clone, Debug)]
@@ -32,7 +29,7 @@ pub struct PushOpts {
     /// Which platforms of an index; all by default. Of an index that has one of them, that is pushed
     /// without the index.
     pub platforms: PlatformSet,
-    /// Blobs sent at a time; 0: three.
+    /// Blobs sent at a time; 0: as many as [`crate::fitted`] says.
     pub max_concurrent: usize,
     /// Places for blobs that this push shares with others; `None`: it has its own.
     pub places: Option<Places>,
@@ -94,7 +91,7 @@ pub async fn push(
     };
     tree.tell(reference, &opts.progress);
     let concurrent = match opts.max_concurrent {
-        0 => CONCURRENT,
+        0 => fitted(),
         n => n,
     };
     let blobs = tree.blobs.iter();

@@ -15,11 +15,22 @@ use types::{Context as _, Descriptor, Error, IngestRef, Result};
 
 use crate::progress::{OnProgress, Status};
 
+/// Bounds of [`fitted`]: registries do not like more connections of one client, and more of them only
+/// share its line.
+const FITTED: std::ops::RangeInclusive<usize> = 4..=8;
 /// First pause between two looks at how far another transfer has come, and the longest.
 const LOOKS: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
 /// First pause between two attempts to write what stands still, and the longest: an attempt costs the
 /// store a write.
 const ATTEMPTS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(8)];
+
+/// How many blobs are on their way at a time where nothing is said: two for each processor, which has to
+/// hash and decode what comes, but some also where there is one, since each may wait for the net.
+#[must_use]
+pub fn fitted() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (2 * processors).clamp(*FITTED.start(), *FITTED.end())
+}
 
 /// Places for blobs on their way that several transfers share: however many there are, no more blobs
 /// than these are fetched or sent at a time. Who comes first is served first. Clones share them.
@@ -53,6 +64,11 @@ impl Places {
             free: Arc::new(Semaphore::new(many)),
             moved: Arc::default(),
         }
+    }
+
+    /// The places themselves.
+    pub(crate) fn free(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.free)
     }
 
     /// A place, when nobody has to be waited for.

@@ -231,3 +231,32 @@ async fn bytes_of_a_slow_line_are_written_as_they_come() {
         done = pull(&reference, &deps, opts(&places)) => panic!("nothing was seen of it: {done:?}"),
     }
 }
+
+#[tokio::test]
+async fn connections_of_a_large_layer_are_places_too() {
+    const RATE: usize = 256 << 10;
+    for (many, is_wide) in [(1, false), (4, true)] {
+        let mut content = Content::default();
+        let layer = image_of(&mut content, vec![1; 6 * RATE], "a");
+        let server = Server::start(move |request| Reply {
+            rate: Some(RATE),
+            ..content.reply(request)
+        })
+        .await;
+        let places = Places::new(many);
+        let mut opts = opts(&places);
+        opts.registry.limits.wide = registry::Wide {
+            lanes: 4,
+            from: 1 << 20,
+            piece: 64 << 10,
+            after: Duration::from_millis(100),
+        };
+        let world = World::new();
+        let reference = format!("{}/r:a", server.host());
+        pull(&reference, &world.deps(), opts).await.unwrap();
+        let asked = server.requests();
+        let of_layer = |path: &str| path.ends_with(layer.digest.as_str());
+        let of_layer = asked.iter().filter(|r| of_layer(&r.path)).count();
+        assert_eq!(of_layer > 1, is_wide, "{of_layer} requests, {many} places");
+    }
+}

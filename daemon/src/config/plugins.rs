@@ -149,13 +149,16 @@ impl Default for Tasks {
 }
 
 /// `io.containerd.transfer.v1.local`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Transfer {
-    /// Layers that all pulls together fetch at a time; 0: three of each pull.
-    pub(crate) max_concurrent_downloads: usize,
-    /// Blobs that all pushes together send at a time; 0: three of each push.
-    pub(crate) max_concurrent_uploaded_layers: usize,
+    /// Connections over which all pulls together fetch layers; 0: so many of each pull; left out: fitted
+    /// to processors and disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_concurrent_downloads: Option<usize>,
+    /// Blobs that all pushes together send at a time, in the same way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_concurrent_uploaded_layers: Option<usize>,
     /// Directories with a directory for each registry host (`certs.d`), separated by colons; empty:
     /// none.
     pub(crate) config_path: String,
@@ -164,18 +167,6 @@ pub(crate) struct Transfer {
     /// What is unpacked where; left out: every snapshotter for this host's platform.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) unpack_config: Option<Vec<UnpackConfig>>,
-}
-
-impl Default for Transfer {
-    fn default() -> Self {
-        Self {
-            max_concurrent_downloads: 3,
-            max_concurrent_uploaded_layers: 3,
-            config_path: String::new(),
-            check_platform_supported: false,
-            unpack_config: None,
-        }
-    }
 }
 
 /// Images of a platform into a snapshotter.

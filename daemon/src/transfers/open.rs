@@ -1,6 +1,6 @@
 //! The plugins of transfers: what may be unpacked, who verifies, and the limits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use images::{BinDir, BinDirOpts, Verifier};
@@ -19,6 +19,8 @@ const TRANSFER: &str = "io.containerd.transfer.v1";
 const DIFF: &str = "io.containerd.service.v1.diff-service";
 /// Kind of image verifiers.
 const VERIFIER: &str = "io.containerd.image-verifier.v1";
+/// Blobs at a time where the disk turns: as few as with one processor.
+const TURNING: usize = 4;
 
 /// Puts transfers together; `None` when they are disabled or do not work, as a row tells.
 ///
@@ -35,14 +37,15 @@ pub(crate) fn open(
     let local = || {
         let section: config::Transfer = config.section(&format!("{TRANSFER}.local"))?;
         let order: config::Diff = config.section(DIFF)?;
+        let fitted = fitted(&config.root);
         let parts = Parts {
             metadata: store.metadata.clone(),
             streams: streams.clone(),
             unpacking: unpacking(store, differs, &section, &order)?,
             strict: section.check_platform_supported,
             verifiers: agree,
-            max_downloads: section.max_concurrent_downloads,
-            max_uploads: section.max_concurrent_uploaded_layers,
+            max_downloads: section.max_concurrent_downloads.unwrap_or(fitted),
+            max_uploads: section.max_concurrent_uploaded_layers.unwrap_or(fitted),
             host_dirs: directories(&section.config_path),
             applier: Arc::new(Differs::select(differs, &order)),
         };
@@ -64,6 +67,16 @@ pub(crate) fn open(
     rows.extend_from_slice(made.rows());
     let local = made.ready().get("local").map(|local| (**local).clone());
     Ok((local, rows))
+}
+
+/// How many blobs are on their way at a time where nothing is configured. A disk that turns is slower the
+/// more files it writes or reads at a time.
+fn fitted(root: &Path) -> usize {
+    let fitted = transfer::fitted();
+    match sys::disk::turns(root) {
+        true => fitted.min(TURNING),
+        false => fitted,
+    }
 }
 
 /// Directories, separated by colons.

@@ -1,8 +1,10 @@
 //! Large blobs over several connections.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use types::{Descriptor, media_type as mt};
 
 use super::{opts, with_hosts};
@@ -227,4 +229,51 @@ async fn wrong_bytes_are_the_fault_of_all_that_sent_some() {
         alone.chunk().await.unwrap();
     }
     assert_eq!(mirror.requests().len() + server.requests().len(), asked + 1);
+}
+
+#[tokio::test]
+async fn more_connections_are_those_that_the_room_has() {
+    let room = Arc::new(Semaphore::new(2));
+    let least = Arc::new(AtomicUsize::new(2));
+    let (seen, there) = (Arc::clone(&least), Arc::clone(&room));
+    let mut opts = wide();
+    opts.room = Some(Arc::clone(&room));
+    let (server, _) = read(0, opts, move |content, request| {
+        seen.fetch_min(there.available_permits(), Ordering::Relaxed);
+        slow(content, request)
+    })
+    .await;
+    assert!(ranges(&server).len() > 20, "{:?}", ranges(&server));
+    assert_eq!(least.load(Ordering::Relaxed), 0);
+    // The tasks that were given up end when their time comes.
+    let all = room.acquire_many(2);
+    drop(
+        tokio::time::timeout(Duration::from_secs(10), all)
+            .await
+            .unwrap()
+            .unwrap(),
+    );
+}
+
+#[tokio::test]
+async fn without_room_a_blob_has_one_connection_until_there_is_some() {
+    let room = Arc::new(Semaphore::new(1));
+    let other = Arc::clone(&room).try_acquire_owned().unwrap();
+    let mut opts = wide();
+    opts.room = Some(Arc::clone(&room));
+    let (content, layer, data) = blob();
+    let server = Server::start(move |request| slow(&content, request)).await;
+    let reference = format!("{}/r", server.host()).parse().unwrap();
+    let repository = Repository::new(&reference, opts).unwrap();
+    let mut reader = repository.open_wide(&layer, 0).unwrap();
+    while reader.offset() < 4 * RATE as u64 {
+        reader.chunk().await.unwrap();
+    }
+    assert_eq!(ranges(&server), [""]);
+    drop(other);
+    while reader.offset() < data.len() as u64 {
+        reader.chunk().await.unwrap();
+    }
+    let pieces = ranges(&server);
+    assert!(pieces.len() > 10, "{pieces:?}");
 }
