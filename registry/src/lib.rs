@@ -12,6 +12,7 @@
 
 mod auth;
 mod base64;
+mod blame;
 mod body;
 mod budget;
 mod call;

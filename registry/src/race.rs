@@ -11,6 +11,7 @@ use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 use types::{Code, Error, Result};
 
+use crate::blame::{Blame, blame};
 use crate::health::Health;
 use crate::host::Host;
 
@@ -30,7 +31,7 @@ pub(crate) fn in_order(hosts: &[Arc<Host>], health: &Health) -> Vec<Arc<Host>> {
 ///
 /// # Errors
 /// That of the host which comes last in the configuration, the registry itself: the others may
-/// lack what it has.
+/// lack what it has. It names them and what they said.
 pub(crate) async fn first<T, F>(
     hosts: &[Arc<Host>],
     health: &Health,
@@ -85,9 +86,9 @@ where
             () = sleep_until(at), if next.is_some() => {}
             () = sleep_until(give_up.unwrap_or(at)), if give_up.is_some() && !running.is_empty() => {
                 silent(&began, health, hedge);
-                return Err(worst(hosts, failures));
+                return Err(worst(hosts, failures, &began));
             }
-            else => return Err(worst(hosts, failures)),
+            else => return Err(worst(hosts, failures, &began)),
         }
     }
 }
@@ -113,9 +114,23 @@ fn silent(began: &[(Arc<Host>, Instant)], health: &Health, hedge: Duration) {
     }
 }
 
-fn worst(hosts: &[Arc<Host>], mut failures: Vec<(Arc<Host>, Failure)>) -> Failure {
+fn worst(
+    hosts: &[Arc<Host>],
+    mut failures: Vec<(Arc<Host>, Failure)>,
+    began: &[(Arc<Host>, Instant)],
+) -> Failure {
     let place = |host: &Arc<Host>| hosts.iter().position(|h| Arc::ptr_eq(h, host));
     failures.sort_by_key(|(host, _)| place(host));
-    let last = failures.pop().map(|(_, failure)| failure);
-    last.unwrap_or_else(|| (Error::not_found("no host to ask"), None))
+    let Some((_, (error, wish))) = failures.pop() else {
+        return (Error::not_found("no host to ask"), None);
+    };
+    let said = failures.iter().map(|(host, (error, _))| Blame {
+        host: host.root(),
+        said: error.to_string(),
+    });
+    let silent = began.iter().map(|(host, since)| Blame {
+        host: host.root(),
+        said: format!("silent for {} ms", since.elapsed().as_millis()),
+    });
+    (blame(error, said.chain(silent)), wish)
 }

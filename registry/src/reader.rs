@@ -1,7 +1,7 @@
 //! Reading a blob: exactly as many bytes as its descriptor says, over as many connections and hosts as
 //! needed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf as _, Bytes};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 use types::{Code, Digest, Error, Result};
 
+use crate::blame::{Blame, blame};
 use crate::budget::within;
 use crate::call::{Call, Tries};
 use crate::host::Host;
@@ -35,6 +36,8 @@ pub struct BlobReader {
     /// Others could have given them.
     alternatives: bool,
     tries: Tries,
+    /// What hosts have failed of since there was progress, the last of each.
+    failures: Vec<(Arc<Host>, String)>,
     /// Nothing is tried again, and an answer without the range is none.
     is_piece: bool,
     /// Bytes since when, to notice a server that only trickles.
@@ -79,6 +82,7 @@ impl BlobReader {
             host: None,
             alternatives: false,
             tries: Tries::new(),
+            failures: Vec::new(),
             is_piece: false,
             window: (Instant::now(), 0),
         }
@@ -148,11 +152,10 @@ impl BlobReader {
                 }
                 Err((error, _)) if self.is_piece => return Err(error),
                 Err((error, wish)) => {
-                    if let Some(open) = self.open.take()
-                        && open.alternatives
-                    {
-                        self.shared.health.failed(open.host.origin());
-                    }
+                    let error = match self.open.take() {
+                        Some(open) => self.failed(open, error),
+                        None => error,
+                    };
                     self.tries.again(&self.shared.limits, error, wish).await?;
                 }
             }
@@ -204,22 +207,35 @@ impl BlobReader {
         Ok(data)
     }
 
-    async fn connect(&self) -> Result<Open, Failure> {
-        let hosts = self.shared.able(|c| c.pull).await.map_err(forever)?;
-        let (shared, this) = (&self.shared, self);
+    async fn connect(&mut self) -> Result<Open, Failure> {
+        let shared = Arc::clone(&self.shared);
+        let hosts = shared.able(|c| c.pull).await.map_err(forever)?;
+        let (this, failed) = (&*self, Mutex::new(Vec::new()));
+        let note = |host: &Arc<Host>, failure: Failure| {
+            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.push((Arc::clone(host), failure.0.to_string()));
+            failure
+        };
+        let note = &note;
         let asked = race::first(
             &hosts,
             &shared.health,
             shared.limits.hedge,
             |host| async move {
-                let answer = this.call.once(&host).await?;
+                let answer = this.call.once(&host).await;
+                let answer = answer.map_err(|failure| note(&host, failure))?;
                 let skip = this
                     .vet(&answer)
-                    .map_err(|error| forever(error.ctx(host.root().to_owned())))?;
+                    .map_err(|error| note(&host, forever(error.ctx(host.root().to_owned()))))?;
                 Ok((answer.into_body(), skip))
             },
         );
-        let (host, (body, skip)) = asked.await?;
+        let asked = asked.await;
+        let failed = failed.into_inner();
+        for (host, said) in failed.unwrap_or_else(PoisonError::into_inner) {
+            self.note(host, said);
+        }
+        let (host, (body, skip)) = asked?;
         Ok(Open {
             body,
             host,
@@ -269,6 +285,7 @@ impl BlobReader {
         *seen += bytes;
         if *seen >= least {
             self.tries = Tries::new();
+            self.failures.clear();
         }
         if since.elapsed() >= window {
             if *seen < least {
@@ -281,8 +298,32 @@ impl BlobReader {
         Ok(())
     }
 
+    /// Notes that a host has failed that sent bytes, and says so.
+    fn failed(&mut self, open: Open, error: Error) -> Error {
+        let host = open.host;
+        if open.alternatives {
+            self.shared.health.failed(host.origin());
+        }
+        let error = match error.to_string().contains(host.root()) {
+            true => error,
+            false => error.ctx(host.root().to_owned()),
+        };
+        self.note(host, error.to_string());
+        error
+    }
+
+    fn note(&mut self, host: Arc<Host>, said: String) {
+        self.failures.retain(|known| !Arc::ptr_eq(&known.0, &host));
+        self.failures.push((host, said));
+    }
+
     /// Says which blob from where, as far as the error does not.
     fn named(&self, error: Error) -> Error {
+        let failures = self.failures.iter().map(|(host, said)| Blame {
+            host: host.root(),
+            said: said.clone(),
+        });
+        let error = blame(error, failures);
         let said = error.to_string();
         let error = match self.host() {
             host if host.is_empty() || said.contains(host) || error.is(Code::Internal) => error,

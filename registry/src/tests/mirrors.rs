@@ -365,3 +365,42 @@ async fn ranges_of_one_blob_come_in_side_by_side() {
     }
     assert_eq!(got, data[10..20]);
 }
+
+/// A mirror breaks off in the middle, and nobody else has the rest: one lacks it, one says nothing, and the
+/// registry refuses it. Then the mirror breaks off again, or fails at once.
+#[tokio::test]
+async fn a_blob_that_nobody_gives_names_each_host_and_what_it_said() {
+    for (breaks_again, code) in [(true, Code::Unavailable), (false, Code::PermissionDenied)] {
+        let (content, _, layer, _) = image();
+        let breaks = Server::start(move |request| match request.header("range") {
+            range if range.is_empty() || breaks_again => Reply {
+                stall: Some(1000),
+                ..content.reply(request)
+            },
+            _ => Reply::status(500),
+        })
+        .await;
+        let (lacks, silent) = (Server::start(|_| Reply::status(404)).await, silent().await);
+        let server = Server::start(|_| Reply::status(403)).await;
+        let dir = tempfile::tempdir().unwrap();
+        let text = mirrors(&[&breaks, &lacks, &silent], Some(&server));
+        let mut options = with_hosts(&text, dir.path(), NAME);
+        options.limits.stall = Duration::from_millis(200);
+        options.limits.hedge = Duration::from_millis(100);
+        let error = read(&repository(options), &layer, 0).await.unwrap_err();
+        let said = error.to_string();
+        assert!(error.is(code), "{said}");
+        let last = if breaks_again { "in time" } else { "500" };
+        let mut want = vec![(&breaks, last), (&lacks, "404"), (&server, "403")];
+        if !breaks_again {
+            want.push((&silent, "silent for"));
+        }
+        for (host, why) in want {
+            let root = format!("http://{}/v2", host.host());
+            let at = said.find(&root).unwrap_or_else(|| panic!("{root}: {said}"));
+            assert!(said[at..].contains(why), "{why}: {said}");
+        }
+        assert!(said.contains(layer.digest.as_str()), "{said}");
+        assert!(said.len() < 2500, "{said}");
+    }
+}
