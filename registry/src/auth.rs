@@ -20,6 +20,7 @@ use crate::body::Outgoing;
 use crate::challenge::{Bearer, Challenge, Challenged};
 use crate::credentials::{Answer, Credentials, Question, Source};
 use crate::http::{Http, status_error, whole};
+use crate::thought::Thought;
 use crate::url::{self, Origin, pair};
 
 /// What we call ourselves.
@@ -42,6 +43,8 @@ pub(crate) struct Auth {
     /// How the host is called when credentials are asked for.
     host: String,
     reference: String,
+    /// How long we took to say who we are.
+    pub(crate) thought: Thought,
     headers: Mutex<HashMap<Key, Held>>,
 }
 
@@ -68,6 +71,7 @@ impl Auth {
             source,
             host,
             reference,
+            thought: Thought::default(),
             headers: Mutex::new(HashMap::new()),
         }
     }
@@ -133,7 +137,9 @@ impl Auth {
             reference: self.reference.clone(),
             challenges: challenged.raw.clone(),
         };
+        let asking = self.thought.ask();
         let asked = timeout(http.limits().credentials, self.source.answer(&question)).await;
+        drop(asking);
         let who = asked
             .map_err(|_| Error::unavailable("no credentials in time"))?
             .map_err(|error| error.ctx(format!("credentials for {}", self.host)))?;

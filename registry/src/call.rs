@@ -57,7 +57,7 @@ pub(crate) enum Target {
 }
 
 /// Tries without progress, counted.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Tries {
     failed: u32,
     since: Instant,
@@ -69,6 +69,11 @@ impl Tries {
             failed: 0,
             since: Instant::now(),
         }
+    }
+
+    /// So much of the time was ours.
+    pub(crate) fn excuse(&mut self, time: Duration) {
+        self.since += time;
     }
 
     /// Waits before the next try, or gives up with `error`.
@@ -112,10 +117,12 @@ impl Call {
     /// The answer of this host with a status that is no failure.
     pub(crate) async fn run(&self, host: &Host, tries: &mut Tries) -> Result<Response<Incoming>> {
         loop {
+            let before = host.auth.thought.taken();
             let (error, wish) = match self.once(host).await {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
+            tries.excuse(host.auth.thought.taken() - before);
             tries.again(host.http.limits(), error, wish).await?;
         }
     }

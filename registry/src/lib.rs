@@ -34,6 +34,7 @@ mod reference;
 mod repository;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod testsuite;
+mod thought;
 mod tls;
 mod upload;
 mod url;

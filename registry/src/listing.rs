@@ -148,6 +148,7 @@ impl Repository {
                 &hosts,
                 &shared.health,
                 shared.limits.hedge,
+                &mut tries,
                 |host| async move { page::<P>(&host, call).await },
             );
             match asked.await {

@@ -217,10 +217,12 @@ impl BlobReader {
             failure
         };
         let note = &note;
+        let mut tries = self.tries;
         let asked = race::first(
             &hosts,
             &shared.health,
             shared.limits.hedge,
+            &mut tries,
             |host| async move {
                 let answer = this.call.once(&host).await;
                 let answer = answer.map_err(|failure| note(&host, failure))?;
@@ -231,6 +233,7 @@ impl BlobReader {
             },
         );
         let asked = asked.await;
+        self.tries = tries;
         let failed = failed.into_inner();
         for (host, said) in failed.unwrap_or_else(PoisonError::into_inner) {
             self.note(host, said);

@@ -140,6 +140,7 @@ impl Repository {
                 &hosts,
                 &shared.health,
                 shared.limits.hedge,
+                &mut tries,
                 |host| async move { self.head(&host, object, wanted).await },
             );
             match asked.await {

@@ -73,10 +73,13 @@ impl Upload<'_> {
         // Sizes are forgotten with their session, but not that only small requests pass.
         let mut small = false;
         loop {
+            let thought = &self.host.auth.thought;
+            let before = thought.taken();
             let (error, wish) = match self.attempt(&mut session, small).await {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
+            tries.excuse(thought.taken() - before);
             let had = session.as_ref().and_then(|s| s.offset).unwrap_or_default();
             if had > best {
                 (best, tries) = (had, Tries::new());

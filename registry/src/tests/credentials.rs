@@ -75,10 +75,14 @@ async fn wanting(wanted: &'static str, challenge: String) -> Server {
 #[derive(Debug)]
 struct Slow;
 
+impl Slow {
+    const TAKES: Duration = Duration::from_secs(2);
+}
+
 #[async_trait::async_trait]
 impl Authenticator for Slow {
     async fn answer(&self, _: &Question) -> Result<Answer> {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Self::TAKES).await;
         Ok(user("pass"))
     }
 }
@@ -104,6 +108,28 @@ async fn credentials_may_take_longer_than_a_server_and_not_for_ever() {
             (other, _) => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn a_mirror_that_waits_for_a_password_is_not_taken_for_a_silent_one() {
+    let mirror = wanting("Basic dXNlcjpwYXNz", "Basic realm=x".into()).await;
+    let server = wanting("nothing", "Basic realm=x".into()).await;
+    let (dir, name) = (tempfile::tempdir().unwrap(), "registry.example.test");
+    let text = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+        server.host(),
+        mirror.host()
+    );
+    let mut options = with_hosts(&text, dir.path(), name);
+    options.authenticator = Some(Arc::new(Slow));
+    options.limits.hedge = Slow::TAKES / 4;
+    let reference = format!("{name}/r:latest").parse().unwrap();
+    let repository = Repository::new(&reference, options).unwrap();
+    repository.resolve().await.unwrap();
+    assert!(server.requests().is_empty(), "{:?}", server.requests());
+    let url = format!("http://{}/", mirror.host()).parse().unwrap();
+    let origin = crate::url::Origin::of(&url).unwrap();
+    assert!(!repository.shared.health.is_ill(&origin));
 }
 
 #[tokio::test]
