@@ -104,6 +104,66 @@ fn what_goes_out_comes_back_through_skopeo_the_same() {
 }
 
 #[test]
+fn plain_layers_are_compressed_on_their_way_where_that_is_wanted() {
+    let host = Host::new("compress");
+    let registry = Registry::start();
+    let plain = host.path("docker.tar");
+    let archive = format!("docker-archive:{}", plain.display());
+    let from = format!("docker://{}", registry.reference());
+    copy(&from, &format!("{archive}:c.test/docker:1"));
+    let layers = |image: &str| -> Vec<(String, u64)> {
+        let flags = [
+            "--insecure-policy",
+            "inspect",
+            "--raw",
+            "--tls-verify=false",
+        ];
+        let raw = Program::new(need("skopeo")).args(flags).args([image]).run();
+        let raw: serde_json::Value = serde_json::from_str(&raw.ok()).expect("a manifest");
+        let layers = raw["layers"].as_array().expect("layers").iter();
+        let of = |layer: &serde_json::Value| {
+            let kind = layer["mediaType"].as_str().expect("a type");
+            (kind.to_owned(), layer["size"].as_u64().expect("a size"))
+        };
+        layers.map(of).collect()
+    };
+    for flags in [&[][..], &["--local"]] {
+        let mut seen = Vec::new();
+        for (compress, name) in [(None, "plain"), (Some("--compress-blobs"), "compressed")] {
+            let import = host.ctr_program().args(["images", "import"]).args(flags);
+            drop(import.args(compress).args([&plain]).run().ok());
+            let to = format!("{}/{name}/a:1", registry.host());
+            let push = ["images", "push", "--plain-http", &to, "c.test/docker:1"];
+            drop(host.ctr(push).ok());
+            let to = format!("docker://{to}");
+            seen.push((layers(&to), config(&to)));
+            // Every blob is what its digest says, and what the config says when it is unpacked.
+            let back = host.path("back.tar");
+            copy(
+                &to,
+                &format!("docker-archive:{}:x.test/x:1", back.display()),
+            );
+            std::fs::remove_file(back).expect("remove");
+            let run = ["run", "--rm", "c.test/docker:1", "x", "echo", "runs"];
+            assert_eq!(host.ctr(run).ok(), "runs\n");
+            let remove = ["images", "rm", "--sync", "c.test/docker:1"];
+            drop(host.ctr(remove).ok());
+        }
+        let [(plain, first), (compressed, second)] = seen.as_slice() else {
+            panic!("{seen:?}");
+        };
+        assert_eq!(first, second);
+        assert_eq!(plain.len(), compressed.len());
+        for ((plain, large), (gzip, small)) in plain.iter().zip(compressed) {
+            assert!(plain.ends_with(".tar"), "{plain}");
+            assert!(gzip.ends_with(".tar.gzip"), "{gzip}");
+            assert!(small < large, "{small} bytes of {large}");
+        }
+    }
+    host.finish();
+}
+
+#[test]
 fn debian_s_ctr_gets_and_gives_the_same_digests_from_our_daemon() {
     let host = Host::new("round-trip-go");
     let registry = Registry::start();
