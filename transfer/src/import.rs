@@ -23,6 +23,9 @@ pub struct ImportOpts {
     pub labels: Labels,
     /// Compress plain layers of a Docker archive.
     pub compress: bool,
+    /// Leave the layers to the collector: who has them unpacked can do without. Other images that have
+    /// the same manifest keep theirs.
+    pub discard_layers: bool,
     /// What to unpack where.
     pub unpacks: Vec<(Deps, PlatformSet)>,
     /// Who is told.
@@ -38,6 +41,7 @@ impl ImportOpts {
             platforms: PlatformSet::default(),
             labels: Labels::new(),
             compress: false,
+            discard_layers: false,
             unpacks: Vec::new(),
             progress: OnProgress::default(),
         }
@@ -77,7 +81,7 @@ pub async fn import(
             "no image in the archive is for this platform",
         ));
     }
-    complete(deps, &roots, &opts.platforms).await?;
+    complete(deps, &roots, &opts).await?;
     let records = records(deps, &archive, &roots, &opts.names).await?;
     if records.is_empty() {
         // Without a record the collector would take all of it again.
@@ -99,8 +103,10 @@ pub async fn import(
     Ok(made)
 }
 
-/// Checks that all wanted blobs are there, as long as they should be, and labels their parents.
-async fn complete(deps: &Deps, roots: &[Entry], wanted: &PlatformSet) -> Result<()> {
+/// Checks that all wanted blobs are there, as long as they should be, and labels the parents of those to
+/// keep.
+async fn complete(deps: &Deps, roots: &[Entry], opts: &ImportOpts) -> Result<()> {
+    let wanted = &opts.platforms;
     let store = deps.content.as_ref();
     let mut frontier = Frontier::new(roots.to_vec());
     while let Some((entry, depth)) = frontier.take() {
@@ -125,7 +131,14 @@ async fn complete(deps: &Deps, roots: &[Entry], wanted: &PlatformSet) -> Result<
                 .filter_map(|at| children.get(at).cloned())
                 .collect();
         }
-        images::label_children(store, &descriptor.digest, &children).await?;
+        let is_kept =
+            |child: &Entry| !opts.discard_layers || !images::is_layer(&child.descriptor.media_type);
+        let kept: Vec<_> = children
+            .iter()
+            .filter(|child| is_kept(child))
+            .cloned()
+            .collect();
+        images::label_children(store, &descriptor.digest, &kept).await?;
         frontier.push(children, depth)?;
     }
     Ok(())

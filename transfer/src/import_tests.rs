@@ -152,6 +152,29 @@ async fn images_are_named_labelled_and_unpacked() {
 }
 
 #[tokio::test]
+async fn layers_that_are_unpacked_are_left_to_the_collector_when_that_is_wanted() {
+    for (discard_layers, kept) in [(false, 3), (true, 1)] {
+        let mut files = Files::new();
+        let one = manifest(&mut files, &host(), &[b"a", b"b"]);
+        let whole = index(&[(&one, "", &host())]);
+        let whole = blob(&mut files, mt::OCI_INDEX, &whole);
+        let world = World::new();
+        let opts = ImportOpts {
+            discard_layers,
+            ..unpacking(&world, opts())
+        };
+        let reader = archive(files, &[(&whole, "latest", "")]);
+        import(reader, &world.deps(), opts).await.unwrap();
+        assert_eq!(world.chains().len(), 2);
+        let labels = world.content.info(&one.digest).await.unwrap().labels;
+        assert_eq!(labels.len(), kept, "{labels:?}");
+        assert!(labels.contains_key("containerd.io/gc.ref.content.config"));
+        let labels = world.content.info(&whole.digest).await.unwrap().labels;
+        assert_eq!(labels.len(), 1, "{labels:?}");
+    }
+}
+
+#[tokio::test]
 async fn names_follow_the_options() {
     let mut files = Files::new();
     let one = manifest(&mut files, &host(), &[b"a"]);

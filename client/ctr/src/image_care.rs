@@ -47,6 +47,8 @@ pub(crate) struct Convert {
     /// Convert OCI media types to Docker media types
     #[arg(long)]
     docker: bool,
+    #[command(flatten)]
+    erofs: Erofs,
     /// Convert content for a specific platform
     #[arg(long, conflicts_with = "all_platforms")]
     platform: Vec<Platform>,
@@ -132,7 +134,35 @@ pub(crate) async fn prune(ctx: &Context, args: Prune) -> Result<u8> {
     Ok(0)
 }
 
+/// What is refused by name: who has a script for it is told where it is done instead.
+#[derive(Debug, clap::Args)]
+struct Erofs {
+    #[arg(long, hide = true)]
+    erofs: Option<String>,
+    #[arg(long, hide = true)]
+    erofs_compressors: Option<String>,
+    #[arg(long, hide = true)]
+    erofs_mkfs_options: Option<String>,
+}
+
+impl Erofs {
+    fn refuse(&self) -> Result<()> {
+        let given = [
+            &self.erofs,
+            &self.erofs_compressors,
+            &self.erofs_mkfs_options,
+        ];
+        if given.iter().all(|given| given.is_none()) {
+            return Ok(());
+        }
+        Err(Error::not_implemented(
+            "EROFS layers in images: the erofs snapshotter makes its own of any layer",
+        ))
+    }
+}
+
 pub(crate) async fn convert(ctx: &Context, args: Convert) -> Result<u8> {
+    args.erofs.refuse()?;
     let opts = ConvertOpts {
         compress: match (args.uncompress, args.gzip, args.zstd) {
             (true, _, _) => Some(Compress::None),

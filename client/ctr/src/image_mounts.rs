@@ -24,6 +24,9 @@ pub(crate) struct Mount {
     /// Mount the image for the specified platform
     #[arg(long)]
     platform: Option<Platform>,
+    /// Flush what is unpacked; that is done with and without it
+    #[arg(long)]
+    sync_fs: bool,
     /// After this time the snapshot may be collected
     #[arg(short = 'x', long, value_parser = text::duration, default_value = "1h")]
     expiration: Duration,

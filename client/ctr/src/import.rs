@@ -14,6 +14,7 @@ use types::{Error, Platform, Result};
 use crate::context::Context;
 use crate::progress::Display;
 use crate::pull::{deps, interruptible, platforms};
+use crate::registry::only_local;
 use crate::{out, text};
 
 /// Import images from a tar archive
@@ -38,8 +39,14 @@ pub(crate) struct Args {
     #[arg(long)]
     platform: Option<Platform>,
     /// Skip unpacking the images
-    #[arg(long)]
+    #[arg(long, conflicts_with = "discard_unpacked_layers")]
     no_unpack: bool,
+    /// Let the garbage collector have the layers once they are unpacked; only with --local
+    #[arg(long)]
+    discard_unpacked_layers: bool,
+    /// Flush what is unpacked; that is done with and without it
+    #[arg(long)]
+    sync_fs: bool,
     /// Snapshotter name; empty for the namespace's default
     #[arg(long, env = "CONTAINERD_SNAPSHOTTER", default_value = "")]
     snapshotter: String,
@@ -92,6 +99,7 @@ async fn here(
         platforms: platforms(&given(args), args.all_platforms),
         labels: text::parse_labels(&args.label),
         compress: args.compress_blobs,
+        discard_layers: args.discard_unpacked_layers,
         progress: display.listener(),
         ..ImportOpts::new(Names {
             name: args.index_name.clone().unwrap_or_default(),
@@ -120,6 +128,7 @@ async fn there(
     reader: Box<dyn Read + Send>,
     display: &Display,
 ) -> Result<()> {
+    only_local(&[("discard-unpacked-layers", args.discard_unpacked_layers)])?;
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let unpack = Unpack {
         platform: platform.clone(),

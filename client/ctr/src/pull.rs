@@ -34,12 +34,18 @@ pub(crate) struct Args {
     /// Skip metadata for unused platforms; such an image can only be pushed by platform
     #[arg(long)]
     skip_metadata: bool,
+    /// What is done without --skip-metadata: for scripts that are older
+    #[arg(long, hide = true, conflicts_with = "skip_metadata")]
+    all_metadata: bool,
     /// Print the resulting image's chain ID
     #[arg(long)]
     print_chainid: bool,
     /// Layers fetched at a time
     #[arg(long, default_value_t = 0)]
     max_concurrent_downloads: usize,
+    /// Flush what is unpacked; that is done with and without it
+    #[arg(long)]
+    sync_fs: bool,
     /// Pull in this process instead of the daemon
     #[arg(long)]
     local: bool,

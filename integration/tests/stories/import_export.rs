@@ -131,3 +131,64 @@ fn a_second_index_and_bad_archives_are_told() {
     assert!(told.contains("not found") && !none.exists(), "{told}");
     host.finish();
 }
+
+#[test]
+fn layers_of_an_import_go_when_they_are_unpacked_and_not_wanted() {
+    let host = Host::new("import-discard");
+    let archive = integration::archive();
+    let refused = |flags: &[&str], why: &str| {
+        let import = host.ctr_program().args(["images", "import"]).args(flags);
+        let said = import.args([archive.as_os_str()]).run().err();
+        assert!(said.contains(why), "{said}");
+    };
+    let discard = "--discard-unpacked-layers";
+    refused(&[discard], "requires \"--local\" flag");
+    refused(&["--local", "--no-unpack", discard], "cannot be used with");
+    let import = ["images", "import", "--local", "--sync-fs", discard];
+    let import = host.ctr_program().args(import);
+    drop(import.args([archive.as_os_str()]).run().ok());
+    drop(host.ctr(["images", "tag", IMAGE, "b.test/name:1"]).ok());
+    // The collector runs.
+    drop(host.ctr(["images", "rm", "--sync", "b.test/name:1"]).ok());
+    let check = host.ctr(["images", "check"]).ok();
+    assert!(check.contains("incomplete (1/2)"), "{check}");
+    assert!(check.contains(" true"), "{check}");
+    let out = host.ctr(["run", "--rm", IMAGE, "x", "echo", "runs"]).ok();
+    assert_eq!(out, "runs\n");
+    host.finish();
+}
+
+#[test]
+fn flags_of_go_s_ctr_are_taken_or_refused_by_name() {
+    let host = Host::new("image-flags");
+    host.image();
+    let registry = integration::Registry::start();
+    let reference = registry.reference();
+    for more in ["--sync-fs", "--all-metadata"] {
+        let pull = ["images", "pull", "--plain-http", more, &reference];
+        drop(host.ctr(pull).ok());
+    }
+    for (flags, why) in [
+        (
+            &["convert", "--erofs", "raw", IMAGE, "c"][..],
+            "not implemented",
+        ),
+        (
+            &["pull", "--max-concurrent-downloads", "2", IMAGE],
+            "--local",
+        ),
+        (&["pull", "--skip-verify", IMAGE], "--local"),
+        (
+            &["push", "--allow-non-distributable-blobs", IMAGE],
+            "--local",
+        ),
+        (
+            &["pull", "--all-platforms", "--platform", "x", IMAGE],
+            "cannot be used with",
+        ),
+    ] {
+        let said = host.ctr_program().args(["images"]).args(flags).run().err();
+        assert!(said.contains(why), "{flags:?}: {said}");
+    }
+    host.finish();
+}
