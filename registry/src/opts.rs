@@ -117,7 +117,7 @@ impl Default for Limits {
             read: Duration::from_secs(30),
             floor: 256,
             hedge: Duration::from_millis(500),
-            stall: Duration::from_secs(5),
+            stall: Duration::from_secs(2),
             patience: Duration::from_secs(45),
             attempts: 5,
             backoff: Duration::from_millis(100),

@@ -40,6 +40,8 @@ const PARTS: u64 = 400;
 const FAST: u64 = 64 << 20;
 /// So many times as long as usual may a piece take.
 const OVERDUE: u32 = 4;
+/// But so long at least.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// So much faster, in percent, are several connections to be.
 const GAIN: u64 = 130;
 
@@ -319,8 +321,7 @@ impl Pieces {
             _ => self.speed.rate().min(self.alone),
         };
         let usual = (self.lanes as u64 + 1) * self.length * 1000 / rate.max(1);
-        let stall = self.repository.shared.limits.stall;
-        stall.max(OVERDUE * Duration::from_millis(usual))
+        PATIENCE.max(OVERDUE * Duration::from_millis(usual))
     }
 
     /// Where the first piece begins that has not come.

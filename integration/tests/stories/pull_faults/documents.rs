@@ -3,7 +3,7 @@
 use registry::testsuite::{Content, Part, Reply, Server};
 use types::{Descriptor, Labels, media_type as mt};
 
-use super::{AT_ONCE, Fault, LAYER, config, image, manifest, names, runtime, tagged};
+use super::{AT_ONCE, Case, Fault, LAYER, alone, config, image, manifest, names, runtime, tagged};
 use integration::Host;
 
 pub(super) fn faults() -> Vec<Fault> {
@@ -21,6 +21,8 @@ pub(super) fn faults() -> Vec<Fault> {
     all.extend(no_images());
     all
 }
+
+pub(super) const CASES: [Case; 2] = [unknown_kind, moving_tag];
 
 /// A digest of which nothing is known.
 fn some_digest(digit: &str) -> String {
@@ -232,19 +234,22 @@ fn more_layers_or_manifests_are_refused() {
 /// Not everything that a manifest lists is a file system.
 #[test]
 fn a_layer_of_an_unknown_media_type_is_kept_but_not_unpacked() {
+    alone("faults-kind", unknown_kind);
+}
+
+fn unknown_kind(host: &Host) {
     let mut content = Content::default();
     let layer = content.add("application/x-unknown", vec![0; LAYER], &[]);
     let target = tagged(&mut content, std::slice::from_ref(&layer), "latest");
     let runtime = runtime();
     let server = runtime.block_on(Server::start(move |request| content.reply(request)));
-    let host = Host::new("faults-kind");
     let reference = format!("{}/r:latest", server.host());
     drop(
         host.ctr(["images", "pull", "--plain-http", &reference])
             .ok(),
     );
     assert_eq!(
-        crate::push::digest(&host, &reference),
+        crate::push::digest(host, &reference),
         target.digest.as_str()
     );
     let blobs = host.ctr(["content", "ls", "-q"]).ok();
@@ -254,7 +259,6 @@ fn a_layer_of_an_unknown_media_type_is_kept_but_not_unpacked() {
     names(&said, &["not found"]);
     assert!(host.ctr(["containers", "ls", "-q"]).ok().is_empty());
     drop(host.ctr(["images", "rm", "--sync", &reference]).ok());
-    host.finish();
 }
 
 #[test]
@@ -264,6 +268,10 @@ fn a_foreign_layer_is_asked_of_the_registry_only() {
 
 #[test]
 fn a_tag_that_moves_does_not_mix_two_images() {
+    alone("faults-tag", moving_tag);
+}
+
+fn moving_tag(host: &Host) {
     let (mut content, _) = image("tag");
     let other = content.add(mt::OCI_LAYER, vec![0; 2 * LAYER], &[]);
     let second = tagged(&mut content, &[other], "second");
@@ -282,11 +290,10 @@ fn a_tag_that_moves_does_not_mix_two_images() {
         }
         content.reply(&request)
     }));
-    let host = Host::new("faults-tag");
     let reference = format!("{}/r:latest", server.host());
     let pull = ["images", "pull", "--plain-http", &reference];
     drop(host.ctr(pull).ok());
-    let first = crate::push::digest(&host, &reference);
+    let first = crate::push::digest(host, &reference);
     assert_ne!(first, second.digest.as_str());
     let by_tag = |r: &&registry::testsuite::Request| r.path.ends_with("/latest");
     assert_eq!(server.requests().iter().filter(by_tag).count(), 1);
@@ -295,11 +302,10 @@ fn a_tag_that_moves_does_not_mix_two_images() {
     // The next pull gets the other one, whole.
     drop(host.ctr(pull).ok());
     assert_eq!(
-        crate::push::digest(&host, &reference),
+        crate::push::digest(host, &reference),
         second.digest.as_str()
     );
     let check = host.ctr(["images", "check"]).ok();
     assert!(check.contains("complete (2/2)"), "{check}");
     drop(host.ctr(["images", "rm", "--sync", &reference]).ok());
-    host.finish();
 }

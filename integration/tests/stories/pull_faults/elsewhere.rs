@@ -6,7 +6,9 @@ use std::sync::Arc;
 use integration::{Host, Registry};
 use registry::testsuite::{Reply, Request, Server};
 
-use super::{AT_ONCE, finish, image, known_as, names, runtime};
+use super::{AT_ONCE, Case, alone, image, known_as, names, runtime};
+
+pub(super) const CASES: [Case; 4] = [sent_away, asked_elsewhere, another_name, mirror_asks];
 
 /// `me` with the password `secret`, as a header.
 const BASIC: &str = "Basic bWU6c2VjcmV0";
@@ -29,11 +31,14 @@ fn sending_away(blobs: &str) -> impl Fn(&Request) -> Reply + Send + Sync + use<>
 
 #[test]
 fn no_credential_goes_to_the_host_that_a_registry_sends_us_to() {
+    alone("faults-away", sent_away);
+}
+
+fn sent_away(host: &Host) {
     let runtime = runtime();
     let (content, layer) = image("away");
     let away = runtime.block_on(Server::start(move |request| content.reply(request)));
     let server = runtime.block_on(Server::start(sending_away(away.host())));
-    let host = Host::new("faults-away");
     let reference = format!("{}/r:latest", server.host());
     for local in [None, Some("--local")] {
         let pull = ["images", "pull", "--plain-http", "--user=me:secret"];
@@ -56,17 +61,19 @@ fn no_credential_goes_to_the_host_that_a_registry_sends_us_to() {
         }
     }
     assert!(!host.log().contains("bWU6c2VjcmV0"));
-    host.finish();
 }
 
 #[test]
 fn a_host_elsewhere_that_wants_credentials_gets_none_and_is_named() {
+    alone("faults-asking", asked_elsewhere);
+}
+
+fn asked_elsewhere(host: &Host) {
     let runtime = runtime();
     let away = runtime.block_on(Server::start(|_| {
         Reply::status(401).with("www-authenticate", "Basic realm=x")
     }));
     let server = runtime.block_on(Server::start(sending_away(away.host())));
-    let host = Host::new("faults-asking");
     let reference = format!("{}/r:latest", server.host());
     let pull = ["images", "pull", "--plain-http", "--user=me:secret"];
     let began = std::time::Instant::now();
@@ -77,7 +84,6 @@ fn a_host_elsewhere_that_wants_credentials_gets_none_and_is_named() {
     assert!(!asked.is_empty() && asked.len() <= 2, "{asked:?}");
     let is_clean = |r: &Request| r.header("authorization").is_empty();
     assert!(asked.iter().all(is_clean), "{asked:?}");
-    finish(host);
 }
 
 fn pem(name: &str) -> std::path::PathBuf {
@@ -87,17 +93,20 @@ fn pem(name: &str) -> std::path::PathBuf {
 
 #[test]
 fn a_certificate_of_another_name_is_refused_before_anything_is_said() {
+    alone("faults-name", another_name);
+}
+
+fn another_name(host: &Host) {
     let dir = tempfile::tempdir().expect("directory");
     let users = dir.path().join("users");
     std::fs::write(&users, "").expect("write users");
     let registry = Registry::secured(&pem("other.crt"), &pem("other.key"), &users);
-    let host = Host::new("faults-name");
     let hosts = format!(
         "server = \"https://{}\"\nca = {:?}\n",
         registry.host(),
         pem("ca.crt")
     );
-    let flag = known_as(&host, "registry.example.test", &hosts);
+    let flag = known_as(host, "registry.example.test", &hosts);
     let reference = "registry.example.test/r:latest";
     let pull = ["images", "pull", &flag, "--user=me:secret", reference];
     let began = std::time::Instant::now();
@@ -107,11 +116,14 @@ fn a_certificate_of_another_name_is_refused_before_anything_is_said() {
         &said,
         &["latest", registry.host(), "tls: ", "not valid for name"],
     );
-    host.finish();
 }
 
 #[test]
 fn a_mirror_s_credentials_are_its_own() {
+    alone("faults-mine", mirror_asks);
+}
+
+fn mirror_asks(host: &Host) {
     let runtime = runtime();
     let wanting =
         Arc::new(|_: &Request| Reply::status(401).with("www-authenticate", "Basic realm=mirror"));
@@ -123,13 +135,12 @@ fn a_mirror_s_credentials_are_its_own() {
         }
         Reply::status(401).with("www-authenticate", "Basic realm=x")
     }));
-    let host = Host::new("faults-mine");
     let hosts = format!(
         "server = \"http://{}\"\n[host.\"http://{}\"]\n",
         server.host(),
         mirror.host()
     );
-    let flag = known_as(&host, "registry.example.test", &hosts);
+    let flag = known_as(host, "registry.example.test", &hosts);
     // Only the registry's own.
     let known = format!(
         r#"{{"auths": {{"http://{}": {{"auth": "bWU6c2VjcmV0"}}}}}}"#,
@@ -143,5 +154,4 @@ fn a_mirror_s_credentials_are_its_own() {
     let is_clean = |r: &Request| r.header("authorization").is_empty();
     assert!(asked.iter().all(is_clean), "{asked:?}");
     drop(host.ctr(["images", "rm", "--sync", reference]).ok());
-    host.finish();
 }

@@ -3,7 +3,9 @@
 use integration::{Host, figure, forget_peak, peak, resident};
 use registry::testsuite::Server;
 
-use super::{AFTER_SILENCE, Fault, answers, bytes, documents, finish, image, runtime};
+use super::{
+    AFTER_SILENCE, Case, Fault, answers, bytes, documents, elsewhere, finish, image, runtime,
+};
 
 /// What all of them together may take, in KiB.
 const GROWTH: u64 = 32 << 10;
@@ -13,6 +15,11 @@ fn all() -> Vec<Fault> {
     all.extend(documents::faults());
     all.extend(answers::faults());
     all
+}
+
+fn cases() -> impl Iterator<Item = Case> {
+    let all = bytes::CASES.into_iter().chain(documents::CASES);
+    all.chain(elsewhere::CASES)
 }
 
 /// Pulls and removes an image, so that the daemon has read in what a pull needs of its program.
@@ -50,14 +57,18 @@ fn all_faults_together_cost_the_daemon_a_bounded_amount() {
             }
         }
     });
+    // They look at what else is there.
+    for case in cases() {
+        case(&host);
+    }
     let grown = peak(pid).saturating_sub(before);
-    figure(format_args!("{} faults cost {grown} KiB", faults.len()));
+    let count = faults.len() + cases().count();
+    figure(format_args!("{count} faults cost {grown} KiB"));
     assert_eq!(host.ctr(["images", "ls", "-q"]).ok(), "");
     drop(servers);
     assert!(
         grown <= GROWTH,
-        "{} faults cost {grown} KiB, {GROWTH} may be",
-        faults.len()
+        "{count} faults cost {grown} KiB, {GROWTH} may be"
     );
     finish(host);
 }

@@ -128,6 +128,17 @@ fn finish(host: Host) {
     host.finish();
 }
 
+/// A fault that is more than a pull that fails: what is to be seen of it, on a daemon that may have been
+/// through others.
+type Case = fn(&Host);
+
+/// A case on a daemon of its own.
+fn alone(name: &str, case: Case) {
+    let host = Host::new(name);
+    case(&host);
+    finish(host);
+}
+
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
