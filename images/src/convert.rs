@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use content::{ContentStore, Hasher, IngestSpec};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use types::{
     Algorithm, Context as _, Descriptor, Digest, Error, Fields, IngestRef, Labels, Result, label,
     media_type as mt,
@@ -287,7 +287,7 @@ pub(crate) async fn recode(
     let blob = store.open(&old.digest).await?;
     let (feed, input) = mpsc::channel::<Bytes>(QUEUE);
     let (output, mut made) = mpsc::channel::<Bytes>(QUEUE);
-    let worker = tokio::task::spawn_blocking(move || recode_blocking(input, output, wanted));
+    let worker = on_thread(move || recode_blocking(input, output, wanted))?;
     let reference: IngestRef =
         format!("convert-{:016x}-{}", rand::random::<u64>(), old.digest).try_into()?;
     let spec = IngestSpec {
@@ -327,7 +327,7 @@ pub(crate) async fn recode(
     };
     let moved = futures::future::try_join(feeding, writing).await;
     let worked = worker.await;
-    let worked = worked.map_err(|e| Error::internal("convert").with_source(e))?;
+    let worked = worked.map_err(|_| Error::internal("convert thread panicked"))?;
     let done = async {
         // What the decoder says is why the rest failed.
         let plain = worked.map_err(|e| Error::invalid_argument(format_args!("layer: {e}")))?;
@@ -361,6 +361,20 @@ pub(crate) async fn recode(
         let _gone = store.abort(&reference).await;
     }
     done
+}
+
+/// Does `work` on a thread of its own: it waits for what the store reads and writes on the runtime's, and
+/// where such work has all of them, nothing goes on.
+fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<oneshot::Receiver<T>> {
+    let (done, outcome) = oneshot::channel();
+    // Nobody may wait for it any more.
+    let work = move || drop(done.send(work()));
+    let thread = std::thread::Builder::new().name("convert".into());
+    let started = thread.spawn(work);
+    drop(started.map_err(|e| Error::os("start convert thread", e))?);
+    Ok(outcome)
 }
 
 /// Decodes and encodes; returns the digest of what is in between.

@@ -29,6 +29,7 @@ use images::archive::ExportOpts;
 use images::{PlatformSet, Verifier};
 use metadata::Metadata;
 use protos::wire::transfer::endpoint_to_any;
+use tokio::sync::oneshot;
 use types::transfer::{Endpoint, ExportStream, ImportStream, Remote, Store};
 use types::{Context as _, Descriptor, Error, Result, Scope};
 
@@ -338,8 +339,13 @@ impl Shared {
             let mut reader = std::io::BufReader::with_capacity(ECHO, ByteReader::new(source));
             std::io::copy(&mut reader, &mut ByteWriter::new(sink)).map(drop)
         };
-        let copied = tokio::task::spawn_blocking(copy).await;
-        let copied = copied.map_err(|e| Error::internal("echo").with_source(e))?;
+        // Not one of the runtime's threads: a client may let it wait as long as it likes.
+        let (done, copied) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("echo".into());
+        let started = thread.spawn(move || drop(done.send(copy())));
+        drop(started.map_err(|e| Error::os("start echo thread", e))?);
+        let copied = copied.await;
+        let copied = copied.map_err(|_| Error::internal("echo thread panicked"))?;
         copied.map_err(|e| Error::os("echo", e))?;
         to.close().await;
         Ok(())

@@ -105,3 +105,33 @@ async fn what_is_damaged_or_missing_is_refused_and_leaves_nothing() {
     let odd = run(&store, &config, &opts(None, None)).await.unwrap_err();
     assert!(odd.is(Code::InvalidArgument), "{odd}");
 }
+
+/// The store reads and writes on the runtime's threads for files, of which there is one here.
+#[test]
+fn a_layer_that_waits_for_the_store_does_not_keep_it_waiting() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store: Arc<dyn ContentStore> = Arc::new(content::Local::open(dir.path()).unwrap());
+    let data: Bytes = vec![7; 12 * PIECE].into();
+    let (done, converted) = std::sync::mpsc::channel();
+    runtime.spawn(async move {
+        let digest = put_blob(store.as_ref(), data.clone(), Labels::new()).await;
+        let layer = Descriptor {
+            media_type: mt::OCI_LAYER.into(),
+            digest: digest.unwrap(),
+            size: data.len() as u64,
+            annotations: Labels::new(),
+        };
+        let made = recode(&store, &layer, Some(&layer.digest), Compress::Gzip).await;
+        done.send(made.map(|made| made.size)).unwrap();
+    });
+    let waited = converted.recv_timeout(std::time::Duration::from_secs(60));
+    // Or it would be waited for, too.
+    runtime.shutdown_background();
+    let size = waited.expect("it waits for ever").unwrap();
+    assert!(size < PIECE as u64, "{size}");
+}
