@@ -1,6 +1,6 @@
 //! Images in and out: import, pull, list, remove, and what stays on disk.
 
-use integration::{Host, IMAGE, Program, Registry, until};
+use integration::{Host, IMAGE, Program, until};
 
 #[test]
 fn an_imported_image_is_listed_and_its_removal_frees_everything() {
@@ -71,34 +71,6 @@ fn a_second_namespace_shares_the_blobs_of_the_first() {
     assert_eq!(blobs(other(&["content", "ls", "-q"])), first);
     other(&["images", "rm", "--sync", IMAGE]);
     other(&["namespaces", "rm", "image-shared-too"]);
-    host.finish();
-}
-
-#[test]
-fn a_pulled_image_runs() {
-    let host = Host::new("image-pull");
-    let registry = Registry::start();
-    let reference = registry.reference();
-    drop(
-        host.ctr(["images", "pull", "--plain-http", &reference])
-            .ok(),
-    );
-    let row = host.ctr(["images", "ls", "-q"]).ok();
-    assert_eq!(row.trim(), reference);
-    assert_eq!(
-        host.ctr(["run", "--rm", &reference, "p", "echo", "pulled"])
-            .ok(),
-        "pulled\n"
-    );
-    // Again: nothing to fetch, no error.
-    drop(
-        host.ctr(["images", "pull", "--plain-http", &reference])
-            .ok(),
-    );
-    let missing = reference.replace(":1", ":2");
-    let missing = missing.replacen("127.0.0.2", "127.0.0.1", 1);
-    let error = host.ctr(["images", "pull", "--plain-http", &missing]).err();
-    assert!(error.contains("not found"), "{error}");
     host.finish();
 }
 

@@ -14,11 +14,11 @@ pub(crate) fn make(to: &Path, layers: &[&[(&str, Vec<u8>)]]) -> u64 {
 pub(crate) fn make_with(to: &Path, process: &str, layers: &[&[(&str, Vec<u8>)]]) -> u64 {
     std::fs::create_dir_all(to).expect("make the layout");
     let archives = layers.iter().map(|files| archive(to, files)).collect();
-    of(to, process, archives)
+    of(to, process, &types::Platform::host().architecture, archives)
 }
 
 /// An image of these layers, in `to`; its size in bytes.
-fn of(to: &Path, process: &str, layers: Vec<Vec<u8>>) -> u64 {
+pub(crate) fn of(to: &Path, process: &str, architecture: &str, layers: Vec<Vec<u8>>) -> u64 {
     std::fs::create_dir_all(to.join("blobs/sha256")).expect("make the layout");
     let mut size = 0;
     let mut put = |data: &[u8]| -> String {
@@ -36,8 +36,7 @@ fn of(to: &Path, process: &str, layers: Vec<Vec<u8>>) -> u64 {
         described.push(format!(r#"{{"mediaType":"{kind}",{}}}"#, put(&data)));
     }
     let config = format!(
-        r#"{{"os":"linux","architecture":"{}","config":{process},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
-        types::Platform::host().architecture,
+        r#"{{"os":"linux","architecture":"{architecture}","config":{process},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
         ids.join(",")
     );
     let kind = "application/vnd.oci.image.config.v1+json";
@@ -92,13 +91,13 @@ pub(crate) fn layered(host: &Host) -> (&'static str, PathBuf) {
     };
     let layers = LAYERS.iter().enumerate().map(pack).collect();
     let (layout, archive) = (work.join("layout"), work.join("image.tar"));
-    of(&layout, "{}", layers);
+    of(&layout, "{}", &types::Platform::host().architecture, layers);
     let made = Program::new("tar").args(["-C"]).args([&layout]);
     drop(made.args(["-cf"]).args([&archive]).args(["."]).run().ok());
     ("example.test/layers:latest", archive)
 }
 
-fn archive(to: &Path, files: &[(&str, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn archive(to: &Path, files: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let tree = to.join("tree");
     std::fs::create_dir(&tree).expect("make the tree");
     for (name, data) in files {

@@ -37,6 +37,7 @@ mod power_cut;
 mod power_off;
 mod proxied_content;
 mod proxy_plugins;
+mod pull;
 mod pull_faults;
 mod push;
 mod records;

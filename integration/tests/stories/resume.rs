@@ -1,5 +1,6 @@
 //! A pull that the daemon's death cuts off goes on where it was.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use integration::{Host, Proxy, Registry, figure, forget_peak, peak};
@@ -51,6 +52,7 @@ fn resumes(name: &str, flags: &[&str]) {
     integration::until("what was sent is there", || arrived(&host) > cut - UNSENT);
     let before_death = peak(host.daemon_pid());
     host.kill();
+    assert!(has_hash(&host), "what is there would be hashed again");
     let error = first.join().expect("the client's thread").err();
     assert!(!error.is_empty());
     host.start();
@@ -92,11 +94,20 @@ fn a_client_that_pulls_itself_fetches_the_rest_only() {
 
 /// Bytes of the largest ingest.
 fn arrived(host: &Host) -> u64 {
-    let ingests = host.root().join("io.containerd.content.v1.content/ingest");
-    let entries = std::fs::read_dir(ingests).into_iter().flatten().flatten();
-    let sizes = entries.map(|entry| {
-        let data = std::fs::metadata(entry.path().join("data"));
+    let sizes = ingests(host).map(|ingest| {
+        let data = std::fs::metadata(ingest.join("data"));
         data.map_or(0, |facts| facts.len())
     });
     sizes.max().unwrap_or(0)
+}
+
+/// Whether the hash of one is noted beside it.
+fn has_hash(host: &Host) -> bool {
+    ingests(host).any(|ingest| ingest.join("hash").exists())
+}
+
+fn ingests(host: &Host) -> impl Iterator<Item = PathBuf> {
+    let ingests = host.root().join("io.containerd.content.v1.content/ingest");
+    let entries = std::fs::read_dir(ingests).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
