@@ -5,7 +5,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use content::{ContentStore as _, IngestSpec, Local};
 use images::testsuite::{Store, image};
 use snapshotters::testsuite::{AsItIs, Variation, Varied};
@@ -233,10 +236,16 @@ struct OnItsWay {
 
 impl OnItsWay {
     async fn new(data: &[u8]) -> Self {
+        Self::of(&[data.to_vec()]).await
+    }
+
+    /// The first of these is on its way.
+    async fn of(layers: &[Vec<u8>]) -> Self {
         let temp = tempfile::tempdir().unwrap();
         let overlay = Overlay::open(&temp.path().join("o"), OverlayConfig::default()).unwrap();
         let store = Store::default();
-        let root = image(&store, "linux/amd64", &[data]).await;
+        let layers: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
+        let root = image(&store, "linux/amd64", &layers).await;
         let manifest = images::read_manifest(&store, &root).await.unwrap();
         let config = images::read_config(&store, &manifest.config).await.unwrap();
         store.delete(&manifest.layers[0].digest).await.unwrap();
@@ -343,4 +352,71 @@ async fn a_layer_that_comes_in_wrong_or_not_at_all_leaves_nothing() {
         let left = world.overlay.list(&Filter::default()).await.unwrap();
         assert!(left.is_empty(), "{left:?}");
     }
+}
+
+/// Other transfers are at all layers but the first, and wait for that.
+#[derive(Debug)]
+struct Others {
+    first: String,
+    waiting: AtomicUsize,
+}
+
+#[async_trait]
+impl Variation for Others {
+    fn is_ours(&self) -> bool {
+        true
+    }
+
+    async fn prepare(
+        &self,
+        inner: &dyn Snapshotter,
+        key: &SnapshotKey,
+        parent: Option<&SnapshotKey>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        if labels.get(types::label::SNAPSHOT_REF) != Some(&self.first) {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let first = self.first.parse()?;
+            while inner.stat(&first).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        }
+        inner.prepare(key, parent, labels).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn layers_that_wait_for_other_transfers_leave_room_for_the_one_that_those_wait_for() {
+    let data = |n: u64| layer(&[('f', &format!("file{n}"), "1", 0o644, 0)]);
+    let layers: Vec<_> = (0..=MOST as u64).map(data).collect();
+    let world = OnItsWay::of(&layers).await;
+    let chains = chain_ids(&world.config.diff_ids).unwrap();
+    let others = Others {
+        first: chains[0].to_string(),
+        waiting: AtomicUsize::new(0),
+    };
+    let varied = Arc::new(Varied(Arc::new(world.overlay.clone()), others));
+    let deps = Deps {
+        snapshotter: Arc::clone(&varied) as _,
+        ..world.deps()
+    };
+    let (arriving, arrival) = Arrival::expected();
+    drop(arriving.started);
+    let feed = async {
+        while varied.1.waiting.load(Ordering::Relaxed) < width(&deps) {
+            tokio::task::yield_now().await;
+        }
+        // It comes in as the last one.
+        world.store.put("layer", &layers[0]).await;
+        arriving.done.send(true).unwrap();
+    };
+    let on = OnProgress::default();
+    let arrivals = vec![arrival];
+    let unpack = unpack_arriving(&deps, &world.manifest, &world.config, &on, arrivals);
+    let both = async { tokio::join!(unpack, feed) };
+    let made = tokio::time::timeout(Duration::from_secs(30), both).await;
+    let (made, ()) = made.expect("they wait for each other");
+    made.unwrap();
+    let all = world.overlay.list(&Filter::default()).await.unwrap();
+    assert_eq!(all.len(), layers.len(), "{all:?}");
 }

@@ -284,7 +284,13 @@ impl<'a> Layers<'a> {
         if !self.deps.snapshotter.settles() {
             self.below(at).await?;
         }
-        let _room = room.acquire().await.map_err(Error::internal)?;
+        // The next in order takes none: who has them may wait for another transfer's layers, and that one
+        // for this very layer.
+        let _room = tokio::select! {
+            biased;
+            room = room.acquire() => Some(room.map_err(Error::internal)?),
+            reached = self.below(at) => reached.map(|()| None)?,
+        };
         let done = *self.done.borrow();
         if done > at {
             return Ok(Early::There);

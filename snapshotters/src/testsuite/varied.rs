@@ -1,13 +1,13 @@
 //! A snapshotter that does what another does, save for what a test varies.
 //!
-//! Only what every snapshotter must do is passed on: that the other can rebase, or is remote, does not
-//! show.
+//! Only what every snapshotter must do is passed on: that the other is remote does not show, and that it
+//! can rebase only where a variation wants it.
 
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use types::{Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
+use types::{Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage};
 
 use crate::Snapshotter;
 
@@ -16,6 +16,11 @@ use crate::Snapshotter;
 pub trait Variation: Send + Sync + fmt::Debug {
     /// Whether it says that it rebases, and stands behind a socket; nothing is passed on then.
     fn is_foreign(&self) -> bool {
+        false
+    }
+
+    /// Whether layers are unpacked at the same time as in the other one, if that can.
+    fn is_ours(&self) -> bool {
         false
     }
 
@@ -99,7 +104,20 @@ impl<V: Variation> Snapshotter for Varied<V> {
     }
 
     fn rebases(&self) -> bool {
-        self.1.is_foreign()
+        self.1.is_foreign() || (self.1.is_ours() && self.0.rebases())
+    }
+
+    async fn rebase(
+        &self,
+        name: &SnapshotKey,
+        key: &SnapshotKey,
+        parent: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        match self.1.is_ours() {
+            true => self.0.rebase(name, key, parent, labels).await,
+            false => Err(Error::not_implemented("commit onto another parent")),
+        }
     }
 
     fn is_remote(&self) -> bool {
