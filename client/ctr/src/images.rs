@@ -171,11 +171,21 @@ async fn list(ctx: &Context, args: List) -> Result<u8> {
 }
 
 /// Bytes of the image for this host: its documents and layers.
+///
+/// Parity: core/images/image.go: as far as it is known what they are, whether or not they are here.
 async fn size(store: &dyn ContentStore, target: &Descriptor) -> Result<u64> {
-    let Ok((manifest_at, manifest)) =
-        ::images::find_manifest(store, target, &PlatformSet::default()).await
-    else {
-        return Ok(target.size);
+    let wanted = PlatformSet::default();
+    let Ok((manifest_at, manifest)) = ::images::find_manifest(store, target, &wanted).await else {
+        if !::images::is_index(&target.media_type) {
+            return Ok(target.size);
+        }
+        let entries = ::images::read_index(store, target).await?.manifests;
+        let named: Vec<_> = entries.iter().map(|entry| entry.platform.clone()).collect();
+        let first = wanted
+            .choose(&named)
+            .first()
+            .and_then(|at| entries.get(*at));
+        return Ok(target.size + first.map_or(0, |entry| entry.descriptor.size));
     };
     let index = if manifest_at.digest == target.digest {
         0

@@ -11,8 +11,7 @@ use crate::push::inspect;
 /// What a namespace has of an image.
 #[derive(Debug, PartialEq, Eq)]
 struct Got {
-    /// Type, digest, platforms and labels; not the size, which clients reckon each in their own way where
-    /// the image is for another machine.
+    /// Type, digest, size, platforms and labels.
     image: Vec<String>,
     /// Labels of each blob.
     content: BTreeMap<String, BTreeSet<String>>,
@@ -83,10 +82,8 @@ impl Puller {
             (words[0].clone(), labels.collect())
         };
         let snapshots = self.told(&["snapshots", "ls"]);
-        let mut image = words(row.expect("the image"));
-        image.drain(3..5);
         Got {
-            image: image[1..].to_vec(),
+            image: words(row.expect("the image"))[1..].to_vec(),
             content: content.lines().skip(1).map(blob).collect(),
             snapshots: snapshots
                 .lines()
