@@ -12,7 +12,7 @@ use types::{Context as _, DEFAULT_RUNTIME, Filter, LeaseId, Namespace, Result, S
 use crate::call::Caller;
 use crate::remote::{RemoteContent, RemoteDiff, RemoteSnapshotter};
 use crate::services::{
-    Containers, Events, Images, Introspection, Lease, Leases, Mounts, Namespaces, Tasks,
+    Containers, Events, Flights, Images, Introspection, Lease, Leases, Mounts, Namespaces, Tasks,
 };
 
 /// Snapshotter where neither the caller nor the namespace names one.
@@ -116,6 +116,12 @@ impl Client {
     #[must_use]
     pub fn introspection(&self) -> Introspection {
         Introspection::new(&self.caller)
+    }
+
+    /// What the daemon is doing.
+    #[must_use]
+    pub fn flights(&self) -> Flights {
+        Flights::new(&self.caller)
     }
 
     /// The content store.

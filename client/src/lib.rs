@@ -36,8 +36,8 @@ pub use connect::{connect, connect_lazily, socket_path};
 pub use json::any_json;
 pub use proxy::Proxy;
 pub use services::{
-    Containers, CreateTask, Envelope, Events, ExecTask, Exited, Follow, Heard, Images,
-    Introspection, Lease, Leases, Metric, Mounts, Namespaces, Plugin, PluginFault, Process,
-    ProcessEntry, RuncOptions, ServerInfo, Status, StdioPaths, Subscription, Tasks, Version,
-    default_lease_id,
+    Containers, CreateTask, Envelope, Events, ExecTask, Exited, Flight, FlightStage, Flights,
+    FlightsOpts, Flown, Follow, Heard, Images, Introspection, Lease, Leases, Metric, Mounts,
+    Namespaces, Plugin, PluginFault, Process, ProcessEntry, RuncOptions, ServerInfo, Status,
+    StdioPaths, Subscription, Tasks, Version, default_lease_id,
 };

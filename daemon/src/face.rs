@@ -18,6 +18,7 @@ use crate::services::containers::Containers;
 use crate::services::content::Content;
 use crate::services::diff::Diff;
 use crate::services::events::Events;
+use crate::services::flights::Flights;
 use crate::services::health::Health;
 use crate::services::images::Images;
 use crate::services::introspection::Introspection;
@@ -33,7 +34,7 @@ use crate::services::version::Version;
 /// Kind of the services.
 const GRPC: &str = "io.containerd.grpc.v1";
 /// Every service that there is, with what it needs.
-const SERVICES: [(&str, &[&str]); 16] = [
+const SERVICES: [(&str, &[&str]); 17] = [
     ("attach", &["io.containerd.runtime.v2"]),
     ("containers", &["io.containerd.metadata.v1"]),
     ("content", &["io.containerd.metadata.v1"]),
@@ -42,6 +43,7 @@ const SERVICES: [(&str, &[&str]); 16] = [
         &["io.containerd.metadata.v1", "io.containerd.differ.v1"],
     ),
     ("events", &["io.containerd.event.v1"]),
+    ("flights", &[]),
     ("healthcheck", &[]),
     (
         "images",
@@ -137,6 +139,7 @@ pub(crate) fn routes(engine: &Engine, checker: &Checker, config: &Config) -> Res
         introspection::IntrospectionServer,
         introspection
     );
+    add!(routes, config, "flights", flight::FlightsServer, Flights);
     add!(routes, config, "version", version::VersionServer, Version);
     Ok(grpc::fallback::routes(routes.routes()))
 }

@@ -9,6 +9,7 @@ mod cli;
 mod config;
 mod engine;
 mod face;
+mod flights;
 mod fsck;
 mod ground;
 mod identity;

@@ -18,6 +18,7 @@ use serde_json::Value;
 /// between its crates.
 const FLOORS: &[(&str, u8)] = &[
     ("types", 1),
+    ("recorder", 1),
     ("sys", 2),
     ("protos", 2),
     ("grpc", 2),

@@ -232,6 +232,7 @@ impl Db {
         change: impl FnOnce(&mut WriteTx<'_, '_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let outlet = Arc::clone(&self.outlet);
+        let _flush = recorder::stage("records to disk", recorder::On::default);
         self.kv
             .write(move |tx| {
                 let mut write = WriteTx {

@@ -64,16 +64,40 @@ fn main() -> Result<(), Box<dyn Error>> {
         .file_descriptors;
     let paths = rust_paths(&parsed);
 
-    let mut index = String::new();
+    let (mut index, mut meters) = (String::new(), String::new());
     for file in &parsed {
         if GRPC
             .iter()
             .any(|dir| Path::new(file.name()).starts_with(dir))
         {
             write_module(&mut index, &out, file, &paths)?;
+            write_meters(&mut meters, file)?;
         }
     }
     fs::write(out.join("services.rs"), index)?;
+    let count = meters.lines().count();
+    fs::write(
+        out.join("meters.rs"),
+        format!("static METERS: [Meter; {count}] = [\n{meters}];\n"),
+    )?;
+    Ok(())
+}
+
+/// A meter for each method of the file's services.
+fn write_meters(meters: &mut String, file: &FileDescriptorProto) -> Result<(), Box<dyn Error>> {
+    for service in &file.service {
+        for method in &service.method {
+            let kind = match (method.client_streaming(), method.server_streaming()) {
+                (false, false) => "unary",
+                (true, false) => "client_stream",
+                (false, true) => "server_stream",
+                (true, true) => "bidi_stream",
+            };
+            let (package, name) = (file.package(), service.name());
+            let path = format!("/{package}.{name}/{}", method.name());
+            writeln!(meters, "Meter::new({path:?}, {kind:?}),")?;
+        }
+    }
     Ok(())
 }
 

@@ -9,10 +9,11 @@ use protobuf::descriptor::{DescriptorProto, EnumDescriptorProto, FieldDescriptor
 use protobuf::descriptor::{FileDescriptorProto, ServiceDescriptorProto};
 
 /// Not in Go's containerd: the health protocol, and what is ours alone.
-const FOREIGN: [&str; 3] = [
+const FOREIGN: [&str; 4] = [
     "grpc.health.v1",
     "containerd.runtime.stdio.v1",
     "containerd.services.attach.v1",
+    "containerd.services.flight.v1",
 ];
 
 /// Fields from this number on are additions of ours: Go has no number near it, and skips them.

@@ -83,7 +83,7 @@ pub mod rpc {
 /// Requests and responses of the gRPC services, one module per service.
 pub mod services {
     pub use crate::generated::{
-        attach, containers, content, diff, events, images, introspection, leases, mounts,
+        attach, containers, content, diff, events, flight, images, introspection, leases, mounts,
         namespaces, sandbox, snapshots, streaming, tasks, transfer, version,
     };
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderValue, Method, Request};
+use recorder::On;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -138,11 +139,14 @@ impl Auth {
             challenges: challenged.raw.clone(),
         };
         let asking = self.thought.ask();
+        let whose = || On::named(self.host.clone());
+        let waiting = recorder::stage("credentials", whose);
         let asked = timeout(http.limits().credentials, self.source.answer(&question)).await;
         drop(asking);
         let who = asked
             .map_err(|_| Error::unavailable("no credentials in time"))?
             .map_err(|error| error.ctx(format!("credentials for {}", self.host)))?;
+        drop(waiting);
         let (header, until) = match (&challenged.choice, &who) {
             (_, Answer::Header(value)) => (secret(value)?, None),
             (Challenge::Basic, Answer::User(credentials)) => (basic(credentials)?, None),

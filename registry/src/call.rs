@@ -9,6 +9,7 @@ use http::header::{
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use rand::Rng as _;
+use recorder::On;
 use time::PrimitiveDateTime;
 use time::macros::format_description;
 use tokio::time::{Instant, sleep};
@@ -95,6 +96,8 @@ impl Tries {
             return Err(error);
         }
         tracing::debug!(%error, ?pause, "trying again");
+        let why = || On::named(error.to_string());
+        let _waiting = recorder::stage("pause before the registry is tried again", why);
         sleep(pause).await;
         Ok(())
     }

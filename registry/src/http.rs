@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use recorder::On;
 use tokio::time::{Instant, timeout};
 use types::{Code, Error, Result};
 
@@ -85,6 +86,7 @@ impl Http {
         gone: &Sent,
     ) -> Result<Response<Incoming>> {
         let shown = format!("{} {}", request.method(), url::shown(request.uri()));
+        let _waiting = recorder::stage("answer of registry", || On::named(shown.clone()));
         let Some(watch) = &self.watch else {
             return self.answer(request, gone, shown).await;
         };

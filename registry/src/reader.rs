@@ -7,6 +7,7 @@ use bytes::{Buf as _, Bytes};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
+use recorder::On;
 use tokio::time::Instant;
 use types::{Code, Digest, Error, Result};
 
@@ -61,6 +62,8 @@ struct Open {
     skip: u64,
     /// Other hosts could give it, too.
     alternatives: bool,
+    /// As long as bytes may come.
+    _coming: recorder::Stage,
 }
 
 impl BlobReader {
@@ -239,7 +242,10 @@ impl BlobReader {
             self.note(host, said);
         }
         let (host, (body, skip)) = asked?;
+        let digest = self.digest.as_str();
+        let named = || On::named(format!("{} of {digest}", host.root()));
         Ok(Open {
+            _coming: recorder::stage("bytes of registry", named),
             body,
             host,
             skip,

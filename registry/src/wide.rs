@@ -365,7 +365,7 @@ impl Pieces {
                 range,
                 began: Instant::now(),
                 came,
-                task: tokio::spawn(work),
+                task: tokio::spawn(recorder::carry(work)),
                 _place: place,
             });
         }

@@ -10,6 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use recorder::On;
 use tokio::sync::oneshot;
 use types::{Any, Code, ContainerId, Context as _, Error, Namespace, Result};
 
@@ -42,7 +43,7 @@ pub(crate) struct Job {
 pub(crate) async fn run(job: Job, place: Place) -> Result<Arc<Entry>> {
     // Dropped with this future: the signal for the worker.
     let (_caller, gone) = oneshot::channel();
-    let worker = tokio::spawn(work(job, place, gone));
+    let worker = tokio::spawn(recorder::carry(work(job, place, gone)));
     worker
         .await
         .map_err(|e| Error::internal("create task").with_source(e))?
@@ -129,12 +130,15 @@ async fn start(
         bundle: bundle.path(),
         binary: &job.binary,
     };
+    let named = || On::named(job.binary.display().to_string());
+    let starting = recorder::stage("start of shim", named);
     let address = job
         .shared
         .shims
         .start(target, &job.opts.spec, options)
         .await;
     let address = address.ctx("failed to start shim")?;
+    drop(starting);
     let _first = entry.address.set(address.clone());
     bundle.write_address(&address)?;
     let greeted = shims::greet(entry, &address).await;
@@ -154,6 +158,7 @@ async fn make_bundle(job: &Job) -> Result<Bundle> {
         }
         made => made,
     };
+    let _making = recorder::stage("bundle", On::default);
     let made = tokio::task::spawn_blocking(make).await;
     made.map_err(|e| Error::internal("make bundle").with_source(e))?
 }

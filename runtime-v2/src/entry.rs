@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use recorder::On;
 use tokio::sync::watch;
 use types::{ContainerId, Error, ExecId, Exit, Namespace, Result};
 
@@ -174,6 +175,9 @@ impl Entry {
     /// `NotFound` when the task is over, `Unavailable` when the shim does not respond.
     pub(crate) async fn client(&self) -> Result<Arc<Client>> {
         let mut links = self.links();
+        let is_connecting = matches!(self.link(), Link::Connecting);
+        let _waiting =
+            is_connecting.then(|| recorder::stage("connection to shim", || self.named()));
         let settled = links.wait_for(|link| !matches!(link, Link::Connecting));
         match tokio::time::timeout(CONNECTING, settled).await {
             Ok(Ok(link)) => match &*link {
@@ -187,6 +191,14 @@ impl Entry {
                 "task {}: its shim does not respond",
                 self.id
             ))),
+        }
+    }
+
+    /// The shim, for who waits for it.
+    fn named(&self) -> On {
+        match self.shim.load(Ordering::Relaxed) {
+            0 => On::named(self.address.get().map_or("", |known| &known.address)),
+            shim => On::Process(shim),
         }
     }
 

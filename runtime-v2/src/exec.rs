@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use recorder::On;
 use sys::process::{Child, Spawn, Status};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
@@ -66,6 +67,7 @@ pub(crate) async fn run(
         .stdout(their_out)
         .stderr(their_err)
         .spawn()?;
+    let _running = recorder::stage("process", || On::Process(child.pid()));
     let mut child = Guard::new(child)?;
     let work = async {
         let fed = write_all(feed, input);

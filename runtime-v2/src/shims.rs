@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use recorder::On;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 use types::{Error, Event, Exit, Result};
@@ -225,6 +226,8 @@ async fn remove_socket(entry: &Entry) {
 }
 
 async fn remove_bundle(entry: &Entry) {
+    let named = || On::named(entry.bundle.path().display().to_string());
+    let _removing = recorder::stage("removal of bundle", named);
     remove_socket(entry).await;
     let bundle = entry.bundle.clone();
     let removed = tokio::task::spawn_blocking(move || bundle.remove()).await;
@@ -304,6 +307,9 @@ pub(crate) async fn greet(entry: &Entry, address: &Address) -> Result<Client> {
             ));
         }
     };
+    let _waiting = recorder::stage("first answer of shim", || {
+        On::named(address.address.clone())
+    });
     let greeting = Client::greet(stream, address.version, &entry.namespace, &entry.id);
     timeout(GREETING, greeting)
         .await
@@ -335,6 +341,8 @@ impl Leaving {
             Ok(()) | Err(Failure::Lost) => {}
             Err(failure) => tracing::debug!(?leaving.client, ?failure, "shutdown of shim"),
         }
+        let shim = leaving.client.peer().shim;
+        let _waiting = recorder::stage("end of shim", || On::Process(shim));
         leaving.closed = timeout(ENDING, leaving.client.over()).await.is_ok();
         let gone = leaving.closed && leaving.gone(PROMPT).await;
         (!gone).then_some(leaving)
@@ -376,7 +384,9 @@ pub(crate) async fn delete(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<E
         return Ok(exit);
     }
     let client = entry.client().await?;
+    let waiting = recorder::stage("another end of the same task", On::default);
     let ending = entry.ending.lock().await;
+    drop(waiting);
     if let Link::Gone(exit) = entry.link() {
         shared.forget(entry);
         return Ok(exit);

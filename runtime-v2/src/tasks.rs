@@ -349,7 +349,8 @@ impl TaskManager for Tasks {
         let entry = self.entry(namespace, id)?;
         let shared = Arc::clone(&self.shared);
         // A caller that goes away must not leave half a task.
-        let work = tokio::spawn(async move { shims::delete(&shared, &entry).await });
+        let work = async move { shims::delete(&shared, &entry).await };
+        let work = tokio::spawn(recorder::carry(work));
         work.await
             .map_err(|e| Error::internal("delete task").with_source(e))?
     }

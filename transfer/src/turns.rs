@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use content::{ContentStore, Writer};
+use recorder::On;
 use registry::Budget;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep};
@@ -82,6 +83,7 @@ impl Places {
     /// # Errors
     /// `DeadlineExceeded` when `budget` is spent.
     pub(crate) async fn take(&self, budget: &Budget) -> Result<Place> {
+        let _waiting = recorder::stage("a place among other transfers", On::default);
         let mut moved = self.moved.subscribe();
         let waiting = async {
             let mut free = std::pin::pin!(Arc::clone(&self.free).acquire_owned());
@@ -143,6 +145,8 @@ impl Wait {
         on: &OnProgress,
         budget: &Budget,
     ) -> Result<()> {
+        let whose = || On::named(reference.as_str());
+        let _waiting = recorder::stage("another transfer of the same blob", whose);
         let waiting = async {
             loop {
                 let writer = store.released(reference, self.pause).await;

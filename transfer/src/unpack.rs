@@ -12,6 +12,7 @@ use std::sync::Arc;
 use content::Blob;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use images::{Config, Manifest, PlatformSet, chain_ids};
+use recorder::On;
 use tokio::sync::{Semaphore, oneshot, watch};
 use types::{
     Code, Context as _, Descriptor, Digest, Error, Fields, Labels, Mount, Result, SnapshotKey,
@@ -224,6 +225,8 @@ impl<'a> Layers<'a> {
             }
         };
         if let Some((extraction, onto)) = made {
+            let named = || On::named(chain.as_str());
+            let _commit = recorder::stage("snapshot of layer to disk", named);
             let committed = extraction.commit(self.deps, layer, chain, onto).await;
             committed.ctx_with(failed)?;
         }
@@ -236,6 +239,7 @@ impl<'a> Layers<'a> {
 
     /// Waits until the chain below `at` is there.
     async fn below(&self, at: usize) -> Result<()> {
+        let _waiting = recorder::stage("the layer below", On::default);
         let mut done = self.done.subscribe();
         let reached = done.wait_for(|count| *count >= at).await;
         reached.map(drop).map_err(Error::internal)
@@ -353,6 +357,8 @@ impl<'a> Layers<'a> {
             let key = images::ref_key(layer);
             self.on.tell(&key, Status::Extracting, 0, layer.size);
         }
+        let named = || On::named(layer.digest.as_str());
+        let _unpacking = recorder::stage("unpacking layer", named);
         match apply(self.deps, layer, diff_id, mounts, incoming).await {
             Ok(()) => {
                 self.deps.snapshotter.flushed(&extraction.key);

@@ -8,8 +8,8 @@ use types::{Error, Result};
 
 use crate::context::Context;
 use crate::{
-    containers, content, events, fsck, images, info, leases, namespaces, oci, out, plugins, run,
-    snapshots, tasks, text, version,
+    containers, content, events, flights, fsck, images, info, leases, namespaces, oci, out,
+    plugins, run, snapshots, tasks, text, version,
 };
 
 /// Where a daemon listens unless told otherwise.
@@ -84,6 +84,10 @@ enum Group {
     Oci(oci::Args),
     /// Print the server info.
     Info(info::Args),
+    /// Show what the daemon is doing and what it waits for.
+    Inflight(flights::Args),
+    /// Say what a container or an image waits for, and what took long before.
+    Why(flights::Why),
     /// Have the daemon check its records and files.
     Fsck(fsck::Args),
 }
@@ -130,6 +134,8 @@ impl Group {
             Self::Tasks(args) => tasks::run(ctx, args).await,
             Self::Oci(args) => oci::run(ctx, args).await,
             Self::Info(args) => info::run(ctx, args).await,
+            Self::Inflight(args) => flights::run(ctx, args).await,
+            Self::Why(args) => flights::why(ctx, args).await,
             Self::Fsck(args) => fsck::run(ctx, args).await,
         }
     }

@@ -21,6 +21,7 @@ mod devices;
 mod events;
 mod export;
 mod flags;
+mod flights;
 mod fsck;
 mod image_care;
 mod image_mounts;

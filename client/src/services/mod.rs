@@ -2,6 +2,7 @@
 
 mod containers;
 mod events;
+mod flights;
 mod follow;
 mod images;
 mod introspection;
@@ -15,6 +16,7 @@ mod transfer;
 
 pub use containers::Containers;
 pub use events::{Envelope, Events, Subscription};
+pub use flights::{Flight, FlightStage, Flights, FlightsOpts, Flown};
 pub use follow::{Follow, Heard};
 pub use images::Images;
 pub use introspection::{Introspection, Plugin, PluginFault, ServerInfo, Version};

@@ -131,6 +131,7 @@ impl Transfers {
         progress: &str,
     ) -> Result<()> {
         let this = &self.0;
+        recorder::subject(scope.namespace.as_str(), image_of(&source, &destination));
         let report = Report::open(&this.streams, &scope, progress)?;
         let leased = Leased::hold(&this.metadata, scope).await?;
         let work = Box::pin(this.transfer(&leased.scope, source, destination, &report));
@@ -391,6 +392,15 @@ impl Shared {
             chosen.add(deps, unpack.platform.clone());
         }
         Ok(chosen)
+    }
+}
+
+/// The image that a transfer is about, as far as it has a name beforehand.
+fn image_of<'a>(source: &'a Endpoint, destination: &'a Endpoint) -> &'a str {
+    match (source, destination) {
+        (Endpoint::Registry(remote), _) | (_, Endpoint::Registry(remote)) => &remote.reference,
+        (_, Endpoint::Store(store)) | (Endpoint::Store(store), _) => &store.name,
+        _ => "",
     }
 }
 

@@ -61,3 +61,4 @@ mod stdio;
 mod task_mounts;
 mod true_exits;
 mod verifier;
+mod why;

@@ -6,17 +6,17 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri};
-use http_body::Frame;
-use http_body_util::BodyExt as _;
+use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::{Layer, Service};
 
-use crate::{Method, status};
+use crate::meter::{self, Metered};
+use crate::{Method, status, written};
 
 /// The same routes with an answer for unknown services and methods; put on last. Also notes the
-/// method's path in each request, for the spans of [`crate::serve`].
+/// method in each request, for the spans and flights of [`crate::serve`], and counts the calls.
 #[must_use]
 pub fn routes(routes: Routes) -> Routes {
     let known = routes.into_axum_router();
@@ -58,7 +58,7 @@ impl<S, B, O> Service<Request<B>> for NamedMethods<S>
 where
     S: Service<Request<B>, Response = Response<O>, Error = Infallible>,
     S::Future: Send + 'static,
-    O: http_body::Body<Data = Bytes> + Send + 'static,
+    O: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     O::Error: Into<BoxError>,
 {
     type Response = Response<Body>;
@@ -71,24 +71,75 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path_and_query().cloned();
+        let meter = meter::of(request.uri().path());
+        let mut metered = Metered::begin(meter);
         if let Some(path) = &path {
-            request.extensions_mut().insert(Method(path.clone()));
+            let known = meter.map(|meter| meter.path);
+            let path = path.clone();
+            request.extensions_mut().insert(Method { path, known });
         }
         let answer = self.0.call(request);
         Box::pin(async move {
             let answer = answer.await?;
             let path = path.as_ref().map_or("", |p| p.path());
-            match split(path) {
+            let refused = match split(path) {
                 Some((service, method)) if is_nameless(answer.headers()) => {
                     let text = format!("unknown method {method} for service {service}");
-                    Ok(Status::unimplemented(text).into_http())
+                    Some(Status::unimplemented(text))
                 }
-                _ => Ok(match sized(answer.headers()) {
-                    Some(refused) => refused.into_http(),
-                    None => answer.map(|body| Body::new(body.map_frame(renamed))),
-                }),
+                _ => sized(answer.headers()),
+            };
+            if let Some(refused) = refused {
+                let answer = refused.into_http();
+                metered.seen(answer.headers());
+                return Ok(answer);
             }
+            metered.seen(answer.headers());
+            if written::is_written(answer.extensions()) {
+                // This body gives way to another one.
+                metered.well();
+            }
+            Ok(answer.map(|body| Body::new(Answered { body, metered })))
         })
+    }
+}
+
+/// The body of an answer: in Go's words, and counted at its end.
+struct Answered<B> {
+    body: B,
+    metered: Metered,
+}
+
+impl<B> http_body::Body for Answered<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            return Poll::Pending;
+        };
+        let frame = frame.map(|frame| frame.map(renamed));
+        if let Some(Ok(frame)) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            self.metered.seen(trailers);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -9,6 +9,7 @@ mod codec;
 pub mod connections;
 mod detached;
 pub mod fallback;
+pub mod meter;
 mod pull;
 mod request;
 mod scope;

@@ -23,9 +23,14 @@ use crate::stream::{ResponseStream, Sender, channel};
 /// Messages that a streaming body may be ahead of its client.
 const AHEAD: usize = 4;
 
-/// Path of the method called; put into a request's extensions by [`crate::fallback::routes`].
+/// The method called; put into a request's extensions by [`crate::fallback::routes`].
 #[derive(Clone, Debug)]
-pub struct Method(pub PathAndQuery);
+pub struct Method {
+    /// Its path as the client wrote it.
+    pub path: PathAndQuery,
+    /// The same, if it is one that is served.
+    pub known: Option<&'static str>,
+}
 
 /// Serves one call of a namespaced service.
 ///
@@ -102,8 +107,8 @@ where
     let call = Call::of(&request);
     let done = match call.tenant(&request) {
         Ok(scope) => {
-            let work = body(scope, request.into_inner()).instrument(call.span.clone());
-            call.within(work).await
+            let work = body(scope, request.into_inner());
+            call.within(call.observed(work)).await
         }
         Err(error) => Err(error),
     };
@@ -123,8 +128,8 @@ where
     Fut: Future<Output = Result<R>>,
 {
     let call = Call::of(&request);
-    let work = body(request.into_inner()).instrument(call.span.clone());
-    let done = call.within(work).await;
+    let work = body(request.into_inner());
+    let done = call.within(call.observed(work)).await;
     call.answer(done)
 }
 
@@ -204,18 +209,19 @@ where
 
 /// One call: its span and its deadline.
 pub(crate) struct Call {
+    /// The method, empty when it is not known.
+    name: &'static str,
     span: Span,
     timeout: Option<Duration>,
 }
 
 impl Call {
     pub(crate) fn of<Q>(request: &Request<Q>) -> Self {
-        let method = request
-            .extensions()
-            .get::<Method>()
-            .map_or("", |m| m.0.path());
+        let called = request.extensions().get::<Method>();
+        let method = called.map_or("", |called| called.path.path());
         let span = tracing::info_span!("grpc", method, namespace = tracing::field::Empty);
         Self {
+            name: called.and_then(|called| called.known).unwrap_or_default(),
             span,
             timeout: timeout(request.metadata().as_ref()),
         }
@@ -240,8 +246,16 @@ impl Call {
         &self,
         work: impl Future<Output = Result<R>> + Send + 'static,
     ) -> Result<R> {
-        let work = Detached::new(work.instrument(self.span.clone()));
+        let work = Detached::new(self.observed(work));
         self.within(work).await
+    }
+
+    /// The same in the call's span, as a flight that the recorder tells of.
+    fn observed<R, F>(&self, work: F) -> impl Future<Output = Result<R>> + use<R, F>
+    where
+        F: Future<Output = Result<R>>,
+    {
+        recorder::fly(self.name, work).instrument(self.span.clone())
     }
 
     /// Runs `work` until the deadline.
@@ -262,7 +276,7 @@ impl Call {
         droppable: bool,
     ) {
         tokio::spawn(async move {
-            let mut task = tokio::spawn(work.instrument(self.span.clone()));
+            let mut task = tokio::spawn(self.observed(work));
             let done = tokio::select! {
                 done = &mut task => done,
                 () = sender.closed(), if droppable => {

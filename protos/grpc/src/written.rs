@@ -138,6 +138,11 @@ struct Body {
     is_ended: bool,
 }
 
+/// True for an answer whose body [`in_pieces`] makes: it is there as a whole.
+pub(crate) fn is_written(extensions: &http::Extensions) -> bool {
+    extensions.get::<Pieces>().is_some()
+}
+
 /// The answer with its pieces for a body, where it has some.
 pub(crate) fn in_pieces(
     mut answer: http::Response<tonic::body::Body>,

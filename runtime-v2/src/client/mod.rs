@@ -17,6 +17,7 @@ use protos::shim::task as wire;
 use protos::well_known::{Empty, Timestamp};
 use protos::wire::Wire as _;
 use protos::{call, frame, status};
+use recorder::On;
 use tokio::net::UnixStream;
 use types::{Any, Code, ContainerId, Error, ExecId, Exit, Mount, Namespace, Result};
 
@@ -167,11 +168,12 @@ impl Client {
 
     async fn send<Q: Message>(
         &self,
-        method: &str,
+        method: &'static str,
         request: &Q,
         deadline: Option<Duration>,
     ) -> Result<frame::Response, Failure> {
         let request = self.request(method, request, deadline)?;
+        let _waiting = recorder::stage(method, || On::Process(self.peer.shim));
         let sent = self.connection.call(&request);
         match deadline {
             Some(limit) => tokio::time::timeout(limit, sent)
@@ -183,7 +185,7 @@ impl Client {
 
     async fn call<Q: Message, A: Message>(
         &self,
-        method: &str,
+        method: &'static str,
         request: &Q,
         deadline: Option<Duration>,
     ) -> Result<A, Failure> {

@@ -12,6 +12,7 @@
 //! ```
 
 mod exec;
+mod look;
 mod output;
 mod tree;
 
@@ -25,6 +26,7 @@ use types::{Error, Result};
 use crate::error::{at, last, op};
 use crate::pidfd;
 
+pub use look::{Look, look};
 pub use output::{Answer, Output};
 pub use tree::{children, command_line, kill_tree};
 

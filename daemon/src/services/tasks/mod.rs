@@ -47,6 +47,12 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
+    /// The task that something is done with: the recorder tells whose flight it is.
+    async fn acted_on(&self, scope: &Scope, id: &str) -> Result<Arc<dyn Task>> {
+        recorder::subject(scope.namespace.as_str(), id);
+        self.task(scope, id).await
+    }
+
     async fn task(&self, scope: &Scope, id: &str) -> Result<Arc<dyn Task>> {
         let id = known(id, "task")?;
         self.manager.get(&scope.namespace, &id).await
@@ -69,6 +75,7 @@ impl Service for Tasks {
     ) -> Result<Response<CreateTaskResponse>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
+            recorder::subject(scope.namespace.as_str(), &request.container_id);
             let (id, opts, _unpacked) = create::gather(&tasks, &scope, request).await?;
             let (mounts, manager) = (&tasks.mounts, &*tasks.manager);
             let task = activations::create_task(mounts, manager, &scope, &id, opts).await?;
@@ -88,7 +95,7 @@ impl Service for Tasks {
     ) -> Result<Response<StartResponse>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let task = tasks.task(&scope, &request.container_id).await?;
+            let task = tasks.acted_on(&scope, &request.container_id).await?;
             let pid = task.start(exec(&request.exec_id)?.as_ref()).await?;
             Ok(StartResponse {
                 pid,
@@ -104,6 +111,7 @@ impl Service for Tasks {
     ) -> Result<Response<DeleteResponse>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
+            recorder::subject(scope.namespace.as_str(), &request.container_id);
             let id = known(&request.container_id, "task")?;
             let (mounts, manager) = (&tasks.mounts, &*tasks.manager);
             let exit = activations::delete_task(mounts, manager, &scope.namespace, &id).await?;
@@ -118,7 +126,7 @@ impl Service for Tasks {
     ) -> Result<Response<DeleteResponse>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let task = tasks.task(&scope, &request.container_id).await?;
+            let task = tasks.acted_on(&scope, &request.container_id).await?;
             let exit = task
                 .delete_exec(&known(&request.exec_id, "process")?)
                 .await?;
@@ -160,7 +168,7 @@ impl Service for Tasks {
     async fn kill(&self, request: Request<KillRequest>) -> Result<Response<Empty>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let task = tasks.task(&scope, &request.container_id).await?;
+            let task = tasks.acted_on(&scope, &request.container_id).await?;
             task.kill(
                 exec(&request.exec_id)?.as_ref(),
                 request.signal,
@@ -179,7 +187,7 @@ impl Service for Tasks {
                 return Err(Error::invalid_argument("exec id cannot be empty"));
             }
             let id = request.exec_id.try_into()?;
-            let task = tasks.task(&scope, &request.container_id).await?;
+            let task = tasks.acted_on(&scope, &request.container_id).await?;
             let spec = Any::from_wire(request.spec.unwrap_or_default())?;
             let (stdin, stdout, stderr) = (request.stdin, request.stdout, request.stderr);
             let stdio = Stdio {
@@ -200,7 +208,7 @@ impl Service for Tasks {
     ) -> Result<Response<Empty>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let task = tasks.task(&scope, &request.container_id).await?;
+            let task = tasks.acted_on(&scope, &request.container_id).await?;
             let exec = exec(&request.exec_id)?;
             task.resize(exec.as_ref(), request.width, request.height)
                 .await?;
@@ -212,7 +220,7 @@ impl Service for Tasks {
     async fn close_i_o(&self, request: Request<CloseIORequest>) -> Result<Response<Empty>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let task = tasks.task(&scope, &request.container_id).await?;
+            let task = tasks.acted_on(&scope, &request.container_id).await?;
             if request.stdin {
                 task.close_io(exec(&request.exec_id)?.as_ref()).await?;
             }
@@ -225,7 +233,7 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
             tasks
-                .task(&scope, &request.container_id)
+                .acted_on(&scope, &request.container_id)
                 .await?
                 .pause()
                 .await?;
@@ -238,7 +246,7 @@ impl Service for Tasks {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
             tasks
-                .task(&scope, &request.container_id)
+                .acted_on(&scope, &request.container_id)
                 .await?
                 .resume()
                 .await?;
@@ -273,7 +281,7 @@ impl Service for Tasks {
     ) -> Result<Response<CheckpointTaskResponse>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let task = tasks.task(&scope, &request.container_id).await?;
+            let task = tasks.acted_on(&scope, &request.container_id).await?;
             let options = Option::<Any>::from_wire(request.options)?;
             let made = checkpoint::write(&tasks, &scope, &*task, options).await?;
             Ok(CheckpointTaskResponse {
@@ -287,7 +295,7 @@ impl Service for Tasks {
     async fn update(&self, request: Request<UpdateTaskRequest>) -> Result<Response<Empty>, Status> {
         let tasks = self.clone();
         serve(request, |scope, request| async move {
-            let task = tasks.task(&scope, &request.container_id).await?;
+            let task = tasks.acted_on(&scope, &request.container_id).await?;
             let resources = Any::from_wire(request.resources.unwrap_or_default())?;
             task.update(resources, request.annotations.into_iter().collect())
                 .await?;
@@ -316,7 +324,7 @@ impl Service for Tasks {
     async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<WaitResponse>, Status> {
         let tasks = self.clone();
         serve_cancellable(request, |scope, request| async move {
-            let task = tasks.task(&scope, &request.container_id).await?;
+            let task = tasks.acted_on(&scope, &request.container_id).await?;
             let exit = task.wait(exec(&request.exec_id)?.as_ref()).await?;
             let exited_at = MessageField::some(exit.at.to_wire());
             Ok(WaitResponse {
