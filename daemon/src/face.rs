@@ -13,6 +13,7 @@ use crate::engine::Engine;
 use crate::fsck::Checker;
 use crate::identity::Identity;
 use crate::point::Row;
+use crate::restart;
 use crate::services::attach::Attach;
 use crate::services::containers::Containers;
 use crate::services::content::Content;
@@ -81,6 +82,7 @@ fn rows(engine: &Engine, config: &Config) -> Vec<Row> {
         .iter()
         .filter(|(id, _)| enabled(config, id) && served(id));
     rows.extend(services.map(|(id, requires)| Row::ready(GRPC, id, requires)));
+    rows.extend(restart::row(config));
     let (kind, id) = client::fsck::PLUGIN;
     rows.push(Row::ready(kind, id, &["io.containerd.metadata.v1"]));
     rows.push(Row::ready("io.containerd.server.v1", "grpc", &[GRPC]));
@@ -89,6 +91,9 @@ fn rows(engine: &Engine, config: &Config) -> Vec<Row> {
         "ttrpc",
         &["io.containerd.event.v1"],
     ));
+    if !config.metrics.address.is_empty() && config.enabled("io.containerd.server.v1.metrics") {
+        rows.push(Row::ready("io.containerd.server.v1", "metrics", &[]));
+    }
     rows.sort_by(|a, b| (a.kind, &a.id).cmp(&(b.kind, &b.id)));
     rows
 }

@@ -57,6 +57,19 @@ struct State {
     subscribers: BTreeMap<u64, Subscriber>,
     /// Key of the next subscriber.
     next: u64,
+    /// Subscribers that were cut off.
+    cut_off: u64,
+}
+
+/// What an exchange has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Envelopes published.
+    pub published: u64,
+    /// Subscribers that there are.
+    pub subscribers: usize,
+    /// Subscribers that were cut off since they were too slow.
+    pub cut_off: u64,
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -121,7 +134,7 @@ struct Sent<'a> {
 
 impl Subscriber {
     /// Queues what concerns it; false when the subscription is over.
-    fn offer(&mut self, sent: &Sent<'_>) -> bool {
+    fn offer(&mut self, sent: &Sent<'_>, cut_off: &mut u64) -> bool {
         if self.queue.is_closed() {
             return false;
         }
@@ -141,6 +154,7 @@ impl Subscriber {
         if !self.load.add(weight, sent.limits) {
             let topic = &sent.matched.envelope.topic;
             tracing::warn!(%topic, subscriber = %self.name, "event subscriber is too slow: cut off");
+            *cut_off += 1;
             return false;
         }
         if let Some(told) = &mut self.told {
@@ -168,6 +182,7 @@ impl Exchange {
                 ring: Ring::new(replay),
                 subscribers: BTreeMap::new(),
                 next: 0,
+                cut_off: 0,
             })),
         }
     }
@@ -257,6 +272,17 @@ impl Exchange {
         Ok(subscription)
     }
 
+    /// What it has done so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let state = self.lock();
+        Counts {
+            published: state.ring.last(),
+            subscribers: state.subscribers.len(),
+            cut_off: state.cut_off,
+        }
+    }
+
     fn position(&self, sequence: u64) -> Position {
         Position {
             run: self.run,
@@ -295,7 +321,10 @@ impl Exchange {
     fn send(&self, envelope: impl FnOnce(Codec) -> Envelope) {
         let mut state = self.lock();
         let State {
-            ring, subscribers, ..
+            ring,
+            subscribers,
+            cut_off,
+            ..
         } = &mut *state;
         let envelope = Arc::new(envelope(self.codec));
         let sequence = ring.push(Arc::clone(&envelope));
@@ -316,7 +345,7 @@ impl Exchange {
             limits: self.queue,
             stale: ring.stale(),
         };
-        subscribers.retain(|_, subscriber| subscriber.offer(&sent));
+        subscribers.retain(|_, subscriber| subscriber.offer(&sent, cut_off));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -15,7 +15,7 @@ use types::{Error, Result};
 pub(crate) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    match tokio::spawn(work.in_current_span()).await {
+    match tokio::spawn(recorder::carry(work.in_current_span())).await {
         Ok(done) => done,
         Err(error) => Err(Error::internal("metadata task failed").with_source(error)),
     }

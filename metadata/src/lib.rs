@@ -257,6 +257,12 @@ impl Metadata {
         let this = self.clone();
         detach::detached(async move { gc::run(&this).await }).await
     }
+
+    /// What all collections since the start have done.
+    #[must_use]
+    pub fn gc_totals(&self) -> gc::Totals {
+        self.0.collector.totals()
+    }
 }
 
 /// File of the records of Go's daemon, in the same directory.

@@ -28,4 +28,5 @@ pub mod pty;
 pub mod reaper;
 pub mod signal;
 pub mod socket;
+pub mod usage;
 pub mod userns;

@@ -9,6 +9,7 @@ mod imports;
 mod plugins;
 mod proxies;
 mod read;
+mod seen;
 mod snapshotters;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use types::{Error, Result};
 pub(crate) use plugins::{BinDir, Diff, Metadata, Scheduler, Sharing, Tasks, Transfer, Walking};
 pub(crate) use proxies::{ProxyKind, ProxyPlugin};
 pub(crate) use read::{Overrides, load};
+pub(crate) use seen::{Metrics, Restart};
 pub(crate) use snapshotters::{Blockfile, Erofs, Overlay, RootPath};
 
 /// Where the configuration is looked for when no path is given.
@@ -55,6 +57,8 @@ pub(crate) struct Config {
     pub(crate) grpc: Grpc,
     /// The shims' socket.
     pub(crate) ttrpc: Ttrpc,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
     /// Programs that layers of other media types go through, by id.
     pub(crate) stream_processors: BTreeMap<String, StreamProcessor>,
     /// Plugins that other programs are, by id.
@@ -76,6 +80,7 @@ impl Default for Config {
             debug: Debug::default(),
             grpc: Grpc::default(),
             ttrpc: Ttrpc::default(),
+            metrics: Metrics::default(),
             stream_processors: BTreeMap::new(),
             proxy_plugins: BTreeMap::new(),
             plugins: BTreeMap::new(),
@@ -107,6 +112,12 @@ pub(crate) struct Debug {
     pub(crate) level: Level,
     /// How a line looks.
     pub(crate) format: Format,
+    /// Path of the socket for those who look into the daemon; empty: none.
+    pub(crate) address: String,
+    /// Its owner.
+    pub(crate) uid: u32,
+    /// Its group.
+    pub(crate) gid: u32,
 }
 
 /// Level of the log, in the words of the configuration.
@@ -281,6 +292,9 @@ impl Config {
         }
         if self.grpc.max_recv_message_size == 0 || self.grpc.max_send_message_size == 0 {
             return bad("grpc message sizes must be greater than zero".into());
+        }
+        if !self.metrics.address.is_empty() {
+            crate::web::address(&self.metrics.address)?;
         }
         if !(-1000..=1000).contains(&self.oom_score) {
             return bad(format!(

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use types::{Error, Platform, Result};
 
 use super::duration;
+use super::seen::Restart;
 use super::snapshotters::{Blockfile, Erofs, Overlay, RootPath};
 
 /// `io.containerd.gc.v1.scheduler`: when the collector runs.
@@ -217,7 +218,7 @@ fn complete_as<T: DeserializeOwned + Serialize>(table: toml::Table) -> Result<to
 }
 
 /// Every section that exists.
-const SECTIONS: [(&str, Complete); 12] = [
+const SECTIONS: [(&str, Complete); 13] = [
     ("io.containerd.differ.v1.walking", complete_as::<Walking>),
     ("io.containerd.gc.v1.scheduler", complete_as::<Scheduler>),
     (
@@ -225,6 +226,10 @@ const SECTIONS: [(&str, Complete); 12] = [
         complete_as::<BinDir>,
     ),
     ("io.containerd.metadata.v1.bolt", complete_as::<Metadata>),
+    (
+        "io.containerd.monitor.container.v1.restart",
+        complete_as::<Restart>,
+    ),
     ("io.containerd.runtime.v2.task", complete_as::<Tasks>),
     ("io.containerd.service.v1.diff-service", complete_as::<Diff>),
     (

@@ -9,6 +9,7 @@
 //!                        `---> Report: progress as events on the client's stream
 //! ```
 
+mod counts;
 mod credentials;
 mod lease;
 mod noted;
@@ -40,6 +41,7 @@ use self::report::Report;
 use self::select::{Chosen, Target, Unpacking};
 use crate::streams::Streams;
 
+pub(crate) use self::counts::Counts;
 pub(crate) use self::open::open;
 
 /// Bytes moved at a time by an echo.
@@ -50,6 +52,7 @@ const ECHO: usize = 32 * 1024;
 pub(crate) struct Transfers(Arc<Shared>);
 
 struct Shared {
+    counts: Counts,
     metadata: Metadata,
     streams: Streams,
     /// What can be unpacked where.
@@ -107,6 +110,7 @@ impl Transfers {
         let strict = parts.strict;
         let target = |unpacking| Target::new(unpacking, strict);
         Self(Arc::new(Shared {
+            counts: Counts::default(),
             metadata: parts.metadata,
             streams: parts.streams,
             targets: parts.unpacking.into_iter().map(target).collect(),
@@ -134,10 +138,19 @@ impl Transfers {
         recorder::subject(scope.namespace.as_str(), image_of(&source, &destination));
         let report = Report::open(&this.streams, &scope, progress)?;
         let leased = Leased::hold(&this.metadata, scope).await?;
+        let counted = this.counts.begin(&source, &destination);
         let work = Box::pin(this.transfer(&leased.scope, source, destination, &report));
         let done = report.during(work).await;
+        counted.end(&done);
         leased.release().await;
         done
+    }
+}
+
+impl Transfers {
+    /// What was transferred since the start.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.0.counts
     }
 }
 

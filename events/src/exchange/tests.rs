@@ -320,3 +320,22 @@ fn the_name_of_a_subscriber_is_as_long_as_a_line_can_be() {
     let all = named(8, &Filter::default());
     assert_eq!(all, "event subscriber 8 of everything");
 }
+
+#[tokio::test]
+async fn what_was_published_and_who_was_cut_off_is_counted() {
+    let few = Limits {
+        count: 2,
+        ..Limits::QUEUE
+    };
+    let exchange = Exchange::with_limits(codec(), few, Limits::REPLAY);
+    let slow = exchange.subscribe(Filter::default());
+    for n in 0..4 {
+        exchange.publish(&namespace("a"), &event(&n.to_string()));
+    }
+    let counts = exchange.counts();
+    assert_eq!(
+        (counts.published, counts.subscribers, counts.cut_off),
+        (4, 0, 1)
+    );
+    drop(slow);
+}

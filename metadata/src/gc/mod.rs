@@ -23,7 +23,7 @@ mod sweep;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -122,9 +122,42 @@ pub struct Removed {
     pub leases: u64,
 }
 
+/// What all runs since the start have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Runs that went well.
+    pub runs: u64,
+    /// Runs that failed.
+    pub failed: u64,
+    /// How long those took that went well.
+    pub elapsed: Duration,
+    /// How long writers were held up.
+    pub pause: Duration,
+    /// What they removed from the backends.
+    pub blobs: u64,
+    /// Snapshots likewise.
+    pub snapshots: u64,
+}
+
+impl Totals {
+    fn add(&mut self, done: &Result<Stats>) {
+        match done {
+            Ok(stats) => {
+                self.runs += 1;
+                self.elapsed += stats.elapsed;
+                self.pause += stats.pause;
+                self.blobs += stats.blobs;
+                self.snapshots += stats.snapshots;
+            }
+            Err(_) => self.failed += 1,
+        }
+    }
+}
+
 /// Lets one run at a time go, and callers that meet share it.
 #[derive(Debug, Default)]
 pub(crate) struct Collector {
+    totals: Mutex<Totals>,
     started: AtomicU64,
     /// The last run, when it went well.
     last: tokio::sync::Mutex<Option<Stats>>,
@@ -135,6 +168,16 @@ pub(crate) struct Collector {
 }
 
 impl Collector {
+    /// What all runs have done.
+    pub(crate) fn totals(&self) -> Totals {
+        *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, done: &Result<Stats>) {
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        totals.add(done);
+    }
+
     fn beside(&self) -> Beside {
         Beside {
             streams: self.streams.get().map(|s| s.leased()).unwrap_or_default(),
@@ -171,7 +214,9 @@ impl Collector {
 pub(crate) async fn run(metadata: &Metadata) -> Result<Stats> {
     let collector = &metadata.0.collector;
     let seen = collector.started.load(Ordering::SeqCst);
+    let waiting = recorder::stage("another garbage collection", recorder::On::default);
     let mut last = collector.last.lock().await;
+    drop(waiting);
     if let Some(stats) = &*last
         && collector.started.load(Ordering::SeqCst) > seen
     {
@@ -180,7 +225,11 @@ pub(crate) async fn run(metadata: &Metadata) -> Result<Stats> {
     }
     collector.started.fetch_add(1, Ordering::SeqCst);
     *last = None;
-    let stats = run_at(metadata, SystemTime::now()).await?;
+    let waiting = recorder::stage("garbage collection", recorder::On::default);
+    let done = run_at(metadata, SystemTime::now()).await;
+    drop(waiting);
+    collector.count(&done);
+    let stats = done?;
     *last = Some(stats.clone());
     Ok(stats)
 }

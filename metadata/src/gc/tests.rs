@@ -488,3 +488,14 @@ async fn a_collection_cleans_the_content_backend_up() {
     house.metadata.gc().await.unwrap();
     assert!(!half.exists());
 }
+
+#[tokio::test]
+async fn what_all_runs_have_done_is_counted() {
+    let house = House::new().await;
+    let before = house.metadata.gc_totals();
+    let stats = house.metadata.gc().await.unwrap();
+    let after = house.metadata.gc_totals();
+    assert_eq!(after.runs, before.runs + 1);
+    assert_eq!(after.elapsed, before.elapsed + stats.elapsed);
+    assert_eq!(after.failed, before.failed);
+}

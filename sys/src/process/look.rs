@@ -43,7 +43,7 @@ pub fn look(pid: u32) -> Option<Look> {
         command.truncate(end);
     }
     let wait = read("wchan").unwrap_or_default();
-    let began = Duration::from_millis(stat_field(pid, 22)?.saturating_mul(1000 / TICKS));
+    let began = ticks(stat_field(pid, 22)?);
     Some(Look {
         pid,
         command,
@@ -52,6 +52,11 @@ pub fn look(pid: u32) -> Option<Look> {
         wait: if wait == "0" { String::new() } else { wait },
         age: uptime()?.saturating_sub(began),
     })
+}
+
+/// A time that the kernel tells in ticks.
+pub(crate) const fn ticks(count: u64) -> Duration {
+    Duration::from_millis(count.saturating_mul(1000 / TICKS))
 }
 
 /// Since when the machine runs, on the clock by which processes begin.

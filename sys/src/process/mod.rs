@@ -26,6 +26,7 @@ use types::{Error, Result};
 use crate::error::{at, last, op};
 use crate::pidfd;
 
+pub(crate) use look::ticks;
 pub use look::{Look, look};
 pub use output::{Answer, Output};
 pub use tree::{children, command_line, kill_tree};
@@ -295,7 +296,7 @@ pub fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// A number in `/proc/<pid>/stat`, counted as in proc_pid_stat(5), from 4 on.
-fn stat_field(pid: u32, number: usize) -> Option<u64> {
+pub(crate) fn stat_field(pid: u32, number: usize) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, field 2, may hold anything; what follows its last parenthesis is field 3.
     let (_, rest) = stat.rsplit_once(')')?;

@@ -1,0 +1,197 @@
+//! Containers with restart labels: what ends is started again as its policy says, once, also by a daemon
+//! that was restarted meanwhile.
+
+use std::collections::BTreeMap;
+
+use integration::{Host, Whose, until};
+
+/// Looks once a second.
+const SECTION: &str =
+    "[plugins.\"io.containerd.monitor.container.v1.restart\"]\ninterval = \"1s\"\n";
+
+fn host(name: &str) -> Host {
+    let host = Host::configured(name, Whose::Ours, SECTION);
+    host.image();
+    host
+}
+
+/// Runs a container with these `containerd.io/restart.*` labels.
+fn run(host: &Host, labels: &[&str], id: &str, script: &str) {
+    let labels = labels.iter();
+    let labels: Vec<_> = labels
+        .map(|l| format!("containerd.io/restart.{l}"))
+        .collect();
+    let mut flags = vec!["-d", "--null-io"];
+    flags.extend(labels.iter().flat_map(|label| ["--label", label]));
+    drop(host.run(&flags, id, &["sh", "-c", script]).ok());
+}
+
+fn labels(host: &Host, id: &str) -> BTreeMap<String, String> {
+    let info = host.ctr(["containers", "info", id]).ok();
+    let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");
+    let labels = info["Labels"].as_object().cloned().unwrap_or_default();
+    let text = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let labels = labels.into_iter().map(|(key, value)| (key, text(value)));
+    labels.collect()
+}
+
+/// How often a container was started again.
+fn count(host: &Host, id: &str) -> u32 {
+    let labels = labels(host, id);
+    let count = labels.get("containerd.io/restart.count");
+    count.map_or(0, |count| count.parse().expect("a number"))
+}
+
+fn label(host: &Host, id: &str, label: &str) {
+    drop(
+        host.ctr([
+            "containers",
+            "label",
+            id,
+            &format!("containerd.io/restart.{label}"),
+        ])
+        .ok(),
+    );
+}
+
+/// Ends it for good.
+fn end(host: &Host, id: &str) {
+    label(host, id, "status=stopped");
+    until("the monitor removes the task", || {
+        let all = host.ctr(["tasks", "ls", "-q"]).ok();
+        !all.lines().any(|line| line == id)
+    });
+    drop(host.ctr(["containers", "rm", id]).ok());
+}
+
+#[test]
+fn what_is_killed_is_started_again_and_what_is_stopped_stays() {
+    let host = host("restart-always");
+    run(&host, &["status=running"], "c", "exec sleep 1000");
+    run(
+        &host,
+        &["status=running", "policy=unless-stopped"],
+        "u",
+        "exec sleep 1000",
+    );
+    let first = host.task("c", "RUNNING").expect("it runs");
+    drop(host.ctr(["tasks", "kill", "-s", "KILL", "c"]).ok());
+    let mut second = None;
+    until("it runs again", || {
+        second = host.task("c", "RUNNING");
+        second.is_some_and(|pid| pid != first)
+    });
+    assert_eq!(count(&host, "c"), 1);
+    label(&host, "u", "explicitly-stopped=true");
+    drop(host.ctr(["tasks", "kill", "-s", "KILL", "u"]).ok());
+    until("it has stopped", || host.task("u", "STOPPED").is_some());
+    // Twice more: the monitor has seen the other one meanwhile.
+    for times in [2, 3] {
+        drop(host.ctr(["tasks", "kill", "-s", "KILL", "c"]).ok());
+        until("it runs again", || {
+            count(&host, "c") == times && host.task("c", "RUNNING").is_some()
+        });
+    }
+    assert!(host.task("u", "STOPPED").is_some() && count(&host, "u") == 0);
+    let told = host.ctr(["why", "c"]).ok();
+    assert!(told.contains(" restart took "), "{told}");
+    end(&host, "c");
+    drop(host.ctr(["tasks", "rm", "u"]));
+    drop(host.ctr(["containers", "rm", "u"]).ok());
+    host.finish();
+}
+
+#[test]
+fn a_failure_is_tried_again_as_often_as_the_policy_says() {
+    let host = host("restart-failure");
+    let log = host.path("log");
+    let uri = format!("loguri=file://{}", log.display());
+    run(
+        &host,
+        &["status=running", "policy=on-failure:2", &uri],
+        "f",
+        "echo here; exit 7",
+    );
+    run(
+        &host,
+        &["status=running", "policy=on-failure"],
+        "ok",
+        "exit 0",
+    );
+    until("it was started twice more and has ended", || {
+        count(&host, "f") == 2 && host.task("f", "STOPPED").is_some()
+    });
+    // The first went nowhere, as its client had it; the others where the label says.
+    until("both have written", || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text == "here\nhere\n"
+    });
+    // A third one would have been a pass ago: another container shows that there was one.
+    run(&host, &["status=running"], "c", "exec sleep 1000");
+    drop(host.ctr(["tasks", "kill", "-s", "KILL", "c"]).ok());
+    until("the monitor has looked", || count(&host, "c") == 1);
+    assert_eq!((count(&host, "f"), count(&host, "ok")), (2, 0));
+    end(&host, "c");
+    for id in ["f", "ok"] {
+        drop(host.ctr(["tasks", "rm", id]));
+        drop(host.ctr(["containers", "rm", id]).ok());
+    }
+    host.finish();
+}
+
+#[test]
+fn what_ends_while_the_daemon_is_down_is_started_once_by_the_next() {
+    let mut host = host("restart-down");
+    let starts = host.path("starts");
+    std::fs::create_dir(&starts).expect("mkdir");
+    let mount = format!(
+        "type=bind,src={},dst=/starts,options=rbind:rw",
+        starts.display()
+    );
+    let script = "echo $$ >> /starts/log; exec sleep 1000";
+    let flags = ["-d", "--null-io", "--mount", &mount];
+    let flags = [
+        &flags[..],
+        &["--label", "containerd.io/restart.status=running"],
+    ]
+    .concat();
+    for n in 0..4 {
+        drop(
+            host.run(&flags, &format!("c{n}"), &["sh", "-c", script])
+                .ok(),
+        );
+    }
+    let pids: Vec<_> = (0..4)
+        .map(|n| host.task(&format!("c{n}"), "RUNNING").expect("it runs"))
+        .collect();
+    host.kill();
+    for pid in &pids[..2] {
+        let pid = i32::try_from(*pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a pid"), rustix::process::Signal::KILL)
+            .expect("kill");
+    }
+    host.start();
+    for (n, old) in pids.iter().enumerate() {
+        let now = || host.task(&format!("c{n}"), "RUNNING");
+        if n < 2 {
+            until("it runs again", || now().is_some_and(|pid| pid != *old));
+        } else {
+            assert_eq!(now(), Some(*old));
+        }
+    }
+    let log = || std::fs::read_to_string(starts.join("log")).expect("read the log");
+    until("all have written", || log().lines().count() == 6);
+    for n in 0..4 {
+        let times = count(&host, &format!("c{n}"));
+        assert_eq!(times, u32::from(n < 2), "c{n}");
+        end(&host, &format!("c{n}"));
+    }
+    assert_eq!(
+        log().lines().count(),
+        6,
+        "each was started once more at most"
+    );
+    host.finish();
+}
