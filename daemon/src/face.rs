@@ -9,6 +9,7 @@ use tonic::service::{Routes, RoutesBuilder};
 use types::Result;
 
 use crate::config::Config;
+use crate::debug;
 use crate::engine::Engine;
 use crate::fsck::Checker;
 use crate::identity::Identity;
@@ -93,6 +94,9 @@ fn rows(engine: &Engine, config: &Config) -> Vec<Row> {
     ));
     if !config.metrics.address.is_empty() && config.enabled("io.containerd.server.v1.metrics") {
         rows.push(Row::ready("io.containerd.server.v1", "metrics", &[]));
+    }
+    if debug::is_wanted(config) {
+        rows.push(Row::ready("io.containerd.server.v1", "debug", &[]));
     }
     rows.sort_by(|a, b| (a.kind, &a.id).cmp(&(b.kind, &b.id)));
     rows

@@ -3,6 +3,7 @@
 //! Invariant: looking costs the asker, not the flights: what a process does is read when it is asked
 //! for, and only of those that somebody waits for at that moment.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use protos::MessageField;
@@ -77,6 +78,33 @@ fn flight(told: Told) -> Flight {
     }
 }
 
+/// The same for people, a line each for flights and their stages.
+pub(crate) fn text(told: &ListFlightsResponse) -> String {
+    let micros = |micros: i64| Duration::from_micros(u64::try_from(micros).unwrap_or_default());
+    let mut text = String::new();
+    for flight in &told.flights {
+        let (name, took) = (&flight.name, micros(flight.took_micros));
+        let (namespace, subject) = (&flight.namespace, &flight.subject);
+        let how = match (flight.over, flight.error.as_str()) {
+            (false, _) => "in flight for".to_owned(),
+            (true, "") => "took".to_owned(),
+            (true, error) => format!("failed ({error:?}) after"),
+        };
+        // Writing to a String cannot fail, here and below.
+        let _infallible = writeln!(text, "{name} {namespace:?} {subject:?} {how} {took:.1?}");
+        for stage in &flight.stages {
+            let (from, took) = (micros(stage.from_micros), micros(stage.took_micros));
+            let how = if stage.over { "took" } else { "WAITS, for" };
+            let (name, on) = (&stage.name, &stage.on);
+            let _infallible = writeln!(text, "    +{from:.1?} {name}: {on:?} {how} {took:.1?}");
+            for line in &stage.now {
+                let _infallible = writeln!(text, "        {line:?}");
+            }
+        }
+    }
+    text
+}
+
 /// A stage of a flight that has taken `so_far`.
 fn tell_stage(stage: ToldStage, so_far: Duration) -> Stage {
     let took = stage.took.unwrap_or(so_far.saturating_sub(stage.from));
@@ -147,31 +175,19 @@ fn line(seen: &Look) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sys::process::Spawn;
 
     #[test]
-    fn a_process_is_told_with_the_children_that_it_started_meanwhile() {
-        let shell = Spawn::new("sh")
-            .args(["-c", "sleep 1000; :"])
-            .spawn()
-            .unwrap();
-        let (on, lines) = loop {
-            let told = look(shell.pid(), Duration::from_secs(60));
-            if told.1.len() == 2 && told.1[1].starts_with("sleep 1000 (pid ") {
-                break told;
-            }
-        };
-        assert_eq!(on, format!("pid {}", shell.pid()));
+    fn a_process_is_told_by_what_it_does_and_one_that_is_gone_as_such() {
+        let me = std::process::id();
+        let (on, lines) = look(me, Duration::ZERO);
+        assert_eq!(on, format!("pid {me}"));
+        let told = format!("(pid {me}) ");
         assert!(
-            lines[0].starts_with("sh -c sleep 1000; : (pid "),
+            lines[0].contains(&told) && lines[0].ends_with(" now"),
             "{lines:?}"
         );
-        for child in sys::process::children(shell.pid()).unwrap() {
-            let child = sys::pidfd::open(child).unwrap();
-            sys::pidfd::send_signal(child, 9).unwrap();
-        }
-        shell.wait().unwrap();
-        assert!(look(shell.pid(), Duration::ZERO).0.ends_with("is gone"));
+        let (on, lines) = look(u32::MAX, Duration::ZERO);
+        assert!(on.ends_with("which is gone") && lines.is_empty(), "{on}");
     }
 
     #[test]
@@ -200,6 +216,13 @@ mod tests {
         assert!(wanted("", "").has(&told) && wanted("c", "ns").has(&told));
         assert!(!wanted("d", "ns").has(&told) && !wanted("c", "other").has(&told));
         let wire = flight(told);
+        let all = ListFlightsResponse {
+            flights: vec![wire.clone()],
+            ..Default::default()
+        };
+        let lines =
+            "/x.Tasks/Create \"ns\" \"c\" took 3.0ms\n    +1.0ms Create: \"pid 1\" took 1.0ms\n";
+        assert_eq!(text(&all), lines);
         assert_eq!((wire.took_micros, wire.stages[0].from_micros), (3000, 1000));
         assert_eq!((&*wire.stages[0].on, wire.stages[0].over), ("pid 1", true));
     }

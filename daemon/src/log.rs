@@ -1,6 +1,10 @@
-//! The log on standard error: one line per event, `time=… level=… msg=…` or JSON.
+//! The log on standard error: one line per event, `time=… level=… msg=…` or JSON; or to journald.
+
+mod journal;
 
 use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::path::Path;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -13,6 +17,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use self::journal::Journal;
 use crate::config::{Debug, Format, Level};
 
 /// Libraries whose own events help nobody but their authors.
@@ -27,14 +32,33 @@ pub(crate) fn start(config: &Debug) {
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false);
-    let started = match config.format {
-        Format::Text => registry.with(layer.event_format(Logfmt)).try_init(),
-        Format::Json => registry.with(layer.json().flatten_event(true)).try_init(),
+    let started = match (journal(config.format), config.format) {
+        (Some(journal), _) => registry.with(journal).try_init(),
+        (None, Format::Json) => registry.with(layer.json().flatten_event(true)).try_init(),
+        (None, _) => registry.with(layer.event_format(Logfmt)).try_init(),
     };
     match started {
         Ok(()) => log_panics(),
         Err(error) => tracing::debug!(%error, "the log was started before"),
     }
+}
+
+/// The journal, when it is configured, or reads standard error anyway and would get the same as text.
+fn journal(format: Format) -> Option<Journal> {
+    let is_wanted = match format {
+        Format::Journald => true,
+        Format::Text => journal::is_stderr(std::env::var("JOURNAL_STREAM").ok().as_deref()),
+        Format::Json => false,
+    };
+    if !is_wanted {
+        return None;
+    }
+    let journal = Journal::connect(Path::new(journal::SOCKET));
+    // Without it the text is as good.
+    let warn = |error: &types::Error| {
+        let _told = writeln!(std::io::stderr(), "<4>the log stays text: {error}");
+    };
+    journal.inspect_err(warn).ok()
 }
 
 /// Panics go to the log, as a line like any other.

@@ -7,6 +7,7 @@ mod activations;
 mod checkpoints;
 mod cli;
 mod config;
+mod debug;
 mod engine;
 mod face;
 mod flights;

@@ -23,7 +23,7 @@ use crate::lock::{self, Lock};
 use crate::signals::Signals;
 use crate::store::Store;
 use crate::unclean::Running;
-use crate::{face, memory, metrics, notify, restart, ttrpc_server, version};
+use crate::{debug, face, memory, metrics, notify, restart, ttrpc_server, version};
 
 /// Threads that serve: enough to use a small machine, few enough to stay small on a large one.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
@@ -82,6 +82,7 @@ async fn serve(config: &Config) -> Result<()> {
     engine.start(config)?;
     restart::start(&engine, config)?;
     metrics::start(&engine, config)?;
+    debug::start(&engine, config)?;
     running.watch(checker, engine.transfers.clone());
     memory::watch();
 

@@ -153,6 +153,8 @@ pub(crate) enum Format {
     Text,
     /// One JSON object a line.
     Json,
+    /// Fields for journald.
+    Journald,
 }
 
 /// `[grpc]`.

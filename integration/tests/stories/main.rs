@@ -34,6 +34,7 @@ mod no_safe_start;
 mod oom;
 mod our_shim_under_debian_containerd;
 mod parallel;
+mod plugins;
 mod power_cut;
 mod power_off;
 mod proxied_content;

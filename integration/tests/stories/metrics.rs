@@ -118,3 +118,35 @@ fn who_keeps_connections_open_keeps_nobody_from_calling() {
     drop(idle);
     host.finish();
 }
+
+#[test]
+fn the_debug_socket_tells_what_goes_on() {
+    let dir = tempfile::tempdir().expect("directory");
+    let socket = dir.path().join("debug.sock");
+    let section = format!("[debug]\naddress = \"{}\"\n", socket.display());
+    let host = Host::configured("debug-socket", Whose::Ours, &section);
+    host.image();
+    host.sleeper("c");
+    let ask = |path: &str| {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("connect");
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("ask");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    };
+    let flights = ask("/flights/c");
+    for part in ["Tasks/Create", "Tasks/Start", "\"c\" took "] {
+        assert!(flights.contains(part), "{part}: {flights}");
+    }
+    assert!(!ask("/flights/nobody").contains("Tasks/"), "another's");
+    assert!(ask("/memory").contains("\nresident "), "memory");
+    assert!(ask("/metrics").contains("containerd_tasks{state=\"running\"} 1\n"));
+    for path in ["/flights", "/"] {
+        assert!(ask(path).contains(" 200 OK"), "{path}");
+    }
+    assert!(ask("/nothing").contains(" 404 "));
+    host.remove("c");
+    host.finish();
+    assert!(!socket.exists(), "it goes with the daemon");
+}
