@@ -28,6 +28,7 @@ mod services;
 mod signals;
 mod store;
 mod streams;
+mod traces;
 mod transfers;
 mod ttrpc_server;
 mod unclean;

@@ -23,7 +23,7 @@ use crate::lock::{self, Lock};
 use crate::signals::Signals;
 use crate::store::Store;
 use crate::unclean::Running;
-use crate::{debug, face, memory, metrics, notify, restart, ttrpc_server, version};
+use crate::{debug, face, memory, metrics, notify, restart, traces, ttrpc_server, version};
 
 /// Threads that serve: enough to use a small machine, few enough to stay small on a large one.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
@@ -83,6 +83,7 @@ async fn serve(config: &Config) -> Result<()> {
     restart::start(&engine, config)?;
     metrics::start(&engine, config)?;
     debug::start(&engine, config)?;
+    traces::start();
     running.watch(checker, engine.transfers.clone());
     memory::watch();
 

@@ -18,6 +18,7 @@ use types::Result;
 use self::text::{Kind, Text};
 use crate::config::{Config, Metrics};
 use crate::engine::Engine;
+use crate::traces;
 use crate::transfers::Transfers;
 use crate::version;
 use crate::web::{self, Answer};
@@ -218,6 +219,12 @@ fn calls(text: &mut Text, histogram: bool) {
             let (ends, counts) = (&meter::BUCKETS, meter.took());
             family.histogram(&labels(meter), ends, counts, meter.total());
         }
+    }
+    if let Some((sent, dropped)) = traces::counts() {
+        let name = "containerd_traces_total";
+        let mut family = text.family(name, Kind::Counter, "Traces by outcome.");
+        family.add(&[("status", "sent")], sent);
+        family.add(&[("status", "dropped")], dropped);
     }
     let counts = recorder::counts();
     let name = "containerd_calls_waiting";
