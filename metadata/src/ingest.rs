@@ -15,6 +15,7 @@ use std::time::SystemTime;
 use ::content::{Blob, Ingest, IngestSpec};
 use async_trait::async_trait;
 use bytes::Bytes;
+use recorder::On;
 use types::{
     Context as _, Digest, Error, Event, IngestRef, IngestStatus, Labels, Resource, Result,
 };
@@ -242,6 +243,7 @@ impl Ingest for ScopedIngest {
                 content.metadata.0.content.info(digest).await?;
             }
             if let Source::Own(writer) = source {
+                let _flush = recorder::stage("blob to disk", || On::named(digest.as_str()));
                 let committed = writer.commit(Some(found), Some(digest.clone()), Labels::new());
                 match committed.await {
                     // Another namespace has it, or this one before a crash: link it.

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use content::{Blob, ContentStore, Ingest, IngestSpec};
-use recorder::On;
 use registry::{Budget, Reference, Repository, WideReader};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -220,8 +219,6 @@ impl Fetcher {
         }
         let labels = Labels::new().with(&self.source.0, &self.source.1);
         let digest = Some(descriptor.digest.clone());
-        let named = || On::named(descriptor.digest.as_str());
-        let _flush = recorder::stage("blob to disk", named);
         let Err(error) = ingest.commit(Some(size), digest, labels).await else {
             return Ok(());
         };

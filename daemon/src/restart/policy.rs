@@ -104,71 +104,75 @@ pub(super) fn count(labels: &Labels) -> u64 {
 mod tests {
     use super::*;
 
+    use Now::{Absent, Alive, Created, Ended, Unclear};
+    use Step::{Leave, Start, Stop};
+
+    /// Labels, without what they all begin with; the task; what is to be done.
+    const TABLE: &[(&str, Now, Step)] = &[
+        ("status=running", Absent, Start),
+        ("status=running", Ended(0), Start),
+        ("status=running policy=always", Ended(137), Start),
+        (
+            "status=running policy=always explicitly-stopped=true",
+            Ended(1),
+            Start,
+        ),
+        ("status=running policy=always", Alive, Leave),
+        ("status=running policy=always", Unclear, Leave),
+        ("status=running policy=always", Created, Start),
+        ("status=running policy=no", Ended(1), Leave),
+        ("status=running policy=no", Absent, Leave),
+        ("status=running policy=unless-stopped", Ended(0), Start),
+        (
+            "status=running policy=unless-stopped explicitly-stopped=true",
+            Ended(0),
+            Leave,
+        ),
+        (
+            "status=running policy=unless-stopped explicitly-stopped=false",
+            Ended(0),
+            Start,
+        ),
+        ("status=running policy=on-failure", Ended(0), Leave),
+        ("status=running policy=on-failure", Absent, Leave),
+        ("status=running policy=on-failure", Ended(3), Start),
+        ("status=running policy=on-failure:2", Ended(3), Start),
+        (
+            "status=running policy=on-failure:2 count=1",
+            Ended(3),
+            Start,
+        ),
+        (
+            "status=running policy=on-failure:2 count=2",
+            Ended(3),
+            Leave,
+        ),
+        (
+            "status=running policy=on-failure:0 count=9",
+            Ended(3),
+            Start,
+        ),
+        ("status=running policy=on-failure:x", Ended(3), Leave),
+        ("status=running policy=on-failure count=x", Ended(3), Leave),
+        ("status=running policy=always:3", Ended(3), Leave),
+        ("status=running policy=sometimes", Ended(3), Leave),
+        ("status=stopped", Alive, Stop),
+        ("status=stopped policy=always", Created, Stop),
+        ("status=stopped policy=always", Ended(1), Leave),
+        ("status=stopped", Absent, Leave),
+        ("status=stopped", Unclear, Leave),
+        ("status=created policy=always", Absent, Leave),
+        ("policy=always", Ended(1), Leave),
+    ];
+
     #[test]
     fn a_policy_decides_by_how_the_task_ended() {
-        use Now::{Absent, Alive, Created, Ended, Unclear};
-        use Step::{Leave, Start, Stop};
-        for (labels, now, step) in [
-            ("status=running", Absent, Start),
-            ("status=running", Ended(0), Start),
-            ("status=running policy=always", Ended(137), Start),
-            (
-                "status=running policy=always explicitly-stopped=true",
-                Ended(1),
-                Start,
-            ),
-            ("status=running policy=always", Alive, Leave),
-            ("status=running policy=always", Unclear, Leave),
-            ("status=running policy=always", Created, Start),
-            ("status=running policy=no", Ended(1), Leave),
-            ("status=running policy=no", Absent, Leave),
-            ("status=running policy=unless-stopped", Ended(0), Start),
-            (
-                "status=running policy=unless-stopped explicitly-stopped=true",
-                Ended(0),
-                Leave,
-            ),
-            (
-                "status=running policy=unless-stopped explicitly-stopped=false",
-                Ended(0),
-                Start,
-            ),
-            ("status=running policy=on-failure", Ended(0), Leave),
-            ("status=running policy=on-failure", Absent, Leave),
-            ("status=running policy=on-failure", Ended(3), Start),
-            ("status=running policy=on-failure:2", Ended(3), Start),
-            (
-                "status=running policy=on-failure:2 count=1",
-                Ended(3),
-                Start,
-            ),
-            (
-                "status=running policy=on-failure:2 count=2",
-                Ended(3),
-                Leave,
-            ),
-            (
-                "status=running policy=on-failure:0 count=9",
-                Ended(3),
-                Start,
-            ),
-            ("status=running policy=on-failure:x", Ended(3), Leave),
-            ("status=running policy=on-failure count=x", Ended(3), Leave),
-            ("status=running policy=always:3", Ended(3), Leave),
-            ("status=running policy=sometimes", Ended(3), Leave),
-            ("status=stopped", Alive, Stop),
-            ("status=stopped policy=always", Created, Stop),
-            ("status=stopped policy=always", Ended(1), Leave),
-            ("status=stopped", Absent, Leave),
-            ("status=stopped", Unclear, Leave),
-            ("status=created policy=always", Absent, Leave),
-            ("policy=always", Ended(1), Leave),
-        ] {
+        for (labels, now, step) in TABLE {
             let pairs = labels.split(' ').filter_map(|pair| pair.split_once('='));
             let made = pairs.fold(Labels::new(), |made, (key, value)| {
                 made.with(format!("containerd.io/restart.{key}"), value)
             });
-            assert_eq!(decide(&made, now), step, "{labels} {now:?}");
+            assert_eq!(decide(&made, *now), *step, "{labels} {now:?}");
         }
     }
 }

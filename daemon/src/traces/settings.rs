@@ -67,15 +67,7 @@ pub(super) fn read(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Settin
             "OTEL_EXPORTER_OTLP_PROTOCOL={protocol}: only http is spoken"
         ));
     }
-    let endpoint = endpoint.trim();
-    let uri: Uri = endpoint
-        .parse()
-        .map_err(|error| format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint:?}: {error}"))?;
-    if uri.scheme_str() != Some("http") || uri.host().is_none() {
-        return Err(format!(
-            "OTEL_EXPORTER_OTLP_ENDPOINT={endpoint:?}: only http://HOST:PORT, to a collector nearby"
-        ));
-    }
+    let uri = collector(endpoint.trim())?;
     let millis = |value: Option<String>, or: Duration| {
         let given = value.and_then(|text| text.trim().parse().ok());
         given.map_or(or, |millis: u64| Duration::from_millis(millis.max(1)))
@@ -98,6 +90,15 @@ pub(super) fn read(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Settin
         batch: count("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH),
         timeout: millis(of_traces("TIMEOUT"), TIMEOUT),
     }))
+}
+
+fn collector(endpoint: &str) -> Result<Uri, String> {
+    let bad = |why: &str| format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint:?}: {why}");
+    let uri: Uri = endpoint.parse().map_err(|_| bad("no URL"))?;
+    if uri.scheme_str() != Some("http") || uri.host().is_none() {
+        return Err(bad("only http://HOST:PORT, to a collector nearby"));
+    }
+    Ok(uri)
 }
 
 fn resource(service: Option<String>, more: Option<&str>) -> Vec<(String, String)> {
