@@ -43,6 +43,17 @@ impl Limits {
     };
 }
 
+/// What an exchange knows, for one that goes on with its numbers: positions stay good.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// Run of the numbers.
+    pub run: u64,
+    /// Number of the newest envelope.
+    pub last: u64,
+    /// The newest ones that are held, oldest first.
+    pub held: Vec<Arc<Envelope>>,
+}
+
 /// Hands every envelope to every subscriber whose filter it passes.
 pub struct Exchange {
     codec: Codec,
@@ -184,6 +195,26 @@ impl Exchange {
                 next: 0,
                 cut_off: 0,
             })),
+        }
+    }
+
+    /// An exchange that goes on where another one has ended.
+    #[must_use]
+    pub fn after(codec: Codec, history: History) -> Self {
+        let mut made = Self::new(codec);
+        made.run = history.run;
+        made.lock().ring = Ring::behind(Limits::REPLAY, history.last, history.held);
+        made
+    }
+
+    /// What there is for one that goes on. Of what is published here later it knows nothing.
+    #[must_use]
+    pub fn history(&self) -> History {
+        let state = self.lock();
+        History {
+            run: self.run,
+            last: state.ring.last(),
+            held: state.ring.held(),
         }
     }
 

@@ -18,6 +18,6 @@ mod ring;
 mod subscription;
 
 pub use envelope::{Codec, Envelope};
-pub use exchange::{Counts, Exchange, Limits};
+pub use exchange::{Counts, Exchange, History, Limits};
 pub use position::{Gap, Position};
 pub use subscription::{Step, Subscription};

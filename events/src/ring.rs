@@ -28,6 +28,21 @@ impl Ring {
         }
     }
 
+    /// One that goes on behind number `last`, with the newest envelopes up to there.
+    pub(crate) fn behind(limits: Limits, last: u64, held: Vec<Arc<Envelope>>) -> Self {
+        let mut ring = Self::new(limits);
+        ring.last = last.saturating_sub(held.len() as u64);
+        for envelope in held {
+            ring.push(envelope);
+        }
+        ring
+    }
+
+    /// The newest envelopes, oldest first.
+    pub(crate) fn held(&self) -> Vec<Arc<Envelope>> {
+        self.held.iter().cloned().collect()
+    }
+
     /// Takes one more and gives it its number. One that is over the limit alone is gone at once.
     pub(crate) fn push(&mut self, envelope: Arc<Envelope>) -> u64 {
         self.bytes += envelope.weight();

@@ -227,6 +227,15 @@ impl Lock {
     }
 }
 
+/// A file in memory without a name; it goes with its last descriptor.
+///
+/// # Errors
+/// The errno of `memfd_create`.
+pub fn nameless(label: &str) -> Result<File> {
+    let made = rustix::fs::memfd_create(label, rustix::fs::MemfdFlags::CLOEXEC);
+    Ok(made.map_err(|e| op("memfd_create", e))?.into())
+}
+
 /// Sets `O_NONBLOCK` on or off.
 ///
 /// # Errors

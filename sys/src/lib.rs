@@ -12,6 +12,7 @@
 
 pub mod btrfs;
 pub mod cgroup;
+pub mod clock;
 pub mod damage;
 pub mod disk;
 mod error;

@@ -95,6 +95,22 @@ pub fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// The path at which a Unix stream socket listens; `None` for any other descriptor.
+#[must_use]
+pub fn listens_at(socket: impl AsFd) -> Option<std::path::PathBuf> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let socket = socket.as_fd();
+    if !rustix::net::sockopt::socket_acceptconn(socket).ok()?
+        || rustix::net::sockopt::socket_type(socket).ok()? != SocketType::STREAM
+    {
+        return None;
+    }
+    let address = rustix::net::getsockname(socket).ok()?;
+    let address = rustix::net::SocketAddrUnix::try_from(address).ok()?;
+    let path = address.path()?;
+    Some(Path::new(std::ffi::OsStr::from_bytes(path.to_bytes())).to_owned())
+}
+
 /// Ends a connection in both directions, whoever else has it open.
 ///
 /// # Errors
@@ -204,6 +220,18 @@ mod tests {
                 .unwrap_err()
                 .is(types::Code::InvalidArgument)
         );
+    }
+
+    #[test]
+    fn a_listener_knows_its_path_and_nothing_else_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = listen(&path, 0o600).unwrap();
+        assert_eq!(listens_at(&listener), Some(path.clone()));
+        assert_eq!(listens_at(UnixStream::connect(&path).unwrap()), None);
+        assert_eq!(listens_at(std::fs::File::open(dir.path()).unwrap()), None);
+        let bytes = std::os::unix::net::UnixDatagram::bind(dir.path().join("d")).unwrap();
+        assert_eq!(listens_at(bytes), None);
     }
 
     #[test]

@@ -322,6 +322,56 @@ fn the_name_of_a_subscriber_is_as_long_as_a_line_can_be() {
 }
 
 #[tokio::test]
+async fn an_exchange_that_goes_on_with_another_ones_history_leaves_nothing_out() {
+    let old = Exchange::new(codec());
+    let mut early = old.follow(Filter::parse::<&str>(&[]).unwrap());
+    let start = early.start();
+    for n in 0..5 {
+        old.publish(&namespace("a"), &event(&n.to_string()));
+    }
+    let mut seen = start;
+    for _ in 0..3 {
+        seen = early.step().await.unwrap().position;
+    }
+    let new = Exchange::after(codec(), old.history());
+    new.publish(&namespace("a"), &event("5"));
+    for (after, want) in [(start, 0..6), (seen, 3..6)] {
+        let all = Filter::parse::<&str>(&[]).unwrap();
+        let mut again = new.resume(all, after).unwrap();
+        for n in want {
+            let told = again.recv().await.unwrap();
+            let value = format!("{:?}", event(&n.to_string())).into_bytes();
+            assert_eq!(told.event.value, value, "{n}");
+        }
+    }
+    // What was never published here is no position.
+    let beyond = Position {
+        sequence: 7,
+        ..seen
+    };
+    let all = Filter::parse::<&str>(&[]).unwrap();
+    new.resume(all, beyond).unwrap_err();
+}
+
+#[test]
+fn a_history_that_was_cut_short_has_the_gap_that_it_had() {
+    let limits = Limits {
+        count: 2,
+        bytes: 1 << 20,
+    };
+    let old = Exchange::with_limits(codec(), Limits::QUEUE, limits);
+    let start = old.subscribe(Filter::parse::<&str>(&[]).unwrap()).start();
+    for n in 0..5 {
+        old.publish(&namespace("a"), &event(&n.to_string()));
+    }
+    let new = Exchange::after(codec(), old.history());
+    let gap = new
+        .resume(Filter::parse::<&str>(&[]).unwrap(), start)
+        .unwrap_err();
+    assert_eq!((gap.missed, gap.from.sequence), (Some(3), 3));
+}
+
+#[tokio::test]
 async fn what_was_published_and_who_was_cut_off_is_counted() {
     let few = Limits {
         count: 2,

@@ -40,7 +40,7 @@ use tonic::service::Routes;
 use tower::Service as _;
 use types::Error;
 
-use crate::serve::timeout;
+use crate::serve::{Ending, PATIENCE, timeout};
 use crate::written::in_pieces;
 
 /// Flow control windows: content comes in messages of 1 MiB.
@@ -57,7 +57,7 @@ type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Head = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// Serves the routes on all connections until `stop` completes; then until the last call of the last
-/// client has ended.
+/// client has ended. Calls that only wait or tell are then ended, with `Unavailable`.
 pub async fn serve(
     routes: Routes,
     incoming: impl Stream<Item = io::Result<UnixStream>>,
@@ -95,7 +95,11 @@ pub async fn serve(
 /// Serves one connection to its end.
 async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receiver<()>) {
     let started = Started::default();
-    let service = hyper::service::service_fn(move |request| answer(&mut routes.clone(), request));
+    let ending = Ending(told.clone());
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ending.clone());
+        answer(&mut routes.clone(), request)
+    });
     let mut builder = http2::Builder::new(started.clone());
     builder
         .timer(TokioTimer::new())
@@ -107,6 +111,8 @@ async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receive
         .max_pending_accept_reset_streams(Some(MANY_RESETS));
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut stopping = pin!(told.changed().fuse());
+    // One that was just made gets its first answer: a client takes its end for a refusal.
+    let (mut is_used, mut begun) = (false, None);
     let mut calls = FuturesUnordered::new();
     let bell = Arc::new(Bell::default());
     let waker = Waker::from(Arc::clone(&bell));
@@ -118,12 +124,23 @@ async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receive
         while begin.elapsed() < SLICE && has_budget_remaining() {
             bell.begin();
             if stopping.as_mut().poll(inner).is_ready() {
+                begun = Some(Box::pin(tokio::time::sleep(PATIENCE)));
+            }
+            if let Some(late) = &mut begun
+                && (is_used || late.as_mut().poll(inner).is_ready())
+            {
+                begun = None;
                 connection.as_mut().graceful_shutdown();
             }
             if let Poll::Ready(ended) = connection.as_mut().poll(inner) {
                 return Poll::Ready(ended);
             }
             calls.extend(started.take());
+            if !is_used && !calls.is_empty() {
+                is_used = true;
+                // The look at whether it is time to stop comes again.
+                bell.ring();
+            }
             while let Poll::Ready(Some(())) = calls.poll_next_unpin(inner) {
                 if begin.elapsed() >= SLICE {
                     bell.ring();

@@ -40,7 +40,7 @@ where
 struct Pulled<R> {
     call: Call,
     stream: Option<Pin<Box<dyn Stream<Item = Result<R>> + Send>>>,
-    late: Pin<Box<dyn Future<Output = ()> + Send>>,
+    late: Pin<Box<dyn Future<Output = Error> + Send>>,
 }
 
 impl<R> Stream for Pulled<R> {
@@ -51,10 +51,7 @@ impl<R> Stream for Pulled<R> {
             return Poll::Ready(None);
         };
         let next = match stream.as_mut().poll_next(cx) {
-            Poll::Pending => {
-                ready!(self.late.as_mut().poll(cx));
-                Some(Err(Error::deadline_exceeded("")))
-            }
+            Poll::Pending => Some(Err(ready!(self.late.as_mut().poll(cx)))),
             Poll::Ready(next) => next,
         };
         if !matches!(next, Some(Ok(_))) {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use http::uri::PathAndQuery;
+use tokio::sync::watch;
 use tokio::task::JoinError;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument, Span};
@@ -108,7 +109,7 @@ where
     let done = match call.tenant(&request) {
         Ok(scope) => {
             let work = body(scope, request.into_inner());
-            call.within(call.observed(work)).await
+            call.patiently(call.observed(work)).await
         }
         Err(error) => Err(error),
     };
@@ -129,7 +130,7 @@ where
 {
     let call = Call::of(&request);
     let work = body(request.into_inner());
-    let done = call.within(call.observed(work)).await;
+    let done = call.patiently(call.observed(work)).await;
     call.answer(done)
 }
 
@@ -207,12 +208,22 @@ where
     }
 }
 
-/// One call: its span and its deadline.
+/// Completes when the server is about to end; put into a request's extensions by
+/// [`crate::connections::serve`].
+#[derive(Clone, Debug)]
+pub(crate) struct Ending(pub(crate) watch::Receiver<()>);
+
+/// What calls that only wait or tell still get when the server is about to end: time for what is under
+/// way, not for what may take for ever.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
+
+/// One call: its span, its deadline, and the server's end.
 pub(crate) struct Call {
     /// The method, empty when it is not known.
     name: &'static str,
     span: Span,
     timeout: Option<Duration>,
+    ending: Option<Ending>,
 }
 
 impl Call {
@@ -224,6 +235,7 @@ impl Call {
             name: called.and_then(|called| called.known).unwrap_or_default(),
             span,
             timeout: timeout(request.metadata().as_ref()),
+            ending: request.extensions().get::<Ending>().cloned(),
         }
     }
 
@@ -236,9 +248,15 @@ impl Call {
         Ok(tenant)
     }
 
-    /// Completes with the deadline, never without one.
-    pub(crate) fn late(&self) -> impl Future<Output = ()> + Send + use<> {
-        until(self.timeout)
+    /// Completes when the call must end, with the reason: its deadline, or the server's end.
+    pub(crate) fn late(&self) -> impl Future<Output = Error> + Send + use<> {
+        let (deadline, end) = (until(self.timeout), ending(self.ending.clone()));
+        async {
+            tokio::select! {
+                () = deadline => Error::deadline_exceeded(""),
+                () = end => leaving(),
+            }
+        }
     }
 
     /// Runs `work` to its end, also when the caller goes away.
@@ -268,6 +286,14 @@ impl Call {
         }
     }
 
+    /// Runs `work`, which changes nothing, until the deadline or the server's end.
+    async fn patiently<R>(&self, work: impl Future<Output = Result<R>>) -> Result<R> {
+        tokio::select! {
+            done = self.within(work) => done,
+            () = ending(self.ending.clone()) => Err(leaving()),
+        }
+    }
+
     /// Runs `work` on a task of its own and sends its error, if any, as the end of the stream.
     fn feed<R: Send + 'static>(
         self,
@@ -283,11 +309,11 @@ impl Call {
                     task.abort();
                     return;
                 }
-                () = until(self.timeout) => {
+                reason = self.late() => {
                     if droppable {
                         task.abort();
                     }
-                    Ok(Err(Error::deadline_exceeded("")))
+                    Ok(Err(reason))
                 }
             };
             let done = done.unwrap_or_else(|e| Err(broken(e)));
@@ -313,6 +339,21 @@ async fn until(timeout: Option<Duration>) {
         Some(timeout) => tokio::time::sleep(timeout).await,
         None => std::future::pending().await,
     }
+}
+
+/// Completes a while after the server was told to end, never without one that tells.
+async fn ending(told: Option<Ending>) {
+    let Some(Ending(mut told)) = told else {
+        return std::future::pending().await;
+    };
+    // A server that is gone has ended, too.
+    let _told = told.changed().await;
+    tokio::time::sleep(PATIENCE).await;
+}
+
+/// What a client may do is ask again: nothing was changed, and the next server waits already.
+fn leaving() -> Error {
+    Error::unavailable("this daemon is about to end: ask again")
 }
 
 /// The error of a body that did not come to its end.

@@ -291,6 +291,62 @@ async fn a_server_that_is_stopped_ends_with_its_last_call() {
         .unwrap_err();
 }
 
+fn in_namespace<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let metadata = request.metadata_mut();
+    metadata.insert(crate::NAMESPACE, "n".parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn a_server_that_is_stopped_does_not_wait_for_a_stream_without_an_end() {
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stopped = async { drop(stopped.await) };
+    let mut serving = serve_routes(Routes::new(StreamingServer::new(Daemon)), stopped);
+    let mut client = StreamingClient::new(connect(serving.dir.path()).await);
+    let (open, items) = tokio::sync::mpsc::channel(1);
+    open.send(Any::default()).await.unwrap();
+    let items = tokio_stream::wrappers::ReceiverStream::new(items);
+    let mut answers = client
+        .stream(in_namespace(items))
+        .await
+        .unwrap()
+        .into_inner();
+    answers.message().await.unwrap().unwrap();
+    stop.send(()).unwrap();
+    let end = answers.message().await.unwrap_err();
+    assert_eq!(end.code(), tonic::Code::Unavailable, "{end}");
+    drop((open, answers));
+    (&mut serving.task).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_was_just_made_when_the_server_stops_gets_its_first_answer() {
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stopped = async { drop(stopped.await) };
+    let mut serving = serve_routes(Routes::new(VersionServer::new(Daemon)), stopped);
+    // Taken before the server hears of the end: its last one is.
+    let fresh = UnixStream::connect(serving.dir.path().join("sock"))
+        .await
+        .unwrap();
+    let mut other = VersionClient::new(connect(serving.dir.path()).await);
+    other.version(Empty::new()).await.unwrap();
+    stop.send(()).unwrap();
+    tokio::task::yield_now().await;
+    let mut fresh = Some(TokioIo::new(fresh));
+    let connector = tower::service_fn(move |_: Uri| {
+        let fresh = fresh.take();
+        async move { fresh.ok_or_else(|| std::io::Error::other("it was lost")) }
+    });
+    let channel = Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
+        .await
+        .unwrap();
+    let answer = VersionClient::new(channel).version(Empty::new()).await;
+    assert_eq!(answer.unwrap().into_inner().version, "v2");
+    (&mut serving.task).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_call_whose_message_never_comes_ends_with_its_deadline() {
     let serving = serve();

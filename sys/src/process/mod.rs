@@ -373,6 +373,16 @@ impl Child {
     }
 }
 
+/// How many threads this process has.
+///
+/// # Errors
+/// The errno of reading `/proc`.
+pub fn threads() -> Result<usize> {
+    let tasks = Path::new("/proc/self/task");
+    let entries = std::fs::read_dir(tasks).map_err(|e| at("read", tasks, e))?;
+    Ok(entries.count())
+}
+
 /// Which side of [`fork`] this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fork {
@@ -388,10 +398,7 @@ pub enum Fork {
 /// `FailedPrecondition` when there is more than one thread (the child could inherit a held lock),
 /// else the errno of `fork`.
 pub fn fork() -> Result<Fork> {
-    let tasks = Path::new("/proc/self/task");
-    let threads = std::fs::read_dir(tasks)
-        .map_err(|e| at("read", tasks, e))?
-        .count();
+    let threads = threads()?;
     if threads != 1 {
         return Err(Error::failed_precondition(format_args!(
             "fork with {threads} threads"
@@ -455,6 +462,25 @@ pub fn close_from(first: u32) -> Result<()> {
     // owner is left with a number that means something else.
     if unsafe { libc::close_range(first, libc::c_uint::MAX, 0) } != 0 {
         return Err(last("close_range"));
+    }
+    Ok(())
+}
+
+/// Takes variables out of this process's environment, so that no child inherits them. For the start of
+/// a program, before it has a second thread.
+///
+/// # Errors
+/// `FailedPrecondition` when there is a second thread, which could be reading the environment.
+pub fn forget_env(names: &[&str]) -> Result<()> {
+    let threads = threads()?;
+    if threads != 1 {
+        return Err(Error::failed_precondition(format_args!(
+            "environment changed with {threads} threads"
+        )));
+    }
+    for name in names {
+        // SAFETY: this is the only thread (counted above): nobody reads the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
     }
     Ok(())
 }
