@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::{Level, Overrides};
-use crate::version;
+use crate::{failure, version};
 
 /// What `containerd` was asked to do.
 #[derive(Debug, Parser)]
@@ -16,6 +16,7 @@ use crate::version;
     name = "containerd",
     about = "container runtime daemon",
     version = version::LINE,
+    after_help = failure::HELP,
     disable_version_flag = true
 )]
 pub(crate) struct Cli {
@@ -78,8 +79,10 @@ pub(crate) struct Fsck {
 pub(crate) enum ConfigCommand {
     /// The defaults
     Default,
-    /// What the file and the flags make of them
+    /// What the file, its imports and the flags make of them
     Dump,
+    /// The file alone, in the layout of the newest version that other daemons read, too
+    Migrate,
 }
 
 impl Cli {

@@ -37,12 +37,15 @@ pub(crate) fn start(engine: &Engine, config: &Config) -> Result<()> {
     let debug = &config.debug;
     let socket = Socket::bind(Path::new(&debug.address), debug.uid, debug.gid)?;
     let counters = Counters::new(engine, true);
+    let incoming = socket.incoming(|_| true)?;
     tokio::spawn(async move {
         let answer = move |path: String| {
             let counters = counters.clone();
             async move { answer(&counters, &path).await }
         };
-        web::serve(socket.incoming(|_| true), answer).await;
+        web::serve(incoming, answer).await;
+        // Its file goes with it.
+        drop(socket);
     });
     Ok(())
 }

@@ -10,8 +10,10 @@ use content::ContentStore;
 use diff::{Applier, ApplyOpts, CompareOpts, Comparer, Walking};
 use futures::FutureExt as _;
 use metadata::Metadata;
+use metadata::gc::{Scheduler, SchedulerOpts};
 use mounts::Mounts;
 use runtime_v2::Tasks;
+use tokio::sync::watch;
 use types::{
     Code, ContainerId, DEFAULT_RUNTIME, Descriptor, Error, Mount, Namespace, Result, Scope,
 };
@@ -22,7 +24,7 @@ use crate::config::{self, Config, Level, ProxyKind};
 use crate::ground::proxies;
 use crate::lock;
 use crate::point::{Candidate, Facts, Point, Row};
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::streams::Streams;
 use crate::transfers::{self, Transfers};
 
@@ -127,19 +129,27 @@ impl Engine {
         })
     }
 
-    /// Connects to the shims of an earlier daemon and then collects garbage, for ever. Runs beside
-    /// the services.
+    /// Connects to the shims of an earlier daemon and then collects garbage, for ever, whenever what
+    /// is sent says. Runs beside the services.
     ///
     /// # Errors
     /// `InvalidArgument` for a section of the collector that does not fit.
-    pub(crate) fn start(&self, config: &Config) -> Result<()> {
-        let scheduler = self.store.scheduler(config)?;
-        let tasks = Arc::clone(&self.tasks);
+    pub(crate) fn start(&self, config: &Config) -> Result<watch::Sender<SchedulerOpts>> {
+        let (sender, mut opts) = watch::channel(store::collector(config)?);
+        let (tasks, metadata) = (Arc::clone(&self.tasks), self.store.metadata.clone());
         tokio::spawn(async move {
             tasks.recover().await;
-            scheduler.run().await;
+            loop {
+                let scheduler = Scheduler::new(metadata.clone(), *opts.borrow_and_update());
+                tokio::select! {
+                    () = scheduler.run() => {}
+                    changed = opts.changed() => if changed.is_err() {
+                        return;
+                    },
+                }
+            }
         });
-        Ok(())
+        Ok(sender)
     }
 }
 

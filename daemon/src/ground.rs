@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ::snapshotters::Snapshotter;
 use content::{ContentStore, Local};
-use events::{Codec, Exchange};
+use events::{Codec, Exchange, History};
 use types::{Any, Error, Event, Result};
 
 use crate::config::{Config, ProxyKind};
@@ -22,6 +22,12 @@ pub(crate) use self::snapshotters::copied;
 const CONTENT: &str = "io.containerd.content.v1";
 /// Kind of snapshotters.
 pub(crate) const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+
+/// How events are written and looked into.
+const CODEC: Codec = Codec {
+    encode,
+    field: protos::event::field,
+};
 
 /// The backends.
 #[derive(Debug)]
@@ -45,6 +51,14 @@ impl Ground {
         Self::assemble(config, None)
     }
 
+    /// Goes on with the events of the daemon before.
+    pub(crate) fn after(self, history: History) -> Self {
+        Self {
+            events: Arc::new(Exchange::after(CODEC, history)),
+            ..self
+        }
+    }
+
     /// The backends under the root to be looked at: their indexes are copied into `scratch`, an empty
     /// directory, and nothing is changed.
     ///
@@ -62,10 +76,7 @@ impl Ground {
         rows.push(Row::ready("io.containerd.event.v1", "exchange", &[]));
         rows.extend_from_slice(snapshotters.rows());
         let content = only(&stores)?;
-        let events = Arc::new(Exchange::new(Codec {
-            encode,
-            field: protos::event::field,
-        }));
+        let events = Arc::new(Exchange::new(CODEC));
         Ok(Self {
             content,
             snapshotters,

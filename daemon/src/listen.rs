@@ -1,8 +1,11 @@
 //! The sockets: bound with mode and owner, never stolen from a living daemon.
 
 use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::chown;
+use std::os::unix::net;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures::Stream;
@@ -18,11 +21,12 @@ const DIRECTORY_MODE: u32 = 0o711;
 /// Pause after a failed `accept` (no descriptors left, for example).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A bound socket. Its file goes with it.
+/// A bound socket. Its file goes with it, unless somebody else has made it.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    listener: UnixListener,
-    file: File,
+    listener: net::UnixListener,
+    path: PathBuf,
+    file: OnceLock<File>,
 }
 
 /// The file of a socket, removed at the end unless somebody put another one there.
@@ -70,30 +74,91 @@ impl Socket {
         listener
             .set_nonblocking(true)
             .map_err(|e| at("listen", e))?;
-        let listener = UnixListener::from_std(listener).map_err(|e| at("listen", e))?;
-        Ok(Self { listener, file })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            file: file.into(),
+        })
     }
 
-    /// The connections, as long as the stream is held. `admit` may turn one away.
-    pub(crate) fn incoming(
-        self,
-        admit: impl Fn(&UnixStream) -> bool + Send + 'static,
-    ) -> impl Stream<Item = io::Result<UnixStream>> + Send {
-        futures::stream::unfold((self, admit), |(socket, admit)| async move {
+    /// A socket that is bound already, at `path`. Its mode and owner are the business of whoever bound
+    /// it, and so is its file.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn adopt(path: PathBuf, listener: net::UnixListener) -> Result<Self> {
+        let at = |e| Error::os(format_args!("listen {}", path.display()), e);
+        listener.set_nonblocking(true).map_err(at)?;
+        Ok(Self {
+            listener,
+            path,
+            file: OnceLock::new(),
+        })
+    }
+
+    /// Makes the file go with the socket from now on.
+    pub(crate) fn own(&self) {
+        // One that is gone already needs no removal.
+        if let Ok(inode) = inode(&self.path) {
+            let path = self.path.clone();
+            self.file.get_or_init(|| File { path, inode });
+        }
+    }
+
+    /// Whether its file goes with it.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.file.get().is_some()
+    }
+
+    /// Leaves the file to whoever the socket was passed to.
+    pub(crate) fn leave(mut self) {
+        if let Some(file) = self.file.get_mut() {
+            // No file has it.
+            file.inode = 0;
+        }
+    }
+
+    /// Its descriptor, to be passed on.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The connections, as long as the stream is held; those that come later wait in the socket.
+    /// `admit` may turn one away.
+    ///
+    /// # Errors
+    /// The errno.
+    pub(crate) fn incoming<F>(
+        &self,
+        admit: F,
+    ) -> Result<impl Stream<Item = io::Result<UnixStream>> + Send + use<F>>
+    where
+        F: Fn(&UnixStream) -> bool + Send + 'static,
+    {
+        let listener = self.listener.try_clone().and_then(UnixListener::from_std);
+        let path = self.path.clone();
+        let listener =
+            listener.map_err(|e| Error::os(format_args!("listen {}", path.display()), e))?;
+        let accept = |(listener, path, admit): (UnixListener, PathBuf, F)| async move {
             loop {
-                match socket.listener.accept().await {
+                match listener.accept().await {
                     Ok((stream, _)) if admit(&stream) => {
-                        return Some((Ok(stream), (socket, admit)));
+                        return Some((Ok(stream), (listener, path, admit)));
                     }
                     Ok(_) => {}
                     Err(error) => {
-                        let path = socket.file.path.display();
-                        tracing::warn!(%error, %path, "cannot accept a connection");
+                        tracing::warn!(%error, path = %path.display(), "cannot accept a connection");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 }
             }
-        })
+        };
+        Ok(futures::stream::unfold((listener, path, admit), accept))
     }
 }
 
@@ -137,7 +202,7 @@ mod tests {
     async fn a_living_socket_is_refused_and_a_dead_one_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.sock");
-        let living = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let living = net::UnixListener::bind(&path).unwrap();
         let error = Socket::bind(&path, 0, 0).unwrap_err();
         assert_eq!(error.code(), Code::Unavailable);
         assert!(
@@ -156,7 +221,7 @@ mod tests {
         let socket = Socket::bind(&path, 0, 0).unwrap();
         let turn = std::sync::atomic::AtomicBool::new(false);
         let admit = move |_: &UnixStream| turn.fetch_xor(true, std::sync::atomic::Ordering::SeqCst);
-        let mut incoming = Box::pin(socket.incoming(admit));
+        let mut incoming = Box::pin(socket.incoming(admit).unwrap());
         let first = UnixStream::connect(&path).await.unwrap();
         let _second = UnixStream::connect(&path).await.unwrap();
         let admitted = incoming.next().await.unwrap().unwrap();

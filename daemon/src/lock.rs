@@ -1,10 +1,13 @@
 //! Directories of the daemon, and the locks that keep a second daemon out of them.
 
 use std::fs::{self, File, Permissions, TryLockError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use types::{Error, Result};
+
+use crate::config::Config;
 
 /// Mode of the root: nobody else's business.
 pub(crate) const ROOT_MODE: u32 = 0o700;
@@ -14,7 +17,61 @@ pub(crate) const STATE_MODE: u32 = 0o711;
 /// A directory of ours. The kernel gives it up when the process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _held: File,
+    held: Option<File>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not by closing alone: a child between its fork and its exec has the descriptor, too.
+        if let Some(held) = &self.held
+            && let Err(error) = held.unlock()
+        {
+            tracing::debug!(%error, "cannot unlock");
+        }
+    }
+}
+
+/// The locks of a daemon.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    root: Lock,
+    state: Lock,
+}
+
+impl Locks {
+    /// Makes both directories and locks them.
+    ///
+    /// # Errors
+    /// As [`Lock::take`].
+    pub(crate) fn take(config: &Config) -> Result<Self> {
+        Ok(Self {
+            root: Lock::take(&config.root, ROOT_MODE)?,
+            state: Lock::take(&config.state, STATE_MODE)?,
+        })
+    }
+
+    /// Takes over those of another process, which were never open in between.
+    ///
+    /// # Errors
+    /// As [`Lock::hold`].
+    pub(crate) fn adopt(config: &Config, root: OwnedFd, state: OwnedFd) -> Result<Self> {
+        Ok(Self {
+            root: Lock::adopt(&config.root, root.into())?,
+            state: Lock::adopt(&config.state, state.into())?,
+        })
+    }
+
+    /// Their descriptors, to be passed on.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let locks = [&self.root, &self.state].into_iter();
+        locks.filter_map(|lock| lock.held.as_ref().map(AsFd::as_fd))
+    }
+
+    /// Leaves them to whoever they were passed to.
+    pub(crate) fn leave(mut self) {
+        self.root.held = None;
+        self.state.held = None;
+    }
 }
 
 impl Lock {
@@ -34,8 +91,23 @@ impl Lock {
     pub(crate) fn hold(directory: &Path) -> Result<Self> {
         let at = |what, e| Error::os(format_args!("{what} {}", directory.display()), e);
         let handle = File::open(directory).map_err(|e| at("open", e))?;
+        Self::locked(directory, handle)
+    }
+
+    /// Takes over a lock that came as a descriptor.
+    fn adopt(directory: &Path, handle: File) -> Result<Self> {
+        // By way of a shared lock, which nobody else gets past: the kernel keeps who took the lock last,
+        // and tells it to whoever wants to know who holds it.
+        if let Err(error) = handle.try_lock_shared() {
+            tracing::debug!(%error, "the lock still has the name of the old daemon");
+        }
+        Self::locked(directory, handle)
+    }
+
+    fn locked(directory: &Path, handle: File) -> Result<Self> {
+        let at = |what, e| Error::os(format_args!("{what} {}", directory.display()), e);
         match handle.try_lock() {
-            Ok(()) => Ok(Self { _held: handle }),
+            Ok(()) => Ok(Self { held: Some(handle) }),
             Err(TryLockError::WouldBlock) => Err(Error::failed_precondition(format_args!(
                 "{} is in use by another containerd{}",
                 directory.display(),

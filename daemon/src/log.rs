@@ -5,6 +5,7 @@ mod journal;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -16,6 +17,8 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFi
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Registry, reload};
+use types::{Error, Result};
 
 use self::journal::Journal;
 use crate::config::{Debug, Format, Level};
@@ -23,11 +26,12 @@ use crate::config::{Debug, Format, Level};
 /// Libraries whose own events help nobody but their authors.
 const LIBRARIES: [&str; 5] = ["h2", "hyper", "tonic", "tower", "hyper_util"];
 
+/// Changes what is logged.
+static TARGETS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
 /// Starts logging. A second call changes nothing.
 pub(crate) fn start(config: &Debug) {
-    let level = filter(config.level);
-    let libraries = LIBRARIES.map(|name| (name, level.min(LevelFilter::WARN)));
-    let targets = Targets::new().with_default(level).with_targets(libraries);
+    let (targets, handle) = reload::Layer::new(targets(config.level));
     let registry = tracing_subscriber::registry().with(targets);
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
@@ -38,9 +42,28 @@ pub(crate) fn start(config: &Debug) {
         (None, _) => registry.with(layer.event_format(Logfmt)).try_init(),
     };
     match started {
-        Ok(()) => log_panics(),
+        Ok(()) => {
+            log_panics();
+            let _first = TARGETS.set(handle);
+        }
         Err(error) => tracing::debug!(%error, "the log was started before"),
     }
+}
+
+/// Logs from `level` on, from now on.
+///
+/// # Errors
+/// `FailedPrecondition` before [`start`].
+pub(crate) fn set_level(level: Level) -> Result<()> {
+    let handle = TARGETS.get();
+    let handle = handle.ok_or_else(|| Error::failed_precondition("the log is not started"))?;
+    handle.reload(targets(level)).map_err(Error::internal)
+}
+
+fn targets(level: Level) -> Targets {
+    let level = filter(level);
+    let libraries = LIBRARIES.map(|name| (name, level.min(LevelFilter::WARN)));
+    Targets::new().with_default(level).with_targets(libraries)
 }
 
 /// The journal, when it is configured, or reads standard error anyway and would get the same as text.
@@ -55,7 +78,7 @@ fn journal(format: Format) -> Option<Journal> {
     }
     let journal = Journal::connect(Path::new(journal::SOCKET));
     // Without it the text is as good.
-    let warn = |error: &types::Error| {
+    let warn = |error: &Error| {
         let _told = writeln!(std::io::stderr(), "<4>the log stays text: {error}");
     };
     journal.inspect_err(warn).ok()

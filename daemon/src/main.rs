@@ -10,9 +10,11 @@ mod config;
 mod debug;
 mod engine;
 mod face;
+mod failure;
 mod flights;
 mod fsck;
 mod ground;
+mod handover;
 mod identity;
 mod listen;
 mod lock;
@@ -20,8 +22,10 @@ mod log;
 mod memory;
 mod metrics;
 mod notify;
+mod passed;
 mod point;
 mod publish;
+mod reload;
 mod restart;
 mod serve;
 mod services;
@@ -42,6 +46,9 @@ use types::{CheckOpts, Error, Result};
 
 use crate::cli::{Cli, Command, ConfigCommand};
 use crate::config::Config;
+use crate::failure::Failure;
+use crate::handover::Heir;
+use crate::reload::Source;
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {
@@ -51,28 +58,45 @@ fn main() -> ExitCode {
             let printed = told.print();
             return match (told.use_stderr(), printed) {
                 (false, Ok(())) => ExitCode::SUCCESS,
-                _ => ExitCode::from(2),
+                _ => ExitCode::from(failure::USAGE),
             };
         }
     };
-    match run(&cli) {
+    let mut heir = None;
+    match run(&cli, &mut heir) {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
+        Err(Failure { error, code }) => {
             // A standard error that is closed leaves nobody to tell.
             let _told = writeln!(io::stderr(), "containerd: {error}");
+            if let Some(heir) = &heir {
+                heir.fail(&error);
+            }
             match &cli.command {
                 Some(Command::Fsck(_)) => ExitCode::from(fsck::FAILED),
-                _ => ExitCode::FAILURE,
+                _ => ExitCode::from(code),
             }
         }
     }
 }
 
-fn run(cli: &Cli) -> Result<u8> {
-    if let Some(Command::Config(ConfigCommand::Default)) = &cli.command {
-        return print(&Config::default().to_toml()?).map(|()| 0);
+fn run(cli: &Cli, heir: &mut Option<Heir>) -> Result<u8, Failure> {
+    if cli.command.is_none() {
+        *heir = Heir::take()?;
     }
-    let loaded = config::load(cli.config.as_deref(), cli.overrides())?;
+    if let Some(Command::Config(ConfigCommand::Default)) = &cli.command {
+        print(&Config::default().to_toml()?)?;
+        return Ok(0);
+    }
+    if let Some(Command::Config(ConfigCommand::Migrate)) = &cli.command {
+        let (text, warnings) = config::migrated(cli.config.as_deref()).map_err(Failure::config)?;
+        log::start(&config::Debug::default());
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        print(&text)?;
+        return Ok(0);
+    }
+    let loaded = config::load(cli.config.as_deref(), cli.overrides()).map_err(Failure::config)?;
     let mut logging = loaded.config.debug.clone();
     if matches!(&cli.command, Some(Command::Fsck(how)) if !how.repair) {
         // What it makes of copies is no news: the findings tell.
@@ -83,14 +107,14 @@ fn run(cli: &Cli) -> Result<u8> {
         tracing::warn!("{warning}");
     }
     match &cli.command {
-        Some(Command::Config(_)) => print(&loaded.config.to_toml()?).map(|()| 0),
+        Some(Command::Config(_)) => print(&loaded.config.to_toml()?)?,
         Some(Command::Fsck(how)) => {
             let opts = CheckOpts {
                 repair: how.repair,
                 quick: how.quick,
                 since: None,
             };
-            fsck::run(&loaded.config, opts, print)
+            return Ok(fsck::run(&loaded.config, opts, print)?);
         }
         Some(Command::Publish { namespace, topic }) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -99,10 +123,19 @@ fn run(cli: &Cli) -> Result<u8> {
                 .map_err(|e| Error::os("start runtime", e))?;
             let address = &loaded.config.grpc.address;
             let event = publish::publish(address, namespace, topic.clone(), io::stdin());
-            runtime.block_on(event).map(|()| 0)
+            runtime.block_on(event)?;
         }
-        None => serve::run(&loaded.config).map(|()| 0),
+        None => {
+            let file = cli.config.clone();
+            let source = Source {
+                file,
+                flags: cli.overrides(),
+                said: loaded.config.clone(),
+            };
+            serve::run(loaded.config, source, heir)?;
+        }
     }
+    Ok(0)
 }
 
 fn print(text: &str) -> Result<()> {

@@ -4,6 +4,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::time::Duration;
 
 use types::{Error, Result};
 
@@ -11,6 +12,54 @@ use types::{Error, Result};
 pub(crate) const READY: &str = "READY=1";
 /// The daemon is about to end.
 pub(crate) const STOPPING: &str = "STOPPING=1";
+
+/// The daemon is alive.
+const ALIVE: &str = "WATCHDOG=1";
+
+/// How often the service manager wants to hear that the daemon is alive, at least.
+fn patience() -> Option<Duration> {
+    let variable = |name| std::env::var(name).ok();
+    let of = variable("WATCHDOG_PID");
+    limit(
+        variable("WATCHDOG_USEC")?.as_str(),
+        of.as_deref(),
+        std::process::id(),
+    )
+}
+
+fn limit(micros: &str, pid: Option<&str>, own: u32) -> Option<Duration> {
+    let is_ours = pid.is_none_or(|pid| pid.parse() == Ok(own));
+    let micros = micros.parse().ok().filter(|micros| *micros > 0 && is_ours);
+    micros.map(Duration::from_micros)
+}
+
+/// Says for ever that the daemon is alive, as long as its threads take work. Without a service manager
+/// that listens it does nothing.
+pub(crate) async fn keep_alive() {
+    let Some(limit) = patience() else {
+        return std::future::pending().await;
+    };
+    // Twice in each period, as sd_watchdog_enabled(3) asks for.
+    let mut beat = tokio::time::interval(limit / 2);
+    loop {
+        beat.tick().await;
+        // On the threads that serve, not on this one: when they hang, nobody answers here.
+        if tokio::spawn(async {}).await.is_ok() {
+            notify(ALIVE);
+        }
+    }
+}
+
+/// Another process is the daemon from now on.
+pub(crate) fn successor(pid: u32) {
+    notify(&format!("MAINPID={pid}\n{READY}"));
+}
+
+/// The daemon reads its configuration again; `READY=1` follows.
+pub(crate) fn reloading() {
+    let now = sys::clock::monotonic().as_micros();
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
+}
 
 /// Sends `state` to the service manager; nothing when there is none.
 pub(crate) fn notify(state: &str) {
@@ -39,6 +88,23 @@ fn send(path: &Path, state: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_watchdog_is_of_the_process_that_it_names() {
+        for (micros, pid, want) in [
+            ("3000000", None, Some(3)),
+            ("3000000", Some("7"), Some(3)),
+            ("3000000", Some("8"), None),
+            ("0", None, None),
+            ("soon", None, None),
+        ] {
+            assert_eq!(
+                limit(micros, pid, 7),
+                want.map(Duration::from_secs),
+                "{micros} {pid:?}"
+            );
+        }
+    }
 
     #[test]
     fn the_state_arrives_at_a_path_and_at_an_abstract_name() {

@@ -1,19 +1,31 @@
 //! Signals: which end the daemon and which do not.
 //!
 //! SIGTERM and SIGINT end it in order; containers go on running. SIGHUP is how a service manager
-//! asks for a reload; there is none yet, and it must not kill. SIGUSR1 asks for a sign of life.
-//! SIGPIPE is ignored by the standard library from the start.
+//! asks for a reload. SIGUSR2 asks for a hand-over. SIGUSR1 asks for a sign of life. SIGPIPE is ignored by the standard library from
+//! the start.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 use types::{Error, Result};
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// An end in order; the signal's name.
+    End(&'static str),
+    /// The configuration is to be read again.
+    Reload,
+    /// A new binary is to go on.
+    Upgrade,
+}
 
 /// The signals that are handled, from the moment of [`Signals::take`] on.
 #[derive(Debug)]
 pub(crate) struct Signals {
-    term: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-    user: Signal,
+    term: unix::Signal,
+    interrupt: unix::Signal,
+    hangup: unix::Signal,
+    user: unix::Signal,
+    upgrade: unix::Signal,
 }
 
 impl Signals {
@@ -28,18 +40,18 @@ impl Signals {
             interrupt: take(SignalKind::interrupt())?,
             hangup: take(SignalKind::hangup())?,
             user: take(SignalKind::user_defined1())?,
+            upgrade: take(SignalKind::user_defined2())?,
         })
     }
 
-    /// Waits for one that ends the daemon; its name.
-    pub(crate) async fn end(&mut self) -> &'static str {
+    /// Waits for one that asks for something. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Wish {
         loop {
             tokio::select! {
-                _ = self.term.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => {
-                    tracing::warn!("SIGHUP: the configuration is read at the start only");
-                }
+                _ = self.term.recv() => return Wish::End("SIGTERM"),
+                _ = self.interrupt.recv() => return Wish::End("SIGINT"),
+                _ = self.hangup.recv() => return Wish::Reload,
+                _ = self.upgrade.recv() => return Wish::Upgrade,
                 _ = self.user.recv() => {
                     let jobs = tokio::runtime::Handle::current().metrics().num_alive_tasks();
                     tracing::info!(jobs, "SIGUSR1: alive");

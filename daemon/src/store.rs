@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use metadata::gc::{Scheduler, SchedulerOpts};
+use metadata::gc::SchedulerOpts;
 use metadata::{FoundTask, Metadata, OpenOpts, Policy, TasksOf};
 use types::{Context as _, Error, Result};
 
@@ -85,22 +85,21 @@ impl Store {
             rows,
         })
     }
+}
 
-    /// What collects in the background, as configured.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a section that does not fit.
-    pub(crate) fn scheduler(&self, config: &Config) -> Result<Scheduler> {
-        let section: config::Scheduler = config.section("io.containerd.gc.v1.scheduler")?;
-        let opts = SchedulerOpts {
-            startup_delay: section.startup_delay,
-            schedule_delay: section.schedule_delay,
-            deletion_threshold: section.deletion_threshold,
-            mutation_threshold: section.mutation_threshold,
-            pause_threshold: section.pause_threshold,
-        };
-        Ok(Scheduler::new(self.metadata.clone(), opts))
-    }
+/// When garbage is collected, as configured.
+///
+/// # Errors
+/// `InvalidArgument` for a section that does not fit.
+pub(crate) fn collector(config: &Config) -> Result<SchedulerOpts> {
+    let section: config::Scheduler = config.section("io.containerd.gc.v1.scheduler")?;
+    Ok(SchedulerOpts {
+        startup_delay: section.startup_delay,
+        schedule_delay: section.schedule_delay,
+        deletion_threshold: section.deletion_threshold,
+        mutation_threshold: section.mutation_threshold,
+        pause_threshold: section.pause_threshold,
+    })
 }
 
 /// Where the records are.

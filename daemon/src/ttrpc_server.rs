@@ -13,9 +13,9 @@ use crate::services::events::Events;
 /// Serves until the result is dropped. Only processes of our own user are let in.
 ///
 /// # Errors
-/// What ttrpc says, which is nothing as long as there is a listener.
-pub(crate) async fn serve(socket: Socket, events: Events) -> Result<Server> {
-    let listener = Listener::new(socket.incoming(same_user));
+/// The errno of the socket.
+pub(crate) async fn serve(socket: &Socket, events: Events) -> Result<Server> {
+    let listener = Listener::new(socket.incoming(same_user)?);
     let mut server = Server::new()
         .add_listener(listener)
         .register_service(create_events(Arc::new(events)));

@@ -1,7 +1,8 @@
 //! `imports`: more configuration files, merged over the one that names them.
 //!
-//! Later files win: scalars are replaced, lists grow without duplicates, plugin sections are
-//! replaced one by one. A file is read once, however often it is named.
+//! Later files win: scalars are replaced unless the new one asks for nothing, lists grow without
+//! duplicates, tables are merged; a proxy plugin or stream processor is replaced as a whole. A file is
+//! read once, however often it is named.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,6 +10,11 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 use types::{Error, Result};
+
+use super::unknown::is_empty;
+
+/// Tables whose entries make sense as a whole only.
+const WHOLE: [&str; 3] = ["proxy_plugins", "stream_processors", "timeouts"];
 
 /// The files that `table`, read from `file`, imports: in the order of the list, each pattern sorted.
 ///
@@ -73,7 +79,7 @@ fn fits(pattern: &str, name: &str) -> bool {
 pub(super) fn merge(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
-            (Some(Value::Table(base)), Value::Table(over)) if key == "plugins" => {
+            (Some(Value::Table(base)), Value::Table(over)) if WHOLE.contains(&key.as_str()) => {
                 base.extend(over);
             }
             (Some(Value::Table(base)), Value::Table(over)) => merge(base, over),
@@ -84,6 +90,8 @@ pub(super) fn merge(base: &mut Table, over: Table) {
                     }
                 }
             }
+            // As in Go: a drop-in that is a complete file must not undo what was set before it.
+            (Some(_), value) if is_empty(&value) => {}
             (_, value) => {
                 base.insert(key, value);
             }
@@ -117,10 +125,12 @@ mod tests {
         );
         merge(
             &mut base,
-            read("root = '/b'\ndisabled_plugins = ['y', 'x']\n[grpc]\ngid = 2\n[plugins.p]\na = 2"),
+            read(
+                "root = '/b'\ndisabled_plugins = ['y', 'x']\n[grpc]\nuid = 0\ngid = 2\n[plugins.p]\na = 2",
+            ),
         );
         let want = read(
-            "root = '/b'\ndisabled_plugins = ['x', 'y']\n[grpc]\nuid = 1\ngid = 2\n[plugins.p]\na = 2",
+            "root = '/b'\ndisabled_plugins = ['x', 'y']\n[grpc]\nuid = 1\ngid = 2\n[plugins.p]\na = 2\nb = 1",
         );
         assert_eq!(base, want);
     }

@@ -6,11 +6,14 @@
 
 mod duration;
 mod imports;
+mod migrate;
+mod places;
 mod plugins;
 mod proxies;
 mod read;
 mod seen;
 mod snapshotters;
+mod unknown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +23,7 @@ use types::{Error, Result};
 
 pub(crate) use plugins::{BinDir, Diff, Metadata, Scheduler, Sharing, Tasks, Transfer, Walking};
 pub(crate) use proxies::{ProxyKind, ProxyPlugin};
-pub(crate) use read::{Overrides, load};
+pub(crate) use read::{Overrides, load, migrated};
 pub(crate) use seen::{Metrics, Restart};
 pub(crate) use snapshotters::{Blockfile, Erofs, Overlay, RootPath};
 
@@ -264,49 +267,71 @@ impl Config {
     /// `InvalidArgument` when a plugin's section does not fit.
     pub(crate) fn to_toml(&self) -> Result<String> {
         let mut full = self.clone();
-        full.plugins = plugins::complete(&self.plugins)?;
+        full.plugins = plugins::complete(&self.plugins).map_err(|(_, error)| error)?;
         toml::to_string_pretty(&full).map_err(|e| Error::internal(e).ctx("encode config"))
     }
 
     /// Checks what no single value shows.
-    fn validate(&self) -> Result<()> {
-        let bad = |text: String| Err(Error::invalid_argument(text));
-        if self.root.as_os_str().is_empty() || self.state.as_os_str().is_empty() {
-            return bad("root and state must not be empty".into());
+    fn validate(&self) -> Result<(), Bad> {
+        let bad = |path: &[&str], text: String| {
+            let path = path.iter().map(|&key| key.to_owned()).collect();
+            Err(Bad(path, Error::invalid_argument(text)))
+        };
+        for (key, path) in [("root", &self.root), ("state", &self.state)] {
+            if path.as_os_str().is_empty() {
+                return bad(&[key], "root and state must not be empty".into());
+            }
         }
         if self.root == self.state {
-            return bad(format!(
-                "root and state must be different paths: {:?}",
-                self.root
-            ));
+            let text = format!("root and state must be different paths: {:?}", self.root);
+            return bad(&["state"], text);
         }
-        if self.grpc.address.is_empty() {
-            return bad("grpc address must not be empty".into());
+        let (grpc, ttrpc) = (&self.grpc.address, self.ttrpc_address());
+        if grpc.is_empty() {
+            return bad(
+                &["grpc", "address"],
+                "grpc address must not be empty".into(),
+            );
         }
-        if self.grpc.address == self.ttrpc_address() {
-            return bad(format!(
-                "grpc and ttrpc address must differ: {:?}",
-                self.grpc.address
-            ));
+        if *grpc == ttrpc {
+            let text = format!("grpc and ttrpc address must differ: {grpc:?}");
+            return bad(&["ttrpc", "address"], text);
+        }
+        for (key, address) in [("grpc", grpc), ("ttrpc", &ttrpc)] {
+            if address.len() > sys::socket::PATH_MAX {
+                let most = sys::socket::PATH_MAX;
+                let text = format!("{key} address {address:?} is longer than {most} bytes");
+                return bad(&[key, "address"], text);
+            }
         }
         for (id, plugin) in &self.proxy_plugins {
-            plugin.check(id)?;
+            let path = || vec!["proxy_plugins".to_owned(), id.clone()];
+            plugin.check(id).map_err(|e| Bad(path(), e))?;
         }
-        if self.grpc.max_recv_message_size == 0 || self.grpc.max_send_message_size == 0 {
-            return bad("grpc message sizes must be greater than zero".into());
+        for (key, size) in [
+            ("max_recv_message_size", self.grpc.max_recv_message_size),
+            ("max_send_message_size", self.grpc.max_send_message_size),
+        ] {
+            if size == 0 {
+                let text = format!("{key} must be greater than zero");
+                return bad(&["grpc", key], text);
+            }
         }
         if !self.metrics.address.is_empty() {
-            crate::web::address(&self.metrics.address)?;
+            let path = || vec!["metrics".to_owned(), "address".to_owned()];
+            crate::web::address(&self.metrics.address).map_err(|e| Bad(path(), e))?;
         }
         if !(-1000..=1000).contains(&self.oom_score) {
-            return bad(format!(
-                "oom_score {} is not between -1000 and 1000",
-                self.oom_score
-            ));
+            let text = format!("oom_score {} is not between -1000 and 1000", self.oom_score);
+            return bad(&["oom_score"], text);
         }
         Ok(())
     }
 }
+
+/// A value that cannot be: its keys, and why.
+#[derive(Debug)]
+struct Bad(Vec<String>, Error);
 
 /// True when `list` names `uri`, in full or, as version 1 files do, by its last part alone.
 fn names(list: &[String], uri: &str) -> bool {
@@ -315,5 +340,7 @@ fn names(list: &[String], uri: &str) -> bool {
         .any(|name| name == uri || Some(name.as_str()) == id)
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

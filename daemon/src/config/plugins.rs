@@ -253,15 +253,24 @@ const SECTIONS: [(&str, Complete); 13] = [
 ];
 
 /// All sections in full. Those of unknown plugins are left out.
+///
+/// # Errors
+/// `InvalidArgument` for a value that does not fit, with the plugin's URI.
 pub(super) fn complete(
     given: &BTreeMap<String, toml::Table>,
-) -> Result<BTreeMap<String, toml::Table>> {
+) -> Result<BTreeMap<String, toml::Table>, (String, Error)> {
     SECTIONS
         .iter()
         .map(|(uri, complete)| {
             let table = given.get(*uri).cloned().unwrap_or_default();
-            let full = complete(table).map_err(|e| e.ctx(format!("plugin {uri:?}")))?;
-            Ok(((*uri).to_owned(), full))
+            let refuse = |e: Error| ((*uri).to_owned(), e.ctx(format!("plugin {uri:?}")));
+            Ok(((*uri).to_owned(), complete(table).map_err(refuse)?))
         })
         .collect()
+}
+
+/// True when `table` can be the section of plugin `uri`.
+pub(super) fn fits(uri: &str, table: toml::Table) -> bool {
+    let section = SECTIONS.iter().find(|(known, _)| *known == uri);
+    section.is_none_or(|(_, complete)| complete(table).is_ok())
 }

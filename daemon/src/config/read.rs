@@ -1,17 +1,18 @@
 //! From text to [`Config`]: versions, unknown keys, clear refusals.
 //!
 //! Invariant: what reads text touches no file. An unknown key is a warning that names it,
-//! a wrong value is an error that names the line.
+//! a wrong value is an error that names it; both name the file and the line.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 use types::{Context as _, Error, Result};
 
-use super::proxies::KEYS;
-use super::{Config, DEFAULT_PATH, StreamProcessor, VERSION, imports, plugins};
+use super::migrate::migrate;
+use super::places::{Given, culprit};
+use super::{Bad, Config, DEFAULT_PATH, PRINTED_VERSION, VERSION, imports, plugins, unknown};
 
 /// A configuration and what the operator should hear about it.
 #[derive(Debug, Default)]
@@ -42,10 +43,10 @@ pub(crate) struct Overrides {
 /// The errno for a file that was named and cannot be read, `InvalidArgument` for what does not fit.
 pub(crate) fn load(path: Option<&Path>, flags: Overrides) -> Result<Loaded> {
     let file = path.unwrap_or(Path::new(DEFAULT_PATH));
-    let mut loaded = if path.is_none() && !file.exists() {
-        Loaded::default()
+    let (given, mut loaded) = if path.is_none() && !file.exists() {
+        <(Given, Loaded)>::default()
     } else {
-        files(file)?
+        files(file).ctx("config")?
     };
     let config = &mut loaded.config;
     config.grpc.address = flags
@@ -58,13 +59,28 @@ pub(crate) fn load(path: Option<&Path>, flags: Overrides) -> Result<Loaded> {
     config.state = absolute(&config.state)?;
     config.grpc.address = socket(&config.grpc.address)?;
     config.ttrpc.address = socket(&config.ttrpc.address)?;
-    config.validate().ctx("config")?;
+    let refuse = |Bad(path, error): Bad| given.refuse(&path, error).ctx("config");
+    config.validate().map_err(refuse)?;
     Ok(loaded)
 }
 
+/// What the one file says, in the layout that is read here: what it imports stays named.
+///
+/// # Errors
+/// As [`load`].
+pub(crate) fn migrated(path: Option<&Path>) -> Result<(String, Vec<String>)> {
+    let file = path.unwrap_or(Path::new(DEFAULT_PATH));
+    let mut warnings = Vec::new();
+    let mut table = open(file, &mut warnings).ctx("config")?.table;
+    table.insert("version".into(), Value::Integer(PRINTED_VERSION));
+    let text =
+        toml::to_string_pretty(&table).map_err(|e| Error::internal(e).ctx("encode config"))?;
+    Ok((text, warnings))
+}
+
 /// Reads a file and, over it, what it imports.
-fn files(first: &Path) -> Result<Loaded> {
-    let mut merged = Table::new();
+fn files(first: &Path) -> Result<(Given, Loaded)> {
+    let mut merged = Given::default();
     let mut warnings = Vec::new();
     let mut seen = BTreeSet::new();
     let mut waiting = vec![first.to_owned()];
@@ -73,24 +89,23 @@ fn files(first: &Path) -> Result<Loaded> {
         if !seen.insert(fs::canonicalize(&file).unwrap_or(file.clone())) {
             continue;
         }
-        let name = || format!("config {}", file.display());
-        let text = fs::read_to_string(&file)
-            .map_err(|e| Error::os(format_args!("open {}", file.display()), e).ctx("config"))?;
-        let mut table = check(&text, &mut warnings).ctx_with(name)?;
+        let given = open(&file, &mut warnings)?;
         // The last one pushed is read next: the order of the list.
-        waiting.extend(
-            imports::named(&table, &file)
-                .ctx_with(name)?
-                .into_iter()
-                .rev(),
-        );
+        waiting.extend(imports::named(&given.table, &file)?.into_iter().rev());
+        let mut table = merged.learn(given);
         if seen.len() > 1 {
             table.remove("version");
         }
-        imports::merge(&mut merged, table);
+        imports::merge(&mut merged.table, table);
     }
-    let config = assemble(merged, &mut warnings)?;
-    Ok(Loaded { config, warnings })
+    let config = assemble(&merged)?;
+    Ok((merged, Loaded { config, warnings }))
+}
+
+fn open(file: &Path, warnings: &mut Vec<String>) -> Result<Given> {
+    let text = fs::read_to_string(file)
+        .map_err(|e| Error::os(format_args!("open {}", file.display()), e))?;
+    check(&text, Some(file), warnings)
 }
 
 /// The socket's path in an address, from the root: shims are told it and run elsewhere.
@@ -114,196 +129,88 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 pub(super) fn parse(text: &str) -> Result<Loaded> {
     let mut warnings = Vec::new();
-    let table = check(text, &mut warnings)?;
-    let config = assemble(table, &mut warnings)?;
+    let given = check(text, None, &mut warnings)?;
+    let config = assemble(&given)?;
     Ok(Loaded { config, warnings })
 }
 
-/// Reads one file's text as a table whose every value fits.
-fn check(text: &str, warnings: &mut Vec<String>) -> Result<Table> {
-    let mut given: Table = toml::from_str(text).map_err(|e| refuse(text, &e))?;
+/// Reads one file's text as a table of the newest layout whose every value fits.
+fn check(text: &str, file: Option<&Path>, warnings: &mut Vec<String>) -> Result<Given> {
+    let mut given = Given::read(text, file)?;
     let version = version(&given)?;
-    let config: Config = toml::from_str(text).map_err(|e| refuse(text, &e))?;
-    let full = plugins::complete(&config.plugins)?;
-    unknown_keys(&given, &full, warnings)?;
-    for name in config
-        .disabled_plugins
-        .iter()
-        .chain(&config.required_plugins)
-    {
-        if version > 1 && !name.starts_with("io.containerd.") {
-            warnings.push(format!("plugin {name:?} is not a full plugin URI"));
+    migrate(&mut given, version, warnings);
+    silent(&mut given.table);
+    let config = assemble(&given)?;
+    let full = plugins::complete(&config.plugins).map_err(|(uri, error)| {
+        let fits = |t: Table| plugins::fits(&uri, t);
+        let table = given.get(&["plugins", &uri]).and_then(Value::as_table);
+        let key = culprit(table.unwrap_or(&Table::new()), &fits);
+        let path = [vec!["plugins".to_owned(), uri.clone()], key].concat();
+        given.refuse(&path, error)
+    })?;
+    unknown::keys(&given, &full, warnings)?;
+    for list in ["disabled_plugins", "required_plugins"] {
+        let names = given
+            .get(&[list])
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        for name in names
+            .filter_map(Value::as_str)
+            .filter(|name| !name.contains('.'))
+        {
+            let text = format!("plugin {name:?} is not a full plugin URI");
+            warnings.push(given.tell(&[list], text));
         }
     }
-    given.insert("version".into(), Value::Integer(version));
+    given
+        .table
+        .insert("version".into(), Value::Integer(version));
     Ok(given)
 }
 
+/// Complete files write an empty text where they want the default.
+fn silent(table: &mut Table) {
+    table.retain(|_, value| value.as_str() != Some(""));
+    for section in ["grpc", "ttrpc", "debug"] {
+        if let Some(section) = table.get_mut(section).and_then(Value::as_table_mut) {
+            section.retain(|_, value| value.as_str() != Some(""));
+        }
+    }
+}
+
 /// The version of a file; one that does not say is of the first.
-fn version(given: &Table) -> Result<i64> {
-    let version = match given.get("version") {
-        None => 1,
+fn version(given: &Given) -> Result<i64> {
+    let version = match given.get(&["version"]) {
+        None => return Ok(1),
         Some(Value::Integer(version)) => *version,
         Some(other) => {
-            return Err(Error::invalid_argument(format_args!(
+            let error = Error::invalid_argument(format_args!(
                 "version must be a number, not {}",
                 other.type_str()
-            )));
+            ));
+            return Err(given.refuse(&["version"], error));
         }
     };
     if !(1..=VERSION).contains(&version) {
-        return Err(Error::invalid_argument(format_args!(
+        let error = Error::invalid_argument(format_args!(
             "unsupported config version {version}: versions 1 to {VERSION} are known"
-        )));
+        ));
+        return Err(given.refuse(&["version"], error));
     }
     Ok(version)
 }
 
-/// The configuration in checked and merged tables.
-fn assemble(table: Table, warnings: &mut Vec<String>) -> Result<Config> {
-    let mut config: Config = table
-        .try_into()
-        .map_err(|e: toml::de::Error| Error::invalid_argument(e.message()))?;
-    servers(&mut config, warnings)?;
-    Ok(config)
-}
-
-/// One line for a parse error.
-fn refuse(text: &str, error: &toml::de::Error) -> Error {
-    let message = error.message().replace('\n', ", ");
-    let Some(span) = error.span() else {
-        return Error::invalid_argument(message);
-    };
-    let line = text.get(..span.start).unwrap_or(text).matches('\n').count() + 1;
-    Error::invalid_argument(message).ctx(format!("line {line}"))
-}
-
-/// Warns of every key that nothing here reads.
-///
-/// What is known is what a complete configuration prints: no second list to keep in step.
-fn unknown_keys(
-    given: &Table,
-    plugins: &BTreeMap<String, Table>,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    let known = Table::try_from(Config::default()).map_err(Error::internal)?;
-    for (key, value) in said(given) {
-        match (known.get(key), value) {
-            (None, _) => warnings.push(format!("unknown key {key:?} in config ignored")),
-            (Some(_), Value::Table(tables)) if key == "plugins" => {
-                plugin_keys(tables, plugins, warnings);
-            }
-            (Some(_), Value::Table(tables)) if key == "stream_processors" => {
-                let known = Table::try_from(StreamProcessor::default());
-                processor_keys(tables, &known.map_err(Error::internal)?, warnings);
-            }
-            (Some(_), Value::Table(given)) if key == "proxy_plugins" => {
-                for (id, plugin) in given {
-                    let keys = plugin.as_table().into_iter().flat_map(said);
-                    for (name, _) in keys.filter(|(name, _)| !KEYS.contains(&name.as_str())) {
-                        warnings.push(format!(
-                            "unknown key {name:?} of proxy plugin {id:?} in config ignored"
-                        ));
-                    }
-                }
-            }
-            (Some(Value::Table(known)), Value::Table(given)) => {
-                for (name, _) in said(given).filter(|(name, _)| !known.contains_key(*name)) {
-                    warnings.push(format!("unknown key \"{key}.{name}\" in config ignored"));
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// The same for stream processors.
-fn processor_keys(given: &Table, known: &Table, warnings: &mut Vec<String>) {
-    for (id, section) in said(given) {
-        let keys = section.as_table().into_iter().flat_map(said);
-        for (key, _) in keys.filter(|(key, _)| !known.contains_key(*key)) {
-            warnings.push(format!(
-                "unknown key {key:?} of stream processor {id:?} in config ignored"
-            ));
-        }
-    }
-}
-
-/// The same for plugin sections.
-fn plugin_keys(given: &Table, full: &BTreeMap<String, Table>, warnings: &mut Vec<String>) {
-    for (uri, section) in said(given) {
-        let Some(known) = full.get(uri) else {
-            if !SERVERS.contains(&uri.as_str()) {
-                warnings.push(format!(
-                    "section of unknown plugin {uri:?} in config ignored"
-                ));
-            }
-            continue;
+/// The configuration in migrated tables.
+fn assemble(given: &Given) -> Result<Config> {
+    let read = |table: Table| -> std::result::Result<Config, toml::de::Error> { table.try_into() };
+    read(given.table.clone()).map_err(|e| {
+        let key = culprit(&given.table, &|t| read(t).is_ok());
+        let error = Error::invalid_argument(e.message().replace('\n', ", "));
+        let named = match key.last() {
+            Some(name) => error.ctx(name.clone()),
+            None => error,
         };
-        let keys = section.as_table().into_iter().flat_map(said);
-        for (key, _) in keys.filter(|(key, _)| !known.contains_key(*key)) {
-            warnings.push(format!(
-                "unknown key {key:?} of plugin {uri:?} in config ignored"
-            ));
-        }
-    }
-}
-
-/// What a table says. A value that asks for nothing is as good as absent, and ignoring it loses
-/// nothing: complete files are full of them.
-fn said(table: &Table) -> impl Iterator<Item = (&String, &Value)> {
-    table.iter().filter(|(_, value)| !is_empty(value))
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.is_empty(),
-        Value::Integer(number) => *number == 0,
-        Value::Boolean(set) => !set,
-        Value::Array(list) => list.is_empty(),
-        Value::Table(table) => table.values().all(is_empty),
-        Value::Float(_) | Value::Datetime(_) => false,
-    }
-}
-
-/// Sections to which version 4 moved the sockets and the log.
-const SERVERS: [&str; 3] = [
-    "io.containerd.server.v1.grpc",
-    "io.containerd.server.v1.ttrpc",
-    "io.containerd.server.v1.debug",
-];
-
-/// Reads them as if they stood where they used to.
-fn servers(config: &mut Config, warnings: &mut Vec<String>) -> Result<()> {
-    let [grpc, ttrpc, debug] = SERVERS;
-    merge(grpc, &mut config.grpc, &mut config.plugins, warnings)?;
-    merge(ttrpc, &mut config.ttrpc, &mut config.plugins, warnings)?;
-    merge(debug, &mut config.debug, &mut config.plugins, warnings)
-}
-
-fn merge<T>(
-    uri: &str,
-    into: &mut T,
-    plugins: &mut BTreeMap<String, Table>,
-    warnings: &mut Vec<String>,
-) -> Result<()>
-where
-    T: Clone + serde::Serialize + serde::de::DeserializeOwned,
-{
-    let Some(section) = plugins.remove(uri) else {
-        return Ok(());
-    };
-    let mut table = Table::try_from(into.clone()).map_err(Error::internal)?;
-    for (key, value) in section {
-        if table.insert(key.clone(), value).is_none() {
-            warnings.push(format!(
-                "unknown key {key:?} of plugin {uri:?} in config ignored"
-            ));
-        }
-    }
-    *into = table.try_into().map_err(|e: toml::de::Error| {
-        Error::invalid_argument(e.message()).ctx(format!("plugin {uri:?}"))
-    })?;
-    Ok(())
+        given.refuse(&key, named)
+    })
 }

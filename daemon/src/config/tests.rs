@@ -85,10 +85,10 @@ fn unknown_keys_warn_by_name() {
     assert_eq!(
         warnings,
         [
-            "section of unknown plugin \"io.containerd.grpc.v1.cri\" in config ignored",
-            "unknown key \"grpc.tcp_address\" in config ignored",
-            "unknown key \"rootpath\" of plugin \"io.containerd.snapshotter.v1.overlayfs\" in config ignored",
-            "unknown key \"tempo\" in config ignored",
+            "line 3: unknown key \"tempo\" ignored",
+            "line 5: key \"grpc.tcp_address\" is not supported here: ignored",
+            "line 6: this daemon has no CRI yet: its settings are not used",
+            "line 9: unknown key \"rootpath\" of plugin \"io.containerd.snapshotter.v1.overlayfs\" ignored",
         ]
     );
 }
@@ -96,23 +96,29 @@ fn unknown_keys_warn_by_name() {
 #[test]
 fn wrong_values_are_refused_with_their_place() {
     for (text, part) in [
-        ("version = 2\nroot = 5", "line 2: invalid type"),
-        ("version = 9", "unsupported config version 9"),
-        ("version = \"2\"", "version must be a number, not string"),
+        ("version = 2\nroot = 5", "line 2: root: invalid type"),
+        ("a = 1\nversion = 9", "line 2: unsupported config version 9"),
+        (
+            "version = \"2\"",
+            "line 1: version must be a number, not string",
+        ),
         ("root = \"/a", "line 1: "),
         (
             "[debug]\nlevel = \"loud\"",
-            "line 2: unknown variant `loud`",
+            "line 2: level: unknown variant `loud`",
         ),
-        ("[debug]\nformat = \"xml\"", "line 2: unknown variant `xml`"),
+        (
+            "[debug]\nformat = \"xml\"",
+            "line 2: format: unknown variant `xml`",
+        ),
         ("[grpc]\nmax_recv_message_size = -1", "line 2: "),
         (
             "[plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"soon\"",
-            "plugin \"io.containerd.gc.v1.scheduler\": invalid duration \"soon\"",
+            "line 2: plugin \"io.containerd.gc.v1.scheduler\": invalid duration \"soon\"",
         ),
         (
             "[plugins.\"io.containerd.server.v1.grpc\"]\nuid = \"me\"",
-            "plugin \"io.containerd.server.v1.grpc\": invalid type",
+            "line 2: uid: invalid type",
         ),
     ] {
         let error = parse(text).unwrap_err();
@@ -120,6 +126,56 @@ fn wrong_values_are_refused_with_their_place() {
         let said = error.to_string();
         assert!(said.contains(part), "{text}: {said}");
         assert!(!said.contains('\n'), "{said}");
+    }
+}
+
+#[test]
+fn what_only_the_whole_shows_is_refused_with_the_place_that_had_the_last_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let file = dir.path().join("config.toml");
+    let long = "x".repeat(200);
+    for (first, second, part) in [
+        (
+            "oom_score = 2000",
+            "",
+            "config.toml: line 3: oom_score 2000",
+        ),
+        (
+            "oom_score = 5",
+            "\noom_score = 1001",
+            "more.toml: line 2: oom_score 1001",
+        ),
+        (
+            "",
+            "root = '/run/containerd'",
+            "root and state must be different paths",
+        ),
+        (
+            "[grpc]\nmax_recv_message_size = 0",
+            "",
+            "line 4: max_recv_message_size",
+        ),
+        (
+            "[proxy_plugins.p]\ntype = 'diff'\naddress = 'tcp://x'",
+            "",
+            "config.toml: line 3: proxy plugin",
+        ),
+        (
+            &format!("[ttrpc]\naddress = '/{long}'"),
+            "",
+            "line 4: ttrpc address",
+        ),
+    ] {
+        write(
+            "config.toml",
+            &format!("version = 3\nimports = ['more.toml']\n{first}"),
+        );
+        write("more.toml", second);
+        let error = load(Some(&file), Overrides::default()).unwrap_err();
+        assert!(error.is(Code::InvalidArgument), "{error}");
+        let said = error.to_string();
+        assert!(said.contains(part), "{said}");
     }
 }
 
@@ -206,14 +262,20 @@ fn imports_are_merged_in_order_once() {
     assert_eq!((config.grpc.uid, config.grpc.gid), (5, 6));
     assert_eq!(
         loaded.warnings,
-        ["unknown key \"grpc.news\" in config ignored"]
+        [format!(
+            "{}: line 5: unknown key \"grpc.news\" ignored",
+            dir.path().join("conf/b.toml").display()
+        )]
     );
 
     write("conf/c.toml", "root = 5");
     let said = load(Some(&file), Overrides::default())
         .unwrap_err()
         .to_string();
-    assert!(said.contains("conf/c.toml: line 1: invalid type"), "{said}");
+    assert!(
+        said.contains("conf/c.toml: line 1: root: invalid type"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -249,7 +311,7 @@ fn stream_processors_are_read() {
     let parsed = parse(text).unwrap();
     assert_eq!(
         parsed.warnings,
-        ["unknown key \"speed\" of stream processor \"example.v1\" in config ignored"]
+        ["line 9: unknown key \"stream_processors.example.v1.speed\" ignored"]
     );
     let [one] = &parsed.config.processors()[..] else {
         panic!("{:?}", parsed.config.stream_processors);
@@ -276,10 +338,13 @@ fn a_key_without_a_value_is_no_news() {
           root_path = ""
         [timeouts]
           "io.containerd.timeout.task.state" = "2s"
+          "io.containerd.timeout.shim.load" = "50s"
     "#;
     assert_eq!(
         parse(text).unwrap().warnings,
-        ["unknown key \"timeouts\" in config ignored"]
+        [
+            "line 14: key \"timeouts.io.containerd.timeout.shim.load\" is not supported here: ignored"
+        ]
     );
 }
 
@@ -291,7 +356,7 @@ fn proxy_plugins_are_read_and_what_cannot_be_one_is_refused() {
          capabilities = [\"rebase\"]\ntempo = 3\n[proxy_plugins.far.exports]\nroot = \"/r\"",
     );
     let loaded = parse(&good).unwrap();
-    let unknown = "unknown key \"tempo\" of proxy plugin \"far\" in config ignored";
+    let unknown = "line 7: unknown key \"proxy_plugins.far.tempo\" ignored";
     assert_eq!(loaded.warnings, [unknown]);
     let far = &loaded.config.proxy_plugins["far"];
     assert_eq!(
@@ -315,7 +380,10 @@ fn proxy_plugins_are_read_and_what_cannot_be_one_is_refused() {
             "far",
         ),
     ] {
-        let refused = parse(&text(lines)).and_then(|loaded| loaded.config.validate());
+        let refused = parse(&text(lines)).and_then(|loaded| {
+            let checked = loaded.config.validate();
+            checked.map_err(|Bad(_, error)| error)
+        });
         let error = refused.unwrap_err();
         assert!(error.is(Code::InvalidArgument), "{lines}: {error}");
         assert!(error.to_string().contains(want), "{lines}: {error}");

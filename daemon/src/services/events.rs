@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use events::{Envelope, Exchange, Gap, Position, Step, Subscription};
+use events::{Envelope, Exchange, Gap, Position, Subscription};
 use futures::stream::{Stream, try_unfold};
 use grpc::events::Events as Service;
 use grpc::{EVENTS_POSITION, ResponseStream, serve, serve_unscoped, serve_unscoped_pull};
@@ -123,7 +123,9 @@ fn messages(
     try_unfold(opened, move |opened| async move {
         let mut subscription = opened?;
         let step = subscription.step().await?;
-        let mut message = to_wire(&step);
+        // That of a mark is empty.
+        let envelope = step.envelope.as_deref();
+        let mut message = envelope.map_or_else(WireEnvelope::new, to_wire);
         if told {
             message.position = step.position.to_string();
         }
@@ -144,11 +146,8 @@ fn ascii(position: &Position) -> AsciiMetadataValue {
     AsciiMetadataValue::try_from(text).unwrap_or_else(|_| AsciiMetadataValue::from_static(""))
 }
 
-/// The message of an event; of a mark, an empty one.
-fn to_wire(step: &Step) -> WireEnvelope {
-    let Some(envelope) = &step.envelope else {
-        return WireEnvelope::new();
-    };
+/// The message of an event.
+pub(crate) fn to_wire(envelope: &Envelope) -> WireEnvelope {
     WireEnvelope {
         timestamp: Some(envelope.timestamp).to_wire(),
         namespace: envelope.namespace.to_string(),

@@ -41,7 +41,7 @@ impl Shared {
         }
         let mut opts = RegistryOpts {
             host_dirs: if remote.host_dir.is_empty() {
-                self.host_dirs.clone()
+                self.live().host_dirs
             } else {
                 vec![PathBuf::from(&remote.host_dir)]
             },

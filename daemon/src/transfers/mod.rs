@@ -21,7 +21,7 @@ mod select;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::transfer::{Deps, ImportOpts, Places, PullOpts, PushOpts};
 use client::{ByteReader, ByteWriter};
@@ -39,6 +39,7 @@ use self::noted::Noted;
 use self::records::{Records, Storer, names};
 use self::report::Report;
 use self::select::{Chosen, Target, Unpacking};
+use crate::config;
 use crate::streams::Streams;
 
 pub(crate) use self::counts::Counts;
@@ -58,10 +59,30 @@ struct Shared {
     /// What can be unpacked where.
     targets: Vec<Target>,
     verifiers: Vec<Arc<dyn Verifier>>,
+    /// What can be changed while the daemon runs.
+    live: Mutex<Live>,
+    applier: Arc<dyn Applier>,
+}
+
+/// What a transfer takes as it is when it begins.
+#[derive(Clone, Debug)]
+struct Live {
     downloads: Room,
     uploads: Room,
     host_dirs: Vec<PathBuf>,
-    applier: Arc<dyn Applier>,
+    /// Blobs at a time where nothing is configured.
+    fitted: usize,
+}
+
+impl Live {
+    fn new(section: &config::Transfer, fitted: usize) -> Self {
+        Self {
+            fitted,
+            downloads: Room::new(section.max_concurrent_downloads.unwrap_or(fitted)),
+            uploads: Room::new(section.max_concurrent_uploaded_layers.unwrap_or(fitted)),
+            host_dirs: open::directories(&section.config_path),
+        }
+    }
 }
 
 /// How many blobs may be on their way at a time.
@@ -95,14 +116,17 @@ struct Parts {
     strict: bool,
     /// Who must agree to each pull.
     verifiers: Vec<Arc<dyn Verifier>>,
-    /// Layers fetched at a time by all pulls.
-    max_downloads: usize,
-    /// Blobs sent at a time by all pushes.
-    max_uploads: usize,
-    /// Directories with what is configured for registries.
-    host_dirs: Vec<PathBuf>,
+    /// Limits, and directories with what is configured for registries.
+    live: Live,
     /// Where nothing is to be unpacked: never asked.
     applier: Arc<dyn Applier>,
+}
+
+impl Shared {
+    fn live(&self) -> Live {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.clone()
+    }
 }
 
 impl Transfers {
@@ -115,11 +139,15 @@ impl Transfers {
             streams: parts.streams,
             targets: parts.unpacking.into_iter().map(target).collect(),
             verifiers: parts.verifiers,
-            downloads: Room::new(parts.max_downloads),
-            uploads: Room::new(parts.max_uploads),
-            host_dirs: parts.host_dirs,
+            live: Mutex::new(parts.live),
             applier: parts.applier,
         }))
+    }
+
+    /// Takes other limits and registry hosts for the transfers that begin from now on.
+    pub(crate) fn adapt(&self, section: &config::Transfer) {
+        let mut live = self.0.live.lock().unwrap_or_else(PoisonError::into_inner);
+        *live = Live::new(section, live.fitted);
     }
 
     /// Moves `source` to `destination` and tells of it on the stream `progress`, if one is named.
@@ -220,11 +248,12 @@ impl Shared {
         let mut deps = during.map_or_else(|| self.plain(scope), Ok)?;
         deps.images = Arc::new(records);
         deps.content = self.metadata.scoped(scope).patient_content();
+        let downloads = self.live().downloads;
         let opts = PullOpts {
             platforms: set(&store.platforms),
             unpack,
-            max_concurrent: self.downloads.each,
-            places: self.downloads.all.clone(),
+            max_concurrent: downloads.each,
+            places: downloads.all,
             registry,
             all_metadata: store.all_metadata,
             manifest_limit: store.manifest_limit,
@@ -251,10 +280,11 @@ impl Shared {
         report.say(format!("Pushing to {to}"));
         report.image("pushing content", &image.name, &image.target);
         let (registry, talk) = self.registry(scope, &remote)?;
+        let uploads = self.live().uploads;
         let opts = PushOpts {
             platforms: set(&store.platforms),
-            max_concurrent: self.uploads.each,
-            places: self.uploads.all.clone(),
+            max_concurrent: uploads.each,
+            places: uploads.all,
             registry,
             progress: report.listener(),
             ..PushOpts::default()

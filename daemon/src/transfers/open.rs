@@ -6,7 +6,7 @@ use std::sync::Arc;
 use images::{BinDir, BinDirOpts, Verifier};
 use types::{Error, Platform, Result};
 
-use super::{Parts, Transfers, Unpacking};
+use super::{Live, Parts, Transfers, Unpacking};
 use crate::config::{self, Config};
 use crate::engine::{Differ, Differs};
 use crate::point::{Candidate, Facts, Point, Row};
@@ -44,9 +44,7 @@ pub(crate) fn open(
             unpacking: unpacking(store, differs, &section, &order)?,
             strict: section.check_platform_supported,
             verifiers: agree,
-            max_downloads: section.max_concurrent_downloads.unwrap_or(fitted),
-            max_uploads: section.max_concurrent_uploaded_layers.unwrap_or(fitted),
-            host_dirs: directories(&section.config_path),
+            live: Live::new(&section, fitted),
             applier: Arc::new(Differs::select(differs, &order)),
         };
         Ok((Arc::new(Transfers::new(parts)), Facts::default()))
@@ -80,7 +78,7 @@ fn fitted(root: &Path) -> usize {
 }
 
 /// Directories, separated by colons.
-fn directories(text: &str) -> Vec<PathBuf> {
+pub(super) fn directories(text: &str) -> Vec<PathBuf> {
     let named = text.split(':').filter(|directory| !directory.is_empty());
     named.map(PathBuf::from).collect()
 }

@@ -78,14 +78,14 @@ impl Daemon {
         let checker = Checker::new(&engine.store.metadata, &config);
         let routes = face::routes(&engine, &checker, &config).unwrap();
         let ttrpc = config.ttrpc_address();
-        let shims = Socket::bind(ttrpc.as_ref(), 0, 0).unwrap();
-        let shims = ttrpc_server::serve(shims, face::events(&engine))
+        let shims_socket = Socket::bind(ttrpc.as_ref(), 0, 0).unwrap();
+        let shims = ttrpc_server::serve(&shims_socket, face::events(&engine))
             .await
             .unwrap();
-        let incoming = socket.incoming(|_| true);
+        let incoming = socket.incoming(|_| true).unwrap();
         let serving = grpc::connections::serve(routes, incoming, std::future::pending());
         let server = tokio::spawn(async move {
-            let _held = (engine, shims);
+            let _held = (engine, shims, socket, shims_socket);
             serving.await;
         });
         let channel = client::connect(&config.grpc.address, SOON).await.unwrap();

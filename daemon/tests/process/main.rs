@@ -1,0 +1,402 @@
+//! The daemon as a process: how it starts, refuses to start, and ends.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod refused;
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sys::process::{Child, Spawn, Status};
+use tempfile::TempDir;
+
+/// Longest wait for something that must come.
+const SOON: Duration = Duration::from_secs(20);
+const BINARY: &str = env!("CARGO_BIN_EXE_containerd");
+
+/// A daemon in a directory of its own. Killed with the value.
+struct Daemon {
+    child: Child,
+    notified: UnixDatagram,
+    directory: TempDir,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ended = self.child.kill(9);
+        let _reaped = self.child.wait();
+    }
+}
+
+impl Daemon {
+    /// Starts one and waits until it says that it is ready.
+    fn start() -> Self {
+        Self::with(|spawn| spawn)
+    }
+
+    fn with(change: impl FnOnce(Spawn) -> Spawn) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let notified = UnixDatagram::bind(path("notify")).unwrap();
+        notified.set_read_timeout(Some(SOON)).unwrap();
+        std::fs::write(path("config.toml"), "version = 2\n").unwrap();
+        let log = std::fs::File::create(path("log")).unwrap();
+        let spawn = Spawn::new(BINARY)
+            .args(["--config".into(), path("config.toml")])
+            .args(["--root".into(), path("root")])
+            .args(["--state".into(), path("state")])
+            .args(["--address".into(), path("c.sock")])
+            .env("NOTIFY_SOCKET", path("notify"))
+            .stderr(log.into())
+            .death_signal(9);
+        let child = change(spawn).spawn().unwrap();
+        let made = Self {
+            child,
+            notified,
+            directory,
+        };
+        while made.notice() != "READY=1" {}
+        made
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What it tells the service manager next.
+    fn notice(&self) -> String {
+        let mut text = [0; 64];
+        let read = self.notified.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..read]).into_owned()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    /// Waits until the log says `text`.
+    fn logs(&self, text: &str) {
+        let begun = Instant::now();
+        loop {
+            let log = self.log();
+            if log.contains(text) {
+                return;
+            }
+            assert!(begun.elapsed() < SOON, "{text:?} not in the log:\n{log}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn a_watchdog_is_told_as_long_as_the_daemon_is_alive() {
+    let daemon = Daemon::with(|spawn| spawn.env("WATCHDOG_USEC", "100000"));
+    for _ in 0..3 {
+        assert_eq!(daemon.notice(), "WATCHDOG=1");
+    }
+    // One that does not get to run says nothing.
+    daemon.child.kill(19).unwrap();
+    let quiet = Duration::from_millis(300);
+    daemon.notified.set_read_timeout(Some(quiet)).unwrap();
+    let mut told = [0; 64];
+    while daemon.notified.recv(&mut told).is_ok() {}
+    daemon.child.kill(18).unwrap();
+    daemon.notified.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(daemon.notice(), "WATCHDOG=1");
+}
+
+/// Runs the binary to its end; exit status and all that it printed.
+fn run<A: AsRef<Path>>(args: &[A]) -> (Status, String) {
+    let args = args.iter().map(|arg| arg.as_ref().as_os_str());
+    let output = Spawn::new(BINARY)
+        .args(args)
+        .output(b"", 1 << 20, SOON)
+        .unwrap();
+    (output.status, String::from_utf8(output.text).unwrap())
+}
+
+#[test]
+fn it_says_when_it_serves_and_ends_in_order() {
+    let daemon = Daemon::start();
+    for socket in ["c.sock", "c.sock.ttrpc"] {
+        UnixStream::connect(daemon.path(socket)).unwrap();
+    }
+    daemon.child.kill(10).unwrap();
+    daemon.logs("SIGUSR1");
+    UnixStream::connect(daemon.path("c.sock")).unwrap();
+
+    daemon.child.kill(15).unwrap();
+    assert_eq!(daemon.notice(), "STOPPING=1");
+    assert_eq!(daemon.child.wait().unwrap(), Status::Exited(0));
+    for socket in ["c.sock", "c.sock.ttrpc"] {
+        assert!(!daemon.path(socket).exists(), "{socket}");
+    }
+}
+
+#[test]
+fn a_reload_does_what_can_be_done_and_says_what_waits() {
+    let daemon = Daemon::start();
+    let write = |text: &str| {
+        let text = format!("version = 2\n{text}");
+        std::fs::write(daemon.path("config.toml"), text).unwrap();
+    };
+    let reload = || {
+        daemon.child.kill(1).unwrap();
+        let told = daemon.notice();
+        let (first, time) = told.split_once("\nMONOTONIC_USEC=").unwrap();
+        assert_eq!(first, "RELOADING=1");
+        assert!(time.parse::<u64>().unwrap() > 0, "{told}");
+        assert_eq!(daemon.notice(), "READY=1");
+    };
+    write("[debug]\nlevel = 'debug'\n[grpc]\ngid = 7\n");
+    reload();
+    daemon
+        .logs("msg=\"configuration reloaded\" changed=\"debug.level\" needs_restart=\"grpc.gid\"");
+    write("[debug]\nlevel = 'loud'\n");
+    reload();
+    daemon.logs("reload refused");
+    daemon.logs("config.toml: line 3: level: unknown variant `loud`");
+    // The level is that of the last good file, and what waits is told again.
+    write("[debug]\nlevel = 'error'\n[grpc]\ngid = 7\n");
+    reload();
+    write("[debug]\nlevel = 'info'\n");
+    reload();
+    daemon.logs("changed=\"debug.level\" needs_restart=\"nothing\"");
+    let log = daemon.log();
+    assert_eq!(log.matches("configuration reloaded").count(), 2, "{log}");
+}
+
+/// True when somebody speaks HTTP/2 there.
+fn is_served(path: &Path) -> bool {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    stream.write_all(preface).unwrap();
+    // The head of its own settings.
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).is_ok() && head[3] == 4
+}
+
+#[test]
+fn sockets_that_were_passed_are_served_and_stay() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let notified = UnixDatagram::bind(path("notify")).unwrap();
+    notified.set_read_timeout(Some(SOON)).unwrap();
+    std::fs::write(path("config.toml"), "version = 2\n").unwrap();
+    // One goes by its name, one by its path, one is of no use here.
+    let bind = |name: &str| UnixListener::bind(path(name)).unwrap();
+    let (named, at_path, other) = (bind("named.sock"), bind("named.sock.ttrpc"), bind("other"));
+    // Made before the daemon is: it waits.
+    let mut early = UnixStream::connect(path("named.sock")).unwrap();
+    let log = std::fs::File::create(path("log")).unwrap();
+    let child = Spawn::new("/bin/sh")
+        .args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\"", BINARY])
+        .args(["--config".into(), path("config.toml")])
+        .args(["--root".into(), path("root")])
+        .args(["--state".into(), path("state")])
+        .args(["--address".into(), path("configured.sock")])
+        .env("NOTIFY_SOCKET", path("notify"))
+        .env("LISTEN_FDS", "3")
+        .env("LISTEN_FDNAMES", "grpc:ttrpc:other")
+        .fd(named.into(), 3)
+        .fd(at_path.into(), 4)
+        .fd(other.into(), 5)
+        .stderr(log.into())
+        .death_signal(9)
+        .spawn()
+        .unwrap();
+    let daemon = Daemon {
+        child,
+        notified,
+        directory,
+    };
+    assert_eq!(daemon.notice(), "READY=1");
+    early.set_read_timeout(Some(SOON)).unwrap();
+    early.read_exact(&mut [0; 9]).unwrap();
+    assert!(is_served(&daemon.path("named.sock")));
+    assert!(!daemon.path("configured.sock").exists());
+    UnixStream::connect(daemon.path("named.sock.ttrpc")).unwrap();
+    daemon.logs("nothing here serves a socket that was passed: closed\" name=\"other\"");
+    UnixStream::connect(daemon.path("other")).unwrap_err();
+
+    daemon.child.kill(15).unwrap();
+    assert_eq!(daemon.notice(), "STOPPING=1");
+    assert_eq!(daemon.child.wait().unwrap(), Status::Exited(0));
+    // Who made them removes them.
+    assert!(daemon.path("named.sock").exists() && daemon.path("named.sock.ttrpc").exists());
+}
+
+/// A daemon that another one has started. Killed with the value.
+struct Heir {
+    pid: u32,
+    process: OwnedFd,
+}
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        let _ended = sys::pidfd::send_signal(&self.process, 9);
+    }
+}
+
+impl Heir {
+    /// The one that systemd is told of, when it serves.
+    fn of(daemon: &Daemon) -> Self {
+        let told = daemon.notice();
+        assert!(told.starts_with("RELOADING=1"), "{told}");
+        let told = daemon.notice();
+        let (pid, ready) = told
+            .strip_prefix("MAINPID=")
+            .and_then(|rest| rest.split_once('\n'))
+            .unwrap();
+        assert_eq!(ready, "READY=1");
+        assert_eq!(daemon.notice(), "READY=1");
+        let pid = pid.parse().unwrap();
+        let process = sys::pidfd::open(pid).unwrap();
+        Self { pid, process }
+    }
+
+    fn kill(&self, signal: i32) {
+        sys::pidfd::send_signal(&self.process, signal).unwrap();
+    }
+
+    fn wait(&self) {
+        let begun = Instant::now();
+        while sys::pidfd::is_alive(&self.process).unwrap() {
+            assert!(begun.elapsed() < SOON, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn a_running_daemon_hands_over_to_a_new_one_and_goes() {
+    let daemon = Daemon::start();
+    let (socket, ttrpc) = (daemon.path("c.sock"), daemon.path("c.sock.ttrpc"));
+    daemon.child.kill(12).unwrap();
+    let first = Heir::of(&daemon);
+    assert_ne!(first.pid, daemon.child.pid());
+    assert_eq!(daemon.child.wait().unwrap(), Status::Exited(0));
+    assert!(is_served(&socket));
+    UnixStream::connect(&ttrpc).unwrap();
+    // The lock was never open, and has the name of the one that holds it now.
+    let (status, text) = run(&[
+        &PathBuf::from("-c"),
+        &daemon.path("config.toml"),
+        &"--root".into(),
+        &daemon.path("root"),
+        &"--state".into(),
+        &daemon.path("other"),
+        &"-a".into(),
+        &daemon.path("other.sock"),
+    ]);
+    assert_eq!(status, Status::Exited(75));
+    let named = format!("is in use by another containerd, process {} (", first.pid);
+    assert!(text.contains(&named), "{text}");
+    // It is a daemon like any other: it hands over, and it ends in order.
+    first.kill(12);
+    let second = Heir::of(&daemon);
+    first.wait();
+    assert!(is_served(&socket));
+    second.kill(15);
+    assert_eq!(daemon.notice(), "STOPPING=1");
+    second.wait();
+    assert!(!socket.exists() && !ttrpc.exists());
+}
+
+#[test]
+fn a_new_daemon_that_fails_leaves_the_old_one_where_it_was() {
+    let daemon = Daemon::start();
+    let write = |text: &str| std::fs::write(daemon.path("config.toml"), text).unwrap();
+    for (config, why) in [
+        // Before it gets anything.
+        (
+            "version = 2\nroot = 5\n",
+            "config.toml: line 2: root: invalid type",
+        ),
+        // When the stores are its own: a plugin that must be there.
+        (
+            "version = 2\nrequired_plugins = [\"io.containerd.grpc.v1.cri\"]\n",
+            "required plugin \\\"io.containerd.grpc.v1.cri\\\" is not there",
+        ),
+    ] {
+        write(config);
+        daemon.child.kill(12).unwrap();
+        assert!(daemon.notice().starts_with("RELOADING=1"));
+        assert_eq!(daemon.notice(), "READY=1");
+        daemon.logs("going on\" error=");
+        daemon.logs(why);
+        assert!(is_served(&daemon.path("c.sock")), "{config}");
+    }
+    daemon.child.kill(15).unwrap();
+    assert_eq!(daemon.notice(), "STOPPING=1");
+    assert_eq!(daemon.child.wait().unwrap(), Status::Exited(0));
+    assert!(!daemon.path("c.sock").exists());
+}
+
+#[test]
+fn a_killed_daemon_leaves_nothing_that_keeps_the_next_one_out() {
+    let mut daemon = Daemon::start();
+    daemon.child.kill(9).unwrap();
+    assert_eq!(daemon.child.wait().unwrap(), Status::Signaled(9));
+    assert!(daemon.path("c.sock").exists());
+    let log = std::fs::File::create(daemon.path("log")).unwrap();
+    daemon.child = Spawn::new(BINARY)
+        .args(["-c".into(), daemon.path("config.toml")])
+        .args(["--root".into(), daemon.path("root")])
+        .args(["--state".into(), daemon.path("state")])
+        .args(["-a".into(), daemon.path("c.sock")])
+        .env("NOTIFY_SOCKET", daemon.path("notify"))
+        .stderr(log.into())
+        .death_signal(9)
+        .spawn()
+        .unwrap();
+    assert_eq!(daemon.notice(), "READY=1");
+}
+
+#[test]
+fn the_default_configuration_is_one() {
+    let (status, text) = run(&["config", "default"]);
+    assert_eq!(status, Status::Exited(0));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    std::fs::write(&file, &text).unwrap();
+    let file = file.display().to_string();
+    assert_eq!(
+        run(&["-c", &file, "config", "dump"]),
+        (Status::Exited(0), text)
+    );
+}
+
+#[test]
+fn an_old_file_is_migrated_on_request_and_stays_what_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    let old = "[plugins.cri]\nsandbox_image = 'pause'\n";
+    std::fs::write(&file, old).unwrap();
+    let (status, text) = run(&["-c", &file.display().to_string(), "config", "migrate"]);
+    assert_eq!(status, Status::Exited(0));
+    for part in [
+        "version = 3",
+        "io.containerd.cri.v1.images",
+        "sandbox = \"pause\"",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), old);
+}
+
+#[test]
+fn the_version_is_three_words() {
+    let (status, text) = run(&["--version"]);
+    assert_eq!(status, Status::Exited(0));
+    let words: Vec<_> = text.split_whitespace().collect();
+    assert_eq!(
+        (words.len(), words[0], words[2]),
+        (3, "containerd", concat!("v", env!("CARGO_PKG_VERSION")))
+    );
+    assert_eq!(run(&["--nonsense"]).0, Status::Exited(2));
+}
