@@ -4,11 +4,12 @@
 # make fuzz    every fuzz target for a few thousand inputs
 # make bench   figures beside Debian's containerd, in one interleaved run; PARTS="life exec" for some
 # make install real use: binaries, systemd unit
+# make deb     the same as a Debian package, in out/
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .PHONY: demo check checks fmt clippy doc unit search architecture fuzz-check fuzz test integration bench install \
-	uninstall deps-build deps-demo deps-unit deps-test deps-fuzz deps-bench binaries-dev binaries-release clean
+	uninstall deb deps-build deps-demo deps-unit deps-test deps-fuzz deps-bench binaries-dev binaries-release clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -36,7 +37,7 @@ deps-demo: deps-build
 
 deps-test: deps-demo
 	@scripts/deps criu crun skopeo docker-registry containerd bsdutils util-linux iproute2 mount \
-		strace xfsprogs e2fsprogs fuse3 fuse-overlayfs attr acl
+		strace xfsprogs e2fsprogs fuse3 fuse-overlayfs attr acl systemd
 
 # Units make file systems in files.
 deps-unit: deps-build
@@ -88,6 +89,9 @@ uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/containerd $(DESTDIR)$(PREFIX)/bin/ctr \
 		$(DESTDIR)$(PREFIX)/bin/containerd-shim-runc-v2 \
 		$(DESTDIR)$(PREFIX)/lib/systemd/system/containerd.service
+
+deb: deps-build binaries-release
+	scripts/deb $(RELEASE) $(CURDIR)/out
 
 # --- checks --------------------------------------------------------------------------------------
 check: checks fuzz-check

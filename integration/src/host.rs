@@ -1,16 +1,62 @@
 //! One private daemon and the clients that talk to it.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::daemon::{Parts, pinned_namespaces};
 use crate::inventory::{Places, traces};
 use crate::{Oci, Output, Program, Whose, bin_dir, need, until};
 
+const SIGKILL: i32 = 9;
+const SIGUSR2: i32 = 12;
+const SIGTERM: i32 = 15;
+
 /// Name of the image that [`Host::image`] imports.
 pub const IMAGE: &str = "example.test/demo/busybox:1";
+
+/// The daemon's process.
+#[derive(Debug)]
+enum Daemon {
+    /// Started by the test.
+    Child(Child),
+    /// Started by the daemon before it: nobody here can wait for it.
+    Heir(u32, OwnedFd),
+}
+
+impl Daemon {
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Child(child) => child.id(),
+            Self::Heir(pid, _) => *pid,
+        }
+    }
+
+    fn signal(&self, signal: i32) {
+        let sent = match self {
+            Self::Child(child) => {
+                sys::pidfd::open(child.id()).and_then(|fd| sys::pidfd::send_signal(fd, signal))
+            }
+            Self::Heir(_, process) => sys::pidfd::send_signal(process, signal),
+        };
+        sent.expect("signal the daemon");
+    }
+
+    /// Waits for its end; its status where that can be known.
+    fn wait(&mut self) -> Option<ExitStatus> {
+        let mut status = None;
+        until("the daemon ends", || match self {
+            Self::Child(child) => {
+                status = child.try_wait().expect("wait");
+                status.is_some()
+            }
+            Self::Heir(_, process) => !sys::pidfd::is_alive(process).expect("poll"),
+        });
+        status
+    }
+}
 
 /// A daemon with a root, a state, a socket and a namespace of its own.
 #[derive(Debug)]
@@ -19,7 +65,7 @@ pub struct Host {
     root: PathBuf,
     namespace: String,
     parts: Parts,
-    daemon: Option<Child>,
+    daemon: Option<Daemon>,
     /// Descriptors that the daemon had open when it began to serve.
     descriptors: usize,
     /// Pinned network namespaces of the machine before the test.
@@ -138,7 +184,7 @@ impl Host {
     /// When it does not run.
     #[must_use]
     pub fn daemon_pid(&self) -> u32 {
-        self.daemon.as_ref().expect("the daemon runs").id()
+        self.daemon.as_ref().expect("the daemon runs").pid()
     }
 
     /// What the daemon has logged.
@@ -171,7 +217,7 @@ impl Host {
             }
             self.ctr(["version"]).code == 0
         });
-        self.daemon = Some(child);
+        self.daemon = Some(Daemon::Child(child));
         // The connection of the question that it answered may still be on its way out.
         self.descriptors = self.descriptors();
     }
@@ -181,9 +227,44 @@ impl Host {
     /// # Panics
     /// When it does not run.
     pub fn kill(&mut self) {
-        let mut child = self.daemon.take().expect("the daemon runs");
-        child.kill().expect("kill");
-        child.wait().expect("wait");
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.signal(SIGKILL);
+        daemon.wait();
+    }
+
+    /// Asks the daemon to hand over to a new one, and waits until that serves and it has ended.
+    ///
+    /// # Panics
+    /// When the daemon goes on, or does not end with 0.
+    pub fn hand_over(&mut self) {
+        let before = self.log().len();
+        let mut old = self.daemon.take().expect("the daemon runs");
+        old.signal(SIGUSR2);
+        let status = old.wait();
+        assert!(
+            status.is_none_or(|s| s.success()),
+            "{status:?}:\n{}",
+            self.log()
+        );
+        let log = self.log();
+        let pid = log[before..]
+            .lines()
+            .find_map(|line| line.split_once("the new daemon serves: leaving\" pid="))
+            .and_then(|(_, pid)| pid.trim().parse().ok())
+            .unwrap_or_else(|| panic!("no new daemon:\n{log}"));
+        let process = sys::pidfd::open(pid).expect("the new daemon runs");
+        self.daemon = Some(Daemon::Heir(pid, process));
+    }
+
+    /// Sends the daemon a signal.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn signal(&self, signal: i32) {
+        self.daemon
+            .as_ref()
+            .expect("the daemon runs")
+            .signal(signal);
     }
 
     /// What a power cut does beside the disks: daemon, shims and containers end in the middle of what they
@@ -202,18 +283,12 @@ impl Host {
     /// # Panics
     /// When it does not.
     pub fn stop(&mut self) {
-        let mut child = self.daemon.take().expect("the daemon runs");
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
-        let mut code = None;
-        until("the daemon stops", || {
-            code = child.try_wait().expect("wait");
-            code.is_some()
-        });
-        let code = code.expect("ended");
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.signal(SIGTERM);
+        let code = daemon.wait();
         assert!(
-            code.success(),
-            "the daemon ended with {code}:\n{}",
+            code.is_none_or(|code| code.success()),
+            "the daemon ended with {code:?}:\n{}",
             self.log()
         );
     }
@@ -408,9 +483,14 @@ impl Drop for Host {
         for line in tail.iter().rev() {
             drop(writeln_stderr(line));
         }
-        if let Some(mut child) = self.daemon.take() {
-            drop(child.kill());
-            drop(child.wait());
+        if let Some(daemon) = self.daemon.take() {
+            // It may have ended by itself.
+            drop(
+                sys::pidfd::open(daemon.pid()).and_then(|fd| sys::pidfd::send_signal(fd, SIGKILL)),
+            );
+            if let Daemon::Child(mut child) = daemon {
+                drop(child.wait());
+            }
         }
         kill_traces(self.dir.path(), &self.root, &self.namespace);
     }

@@ -1,0 +1,147 @@
+//! What is installed on a machine: the unit is one that systemd understands, and the Debian package
+//! installs, runs and goes without a trace.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use integration::{Output, Program, bin_dir, need, until};
+
+/// A file of the repository.
+fn ours(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)
+}
+
+#[test]
+fn the_unit_file_is_one() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let text = fs::read_to_string(ours("scripts/containerd.service")).expect("a unit");
+    let binary = bin_dir().join("containerd");
+    let text = text.replace("@PREFIX@/bin/containerd", &binary.display().to_string());
+    let unit = dir.path().join("containerd.service");
+    let verify = |text: &str| {
+        fs::write(&unit, text).expect("write");
+        Program::new(need("systemd-analyze"))
+            .args(["verify"])
+            .args([&unit])
+            .run()
+    };
+    let told = verify(&text);
+    assert_eq!((told.code, told.stderr.as_str()), (0, ""));
+    // It would say so.
+    let told = verify(&text.replace("Type=notify", "Type=notifies\nNonsense=yes"));
+    assert!(told.stderr.contains("Nonsense"), "{told:?}");
+    for line in [
+        "KillMode=process",
+        "Delegate=yes",
+        "Type=notify",
+        "ExecReload=",
+    ] {
+        assert!(text.contains(line), "{line}");
+    }
+}
+
+/// dpkg on a directory instead of the machine.
+fn dpkg(root: &Path, args: &[&str]) -> Output {
+    Program::new(need("dpkg"))
+        .args(["--force-script-chrootless", "--force-depends"])
+        .args([format!("--root={}", root.display())])
+        .args([format!("--log={}", root.join("dpkg.log").display())])
+        .args(args)
+        .run()
+}
+
+/// All files below, but for dpkg's own.
+fn files(root: &Path) -> Vec<String> {
+    let found = Program::new("find")
+        .args([root])
+        .args(["-type", "f", "-printf", "%P\n"])
+        .run()
+        .ok();
+    let is_dpkg = |name: &&str| name.starts_with("var/lib/dpkg/") || *name == "dpkg.log";
+    let mut names: Vec<_> = found
+        .lines()
+        .filter(|n| !is_dpkg(n))
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_package_installs_starts_and_goes_without_a_trace() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let made = Program::new(ours("scripts/deb"))
+        // Binaries of developers are large, and this one is read once.
+        .env("DEB_FLAGS", "-Znone")
+        .args([bin_dir()])
+        .args([dir.path()])
+        .run()
+        .ok();
+    let package = made.trim();
+    let info = Program::new(need("dpkg-deb"))
+        .args(["--info", package])
+        .run()
+        .ok();
+    for line in [
+        "Package: containerd-rs",
+        "Provides: containerd (= ",
+        "Conflicts: containerd",
+    ] {
+        assert!(info.contains(line), "{info}");
+    }
+    let root = dir.path().join("machine");
+    for directory in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
+        fs::create_dir_all(root.join(directory)).expect("mkdir");
+    }
+    for file in ["status", "available"] {
+        fs::write(root.join("var/lib/dpkg").join(file), "").expect("write");
+    }
+    drop(dpkg(&root, &["-i", package]).ok());
+    assert_eq!(
+        files(&root),
+        [
+            "lib/systemd/system/containerd.service",
+            "usr/bin/containerd",
+            "usr/bin/containerd-shim-runc-v2",
+            "usr/bin/ctr",
+            "usr/share/doc/containerd-rs/copyright",
+            "usr/share/doc/containerd-rs/upgrade.md",
+        ]
+    );
+    let unit = root.join("lib/systemd/system/containerd.service");
+    let unit = fs::read_to_string(unit).expect("a unit");
+    assert!(unit.contains("ExecStart=/usr/bin/containerd\n"), "{unit}");
+    it_runs(&root, dir.path());
+    // Twice is an upgrade.
+    drop(dpkg(&root, &["-i", package]).ok());
+    drop(dpkg(&root, &["-r", "containerd-rs"]).ok());
+    drop(dpkg(&root, &["-P", "containerd-rs"]).ok());
+    assert_eq!(files(&root), Vec::<String>::new());
+}
+
+/// The daemon that was installed answers the client that was installed.
+fn it_runs(root: &Path, dir: &Path) {
+    let bin = root.join("usr/bin");
+    let address = dir.join("c.sock");
+    fs::write(dir.join("c.toml"), "version = 3\n").expect("write");
+    let mut daemon = std::process::Command::new(bin.join("containerd"))
+        .args(["-l", "error", "-c"])
+        .arg(dir.join("c.toml"))
+        .arg("--root")
+        .arg(dir.join("root"))
+        .arg("--state")
+        .arg(dir.join("state"))
+        .arg("--address")
+        .arg(&address)
+        .spawn()
+        .expect("start the daemon");
+    let ctr = || {
+        let ctr = Program::new(bin.join("ctr"))
+            .args(["--address"])
+            .args([&address]);
+        ctr.args(["version"]).run().code
+    };
+    until("the daemon answers", || ctr() == 0);
+    daemon.kill().expect("kill");
+    daemon.wait().expect("wait");
+}
