@@ -25,12 +25,11 @@ use ::content::ContentStore;
 use ::diff::{Applier, ApplyOpts, CompareOpts, Comparer};
 use ::snapshotters::Snapshotter;
 use async_trait::async_trait;
-use grpc::Anybody;
 use grpc::content::ContentServer;
 use grpc::diff::DiffServer;
 use grpc::snapshots::SnapshotsServer;
+use grpc::{Anybody, Routes};
 use tokio::net::UnixListener;
-use tonic::service::RoutesBuilder;
 use types::{Descriptor, Error, Mount, Result, Scope};
 
 pub use content::{Content, Contents};
@@ -47,9 +46,8 @@ pub async fn snapshotters(
     served: BTreeMap<String, Arc<dyn Snapshotter>>,
     stop: impl Future<Output = ()>,
 ) {
-    let mut routes = RoutesBuilder::default();
     let service = Snapshots(Named(Arc::new(served)));
-    routes.add_service(SnapshotsServer::new(service));
+    let routes = Routes::of(SnapshotsServer::new(service));
     serve(listener, routes, stop).await;
 }
 
@@ -59,8 +57,7 @@ pub async fn content(
     served: Arc<dyn ContentStore>,
     stop: impl Future<Output = ()>,
 ) {
-    let mut routes = RoutesBuilder::default();
-    routes.add_service(ContentServer::new(Content(One(served))));
+    let routes = Routes::of(ContentServer::new(Content(One(served))));
     serve(listener, routes, stop).await;
 }
 
@@ -72,14 +69,12 @@ pub async fn differ<D: Applier + Comparer + 'static>(
     store: impl Fn(&Scope) -> Arc<dyn ContentStore> + Send + Sync + 'static,
     stop: impl Future<Output = ()>,
 ) {
-    let mut routes = RoutesBuilder::default();
     let store = Arc::new(store);
-    routes.add_service(DiffServer::new(Diff(Placed { served, store })));
+    let routes = Routes::of(DiffServer::new(Diff(Placed { served, store })));
     serve(listener, routes, stop).await;
 }
 
-async fn serve(listener: UnixListener, routes: RoutesBuilder, stop: impl Future<Output = ()>) {
-    let routes = grpc::fallback::routes(routes.routes());
+async fn serve(listener: UnixListener, routes: Routes, stop: impl Future<Output = ()>) {
     let incoming = futures::stream::unfold(listener, |listener| async {
         loop {
             match listener.accept().await {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use client::serve;
+use grpc::Routes;
 use metadata::Metadata;
 use runtime_v2::{TaskManager, Tasks as Manager};
-use tonic::service::{Routes, RoutesBuilder};
 use types::Result;
 
 use crate::config::Config;
@@ -109,7 +109,7 @@ macro_rules! add {
             let server = grpc::$module::$server::new($service)
                 .max_decoding_message_size($config.grpc.max_recv_message_size)
                 .max_encoding_message_size($config.grpc.max_send_message_size);
-            $routes.add_service(server);
+            $routes.add(server);
         }
     };
 }
@@ -128,7 +128,7 @@ pub(crate) fn events(engine: &Engine) -> Events {
 /// # Errors
 /// `FailedPrecondition` without a required plugin; the errno of the daemon's UUID.
 pub(crate) fn routes(engine: &Engine, checker: &Checker, config: &Config) -> Result<Routes> {
-    let mut routes = RoutesBuilder::default();
+    let mut routes = Routes::default();
     add_records(&mut routes, &engine.store.metadata, config);
     add_work(&mut routes, engine, config);
     let rows = rows(engine, config);
@@ -150,11 +150,11 @@ pub(crate) fn routes(engine: &Engine, checker: &Checker, config: &Config) -> Res
     );
     add!(routes, config, "flights", flight::FlightsServer, Flights);
     add!(routes, config, "version", version::VersionServer, Version);
-    Ok(grpc::fallback::routes(routes.routes()))
+    Ok(routes)
 }
 
 /// Services of what is stored.
-fn add_records(routes: &mut RoutesBuilder, metadata: &Metadata, config: &Config) {
+fn add_records(routes: &mut Routes, metadata: &Metadata, config: &Config) {
     let max_message = config.grpc.max_send_message_size;
     let containers = Containers {
         metadata: metadata.clone(),
@@ -209,7 +209,7 @@ fn add_records(routes: &mut RoutesBuilder, metadata: &Metadata, config: &Config)
 }
 
 /// Services of what works on it.
-fn add_work(routes: &mut RoutesBuilder, engine: &Engine, config: &Config) {
+fn add_work(routes: &mut Routes, engine: &Engine, config: &Config) {
     let metadata = &engine.store.metadata;
     let diff = Diff {
         metadata: metadata.clone(),

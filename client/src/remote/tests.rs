@@ -117,8 +117,12 @@ async fn store(fake: Fake) -> (RemoteContent, tempfile::TempDir) {
         let stream = listener.accept().await.map(|(stream, _)| stream);
         Some((stream, listener))
     });
-    let server = tonic::transport::Server::builder().add_service(ContentServer::new(fake));
-    tokio::spawn(server.serve_with_incoming(incoming));
+    let routes = grpc::Routes::of(ContentServer::new(fake));
+    tokio::spawn(grpc::connections::serve(
+        routes,
+        incoming,
+        std::future::pending(),
+    ));
     let address = path.to_str().unwrap();
     let client = Client::connect(address, "ns".parse().unwrap(), Duration::from_secs(5)).await;
     (RemoteContent::new(client.unwrap().caller().clone()), dir)

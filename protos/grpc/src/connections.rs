@@ -3,7 +3,7 @@
 //! Invariant: a call that need not wait costs no task, no other thread and no second turn of the
 //! scheduler: it is read, run and answered in one poll. But a poll has an end, however much a client
 //! asks for at once: then other connections have their turn. A call that panics ends alone. Called by
-//! the daemon, with the routes of [`crate::fallback::routes`].
+//! the daemon, with its [`Routes`].
 //!
 //! ```text
 //! accept ─ task per connection:  read frames ─> start calls ─> poll those that were woken ─┐
@@ -12,7 +12,6 @@
 //! A general executor would put each call on a task of its own. Its threads then wake each other for
 //! work of a few microseconds: the waking costs more than the work.
 
-use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,10 +21,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use futures::task::AtomicWaker;
-use futures::{FutureExt as _, TryFutureExt as _};
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
@@ -34,14 +33,9 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
-use tonic::Status;
-use tonic::body::Body;
-use tonic::service::Routes;
-use tower::Service as _;
-use types::Error;
 
-use crate::serve::{Ending, PATIENCE, timeout};
-use crate::written::in_pieces;
+use crate::routes::Routes;
+use crate::serve::{Ending, PATIENCE};
 
 /// Flow control windows: content comes in messages of 1 MiB.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -50,11 +44,8 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const MANY_RESETS: usize = 16 << 10;
 /// What one poll may take before it ends; a call that is being polled then comes to its own end.
 const SLICE: Duration = Duration::from_micros(500);
-/// How much later than a call's own end its deadline is kept here: the call knows better words.
-const BEHIND: Duration = Duration::from_millis(5);
 
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
-type Head = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// Serves the routes on all connections until `stop` completes; then until the last call of the last
 /// client has ended. Calls that only wait or tell are then ended, with `Unavailable`.
@@ -63,7 +54,7 @@ pub async fn serve(
     incoming: impl Stream<Item = io::Result<UnixStream>>,
     stop: impl Future<Output = ()>,
 ) {
-    let routes = routes.prepare();
+    let routes = Arc::new(routes);
     let (stopping, told) = watch::channel(());
     {
         let mut incoming = pin!(incoming);
@@ -77,7 +68,7 @@ pub async fn serve(
                 Some(Ok(stream)) => {
                     drop(tokio::spawn(connection(
                         stream,
-                        routes.clone(),
+                        Arc::clone(&routes),
                         told.clone(),
                     )));
                 }
@@ -93,12 +84,12 @@ pub async fn serve(
 }
 
 /// Serves one connection to its end.
-async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receiver<()>) {
+async fn connection(stream: UnixStream, routes: Arc<Routes>, mut told: watch::Receiver<()>) {
     let started = Started::default();
     let ending = Ending(told.clone());
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ending.clone());
-        answer(&mut routes.clone(), request)
+        routes.call(request)
     });
     let mut builder = http2::Builder::new(started.clone());
     builder
@@ -135,7 +126,7 @@ async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receive
             if let Poll::Ready(ended) = connection.as_mut().poll(inner) {
                 return Poll::Ready(ended);
             }
-            calls.extend(started.take());
+            started.board(&mut calls);
             if !is_used && !calls.is_empty() {
                 is_used = true;
                 // The look at whether it is time to stop comes again.
@@ -162,42 +153,34 @@ async fn connection(stream: UnixStream, routes: Routes, mut told: watch::Receive
     }
 }
 
-/// The answer's head, on its own in memory and gone when it is there: a stream may stay open for days.
-fn answer(routes: &mut Routes, request: Request<Incoming>) -> Head {
-    // A client may never send what its call is about: then the call does not begin.
-    let limit = timeout(request.headers());
-    let answer = routes.call(request.map(Body::new)).map_ok(in_pieces);
-    let Some(limit) = limit else {
-        return Box::pin(answer);
-    };
-    let answer = tokio::time::timeout(limit.saturating_add(BEHIND), answer);
-    let late = || Status::deadline_exceeded(Error::deadline_exceeded("").to_string());
-    Box::pin(answer.map(move |done| done.unwrap_or_else(|_| Ok(late().into_http()))))
-}
-
 /// Calls that have come in and were not polled yet.
 #[derive(Clone, Default)]
-struct Started(Arc<Mutex<Vec<Call>>>);
+struct Started(Arc<Mutex<Vec<Alone>>>);
 
 impl Started {
-    fn take(&self) -> Vec<Call> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Puts them among those that are polled.
+    fn board(&self, calls: &mut FuturesUnordered<Alone>) {
+        let mut started = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.extend(started.drain(..));
     }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Started {
     fn execute(&self, call: F) {
         let mut started = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        started.push(Box::pin(alone(call)));
+        started.push(Alone(Some(Box::pin(call))));
     }
 }
 
-/// The call, whose panic is its own end, also one in its destructor.
-async fn alone(call: impl Future<Output = ()>) {
-    let mut call = Some(Box::pin(call));
-    let done = poll_fn(|cx| {
-        let Some(running) = &mut call else {
-            return Poll::Ready(Ok(()));
+/// A call until its end, whose panic is its own end, also one in its destructor.
+struct Alone(Option<Call>);
+
+impl Future for Alone {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(running) = &mut self.0 else {
+            return Poll::Ready(());
         };
         // Without budget it would only seem to wait, and come back late: it is polled again instead,
         // in its turn, when the connection's next poll begins.
@@ -206,21 +189,16 @@ async fn alone(call: impl Future<Output = ()>) {
             return Poll::Pending;
         }
         let polled = catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx)));
-        match polled {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(())) => {
-                let ended = AssertUnwindSafe(call.take());
-                Poll::Ready(catch_unwind(|| drop(ended)))
-            }
-            Err(panic) => {
-                // What is left of it is dropped as carefully.
-                let left = AssertUnwindSafe(call.take());
-                Poll::Ready(catch_unwind(|| drop(left)).and(Err(panic)))
-            }
+        if let Ok(Poll::Pending) = polled {
+            return Poll::Pending;
         }
-    });
-    if done.await.is_err() {
-        tracing::error!("a call panicked outside of its body");
+        // What is left of it is dropped as carefully.
+        let left = AssertUnwindSafe(self.0.take());
+        let dropped = catch_unwind(|| drop(left));
+        if polled.is_err() || dropped.is_err() {
+            tracing::error!("a call panicked outside of its body");
+        }
+        Poll::Ready(())
     }
 }
 

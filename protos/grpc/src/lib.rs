@@ -8,10 +8,10 @@
 mod codec;
 pub mod connections;
 mod detached;
-pub mod fallback;
 pub mod meter;
 mod pull;
 mod request;
+mod routes;
 mod scope;
 mod serve;
 pub mod status;
@@ -21,9 +21,10 @@ mod written;
 pub use codec::{Codec, MessageDecoder, MessageEncoder, Outgoing};
 pub use pull::serve_unscoped_pull;
 pub use request::{filter, known};
+pub use routes::Routes;
 pub use scope::{Anybody, LEASE, NAMESPACE, Tenant, request, scope, unscoped};
 pub use serve::{
-    Method, serve, serve_cancellable, serve_duplex, serve_stream, serve_tenant, serve_unscoped,
+    serve, serve_cancellable, serve_duplex, serve_stream, serve_tenant, serve_unscoped,
     serve_unscoped_cancellable, serve_unscoped_stream,
 };
 pub use stream::{PAGE, ResponseStream, Room, Sender, items, pages};

@@ -4,12 +4,10 @@
 //! method that nobody called is one with zeros.
 //!
 //! ```text
-//! fallback::routes ─ request ─> of(path) ─ begin ─> body ─ its status ─> end
-//!                                             `──── dropped before ───> end: Canceled
+//! Routes ─ request ─> begin ─> body ─ its status ─> end
+//!                           `──── dropped before ───> end: Canceled
 //! ```
 
-use std::collections::HashMap;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -110,13 +108,6 @@ pub fn all() -> &'static [Meter] {
     &METERS
 }
 
-/// The meter of the method with this path.
-pub(crate) fn of(path: &str) -> Option<&'static Meter> {
-    static BY_PATH: LazyLock<HashMap<&str, &Meter>> =
-        LazyLock::new(|| METERS.iter().map(|meter| (meter.path, meter)).collect());
-    BY_PATH.get(path).copied()
-}
-
 /// A call that is counted when its status is known, or when nobody waits for it any more.
 #[derive(Debug)]
 pub(crate) struct Metered {
@@ -130,6 +121,14 @@ impl Metered {
         Self {
             meter,
             began: Instant::now(),
+        }
+    }
+
+    /// The same call, in other hands: this one counts nothing any more.
+    pub(crate) fn take(&mut self) -> Self {
+        Self {
+            meter: self.meter.take(),
+            began: self.began,
         }
     }
 
@@ -194,6 +193,7 @@ mod tests {
 
     #[test]
     fn the_methods_of_all_services_have_meters() {
+        let of = |path: &str| all().iter().find(|meter| meter.path == path);
         let version = of("/containerd.services.version.v1.Version/Version").unwrap();
         assert_eq!(version.kind, "unary");
         let write = of("/containerd.services.content.v1.Content/Write").unwrap();

@@ -9,7 +9,6 @@ use std::future::Future;
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::uri::PathAndQuery;
 use tokio::sync::watch;
 use tokio::task::JoinError;
 use tonic::{Request, Response, Status, Streaming};
@@ -24,14 +23,9 @@ use crate::stream::{ResponseStream, Sender, channel};
 /// Messages that a streaming body may be ahead of its client.
 const AHEAD: usize = 4;
 
-/// The method called; put into a request's extensions by [`crate::fallback::routes`].
-#[derive(Clone, Debug)]
-pub struct Method {
-    /// Its path as the client wrote it.
-    pub path: PathAndQuery,
-    /// The same, if it is one that is served.
-    pub known: Option<&'static str>,
-}
+/// The path of the method called; put into a request's extensions by [`crate::Routes`].
+#[derive(Clone, Copy)]
+pub(crate) struct Method(pub(crate) &'static str);
 
 /// Serves one call of a namespaced service.
 ///
@@ -229,10 +223,10 @@ pub(crate) struct Call {
 impl Call {
     pub(crate) fn of<Q>(request: &Request<Q>) -> Self {
         let called = request.extensions().get::<Method>();
-        let method = called.map_or("", |called| called.path.path());
-        let span = tracing::info_span!("grpc", method, namespace = tracing::field::Empty);
+        let name = called.map_or("", |called| called.0);
+        let span = tracing::info_span!("grpc", method = name, namespace = tracing::field::Empty);
         Self {
-            name: called.and_then(|called| called.known).unwrap_or_default(),
+            name,
             span,
             timeout: timeout(request.metadata().as_ref()),
             ending: request.extensions().get::<Ending>().cloned(),

@@ -11,14 +11,13 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status, Streaming};
 use types::{Error, Scope};
 
 use crate::streaming::{StreamingClient, StreamingServer};
 use crate::version::{Version, VersionClient, VersionServer};
-use crate::{Codec, MAX_MESSAGE, ResponseStream, serve_duplex, serve_unscoped, status};
+use crate::{Codec, MAX_MESSAGE, ResponseStream, Routes, serve_duplex, serve_unscoped, status};
 
 /// Limit of the tests' stream, for what the server sends.
 const SENT_AT_MOST: usize = 8 << 20;
@@ -70,14 +69,14 @@ impl Drop for Serving {
 
 fn serve() -> Serving {
     let streaming = StreamingServer::new(Daemon).max_encoding_message_size(SENT_AT_MOST);
-    let routes = Routes::new(VersionServer::new(Daemon)).add_service(streaming);
+    let mut routes = Routes::of(VersionServer::new(Daemon));
+    routes.add(streaming);
     serve_routes(routes, std::future::pending())
 }
 
 fn serve_routes(routes: Routes, stop: impl Future<Output = ()> + Send + 'static) -> Serving {
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("sock")).unwrap();
-    let routes = crate::fallback::routes(routes);
     let incoming = UnixListenerStream::new(listener);
     let task = tokio::spawn(crate::connections::serve(routes, incoming, stop));
     Serving { dir, task }
@@ -206,6 +205,14 @@ async fn what_is_not_served_is_named_in_go_s_words() {
             "/containerd.services.version.v1.Version/Nope",
             "unknown method Nope for service containerd.services.version.v1.Version",
         ),
+        (
+            "/containerd.services.version.v1.Version/",
+            "unknown method  for service containerd.services.version.v1.Version",
+        ),
+        (
+            "/containerd.services.version.v1.Version/Version/x",
+            "unknown service containerd.services.version.v1.Version/Version",
+        ),
         ("/nothing", "malformed method name: \"/nothing\""),
     ] {
         let mut client = tonic::client::Grpc::new(channel.clone());
@@ -252,7 +259,7 @@ fn odd(namespace: &'static str) -> Request<Empty> {
 async fn calls_of_one_connection_wait_for_each_other_and_a_panic_ends_one_of_them() {
     let odd_one = Odd(tokio::sync::Semaphore::new(0));
     let serving = serve_routes(
-        Routes::new(VersionServer::new(odd_one)),
+        Routes::of(VersionServer::new(odd_one)),
         std::future::pending(),
     );
     let client = VersionClient::new(connect(serving.dir.path()).await);
@@ -277,7 +284,7 @@ async fn a_server_that_is_stopped_ends_with_its_last_call() {
     let odd_one = Odd(tokio::sync::Semaphore::new(0));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
-    let mut serving = serve_routes(Routes::new(VersionServer::new(odd_one)), stopped);
+    let mut serving = serve_routes(Routes::of(VersionServer::new(odd_one)), stopped);
     let mut client = VersionClient::new(connect(serving.dir.path()).await);
     // The server has this one before it hears of the end.
     client.version(odd("go")).await.unwrap();
@@ -366,6 +373,8 @@ async fn a_call_whose_message_never_comes_ends_with_its_deadline() {
             .unwrap();
     let answer = sender.send_request(request).await.unwrap();
     assert_eq!(answer.headers()["grpc-status"], "4");
+    // As in Go, whose answers without a message say nothing of a length.
+    assert!(!answer.headers().contains_key("content-length"));
 }
 
 /// Many calls that each take long: another connection is answered before they all are.
@@ -389,7 +398,7 @@ async fn calls_of_one_connection_do_not_keep_another_from_its_turn() {
     }
 
     const MANY: usize = 200;
-    let routes = Routes::new(VersionServer::new(Slow(0.into())));
+    let routes = Routes::of(VersionServer::new(Slow(0.into())));
     let serving = serve_routes(routes, std::future::pending());
     let busy = VersionClient::new(connect(serving.dir.path()).await);
     let other = VersionClient::new(connect(serving.dir.path()).await);

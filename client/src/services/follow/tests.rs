@@ -124,8 +124,12 @@ async fn follow(
         asked: Arc::default(),
     };
     let asked = Arc::clone(&fake.asked);
-    let server = tonic::transport::Server::builder().add_service(EventsServer::new(fake));
-    tokio::spawn(server.serve_with_incoming(incoming));
+    let routes = grpc::Routes::of(EventsServer::new(fake));
+    tokio::spawn(grpc::connections::serve(
+        routes,
+        incoming,
+        std::future::pending(),
+    ));
     let address = path.to_str().unwrap();
     let limit = Duration::from_secs(5);
     let client = Client::connect(address, "n".parse().unwrap(), limit).await;
