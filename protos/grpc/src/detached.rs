@@ -12,18 +12,19 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 use types::Result;
 
-use crate::serve::panicked;
+use crate::serve::{Observed, panicked};
+
+/// Work in a place of its own: from there on it is a pointer that goes from hand to hand.
+pub(crate) type Work<R> = Pin<Box<dyn Future<Output = Result<R>> + Send>>;
 
 /// The work, until it is done.
 pub(crate) struct Detached<R: Send + 'static> {
-    work: Option<Pin<Box<dyn Future<Output = Result<R>> + Send>>>,
+    work: Option<Observed<Work<R>>>,
 }
 
 impl<R: Send + 'static> Detached<R> {
-    pub(crate) fn new(work: impl Future<Output = Result<R>> + Send + 'static) -> Self {
-        Self {
-            work: Some(Box::pin(work)),
-        }
+    pub(crate) fn new(work: Observed<Work<R>>) -> Self {
+        Self { work: Some(work) }
     }
 }
 
@@ -35,7 +36,7 @@ impl<R: Send + 'static> Future for Detached<R> {
             return Poll::Pending;
         };
         // A bug in one call is that call's end and nobody else's.
-        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(work).poll(context)));
         let done = match polled {
             Ok(Poll::Pending) => return Poll::Pending,
             Ok(Poll::Ready(done)) => done,

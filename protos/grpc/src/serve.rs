@@ -9,19 +9,24 @@ use std::future::Future;
 use std::time::Duration;
 
 use http::HeaderMap;
+use recorder::Flown;
 use tokio::sync::watch;
 use tokio::task::JoinError;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{Instrument, Span};
+use tracing::Span;
+use tracing::instrument::{Instrument, Instrumented};
 use types::{Error, Result, Scope};
 
-use crate::detached::Detached;
+use crate::detached::{Detached, Work};
 use crate::scope::{Anybody, Tenant};
 use crate::status;
 use crate::stream::{ResponseStream, Sender, channel};
 
 /// Messages that a streaming body may be ahead of its client.
 const AHEAD: usize = 4;
+
+/// Work in the span of its call, and told of by the recorder.
+pub(crate) type Observed<F> = Instrumented<Flown<F>>;
 
 /// The path of the method called; put into a request's extensions by [`crate::Routes`].
 #[derive(Clone, Copy)]
@@ -78,8 +83,8 @@ where
     let done = match call.tenant(&request) {
         Ok(tenant) => {
             let message = request.into_inner();
-            call.detached(async move { body(tenant, message).await })
-                .await
+            let work = Box::pin(async move { body(tenant, message).await });
+            call.detached(work).await
         }
         Err(error) => Err(error),
     };
@@ -102,7 +107,7 @@ where
     let call = Call::of(&request);
     let done = match call.tenant(&request) {
         Ok(scope) => {
-            let work = body(scope, request.into_inner());
+            let work = Box::pin(body(scope, request.into_inner()));
             call.patiently(call.observed(work)).await
         }
         Err(error) => Err(error),
@@ -123,7 +128,7 @@ where
     Fut: Future<Output = Result<R>>,
 {
     let call = Call::of(&request);
-    let work = body(request.into_inner());
+    let work = Box::pin(body(request.into_inner()));
     let done = call.patiently(call.observed(work)).await;
     call.answer(done)
 }
@@ -254,16 +259,12 @@ impl Call {
     }
 
     /// Runs `work` to its end, also when the caller goes away.
-    async fn detached<R: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<R>> + Send + 'static,
-    ) -> Result<R> {
-        let work = Detached::new(self.observed(work));
-        self.within(work).await
+    async fn detached<R: Send + 'static>(&self, work: Work<R>) -> Result<R> {
+        self.within(Detached::new(self.observed(work))).await
     }
 
     /// The same in the call's span, as a flight that the recorder tells of.
-    fn observed<R, F>(&self, work: F) -> impl Future<Output = Result<R>> + use<R, F>
+    fn observed<R, F>(&self, work: F) -> Observed<F>
     where
         F: Future<Output = Result<R>>,
     {
@@ -271,9 +272,9 @@ impl Call {
     }
 
     /// Runs `work` until the deadline.
-    async fn within<R>(&self, work: impl Future<Output = Result<R>>) -> Result<R> {
+    async fn within<R>(&self, mut work: impl Future<Output = Result<R>> + Unpin) -> Result<R> {
         match self.timeout {
-            Some(timeout) => tokio::time::timeout(timeout, work)
+            Some(timeout) => tokio::time::timeout(timeout, &mut work)
                 .await
                 .unwrap_or_else(|_| Err(Error::deadline_exceeded(""))),
             None => work.await,
@@ -281,7 +282,7 @@ impl Call {
     }
 
     /// Runs `work`, which changes nothing, until the deadline or the server's end.
-    async fn patiently<R>(&self, work: impl Future<Output = Result<R>>) -> Result<R> {
+    async fn patiently<R>(&self, work: impl Future<Output = Result<R>> + Unpin) -> Result<R> {
         tokio::select! {
             done = self.within(work) => done,
             () = ending(self.ending.clone()) => Err(leaving()),
