@@ -309,7 +309,7 @@ fn in_namespace<T>(message: T) -> Request<T> {
 async fn a_server_that_is_stopped_does_not_wait_for_a_stream_without_an_end() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
-    let mut serving = serve_routes(Routes::new(StreamingServer::new(Daemon)), stopped);
+    let mut serving = serve_routes(Routes::of(StreamingServer::new(Daemon)), stopped);
     let mut client = StreamingClient::new(connect(serving.dir.path()).await);
     let (open, items) = tokio::sync::mpsc::channel(1);
     open.send(Any::default()).await.unwrap();
@@ -331,7 +331,7 @@ async fn a_server_that_is_stopped_does_not_wait_for_a_stream_without_an_end() {
 async fn a_connection_that_was_just_made_when_the_server_stops_gets_its_first_answer() {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
-    let mut serving = serve_routes(Routes::new(VersionServer::new(Daemon)), stopped);
+    let mut serving = serve_routes(Routes::of(VersionServer::new(Daemon)), stopped);
     // Taken before the server hears of the end: its last one is.
     let fresh = UnixStream::connect(serving.dir.path().join("sock"))
         .await
