@@ -314,6 +314,8 @@ async fn what_cannot_be_removed_is_not_called_repaired() {
         .prepare(&name("c"), Some(&parent), labels)
         .await
         .unwrap();
+    // Nothing is noted of the commit any more.
+    house.metadata.gc().await.unwrap();
     let at = crate::snapshots::record_key(&a.namespace, SNAPSHOTTER, "layer");
     let change = move |tx: &mut crate::db::WriteTx<'_, '_>| {
         tx.remove(at);

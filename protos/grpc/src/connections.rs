@@ -34,8 +34,8 @@ use tokio::sync::watch;
 use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
 
+use crate::call::{Ending, PATIENCE};
 use crate::routes::Routes;
-use crate::serve::{Ending, PATIENCE};
 
 /// Flow control windows: content comes in messages of 1 MiB.
 const STREAM_WINDOW: u32 = 2 << 20;

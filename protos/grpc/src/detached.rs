@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 use types::Result;
 
-use crate::serve::{Observed, panicked};
+use crate::call::{Observed, panicked};
 
 /// Work in a place of its own: from there on it is a pointer that goes from hand to hand.
 pub(crate) type Work<R> = Pin<Box<dyn Future<Output = Result<R>> + Send>>;

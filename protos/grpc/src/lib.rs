@@ -5,6 +5,7 @@
 //! reads the scope, keeps the deadline, and turns errors into statuses. Used by the daemon (server)
 //! and by `client`; nothing here knows a domain.
 
+mod call;
 mod codec;
 pub mod connections;
 mod detached;

@@ -10,7 +10,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use types::{Error, Result};
 
-use crate::serve::Call;
+use crate::call::Call;
 use crate::stream::ResponseStream;
 
 /// Serves a call of a service that knows no namespaces with a stream whose messages are made one at

@@ -29,8 +29,8 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use types::Error;
 
+use crate::call::{Method, timeout};
 use crate::meter::{self, Meter, Metered};
-use crate::serve::{Method, timeout};
 use crate::{status, written};
 
 /// How much later than a call's own end its deadline is kept here: the call knows better words.

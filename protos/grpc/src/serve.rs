@@ -4,33 +4,17 @@
 //! mutation is never left half-done. What may be dropped at any await (waiting, listing) uses
 //! [`serve_cancellable`], [`serve_unscoped_cancellable`] or a stream.
 
-use std::fmt;
 use std::future::Future;
-use std::time::Duration;
 
-use http::HeaderMap;
-use recorder::Flown;
-use tokio::sync::watch;
-use tokio::task::JoinError;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::Span;
-use tracing::instrument::{Instrument, Instrumented};
-use types::{Error, Result, Scope};
+use types::{Result, Scope};
 
-use crate::detached::{Detached, Work};
+use crate::call::Call;
 use crate::scope::{Anybody, Tenant};
-use crate::status;
 use crate::stream::{ResponseStream, Sender, channel};
 
 /// Messages that a streaming body may be ahead of its client.
 const AHEAD: usize = 4;
-
-/// Work in the span of its call, and told of by the recorder.
-pub(crate) type Observed<F> = Instrumented<Flown<F>>;
-
-/// The path of the method called; put into a request's extensions by [`crate::Routes`].
-#[derive(Clone, Copy)]
-pub(crate) struct Method(pub(crate) &'static str);
 
 /// Serves one call of a namespaced service.
 ///
@@ -207,188 +191,12 @@ where
     }
 }
 
-/// Completes when the server is about to end; put into a request's extensions by
-/// [`crate::connections::serve`].
-#[derive(Clone, Debug)]
-pub(crate) struct Ending(pub(crate) watch::Receiver<()>);
-
-/// What calls that only wait or tell still get when the server is about to end: time for what is under
-/// way, not for what may take for ever.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
-
-/// One call: its span, its deadline, and the server's end.
-pub(crate) struct Call {
-    /// The method, empty when it is not known.
-    name: &'static str,
-    span: Span,
-    timeout: Option<Duration>,
-    ending: Option<Ending>,
-}
-
-impl Call {
-    pub(crate) fn of<Q>(request: &Request<Q>) -> Self {
-        let called = request.extensions().get::<Method>();
-        let name = called.map_or("", |called| called.0);
-        let span = tracing::info_span!("grpc", method = name, namespace = tracing::field::Empty);
-        Self {
-            name,
-            span,
-            timeout: timeout(request.metadata().as_ref()),
-            ending: request.extensions().get::<Ending>().cloned(),
-        }
-    }
-
-    /// Whom the call is for, also in its span.
-    fn tenant<T: Tenant, Q>(&self, request: &Request<Q>) -> Result<T> {
-        let tenant = T::of(request.metadata())?;
-        if let Some(namespace) = tenant.namespace() {
-            self.span.record("namespace", namespace.as_str());
-        }
-        Ok(tenant)
-    }
-
-    /// Completes when the call must end, with the reason: its deadline, or the server's end.
-    pub(crate) fn late(&self) -> impl Future<Output = Error> + Send + use<> {
-        let (deadline, end) = (until(self.timeout), ending(self.ending.clone()));
-        async {
-            tokio::select! {
-                () = deadline => Error::deadline_exceeded(""),
-                () = end => leaving(),
-            }
-        }
-    }
-
-    /// Runs `work` to its end, also when the caller goes away.
-    async fn detached<R: Send + 'static>(&self, work: Work<R>) -> Result<R> {
-        self.within(Detached::new(self.observed(work))).await
-    }
-
-    /// The same in the call's span, as a flight that the recorder tells of.
-    fn observed<R, F>(&self, work: F) -> Observed<F>
-    where
-        F: Future<Output = Result<R>>,
-    {
-        recorder::fly(self.name, work).instrument(self.span.clone())
-    }
-
-    /// Runs `work` until the deadline.
-    async fn within<R>(&self, mut work: impl Future<Output = Result<R>> + Unpin) -> Result<R> {
-        match self.timeout {
-            Some(timeout) => tokio::time::timeout(timeout, &mut work)
-                .await
-                .unwrap_or_else(|_| Err(Error::deadline_exceeded(""))),
-            None => work.await,
-        }
-    }
-
-    /// Runs `work`, which changes nothing, until the deadline or the server's end.
-    async fn patiently<R>(&self, work: impl Future<Output = Result<R>> + Unpin) -> Result<R> {
-        tokio::select! {
-            done = self.within(work) => done,
-            () = ending(self.ending.clone()) => Err(leaving()),
-        }
-    }
-
-    /// Runs `work` on a task of its own and sends its error, if any, as the end of the stream.
-    fn feed<R: Send + 'static>(
-        self,
-        work: impl Future<Output = Result<()>> + Send + 'static,
-        sender: Sender<R>,
-        droppable: bool,
-    ) {
-        tokio::spawn(async move {
-            let mut task = tokio::spawn(self.observed(work));
-            let done = tokio::select! {
-                done = &mut task => done,
-                () = sender.closed(), if droppable => {
-                    task.abort();
-                    return;
-                }
-                reason = self.late() => {
-                    if droppable {
-                        task.abort();
-                    }
-                    Ok(Err(reason))
-                }
-            };
-            let done = done.unwrap_or_else(|e| Err(broken(e)));
-            if let Err(failed) = self.answer(done) {
-                // The client may be gone; then nobody is left to tell.
-                let _gone = sender.0.send(Err(failed)).await;
-            }
-        });
-    }
-
-    pub(crate) fn answer<R>(&self, done: Result<R>) -> Result<Response<R>, Status> {
-        done.map(Response::new).map_err(|error| {
-            let _in = self.span.enter();
-            tracing::debug!(?error, "call failed");
-            status::from_error(&error)
-        })
-    }
-}
-
-/// Waits for the deadline, for ever if there is none.
-async fn until(timeout: Option<Duration>) {
-    match timeout {
-        Some(timeout) => tokio::time::sleep(timeout).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Completes a while after the server was told to end, never without one that tells.
-async fn ending(told: Option<Ending>) {
-    let Some(Ending(mut told)) = told else {
-        return std::future::pending().await;
-    };
-    // A server that is gone has ended, too.
-    let _told = told.changed().await;
-    tokio::time::sleep(PATIENCE).await;
-}
-
-/// What a client may do is ask again: nothing was changed, and the next server waits already.
-fn leaving() -> Error {
-    Error::unavailable("this daemon is about to end: ask again")
-}
-
-/// The error of a body that did not come to its end.
-fn broken(error: JoinError) -> Error {
-    if error.is_cancelled() {
-        return Error::cancelled("");
-    }
-    panicked(&error).with_source(error)
-}
-
-/// The error of a body that panicked.
-pub(crate) fn panicked(what: &dyn fmt::Display) -> Error {
-    tracing::error!("call panicked: {what}");
-    Error::internal("panic while serving the call")
-}
-
-/// The client's timeout (gRPC over HTTP/2: at most eight digits and a unit).
-pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let count: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(count * 3600)),
-        "M" => Some(Duration::from_secs(count * 60)),
-        "S" => Some(Duration::from_secs(count)),
-        "m" => Some(Duration::from_millis(count)),
-        "u" => Some(Duration::from_micros(count)),
-        "n" => Some(Duration::from_nanos(count)),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use tokio::sync::oneshot;
     use tokio_stream::StreamExt;
+    use types::Error;
 
     fn called(pairs: &[(&'static str, &str)]) -> Request<()> {
         let mut request = Request::new(());
@@ -396,24 +204,6 @@ mod tests {
             request.metadata_mut().insert(*key, value.parse().unwrap());
         }
         request
-    }
-
-    #[test]
-    fn timeouts_follow_the_grpc_grammar() {
-        for (text, want) in [
-            ("1S", Some(Duration::from_secs(1))),
-            ("99999999n", Some(Duration::from_nanos(99_999_999))),
-            ("2H", Some(Duration::from_secs(7200))),
-            ("250m", Some(Duration::from_millis(250))),
-            ("123456789S", None),
-            ("S", None),
-            ("-1S", None),
-            ("1x", None),
-        ] {
-            let made = timeout(called(&[("grpc-timeout", text)]).metadata().as_ref());
-            assert_eq!(made, want, "{text}");
-        }
-        assert_eq!(timeout(&HeaderMap::new()), None);
     }
 
     #[tokio::test]
