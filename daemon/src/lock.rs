@@ -1,5 +1,6 @@
 //! Directories of the daemon, and the locks that keep a second daemon out of them.
 
+use std::cell::Cell;
 use std::fs::{self, File, Permissions, TryLockError};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,12 +19,15 @@ pub(crate) const STATE_MODE: u32 = 0o711;
 #[derive(Debug)]
 pub(crate) struct Lock {
     held: Option<File>,
+    /// The one that it came from may go on with it: not to be unlocked, only closed.
+    is_shared: Cell<bool>,
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // Not by closing alone: a child between its fork and its exec has the descriptor, too.
         if let Some(held) = &self.held
+            && !self.is_shared.get()
             && let Err(error) = held.unlock()
         {
             tracing::debug!(%error, "cannot unlock");
@@ -61,6 +65,12 @@ impl Locks {
         })
     }
 
+    /// Whoever they came from does not go on with them.
+    pub(crate) fn own(&self) {
+        self.root.is_shared.set(false);
+        self.state.is_shared.set(false);
+    }
+
     /// Their descriptors, to be passed on.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let locks = [&self.root, &self.state].into_iter();
@@ -91,7 +101,7 @@ impl Lock {
     pub(crate) fn hold(directory: &Path) -> Result<Self> {
         let at = |what, e| Error::os(format_args!("{what} {}", directory.display()), e);
         let handle = File::open(directory).map_err(|e| at("open", e))?;
-        Self::locked(directory, handle)
+        Self::locked(directory, handle, false)
     }
 
     /// Takes over a lock that came as a descriptor.
@@ -101,13 +111,16 @@ impl Lock {
         if let Err(error) = handle.try_lock_shared() {
             tracing::debug!(%error, "the lock still has the name of the old daemon");
         }
-        Self::locked(directory, handle)
+        Self::locked(directory, handle, true)
     }
 
-    fn locked(directory: &Path, handle: File) -> Result<Self> {
+    fn locked(directory: &Path, handle: File, is_shared: bool) -> Result<Self> {
         let at = |what, e| Error::os(format_args!("{what} {}", directory.display()), e);
         match handle.try_lock() {
-            Ok(()) => Ok(Self { held: Some(handle) }),
+            Ok(()) => Ok(Self {
+                held: Some(handle),
+                is_shared: Cell::new(is_shared),
+            }),
             Err(TryLockError::WouldBlock) => Err(Error::failed_precondition(format_args!(
                 "{} is in use by another containerd{}",
                 directory.display(),
@@ -154,6 +167,20 @@ mod tests {
         );
         drop(first);
         Lock::take(&root, ROOT_MODE).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_was_passed_stays_with_the_old_daemon_until_the_new_one_serves() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = Lock::take(dir.path(), ROOT_MODE).unwrap();
+        let passed = || old.held.as_ref().unwrap().try_clone().unwrap();
+        // One that fails before it serves.
+        drop(Lock::adopt(dir.path(), passed()).unwrap());
+        Lock::take(dir.path(), ROOT_MODE).unwrap_err();
+        let new = Lock::adopt(dir.path(), passed()).unwrap();
+        new.is_shared.set(false);
+        drop(new);
+        Lock::take(dir.path(), ROOT_MODE).unwrap();
     }
 
     #[test]

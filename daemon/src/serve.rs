@@ -130,7 +130,11 @@ impl Place {
     /// Lets the successor open the stores, which this daemon has closed, and waits until it serves.
     fn give(&self, successor: Successor, history: &History) -> Result<Given> {
         let is_closed = closed();
-        successor.go(history, !is_closed)?;
+        if let Err(error) = successor.go(history, !is_closed) {
+            successor.end();
+            tracing::error!(%error, "the new daemon is gone: going on");
+            return Ok(Given::Back);
+        }
         if !is_closed {
             // Something still works on the stores; it ends with this process, and not before.
             tracing::warn!(
@@ -313,6 +317,7 @@ async fn serve(
         let named = place.sockets.named().into_iter();
         let owned = named.filter(|(name, _)| heir.owns(name));
         owned.for_each(|(_, socket)| socket.own());
+        place.locks.own();
     }
     let ready = announce(heir);
     let successor = tokio::select! {

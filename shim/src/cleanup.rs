@@ -65,6 +65,7 @@ fn remove_container(flags: &Flags, options: &Options, root: &Path) -> Result<()>
         .arg("--root")
         .arg(root)
         .args(["delete", "--force", &flags.id])
+        .unmanaged()
         .output(b"", RUNTIME_OUTPUT, RUNTIME_TIME)?;
     if removed.status.is_success() {
         return Ok(());

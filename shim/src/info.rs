@@ -56,10 +56,10 @@ pub(crate) fn info() -> Result<Vec<u8>> {
         info.options = MessageField::some(given);
     }
     // A runtime without the command has no features to tell.
-    let asked =
-        Spawn::new(options.binary())
-            .arg("features")
-            .output(b"", FEATURES_LIMIT, FEATURES_TIME);
+    let asked = Spawn::new(options.binary())
+        .arg("features")
+        .unmanaged()
+        .output(b"", FEATURES_LIMIT, FEATURES_TIME);
     if let Ok(said) = asked
         && said.status.is_success()
         && said.text.starts_with(b"{")

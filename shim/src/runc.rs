@@ -373,6 +373,7 @@ impl Runtime {
         // The shim's one thread lives as long as the shim: the signal means that the shim is gone.
         spawn
             .cwd(&self.bundle)
+            .unmanaged()
             .new_group()
             .death_signal(libc::SIGKILL)
     }

@@ -1,5 +1,6 @@
 //! What this process uses of the machine.
 
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, getrlimit};
@@ -34,6 +35,7 @@ impl Usage {
     /// # Errors
     /// The errno of reading `/proc`.
     pub fn of_this_process() -> Result<Self> {
+        static BEGAN: OnceLock<SystemTime> = OnceLock::new();
         let me = std::process::id();
         let field = |number| process::stat_field(me, number).unwrap_or_default();
         let files = std::fs::read_dir("/proc/self/fd").map_err(|e| op("read /proc/self/fd", e))?;
@@ -47,7 +49,8 @@ impl Usage {
             most_files: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
             threads: field(20),
             cpu: process::ticks(field(14).saturating_add(field(15))),
-            began: now.checked_sub(age).unwrap_or(now),
+            // One figure for the whole life: who watches it takes another one for a restart.
+            began: *BEGAN.get_or_init(|| now.checked_sub(age).unwrap_or(now)),
         })
     }
 }

@@ -56,6 +56,21 @@ struct Sink {
     /// Of these the hash is noted beside the data.
     noted: u64,
     failed: Option<(Code, String)>,
+    /// The disk has failed, or the hash is of something else: what is on it is to be read again.
+    is_doubtful: bool,
+}
+
+impl Sink {
+    /// Notes a failure after which nobody knows what of the file the disk has.
+    fn doubt<T, E>(&mut self, done: std::result::Result<T, E>) -> std::result::Result<T, E> {
+        if done.is_err() {
+            self.is_doubtful = true;
+            if let Err(error) = self.ticket.forget() {
+                tracing::warn!(%error, "hash of an ingest stays");
+            }
+        }
+        done
+    }
 }
 
 impl Shared {
@@ -108,7 +123,7 @@ impl Sink {
 
     /// Notes the hash of what is in the file. Where that fails, what was noted before holds.
     fn note(&mut self) {
-        if self.written < kept::WORTH {
+        if self.written < kept::WORTH || self.is_doubtful {
             return;
         }
         let noted = kept::note(&self.ticket, &self.file, self.written, &self.hasher);
@@ -143,6 +158,7 @@ impl LocalIngest {
             written: status.offset,
             noted: status.offset,
             failed: None,
+            is_doubtful: false,
         };
         Ok(Self {
             shared: Arc::new(Shared {
@@ -288,8 +304,8 @@ impl Sink {
     /// The hash of the first `size` bytes anew; what is written next comes after them.
     fn rehash(&mut self, size: u64) -> std::io::Result<()> {
         self.hasher = Hasher::new(self.hasher.algorithm());
-        hash_on(&mut self.file, 0, size, &mut self.hasher)?;
-        Ok(())
+        let read = hash_on(&mut self.file, 0, size, &mut self.hasher);
+        self.doubt(read).map(drop)
     }
 }
 
@@ -344,14 +360,15 @@ impl LocalIngest {
         }
         let data = self.ticket.data();
         {
-            let sink = self.shared.sink();
+            let mut sink = self.shared.sink();
             let now = SystemTime::now();
             let times = FileTimes::new().set_modified(now).set_accessed(now);
-            sink.file
+            let synced = sink
+                .file
                 .set_permissions(Permissions::from_mode(0o444))
                 .and_then(|()| sink.file.set_times(times))
-                .and_then(|()| sink.file.sync_all())
-                .map_err(|e| os("sync", &data, e))?;
+                .and_then(|()| sink.file.sync_all());
+            sink.doubt(synced).map_err(|e| os("sync", &data, e))?;
         }
         fs::rename(&data, &target).map_err(|e| os("rename", &data, e))?;
         self.committed = true;

@@ -161,12 +161,18 @@ impl Monitor {
         if now == Now::Alive {
             self.paces().entry(one.key.clone()).or_default().alive();
         }
-        // Who made it is about to start it, or its task.
-        let is_fresh = match now {
-            Now::Created => FORGOTTEN,
-            _ => FRESH,
+        let is_made = now == Now::Created;
+        let waits = {
+            let mut paces = self.paces();
+            let pace = paces.entry(one.key.clone()).or_default();
+            pace.made(is_made, Instant::now())
         };
-        let is_fresh = step == Step::Start && one.age < is_fresh;
+        // Who made it is about to start it, or its task.
+        let is_fresh = match is_made {
+            true => waits < FORGOTTEN,
+            false => one.age < FRESH,
+        };
+        let is_fresh = step == Step::Start && is_fresh;
         if step == Step::Leave || is_fresh {
             return;
         }

@@ -17,9 +17,18 @@ pub(super) struct Pace {
     busy: bool,
     starts: u32,
     last: Option<Instant>,
+    /// When its task was first seen made and not started.
+    made: Option<Instant>,
 }
 
 impl Pace {
+    /// How long its task has been seen made and not started.
+    pub(super) fn made(&mut self, is_made: bool, now: Instant) -> Duration {
+        self.made = is_made.then(|| self.made.unwrap_or(now));
+        self.made
+            .map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
     /// Begins a change, unless one is under way or it is too soon for another start.
     pub(super) fn begin(&mut self, is_start: bool, interval: Duration, now: Instant) -> bool {
         if self.busy {
@@ -93,5 +102,16 @@ mod tests {
         tokio::time::advance(LONG).await;
         pace.alive();
         assert!(pace.begin(true, interval, Instant::now()));
+    }
+
+    #[test]
+    fn a_task_waits_from_when_it_was_seen_and_another_one_anew() {
+        let (mut pace, begin) = (Pace::default(), Instant::now());
+        let later = |secs| begin + Duration::from_secs(secs);
+        assert_eq!(pace.made(true, begin), Duration::ZERO);
+        assert_eq!(pace.made(true, later(50)), Duration::from_secs(50));
+        assert_eq!(pace.made(false, later(55)), Duration::ZERO);
+        assert_eq!(pace.made(true, later(70)), Duration::ZERO);
+        assert_eq!(pace.made(true, later(80)), Duration::from_secs(10));
     }
 }

@@ -31,7 +31,7 @@ impl Monitor {
                     Now::Created => self.stop(key).await?,
                     Now::Absent | Now::Alive | Now::Unclear => {}
                 }
-                self.start(&scope, container).await
+                self.start(&scope, container, now).await
             }
         }
     }
@@ -48,6 +48,18 @@ impl Monitor {
         self.delete(&(namespace.clone(), id.clone())).await
     }
 
+    /// Ends `task`, unless there is another one in its place by now.
+    async fn undo(&self, key: &Key, task: &Arc<dyn Task>) -> Result<()> {
+        let (namespace, id) = key;
+        if !Arc::ptr_eq(&self.0.tasks.get(namespace, id).await?, task) {
+            return Ok(());
+        }
+        if task.kill(None, SIGKILL, true).await.is_ok() {
+            task.wait(None).await?;
+        }
+        self.delete(key).await
+    }
+
     async fn delete(&self, (namespace, id): &Key) -> Result<()> {
         let (mounts, tasks) = (&self.0.mounts, &*self.0.tasks);
         let exit = activations::delete_task(mounts, tasks, namespace, id).await?;
@@ -55,11 +67,12 @@ impl Monitor {
         Ok(())
     }
 
-    async fn start(&self, scope: &Scope, container: Container) -> Result<()> {
+    async fn start(&self, scope: &Scope, container: Container, was: Now) -> Result<()> {
         let id = container.id.clone();
-        let times = count(&container.labels).saturating_add(1);
         let opts = self.opts(scope, container).await?;
-        self.note(scope, &id, times).await?;
+        let Some(times) = self.note(scope, &id, was).await? else {
+            return Ok(());
+        };
         let (mounts, tasks) = (&self.0.mounts, &*self.0.tasks);
         let made = activations::create_task(mounts, tasks, scope, &id, opts).await;
         let task: Arc<dyn Task> = match made {
@@ -71,7 +84,7 @@ impl Monitor {
         if let Err(error) = task.start(None).await {
             // What cannot be started must not stay: the next attempt makes it anew.
             let key = (scope.namespace.clone(), id);
-            if let Err(left) = self.stop(&key).await {
+            if let Err(left) = self.undo(&key, &task).await {
                 tracing::warn!(error = %left, "a task that did not start stays");
             }
             return Err(error.ctx("start"));
@@ -114,12 +127,18 @@ impl Monitor {
     }
 
     /// Counts the start in the record, before it happens: after a crash in between it is not made
-    /// more often than the policy allows.
-    async fn note(&self, scope: &Scope, id: &types::ContainerId, times: u64) -> Result<()> {
+    /// more often than the policy allows. None when its owner has changed his mind since the look: to delete
+    /// a task takes a while.
+    async fn note(&self, scope: &Scope, id: &types::ContainerId, was: Now) -> Result<Option<u64>> {
         let containers = self.0.metadata.containers(scope);
         let mut container = containers.get(id).await?;
+        if decide(&container.labels, was) != Step::Start {
+            return Ok(None);
+        }
+        let times = count(&container.labels).saturating_add(1);
         container.labels = Labels::new().with(COUNT, times.to_string());
         let fields = Fields::new(vec![format!("labels.{COUNT}")]);
-        containers.update(container, &fields).await.map(drop)
+        containers.update(container, &fields).await?;
+        Ok(Some(times))
     }
 }

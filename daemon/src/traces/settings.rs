@@ -93,8 +93,14 @@ pub(super) fn read(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Settin
 }
 
 fn collector(endpoint: &str) -> Result<Uri, String> {
-    let bad = |why: &str| format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint:?}: {why}");
+    // Not quoted: a password may be in it.
+    let bad = |why: &str| format!("OTEL_EXPORTER_OTLP_ENDPOINT: {why}");
     let uri: Uri = endpoint.parse().map_err(|_| bad("no URL"))?;
+    if uri.authority().is_some_and(|it| it.as_str().contains('@')) {
+        return Err(bad(
+            "passwords are not sent: use OTEL_EXPORTER_OTLP_HEADERS",
+        ));
+    }
     if uri.scheme_str() != Some("http") || uri.host().is_none() {
         return Err(bad("only http://HOST:PORT, to a collector nearby"));
     }

@@ -81,6 +81,7 @@ fn command(target: Target<'_>) -> Spawn {
         .args(["-id", target.id.as_str(), "-bundle"])
         .arg(target.bundle)
         .env("TTRPC_ADDRESS", &config.ttrpc_address)
+        .unmanaged()
         .cwd(target.bundle)
         .new_group();
     if config.debug {

@@ -228,6 +228,7 @@ fn command(target: Target<'_>, action: &str) -> Spawn {
         .env("TTRPC_ADDRESS", &config.ttrpc_address)
         .env("GRPC_ADDRESS", &config.grpc_address)
         .env("NAMESPACE", target.namespace.as_str())
+        .unmanaged()
         .cwd(target.bundle);
     if config.sched_core {
         spawn = spawn.env("SCHED_CORE", "1");

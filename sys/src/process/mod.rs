@@ -120,6 +120,15 @@ impl Spawn {
         self
     }
 
+    /// Leaves out what a service manager has told the caller: a runtime that finds `NOTIFY_SOCKET` waits
+    /// until its container says that it is ready (`sd_notify(3)`).
+    #[must_use]
+    pub fn unmanaged(self) -> Self {
+        ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"]
+            .into_iter()
+            .fold(self, Self::env_remove)
+    }
+
     /// Working directory; a relative program path is taken from the caller's.
     #[must_use]
     pub fn cwd(mut self, dir: impl Into<PathBuf>) -> Self {
