@@ -161,3 +161,18 @@ fn grandchildren(dir: &Path, what: &str) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.flat_map(|e| children(&e.path(), what)).collect()
 }
+
+/// The directories of snapshots in the directory of a snapshotter: not those that are ready for the next one.
+///
+/// # Panics
+/// When it cannot be read.
+#[must_use]
+pub fn snapshots_in(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).expect("read the snapshots");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let is_ready = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with("ready-")
+    };
+    paths.filter(|path| !is_ready(path)).collect()
+}

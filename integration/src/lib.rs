@@ -27,6 +27,7 @@ mod watch;
 pub use daemon::{Oci, Whose};
 pub use disk::{Disk, FileSystem, apart};
 pub use host::{Host, IMAGE, archive, layers};
+pub use inventory::snapshots_in;
 pub use memory::{figure, forget_peak, peak, resident};
 pub use program::{Output, Program, bin_dir, need, until};
 pub use proxy::Proxy;

@@ -273,11 +273,10 @@ fn examine(host: &Host) {
     });
 }
 
-/// Directories of snapshots that are no snapshots, nor ready for the next one; a collection may be at it
-/// still.
+/// Directories of snapshots that are no snapshots; a collection may be at it still.
 fn stray(host: &Host) -> Vec<String> {
-    let mut layers = files(host, "io.containerd.snapshotter.v1.overlayfs/snapshots");
-    layers.retain(|path| !path.to_string_lossy().contains("/snapshots/ready-"));
+    let directory = "io.containerd.snapshotter.v1.overlayfs/snapshots";
+    let layers = integration::snapshots_in(&host.root().join(directory));
     let snapshots = names(host, SNAPSHOTS);
     if layers.len() == snapshots.len() {
         return Vec::new();

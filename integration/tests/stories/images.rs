@@ -40,7 +40,7 @@ fn an_imported_image_is_listed_and_its_removal_frees_everything() {
         .root()
         .join("io.containerd.snapshotter.v1.overlayfs/snapshots");
     until("the layers are gone", || {
-        std::fs::read_dir(&layers).map_or(0, Iterator::count) == 0
+        integration::snapshots_in(&layers).is_empty()
     });
     host.finish();
 }

@@ -38,13 +38,8 @@ fn cleared(host: &Host, snapshotter: &str) {
     drop(host.ctr(["images", "rm", "--sync", IMAGE]).ok());
     let name = format!("io.containerd.snapshotter.v1.{snapshotter}/snapshots");
     let directory = host.root().join(name);
-    // What is made ready for the next one is nobody's.
-    let is_left = |entry: std::io::Result<std::fs::DirEntry>| {
-        let name = entry.expect("an entry").file_name();
-        !name.to_string_lossy().starts_with("ready-")
-    };
     until("the snapshots are gone", || {
-        !std::fs::read_dir(&directory).expect("list").any(is_left)
+        integration::snapshots_in(&directory).is_empty()
     });
 }
 

@@ -394,9 +394,6 @@ async fn a_prepare_that_is_given_up_leaves_all_or_nothing(peer: &Peer) {
     }
     stock::collect(peer).await;
     let directory = "io.containerd.snapshotter.v1.overlayfs/snapshots";
-    let left = std::fs::read_dir(peer.host.root().join(directory)).expect("read");
-    // But for what is ready for the next one.
-    let names = left.map(|entry| entry.expect("an entry").file_name());
-    let left = names.filter(|name| !name.to_string_lossy().starts_with("ready-"));
-    assert_eq!(left.count(), 1);
+    let left = integration::snapshots_in(&peer.host.root().join(directory));
+    assert_eq!(left.len(), 1, "{left:?}");
 }
