@@ -392,7 +392,7 @@ fn a_second_daemon_on_a_root_ends_at_once_with_one_line() {
         .args([host.path("config.toml")])
         .run();
     assert!(begin.elapsed() < Duration::from_secs(5));
-    assert_eq!(second.code, 1);
+    assert_eq!(second.code, 75, "EX_TEMPFAIL: somebody has it");
     let last = second.stderr.lines().last().expect("a line");
     let root = host.root().display().to_string();
     assert!(last.contains(&root) && last.contains("in use"), "{last}");
