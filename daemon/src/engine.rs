@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use client::remote::RemoteDiff;
@@ -170,8 +170,18 @@ fn empty(directory: PathBuf) -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// Where this program was started from: it may be replaced since, and this daemon open its engine again.
+fn own_binary() -> Result<PathBuf> {
+    static OWN: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own.clone());
+    }
+    let own = std::env::current_exe().map_err(|e| Error::os("find own binary", e))?;
+    Ok(OWN.get_or_init(|| own).clone())
+}
+
 fn tasks_config(store: &Store, config: &Config, sched_core: bool) -> Result<runtime_v2::Config> {
-    let binary = std::env::current_exe().map_err(|e| Error::os("find own binary", e))?;
+    let binary = own_binary()?;
     let events = Arc::clone(&store.ground.events);
     let metadata = store.metadata.clone();
     Ok(runtime_v2::Config {

@@ -45,14 +45,22 @@ pub(crate) async fn keep_alive() {
         beat.tick().await;
         // On the threads that serve, not on this one: when they hang, nobody answers here.
         if tokio::spawn(async {}).await.is_ok() {
-            notify(ALIVE);
+            alive();
         }
+    }
+}
+
+/// The daemon is alive, whoever serves: for the time in which [`keep_alive`] is not at work.
+pub(crate) fn alive() {
+    if patience().is_some() {
+        notify(ALIVE);
     }
 }
 
 /// Another process is the daemon from now on.
 pub(crate) fn successor(pid: u32) {
     notify(&format!("MAINPID={pid}\n{READY}"));
+    alive();
 }
 
 /// The daemon reads its configuration again; `READY=1` follows.

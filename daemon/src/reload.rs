@@ -76,7 +76,8 @@ impl<'a> Live<'a> {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
-        if news.has("oom_score") {
+        // Zero leaves it alone, as at the start.
+        if news.has("oom_score") && loaded.config.oom_score != 0 {
             sys::limits::set_oom_score(std::process::id(), loaded.config.oom_score)?;
         }
         if news.has("debug") {

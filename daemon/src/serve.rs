@@ -42,6 +42,9 @@ const BLOCKING_KEEP: Duration = Duration::from_secs(5);
 /// How long calls in flight may go on after the signal. Waiting calls never end by themselves.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// How often the service manager hears of a daemon that waits for its successor.
+const BEAT: Duration = Duration::from_secs(5);
+
 /// Serves until a signal says stop, or until a successor serves.
 ///
 /// # Errors
@@ -148,9 +151,11 @@ impl Place {
             .map_err(|e| Error::os("start threads", e))?;
         let heard = runtime.block_on(async {
             let mut signals = Signals::take()?;
+            let mut beat = tokio::time::interval(BEAT);
             loop {
                 tokio::select! {
                     ready = successor.ready() => return ready.map(|()| false),
+                    _ = beat.tick() => notify::alive(),
                     wish = signals.next() => if let Wish::End(signal) = wish {
                         tracing::info!(signal, "stopping");
                         return Ok(true);
@@ -188,7 +193,8 @@ fn closed() -> bool {
     /// Pause between two looks: threads tell nobody that they are gone.
     const LOOK: Duration = Duration::from_millis(1);
     let begun = Instant::now();
-    while sys::process::threads().is_ok_and(|threads| threads > 1) {
+    // Not knowing is no yes.
+    while !sys::process::threads().is_ok_and(|threads| threads == 1) {
         if begun.elapsed() > GRACE {
             return false;
         }
@@ -325,17 +331,21 @@ async fn serve(
         () = &mut server => return Err(Error::internal("the socket is gone")),
         successor = heed(place, &mut signals, &mut live, ready) => successor,
     };
-    if successor.is_none() {
-        notify::notify(notify::STOPPING);
+    match successor {
+        Some(_) => notify::alive(),
+        None => notify::notify(notify::STOPPING),
     }
     drop(stop);
-    if tokio::time::timeout(GRACE, server).await.is_err() {
-        tracing::info!("calls still in flight were cut off");
-    }
-    // An event that was taken is answered, or its shim would send it again.
-    if tokio::time::timeout(GRACE, shims.shutdown()).await.is_err() {
-        tracing::info!("shims still sending were cut off");
-    }
+    let ending = async {
+        if tokio::time::timeout(GRACE, server).await.is_err() {
+            tracing::info!("calls still in flight were cut off");
+        }
+        // An event that was taken is answered, or its shim would send it again.
+        if tokio::time::timeout(GRACE, shims.shutdown()).await.is_err() {
+            tracing::info!("shims still sending were cut off");
+        }
+    };
+    let successor = ended_for(successor, &mut signals, ending).await;
     running.end();
     Ok(match successor {
         Some(successor) => Ended::Leaving(successor, Arc::clone(&engine.store.ground.events)),
@@ -349,6 +359,33 @@ async fn announce(heir: Option<Heir>) {
         heir.ready().await;
     }
     notify::notify(notify::READY);
+    // What was said before the manager knew this process was not heard.
+    notify::alive();
+}
+
+/// Comes to the end for a successor, which is ended itself when a signal says stop meanwhile.
+async fn ended_for(
+    successor: Option<Successor>,
+    signals: &mut Signals,
+    ending: impl Future<Output = ()>,
+) -> Option<Successor> {
+    let mut ending = pin!(ending);
+    let Some(successor) = successor else {
+        ending.await;
+        return None;
+    };
+    loop {
+        tokio::select! {
+            () = &mut ending => return Some(successor),
+            wish = signals.next() => if let Wish::End(signal) = wish {
+                tracing::info!(signal, "stopping");
+                notify::notify(notify::STOPPING);
+                successor.end();
+                ending.await;
+                return None;
+            },
+        }
+    }
 }
 
 /// Does what signals ask for, until one of them ends the daemon or a successor is prepared.

@@ -41,6 +41,7 @@ struct Counts {
 }
 
 static COUNTS: OnceLock<Arc<Counts>> = OnceLock::new();
+static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
 /// Flights that wait to be sent.
 #[derive(Debug)]
@@ -93,9 +94,12 @@ pub(crate) fn start() {
             return;
         }
     };
-    let counts = Arc::clone(COUNTS.get_or_init(Arc::default));
-    let queue = Arc::new(Queue::new(&settings, counts));
-    let filled = Arc::clone(&queue);
+    // One for the process: a daemon whose successor has failed begins to serve once more.
+    let queue = QUEUE.get_or_init(|| {
+        let counts = Arc::clone(COUNTS.get_or_init(Arc::default));
+        Arc::new(Queue::new(&settings, counts))
+    });
+    let (queue, filled) = (Arc::clone(queue), Arc::clone(queue));
     recorder::on_finish(move |told| filled.push(told));
     tracing::info!(endpoint = %settings.endpoint, "traces are sent");
     tokio::spawn(async move { run(&queue, &settings).await });

@@ -69,6 +69,17 @@ fn environment_and_directory_are_as_asked() {
 }
 
 #[test]
+fn what_a_service_manager_has_told_stays_with_whom_it_told() {
+    let script = "echo $NOTIFY_SOCKET-$WATCHDOG_USEC-$WATCHDOG_PID-$OTHER";
+    let given = shell(script)
+        .env("NOTIFY_SOCKET", "/run/notify")
+        .env("WATCHDOG_USEC", "1")
+        .env("WATCHDOG_PID", "2")
+        .env("OTHER", "kept");
+    assert_eq!(text(given.unmanaged()), "---kept\n");
+}
+
+#[test]
 fn signal_state_of_the_child_is_clean() {
     let said = text(Spawn::new("cat").arg("/proc/self/status"));
     for field in ["SigBlk", "SigIgn"] {
