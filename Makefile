@@ -2,14 +2,16 @@
 # make check   what to run while working: format, lints, docs, unit, property and architecture tests
 # make test    everything that CI runs
 # make fuzz    every fuzz target for a few thousand inputs
+# make soak    a mixed load for MINUTES (20), looked at every minute; stops at the first drift
 # make bench   figures beside Debian's containerd, in one interleaved run; PARTS="life exec" for some
+# make plots   docs/plots from the rows that `make bench` wrote
 # make install real use: binaries, systemd unit
 # make deb     the same as a Debian package, in out/
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo check checks fmt clippy doc unit search architecture fuzz-check fuzz test integration bench install \
-	uninstall deb deps-build deps-demo deps-unit deps-test deps-fuzz deps-bench binaries-dev binaries-release clean
+.PHONY: demo check checks fmt clippy doc unit search architecture fuzz-check fuzz test integration soak bench plots \
+	install uninstall deb deps-build deps-demo deps-unit deps-test deps-fuzz deps-bench binaries-dev binaries-release clean
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -37,11 +39,13 @@ deps-demo: deps-build
 
 deps-test: deps-demo
 	@scripts/deps criu crun skopeo docker-registry containerd bsdutils util-linux iproute2 mount \
-		strace xfsprogs e2fsprogs fuse3 fuse-overlayfs attr acl systemd
+		strace xfsprogs e2fsprogs btrfs-progs erofs-utils fuse3 fuse-overlayfs attr acl systemd \
+		nftables containernetworking-plugins docker.io iptables procps
 
-# Units make file systems in files.
+# Units make file systems in files, and networks in network namespaces.
 deps-unit: deps-build
-	@scripts/deps xfsprogs e2fsprogs btrfs-progs erofs-utils fuse3 fuse-overlayfs
+	@scripts/deps xfsprogs e2fsprogs btrfs-progs erofs-utils fuse3 fuse-overlayfs \
+		iproute2 util-linux nftables containernetworking-plugins
 
 deps-fuzz: deps-build
 	@scripts/deps g++
@@ -57,7 +61,7 @@ binaries-dev:
 	@mkdir -p $(DEV)
 	@for b in containerd ctr; do ln -f $(TARGET_DIR)/debug/$$b $(DEV)/$$b 2>/dev/null \
 		|| cp -f $(TARGET_DIR)/debug/$$b $(DEV)/$$b; done
-	@cp -f $(TARGET_DIR)/$(HOST)/shim/containerd-shim-runc-v2 $(DEV)/
+	@cp --remove-destination $(TARGET_DIR)/$(HOST)/shim/containerd-shim-runc-v2 $(DEV)/
 
 binaries-release: export CONTAINERD_REVISION = $(shell git rev-parse HEAD 2>/dev/null)
 binaries-release:
@@ -132,16 +136,29 @@ fuzz: deps-fuzz
 
 # Most of what stories do is wait.
 integration: export RUST_TEST_THREADS = $(shell echo $$(($$(nproc) * 2)))
+# Behind the gigabytes that a build has just written, every fsync of a daemon waits for tens of seconds.
 integration: deps-test binaries-dev $(IMAGE)
+	sync
 	BIN_DIR=$(DEV) $(CARGO) test --locked -p integration --test stories --test conformance
 
 # The fuzz targets run here: nobody has to check that they compile.
 test: deps-test checks fuzz integration
 
+# The daemon that people get: what a build without optimisation holds is another matter.
+MINUTES ?= 20
+soak: deps-test binaries-release $(IMAGE)
+	MINUTES=$(MINUTES) $(if $(SEED),SEED=$(SEED)) BIN_DIR=$(RELEASE) \
+		$(CARGO) test --locked -p integration --test soak -- --nocapture
+
 bench: deps-bench binaries-release $(IMAGE) $(LAYERS)
 	$(CARGO) bench --locked -p integration --no-run
 	BIN_DIR=$(RELEASE) unshare -m sh -c 'if mountpoint -q /sys/fs/cgroup/unified; then \
 		umount /sys/fs/cgroup/unified; fi; exec $(CARGO) bench --locked -p integration -- $(PARTS)'
+
+plots:
+	@scripts/deps python3
+	@mkdir -p docs/plots
+	scripts/plot-density out/bench/density.csv docs/plots
 
 clean:
 	rm -rf out

@@ -6,6 +6,8 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 use types::{Error, LeaseId, Namespace, Result, Scope};
 
+use crate::again::Again;
+
 /// Longest a plain call may take. Calls that wait for something or move data have no limit.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -91,8 +93,8 @@ impl Caller {
         &self.scope
     }
 
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub(crate) fn channel(&self) -> Again {
+        Again::new(self.channel.clone())
     }
 
     /// A request that must be answered within the deadline.

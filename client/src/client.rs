@@ -12,7 +12,8 @@ use types::{Context as _, DEFAULT_RUNTIME, Filter, LeaseId, Namespace, Result, S
 use crate::call::Caller;
 use crate::remote::{RemoteContent, RemoteDiff, RemoteSnapshotter};
 use crate::services::{
-    Containers, Events, Flights, Images, Introspection, Lease, Leases, Mounts, Namespaces, Tasks,
+    Containers, Events, Flights, Images, Introspection, Lease, Leases, Mounts, Namespaces,
+    Networks, Tasks,
 };
 
 /// Snapshotter where neither the caller nor the namespace names one.
@@ -98,6 +99,12 @@ impl Client {
     #[must_use]
     pub fn mounts(&self) -> Mounts {
         Mounts::new(&self.caller)
+    }
+
+    /// Network namespaces and interfaces.
+    #[must_use]
+    pub fn networks(&self) -> Networks {
+        Networks::new(&self.caller)
     }
 
     /// Tasks: what runs.

@@ -10,6 +10,7 @@
 //!     `-> remote --> dyn ContentStore, Snapshotter, Applier   (what transfer works on)
 //! ```
 
+mod again;
 pub mod attach;
 mod bytes;
 mod call;
@@ -37,7 +38,7 @@ pub use json::any_json;
 pub use proxy::Proxy;
 pub use services::{
     Containers, CreateTask, Envelope, Events, ExecTask, Exited, Flight, FlightStage, Flights,
-    FlightsOpts, Flown, Follow, Heard, Images, Introspection, Lease, Leases, Metric, Mounts,
-    Namespaces, Plugin, PluginFault, Process, ProcessEntry, RuncOptions, ServerInfo, Status,
-    StdioPaths, Subscription, Tasks, Version, default_lease_id,
+    FlightsOpts, Flown, Follow, Heard, Images, Introspection, Joining, Lease, Leases, Membership,
+    Metric, Mounts, Namespaces, Networks, Plugin, PluginFault, Process, ProcessEntry, RuncOptions,
+    ServerInfo, Status, StdioPaths, Subscription, Tasks, Version, default_lease_id,
 };

@@ -12,6 +12,7 @@ use futures::FutureExt as _;
 use metadata::Metadata;
 use metadata::gc::{Scheduler, SchedulerOpts};
 use mounts::Mounts;
+use network::Networks;
 use runtime_v2::Tasks;
 use tokio::sync::watch;
 use types::{
@@ -21,10 +22,12 @@ use types::{
 use crate::activations;
 use crate::checkpoints::Checkpoints;
 use crate::config::{self, Config, Level, ProxyKind};
+use crate::drivers::Drivers;
 use crate::ground::proxies;
 use crate::lock;
+use crate::networks;
 use crate::point::{Candidate, Facts, Point, Row};
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::streams::Streams;
 use crate::transfers::{self, Transfers};
 
@@ -58,6 +61,10 @@ pub(crate) struct Engine {
     pub(crate) streams: Streams,
     /// Mounts by name.
     pub(crate) mounts: Mounts,
+    /// Network namespaces and interfaces by name.
+    pub(crate) networks: Networks,
+    /// Who joins containers to networks.
+    pub(crate) drivers: Drivers,
     /// Images in and out, unless that is disabled.
     pub(crate) transfers: Option<Transfers>,
     /// What there is, for introspection.
@@ -111,6 +118,11 @@ impl Engine {
         ));
         let (mounts, more) = activations::open(&store.metadata, config)?;
         rows.extend(more);
+        let gone = Arc::default();
+        let (networks, row) = networks::open(&store, config, &gone)?;
+        rows.push(row);
+        let drivers = Drivers::open(&networks, &gone, config)?;
+        rows.extend(drivers.rows());
         let (transfers, more) = transfers::open(&store, &differs, &streams, config)?;
         rows.extend(more);
         let differs = Arc::new(Differs::select(&differs, &order));
@@ -124,18 +136,18 @@ impl Engine {
             tasks,
             streams,
             mounts,
+            networks,
+            drivers,
             transfers,
             rows,
         })
     }
 
-    /// Connects to the shims of an earlier daemon and then collects garbage, for ever, whenever what
-    /// is sent says. Runs beside the services.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a section of the collector that does not fit.
-    pub(crate) fn start(&self, config: &Config) -> Result<watch::Sender<SchedulerOpts>> {
-        let (sender, mut opts) = watch::channel(store::collector(config)?);
+    /// Connects to the shims of an earlier daemon and then collects garbage, for ever, as told and whenever
+    /// what is sent says. Runs beside the services.
+    pub(crate) fn start(&self, schedule: SchedulerOpts) -> watch::Sender<SchedulerOpts> {
+        let (sender, mut opts) = watch::channel(schedule);
+        tokio::spawn(self.drivers.clone().settle());
         let (tasks, metadata) = (Arc::clone(&self.tasks), self.store.metadata.clone());
         tokio::spawn(async move {
             tasks.recover().await;
@@ -149,7 +161,7 @@ impl Engine {
                 }
             }
         });
-        Ok(sender)
+        sender
     }
 }
 

@@ -27,6 +27,7 @@ use crate::services::introspection::Introspection;
 use crate::services::leases::Leases;
 use crate::services::mounts::Mounts;
 use crate::services::namespaces::Namespaces;
+use crate::services::network::Network;
 use crate::services::snapshots::Snapshots;
 use crate::services::streaming::Streaming;
 use crate::services::tasks::Tasks;
@@ -36,7 +37,7 @@ use crate::services::version::Version;
 /// Kind of the services.
 const GRPC: &str = "io.containerd.grpc.v1";
 /// Every service that there is, with what it needs.
-const SERVICES: [(&str, &[&str]); 17] = [
+const SERVICES: [(&str, &[&str]); 18] = [
     ("attach", &["io.containerd.runtime.v2"]),
     ("containers", &["io.containerd.metadata.v1"]),
     ("content", &["io.containerd.metadata.v1"]),
@@ -55,6 +56,7 @@ const SERVICES: [(&str, &[&str]); 17] = [
     ("leases", &["io.containerd.lease.v1", "io.containerd.gc.v1"]),
     ("mounts", &["io.containerd.mount-manager.v1"]),
     ("namespaces", &["io.containerd.metadata.v1"]),
+    ("network", &["io.containerd.network.v1"]),
     ("snapshots", &["io.containerd.metadata.v1"]),
     ("streaming", &["io.containerd.streaming.v1"]),
     (
@@ -233,6 +235,12 @@ fn add_work(routes: &mut Routes, engine: &Engine, config: &Config) {
         mounts: engine.mounts.clone(),
     };
     add!(routes, config, "mounts", mounts::MountsServer, mounts);
+    let network = Network {
+        networks: engine.networks.clone(),
+        metadata: engine.store.metadata.clone(),
+        drivers: engine.drivers.clone(),
+    };
+    add!(routes, config, "network", network::NetworkServer, network);
     add!(routes, config, "tasks", tasks::TasksServer, tasks);
     let attach = Attach {
         manager: manager(engine),

@@ -14,6 +14,8 @@ use sys::process::Look;
 
 /// Flights in one answer: the oldest of those in the air, the newest of those that are over.
 const MOST: usize = 1000;
+/// Bytes of one answer: far less than a message may have.
+const BYTES: usize = 2 << 20;
 /// Levels of children that are looked at, and lines that are told of them.
 const LEVELS: usize = 3;
 const LINES: usize = 16;
@@ -53,12 +55,31 @@ pub(crate) fn tell(wanted: &Wanted) -> ListFlightsResponse {
     }
     let mut air = recorder::in_flight(wanted.standing, |told| wanted.has(told));
     air.truncate(MOST - flights.len());
+    // What goes on now comes first when there is no room for all.
+    let mut room = BYTES;
+    let mut more = fit(&mut air, &mut room);
+    flights.reverse();
+    more += fit(&mut flights, &mut room);
+    flights.reverse();
     flights.extend(air);
     ListFlightsResponse {
         flights: flights.into_iter().map(flight).collect(),
-        unseen: recorder::counts().unseen,
+        unseen: recorder::counts().unseen + more,
         ..Default::default()
     }
+}
+
+/// Leaves as many of the first as there is room for; how many that does not hold.
+fn fit(flights: &mut Vec<Told>, room: &mut usize) -> u64 {
+    let fits = |told: &Told| {
+        let left = room.checked_sub(told.size());
+        *room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let count = flights.len();
+    let kept = flights.iter().map(fits).take_while(|fits| *fits).count();
+    flights.truncate(kept);
+    (count - kept) as u64
 }
 
 fn flight(told: Told) -> Flight {
@@ -191,12 +212,34 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_has_a_bounded_size() {
+        let told = Told {
+            name: "/x.Tasks/Create",
+            namespace: String::new(),
+            subject: "c".repeat(1000),
+            at: std::time::SystemTime::now(),
+            origin: None,
+            took: Duration::ZERO,
+            over: true,
+            error: None,
+            stages: Vec::new(),
+            more: 0,
+        };
+        let mut flights = vec![told.clone(); 10];
+        let mut room = 5 * told.size() + 1;
+        assert_eq!(fit(&mut flights, &mut room), 5);
+        assert_eq!(flights.len(), 5);
+        assert_eq!(fit(&mut vec![told], &mut room), 1);
+    }
+
+    #[test]
     fn who_wants_one_subject_gets_no_other() {
         let told = Told {
             name: "/x.Tasks/Create",
             namespace: "ns".into(),
             subject: "c".into(),
             at: std::time::SystemTime::now(),
+            origin: None,
             took: Duration::from_millis(3),
             over: true,
             error: None,

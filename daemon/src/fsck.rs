@@ -13,15 +13,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use metadata::Metadata;
+use mounts::Mounts;
+use network::Networks;
 use runtime_v2::Survey;
 use tokio::sync::{Mutex, Semaphore};
 use tracing::Instrument as _;
-use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Repair, Report, Result, Scope};
+use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Finding, Repair, Report, Result, Scope};
 
+use crate::activations;
 use crate::config::Config;
+use crate::drivers::Drivers;
 use crate::engine::TEMPORARY;
 use crate::ground::{self, Ground};
 use crate::lock::{self, Lock};
+use crate::networks;
 use crate::store::{self, Store};
 
 /// Exit codes, as of fsck(8).
@@ -34,16 +39,22 @@ pub(crate) const FAILED: u8 = 8;
 const MOST_WAITING: usize = 8;
 /// Directory under the state for copies of what is looked at.
 const SCRATCH: &str = "fsck";
-/// Room for copies, in their sizes: one that is damaged is written anew beside itself.
-const COPIES: u64 = 2;
+/// Room for copies, in their sizes: one that is damaged is written anew beside itself, and one of an older
+/// schema is kept beside what becomes of it.
+const COPIES: u64 = 3;
 
 /// Checks what a daemon keeps: one check at a time, for all clones. Each reads every byte that there
 /// is, and two that repair would meet.
 #[derive(Clone, Debug)]
 pub(crate) struct Checker {
     metadata: Metadata,
+    networks: Option<(Networks, Drivers)>,
     root: PathBuf,
     state: PathBuf,
+    /// Directory of the mount manager.
+    activations: PathBuf,
+    /// The manager, of a daemon at work.
+    mounts: Option<Mounts>,
     turn: Arc<Mutex<()>>,
     /// For who is at it and who waits.
     places: Arc<Semaphore>,
@@ -55,11 +66,30 @@ impl Checker {
     pub(crate) fn new(metadata: &Metadata, config: &Config) -> Self {
         Self {
             metadata: metadata.clone(),
+            networks: None,
             root: config.root.clone(),
             state: config.state.clone(),
+            activations: activations::directory(config),
+            mounts: None,
             turn: Arc::default(),
             places: Arc::new(Semaphore::new(1 + MOST_WAITING)),
             is_stopped: false,
+        }
+    }
+
+    /// The same of a daemon at work, with its mounts.
+    pub(crate) fn with_mounts(self, mounts: &Mounts) -> Self {
+        Self {
+            mounts: Some(mounts.clone()),
+            ..self
+        }
+    }
+
+    /// The same of networks as well.
+    pub(crate) fn with_networks(self, networks: Networks, drivers: Drivers) -> Self {
+        Self {
+            networks: Some((networks, drivers)),
+            ..self
         }
     }
 
@@ -69,7 +99,7 @@ impl Checker {
         self.metadata.check(opts).await
     }
 
-    /// Checks records, content, snapshots and bundles, after the check that is under way. It may be
+    /// Checks records, content, snapshots, bundles and mounts, after the check that is under way. It may be
     /// dropped at any await: then it ends, unless it has begun to repair.
     ///
     /// # Errors
@@ -102,6 +132,12 @@ impl Checker {
             let text = format!("what they are made of cannot be checked: {error}");
             report.note(Fault::Damaged, "images".into(), text, Repair::Impossible);
         }
+        if let Some((networks, drivers)) = &self.networks {
+            let found = networks.check(opts.repair).await;
+            note_networks(&mut report, "networks", found);
+            let found = drivers.inspect(&self.metadata, opts.repair).await;
+            note_networks(&mut report, "network-attachments", found);
+        }
         match self.survey().await {
             Ok(mut survey) => {
                 if let Ok(before) = &before {
@@ -117,7 +153,25 @@ impl Checker {
                 Repair::Impossible,
             ),
         }
+        match self.activations(opts).await {
+            Ok(mut activations) => report.findings.append(&mut activations.findings),
+            Err(error) => {
+                let object = format!("activations under {}", self.activations.display());
+                let text = format!("they cannot be checked: {error}");
+                report.note(Fault::Damaged, object, text, Repair::Impossible);
+            }
+        }
         report
+    }
+
+    async fn activations(&self, opts: CheckOpts) -> Result<Report> {
+        match &self.mounts {
+            Some(mounts) => mounts.check(opts).await,
+            None => {
+                let directory = self.activations.clone();
+                blocking(move || mounts::check_stopped(&directory, opts)).await
+            }
+        }
     }
 
     async fn survey(&self) -> Result<Survey> {
@@ -168,6 +222,16 @@ impl Checker {
             };
             let object = format!("directory {}", path.display());
             report.note(Fault::Orphan, object, text, repair);
+        }
+    }
+}
+
+fn note_networks(report: &mut Report, what: &str, found: Result<Vec<Finding>>) {
+    match found {
+        Ok(found) => report.findings.extend(found),
+        Err(error) => {
+            let text = format!("they cannot be checked: {error}");
+            report.note(Fault::Damaged, what.into(), text, Repair::Impossible);
         }
     }
 }
@@ -225,7 +289,7 @@ pub(crate) fn run(
         .map_err(|e| Error::os("start runtime", e))?;
     // First: what is mounted in what another task has left is not swept with it.
     let mut mounted = Report::default();
-    mounts(config, opts, &mut mounted)?;
+    left_mounted(config, opts, &mut mounted)?;
     let mut report = runtime.block_on(check_stopped(config, opts))?;
     report.findings.append(&mut mounted.findings);
     for finding in &report.findings {
@@ -252,9 +316,11 @@ async fn check_stopped(config: &Config, opts: CheckOpts) -> Result<Report> {
         let text = scratch.named(&text, &store::directory(config));
         report.note(Fault::Damaged, object, text, repair);
     }
+    let networks = networks::examine(config)?;
+    let drivers = Drivers::open(&networks, &Arc::default(), config)?;
     let checker = Checker {
         is_stopped: true,
-        ..Checker::new(&store.metadata, config)
+        ..Checker::new(&store.metadata, config).with_networks(networks, drivers)
     };
     let checked = checker.check(opts).await?;
     let damages = std::mem::take(&mut report.findings);
@@ -328,7 +394,7 @@ impl Drop for Scratch {
 }
 
 /// Nothing stays mounted for a call after its daemon has gone, nor in a bundle after its task.
-fn mounts(config: &Config, opts: CheckOpts, report: &mut Report) -> Result<()> {
+fn left_mounted(config: &Config, opts: CheckOpts, report: &mut Report) -> Result<()> {
     let mut left = sys::mount::info::load()?;
     left.retain(|mount| {
         mount.mount_point.starts_with(&config.root) || mount.mount_point.starts_with(&config.state)

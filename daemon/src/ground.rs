@@ -75,6 +75,7 @@ impl Ground {
         let mut rows = stores.rows().to_vec();
         rows.push(Row::ready("io.containerd.event.v1", "exchange", &[]));
         rows.extend_from_slice(snapshotters.rows());
+        rows.extend(proxies::skipped(config)?);
         let content = only(&stores)?;
         let events = Arc::new(Exchange::new(CODEC));
         Ok(Self {

@@ -39,17 +39,31 @@ impl Identity {
             pid_namespace: namespace.ino(),
         })
     }
+
+    /// The UUID of `root`; nothing when it has none yet.
+    ///
+    /// # Errors
+    /// The errno of reading.
+    pub(crate) fn find(root: &Path) -> Result<String> {
+        read(&root.join(DIRECTORY).join(FILE))
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(Error::os(format_args!("read {}", path.display()), error)),
+    }
 }
 
 fn uuid(directory: &Path) -> Result<String> {
     let path = directory.join(FILE);
-    let at = |what, e| Error::os(format_args!("{what} {}", path.display()), e);
-    match fs::read_to_string(&path) {
-        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(at("read", error)),
+    let found = read(&path)?;
+    if !found.is_empty() {
+        return Ok(found);
     }
+    let at = |what, e| Error::os(format_args!("{what} {}", path.display()), e);
     lock::create(directory, DIRECTORY_MODE)?;
     let made = version_4(rand::random());
     let temporary = directory.join(".uuid");

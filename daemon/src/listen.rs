@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use types::{Code, Error, Result};
 
@@ -123,6 +123,13 @@ impl Socket {
         self.listener.as_fd()
     }
 
+    /// Whose it is, user and group, if its file is there.
+    pub(crate) fn owner(&self) -> Option<(u32, u32)> {
+        use std::os::unix::fs::MetadataExt as _;
+        let meta = std::fs::symlink_metadata(&self.path).ok()?;
+        Some((meta.uid(), meta.gid()))
+    }
+
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -145,6 +152,7 @@ impl Socket {
         let listener =
             listener.map_err(|e| Error::os(format_args!("listen {}", path.display()), e))?;
         let accept = |(listener, path, admit): (UnixListener, PathBuf, F)| async move {
+            let mut is_told = false;
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) if admit(&stream) => {
@@ -152,7 +160,10 @@ impl Socket {
                     }
                     Ok(_) => {}
                     Err(error) => {
-                        tracing::warn!(%error, path = %path.display(), "cannot accept a connection");
+                        // Once, until it goes well again.
+                        if !std::mem::replace(&mut is_told, true) {
+                            tracing::warn!(%error, path = %path.display(), "cannot accept a connection");
+                        }
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 }
@@ -160,6 +171,19 @@ impl Socket {
         };
         Ok(futures::stream::unfold((listener, path, admit), accept))
     }
+}
+
+/// The connections on which something was said, or that have ended: what serves a connection need not be
+/// there before.
+pub(crate) fn spoken(
+    incoming: impl Stream<Item = io::Result<UnixStream>> + Send,
+) -> impl Stream<Item = io::Result<UnixStream>> + Send {
+    let heard = |stream: io::Result<UnixStream>| async {
+        let stream = stream?;
+        grpc::connections::heard(&stream).await?;
+        Ok(stream)
+    };
+    incoming.map(heard).buffer_unordered(usize::MAX)
 }
 
 /// True when the other end runs under the daemon's own user: what a shim does.
@@ -179,8 +203,6 @@ fn inode(path: &Path) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-
-    use futures::StreamExt as _;
 
     use super::*;
 
@@ -211,6 +233,12 @@ mod tests {
         );
         drop(living);
         assert!(path.exists());
+        // A child of another test has it as well until its exec.
+        let begun = std::time::Instant::now();
+        while net::UnixStream::connect(&path).is_ok() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it stays open");
+            std::thread::yield_now();
+        }
         Socket::bind(&path, 0, 0).unwrap();
     }
 

@@ -8,6 +8,7 @@ mod checkpoints;
 mod cli;
 mod config;
 mod debug;
+mod drivers;
 mod engine;
 mod face;
 mod failure;
@@ -21,6 +22,7 @@ mod lock;
 mod log;
 mod memory;
 mod metrics;
+mod networks;
 mod notify;
 mod passed;
 mod point;
@@ -30,6 +32,7 @@ mod restart;
 mod serve;
 mod services;
 mod signals;
+mod sockets;
 mod store;
 mod streams;
 mod traces;
@@ -84,7 +87,7 @@ fn run(cli: &Cli, heir: &mut Option<Heir>) -> Result<u8, Failure> {
         *heir = Heir::take()?;
     }
     if let Some(Command::Config(ConfigCommand::Default)) = &cli.command {
-        print(&Config::default().to_toml()?)?;
+        print(&Config::starter().to_toml()?)?;
         return Ok(0);
     }
     if let Some(Command::Config(ConfigCommand::Migrate)) = &cli.command {
@@ -131,6 +134,8 @@ fn run(cli: &Cli, heir: &mut Option<Heir>) -> Result<u8, Failure> {
                 file,
                 flags: cli.overrides(),
                 said: loaded.config.clone(),
+                was_blank: loaded.is_blank,
+                asked: false,
             };
             serve::run(loaded.config, source, heir)?;
         }

@@ -1,37 +1,56 @@
 //! What a burst of calls has left in the allocator goes back to the kernel.
 //!
-//! Invariant: a daemon that does nothing does not stay as large as it once had to be. What is used is not
-//! touched, and as long as the daemon is small the look at it is one small read.
+//! Invariant: a daemon that does nothing does not stay as large as it once had to be, and is not woken for
+//! that: it looks after calls, a while later, and not without. What is used is not touched, and as long as
+//! the daemon is small the look at it is one small read. The code that only the start has needed goes once,
+//! behind it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sys::limits::Memory;
 use types::Result;
 
-/// How often is looked.
+/// How long after a call is looked, and the time between two looks.
 const BEAT: Duration = Duration::from_secs(5);
+/// How long after its begin the start is over: what it has still to do is done behind it.
+const STARTED: Duration = Duration::from_secs(1);
 /// Memory that is not worth the work, in bytes.
 const SLACK: u64 = 8 << 20;
 
 /// Watches the daemon's memory, for ever.
 pub(crate) fn watch() {
     tokio::spawn(async {
-        let mut least = u64::MAX;
-        loop {
-            if let Err(error) = look(&mut least).await {
-                tracing::warn!(%error, "the daemon does not know its own size");
-                return;
-            }
-            tokio::time::sleep(BEAT).await;
-        }
+        tokio::time::sleep(STARTED).await;
+        // It is no loss where that fails, for lack of descriptors or else.
+        drop(sys::program::unmap_code());
+    });
+    tokio::spawn(async {
+        let least = &AtomicU64::new(u64::MAX);
+        let error = after_work(grpc::meter::used, || look(least)).await;
+        tracing::warn!(%error, "the daemon does not know its own size");
     });
 }
 
+/// Looks at the beginning, and whenever something was done; until that fails.
+async fn after_work<W: Future<Output = ()>, L: Future<Output = Result<()>>>(
+    work: impl Fn() -> W,
+    mut look: impl FnMut() -> L,
+) -> types::Error {
+    loop {
+        if let Err(error) = look().await {
+            return error;
+        }
+        work().await;
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
 /// Gives back what nobody uses, when the daemon is larger than it has been.
-async fn look(least: &mut u64) -> Result<()> {
+async fn look(least: &AtomicU64) -> Result<()> {
     let now = Memory::of_this_process()?;
-    *least = now.resident.min(*least);
-    if now.resident <= least.saturating_add(SLACK) {
+    let before = least.fetch_min(now.resident, Ordering::Relaxed);
+    if now.resident <= before.saturating_add(SLACK) {
         return Ok(());
     }
     // Takes as long as there are blocks to look at.
@@ -54,18 +73,38 @@ fn unused(memory: Memory, heap_in_use: u64) -> u64 {
 mod tests {
     use super::*;
 
+    #[tokio::test(start_paused = true)]
+    async fn who_is_idle_is_not_looked_at() {
+        let work = tokio::sync::Notify::new();
+        let mut looks = 0;
+        {
+            let looked = || {
+                looks += 1;
+                std::future::ready(Ok(()))
+            };
+            let watching = after_work(|| work.notified(), looked);
+            let mut watching = std::pin::pin!(watching);
+            for calls in [1, 0, 1] {
+                (0..calls).for_each(|_| work.notify_one());
+                let hour = Duration::from_secs(3600);
+                tokio::time::timeout(hour, &mut watching).await.unwrap_err();
+            }
+        }
+        assert_eq!(looks, 3, "one at the beginning, and one after each call");
+    }
+
     #[tokio::test]
     async fn what_is_freed_is_given_back_and_what_is_used_stays() {
-        let mut least = u64::MAX;
-        look(&mut least).await.unwrap();
-        assert!(least < u64::MAX);
+        let least = AtomicU64::new(u64::MAX);
+        look(&least).await.unwrap();
+        assert!(least.load(Ordering::Relaxed) < u64::MAX);
         // Small blocks, some of which stay: large ones go back by themselves.
         let made = (0..=255_u8).cycle().take(40_000);
         let made: Vec<Box<[u8; 2000]>> = made.map(|n| Box::new([n; 2000])).collect();
         let made = made.into_iter().enumerate();
         let (kept, freed): (Vec<_>, Vec<_>) = made.partition(|(n, _)| n % 8 == 7);
         drop(freed);
-        look(&mut least).await.unwrap();
+        look(&least).await.unwrap();
         let now = Memory::of_this_process().unwrap();
         let unused = unused(now, sys::limits::heap_in_use());
         assert!(unused <= 4 * SLACK, "{unused} of {now:?}");

@@ -13,6 +13,8 @@ pub(crate) const READY: &str = "READY=1";
 /// The daemon is about to end.
 pub(crate) const STOPPING: &str = "STOPPING=1";
 
+/// Names the socket of the service manager.
+const SOCKET: &str = "NOTIFY_SOCKET";
 /// The daemon is alive.
 const ALIVE: &str = "WATCHDOG=1";
 
@@ -57,10 +59,16 @@ pub(crate) fn alive() {
     }
 }
 
-/// Another process is the daemon from now on.
-pub(crate) fn successor(pid: u32) {
-    notify(&format!("MAINPID={pid}\n{READY}"));
+/// Another process is the daemon from now on. False when a service manager that there is does not hear.
+pub(crate) fn successor(pid: u32) -> bool {
+    let is_told = notify(&format!("MAINPID={pid}\n{READY}"));
     alive();
+    is_told
+}
+
+/// True when a service manager wants to hear of the daemon.
+pub(crate) fn is_heard() -> bool {
+    std::env::var_os(SOCKET).is_some()
 }
 
 /// The daemon reads its configuration again; `READY=1` follows.
@@ -69,14 +77,16 @@ pub(crate) fn reloading() {
     notify(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
 }
 
-/// Sends `state` to the service manager; nothing when there is none.
-pub(crate) fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
+/// Sends `state` to the service manager; nothing when there is none. False when it cannot be sent.
+pub(crate) fn notify(state: &str) -> bool {
+    let Some(path) = std::env::var_os(SOCKET) else {
+        return true;
     };
-    if let Err(error) = send(Path::new(&path), state) {
+    let sent = send(Path::new(&path), state);
+    if let Err(error) = &sent {
         tracing::warn!(%error, state, "cannot notify the service manager");
     }
+    sent.is_ok()
 }
 
 /// Sends to a path or, when it begins with `@`, to an abstract name.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use types::{Code, Error, Filterable, Platform, Result};
 
@@ -99,9 +99,13 @@ pub(crate) struct Candidate<'a, T: ?Sized> {
     pub(crate) id: &'a str,
     /// Kinds that it needs, for the row.
     pub(crate) requires: &'static [&'static str],
-    /// Makes it. `NotImplemented` means that it cannot work on this host: skipped, not failed.
-    pub(crate) build: Box<dyn FnOnce() -> Result<(Arc<T>, Facts)> + 'a>,
+    /// Makes it, beside the others. `NotImplemented` means that it cannot work on this host: skipped, not
+    /// failed.
+    pub(crate) build: Box<dyn FnOnce() -> Made<T> + Send + 'a>,
 }
+
+/// What becomes of a candidate.
+type Made<T> = Result<(Arc<T>, Facts)>;
 
 /// The plugins of one kind.
 pub(crate) struct Point<T: ?Sized> {
@@ -109,8 +113,8 @@ pub(crate) struct Point<T: ?Sized> {
     rows: Vec<Row>,
 }
 
-impl<T: ?Sized> Point<T> {
-    /// Builds the candidates that are not disabled.
+impl<T: ?Sized + Send + Sync> Point<T> {
+    /// Builds the candidates that are not disabled, side by side: what they wait for is the kernel.
     ///
     /// # Errors
     /// That of a required plugin which does not work; `InvalidArgument` for two of one id.
@@ -119,23 +123,29 @@ impl<T: ?Sized> Point<T> {
         config: &Config,
         candidates: Vec<Candidate<'_, T>>,
     ) -> Result<Self> {
-        let mut made = Self {
-            plugins: BTreeMap::new(),
-            rows: Vec::new(),
-        };
+        let mut wanted: Vec<(Row, _)> = Vec::new();
         for candidate in candidates {
-            let uri = format!("{kind}.{}", candidate.id);
+            let row = Row::ready(kind, candidate.id, candidate.requires);
+            let uri = row.uri();
             if !config.enabled(&uri) {
                 tracing::debug!(plugin = uri, "plugin disabled");
                 continue;
             }
-            if made.rows.iter().any(|row| row.id == candidate.id) {
+            if wanted.iter().any(|(known, _)| known.id == row.id) {
                 return Err(Error::invalid_argument(format_args!(
                     "plugin {uri} is there twice: give the proxy plugin another name"
                 )));
             }
-            let mut row = Row::ready(kind, candidate.id, candidate.requires);
-            match (candidate.build)() {
+            wanted.push((row, candidate.build));
+        }
+        let mut made = Self {
+            plugins: BTreeMap::new(),
+            rows: Vec::new(),
+        };
+        let (rows, builds): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+        for (mut row, built) in rows.into_iter().zip(side_by_side(builds)) {
+            let uri = row.uri();
+            match built {
                 Ok((plugin, facts)) => {
                     row.facts = facts;
                     made.plugins.insert(row.id.clone(), plugin);
@@ -159,6 +169,38 @@ impl<T: ?Sized> Point<T> {
     pub(crate) fn rows(&self) -> &[Row] {
         &self.rows
     }
+}
+
+/// What they return, in their order. The first runs here, and those for which there is no thread.
+fn side_by_side<R: Send, W: FnOnce() -> R + Send>(work: Vec<W>) -> Vec<R> {
+    let runtime = tokio::runtime::Handle::try_current().ok();
+    let slots: Vec<_> = work
+        .into_iter()
+        .map(|work| Mutex::new(Some(work)))
+        .collect();
+    let run = |slot: &Mutex<Option<W>>| {
+        let work = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        work.map(|work| work())
+    };
+    std::thread::scope(|scope| {
+        let (runtime, run) = (runtime.as_ref(), &run);
+        let spawn = |slot| {
+            let inside = move || {
+                let _entered = runtime.map(tokio::runtime::Handle::enter);
+                run(slot)
+            };
+            std::thread::Builder::new().spawn_scoped(scope, inside)
+        };
+        let threads: Vec<_> = slots.iter().skip(1).map(spawn).collect();
+        let mut done: Vec<_> = slots.first().map(run).into_iter().collect();
+        for (slot, thread) in slots.iter().skip(1).zip(threads) {
+            done.push(match thread.map(std::thread::ScopedJoinHandle::join) {
+                Ok(ended) => ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(_) => run(slot),
+            });
+        }
+        done.into_iter().flatten().collect()
+    })
 }
 
 /// Logs a failure and puts it in the words of the wire.
@@ -233,6 +275,24 @@ mod tests {
             ]
         );
         assert_eq!(point.rows()[0].facts.exports["root"], "/x");
+    }
+
+    #[test]
+    fn plugins_are_made_side_by_side_and_listed_in_order() {
+        let meeting = std::sync::Barrier::new(3);
+        let all = ["first", "second", "third"];
+        let candidates = all.map(|id| Candidate {
+            id,
+            requires: &[],
+            build: Box::new(|| {
+                // One after the other they would wait here for ever.
+                meeting.wait();
+                Ok((Arc::<str>::from("plugin"), Facts::default()))
+            }),
+        });
+        let point = Point::build(KIND, &config(&[], &[]), candidates.into()).unwrap();
+        let rows = point.rows().iter().map(|row| row.id.as_str());
+        assert!(rows.eq(all));
     }
 
     #[test]

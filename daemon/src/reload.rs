@@ -3,14 +3,14 @@
 //! Invariant: a file that cannot be read as a whole changes nothing. What changed and what waits for a
 //! restart is one line of the log, by key; the latter is told again each time, until the restart.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use metadata::gc::SchedulerOpts;
 use tokio::sync::watch;
 use toml::{Table, Value};
 use types::{Error, Result};
 
-use crate::config::{self, Config, Overrides};
+use crate::config::{self, Config, Loaded, Overrides};
 use crate::transfers::Transfers;
 use crate::{log, store};
 
@@ -23,6 +23,31 @@ pub(crate) struct Source {
     pub(crate) flags: Overrides,
     /// What they said last.
     pub(crate) said: Config,
+    /// There was no file at the start, or nothing in it.
+    pub(crate) was_blank: bool,
+    /// Somebody wants it to be read again, at the next opportunity.
+    pub(crate) asked: bool,
+}
+
+impl Source {
+    /// What it says now.
+    ///
+    /// # Errors
+    /// Those of [`config::load`]; `FailedPrecondition` when the file that there was has gone or is empty:
+    /// nobody means by that to have the defaults in the place of all that is set.
+    fn read(&self) -> Result<Loaded> {
+        let loaded = config::load(self.file.as_deref(), self.flags.clone())?;
+        if loaded.is_blank && !self.was_blank {
+            let file = self.file.as_deref();
+            let file = file.unwrap_or(Path::new(config::DEFAULT_PATH));
+            let what = if file.exists() { "is empty" } else { "is gone" };
+            return Err(Error::failed_precondition(format_args!(
+                "config: {} {what}, a restart would take the defaults",
+                file.display()
+            )));
+        }
+        Ok(loaded)
+    }
 }
 
 /// Sections and keys that change while the daemon runs.
@@ -60,15 +85,27 @@ impl<'a> Live<'a> {
         }
     }
 
+    /// Notes that the configuration is to be read again as soon as that can be.
+    pub(crate) fn ask(&mut self) {
+        tracing::info!("the configuration is read again when the hand-over is done");
+        self.source.asked = true;
+    }
+
+    /// True when it is to be.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.source.asked
+    }
+
     /// Reads the configuration again and does what it says, as far as that can be.
     pub(crate) fn reload(&mut self) {
+        self.source.asked = false;
         if let Err(error) = self.try_reload() {
             tracing::error!(%error, "reload refused: nothing has changed");
         }
     }
 
     fn try_reload(&mut self) -> Result<()> {
-        let loaded = config::load(self.source.file.as_deref(), self.source.flags.clone())?;
+        let loaded = self.source.read()?;
         let news = News::between(&self.source.said, &loaded.config)?;
         // All that can fail comes before anything is changed.
         let collector = store::collector(&loaded.config)?;
@@ -185,6 +222,35 @@ fn merged(old: &Config, new: &Config) -> Result<Config> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_has_become_empty_or_has_gone_resets_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        let source = |was_blank| Source {
+            file: Some(file.clone()),
+            flags: Overrides::default(),
+            said: Config::default(),
+            was_blank,
+            asked: false,
+        };
+        let told = |was_blank| {
+            source(was_blank)
+                .read()
+                .map(drop)
+                .map_err(|e| e.to_string())
+        };
+        let gone = told(false).unwrap_err();
+        assert!(gone.contains("no such file"), "{gone}");
+        for text in ["", "# root = '/x'\n\n"] {
+            std::fs::write(&file, text).unwrap();
+            let empty = told(false).unwrap_err();
+            assert!(empty.contains("config.toml is empty, a restart"), "{empty}");
+            told(true).unwrap();
+        }
+        std::fs::write(&file, "version = 3\n").unwrap();
+        told(false).unwrap();
+    }
 
     fn config(text: &str) -> Config {
         let dir = tempfile::tempdir().unwrap();

@@ -7,8 +7,7 @@
 //! Invariant: nothing is touched before the locks are held, and the sockets are never taken from a
 //! daemon that lives.
 
-use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,13 +23,13 @@ use crate::engine::Engine;
 use crate::failure::Failure;
 use crate::fsck::Checker;
 use crate::ground::Ground;
-use crate::handover::{self, Estate, Heir, Successor};
-use crate::listen::Socket;
+use crate::handover::{BEAT, Estate, Heir, Parting, Successor, heeding};
 use crate::lock::Locks;
 use crate::passed::Passed;
 use crate::reload::{Live, Source};
 use crate::signals::{Signals, Wish};
-use crate::store::Store;
+use crate::sockets::Sockets;
+use crate::store::{self, Store};
 use crate::unclean::Running;
 use crate::{debug, face, memory, metrics, notify, restart, traces, ttrpc_server, version};
 
@@ -41,9 +40,6 @@ const BLOCKING_THREADS: usize = 64;
 const BLOCKING_KEEP: Duration = Duration::from_secs(5);
 /// How long calls in flight may go on after the signal. Waiting calls never end by themselves.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// How often the service manager hears of a daemon that waits for its successor.
-const BEAT: Duration = Duration::from_secs(5);
 
 /// Serves until a signal says stop, or until a successor serves.
 ///
@@ -64,7 +60,10 @@ pub(crate) fn run(
     };
     let sockets = Sockets::open(&mut config, &mut passed).map_err(Failure::place)?;
     drop(passed);
-    let place = Place {
+    if heir.is_some() {
+        sockets.tell_changes(&source.said);
+    }
+    let mut place = Place {
         binary,
         config,
         locks,
@@ -79,13 +78,17 @@ pub(crate) fn run(
         };
         let history = events.history();
         drop(events);
-        match place.give(successor, &history)? {
+        match place.give(successor, &history, &mut source)? {
             Given::Gone(successor) => {
-                place.leave(&successor);
+                place.leave(successor, source.asked);
                 return Ok(());
             }
             Given::Stopped => return Ok(()),
-            Given::Back => past = Some(history),
+            Given::Back => {
+                past = Some(history);
+                // What was reloaded since the start.
+                place.config.plugins.clone_from(&source.said.plugins);
+            }
         }
     }
 }
@@ -131,7 +134,7 @@ impl Place {
     }
 
     /// Lets the successor open the stores, which this daemon has closed, and waits until it serves.
-    fn give(&self, successor: Successor, history: &History) -> Result<Given> {
+    fn give(&self, successor: Successor, history: &History, source: &mut Source) -> Result<Given> {
         let is_closed = closed();
         if let Err(error) = successor.go(history, !is_closed) {
             successor.end();
@@ -152,16 +155,26 @@ impl Place {
         let heard = runtime.block_on(async {
             let mut signals = Signals::take()?;
             let mut beat = tokio::time::interval(BEAT);
-            loop {
+            let next = async || {
                 tokio::select! {
-                    ready = successor.ready() => return ready.map(|()| false),
-                    _ = beat.tick() => notify::alive(),
-                    wish = signals.next() => if let Wish::End(signal) = wish {
-                        tracing::info!(signal, "stopping");
-                        return Ok(true);
-                    },
+                    _ = beat.tick() => None,
+                    wish = signals.next() => Some(wish),
                 }
-            }
+            };
+            let ready = async { successor.ready().await.map(|()| false) };
+            heeding(ready, next, |came| {
+                match came {
+                    None => notify::alive(),
+                    Some(Wish::End(signal)) => {
+                        tracing::info!(signal, "stopping");
+                        return Some(Ok(true));
+                    }
+                    Some(Wish::Reload) => source.asked = true,
+                    Some(Wish::Upgrade) => {}
+                }
+                None
+            })
+            .await
         });
         match heard {
             Ok(false) => return Ok(Given::Gone(successor)),
@@ -178,13 +191,28 @@ impl Place {
         Ok(Given::Back)
     }
 
-    /// Leaves everything to the successor.
-    fn leave(self, successor: &Successor) {
+    /// Makes what was given the daemon's own. Not before it serves: the files of one that fails are the old
+    /// daemon's still.
+    fn take_over(&self, heir: &Heir) {
+        let named = self.sockets.named().into_iter();
+        let owned = named.filter(|(name, _)| heir.owns(name));
+        owned.for_each(|(_, socket)| socket.own());
+        self.locks.own();
+    }
+
+    /// Leaves everything to the successor, which reads its configuration again if that was asked for.
+    fn leave(self, successor: Successor, reload: bool) {
         let pid = successor.pid();
-        notify::successor(pid);
+        if !notify::successor(pid) {
+            // It ends by itself, so that what the service manager starts finds the place free.
+            tracing::error!(pid, "the new daemon is unknown to the service manager");
+        } else if let Err(error) = successor.farewell(reload) {
+            tracing::error!(%error, pid, "the new daemon has ended");
+        }
         tracing::info!(pid, "the new daemon serves: leaving");
         self.sockets.leave();
         self.locks.leave();
+        successor.keep();
     }
 }
 
@@ -228,57 +256,6 @@ fn tune(config: &Config) {
     }
 }
 
-/// What clients and shims connect to.
-#[derive(Debug)]
-struct Sockets {
-    grpc: Socket,
-    ttrpc: Socket,
-}
-
-impl Sockets {
-    /// Takes what was passed, and binds the rest. The configuration then has the paths as they are:
-    /// shims are told them.
-    fn open(config: &mut Config, passed: &mut Passed) -> Result<Self> {
-        let (uid, gid) = (config.grpc.uid, config.grpc.gid);
-        let grpc = one("grpc", &config.grpc.address, (uid, gid), passed)?;
-        config.grpc.address = grpc.path().display().to_string();
-        let (uid, gid) = (config.ttrpc.uid, config.ttrpc.gid);
-        let ttrpc = one("ttrpc", &config.ttrpc_address(), (uid, gid), passed)?;
-        config.ttrpc.address = ttrpc.path().display().to_string();
-        Ok(Self { grpc, ttrpc })
-    }
-
-    fn named(&self) -> [(&'static str, &Socket); 2] {
-        [("grpc", &self.grpc), ("ttrpc", &self.ttrpc)]
-    }
-
-    /// What a successor is told of them.
-    fn given(&self) -> Vec<handover::Given> {
-        let given = |(name, socket): (&str, &Socket)| handover::Given {
-            name: name.to_owned(),
-            owned: socket.is_owned(),
-        };
-        self.named().into_iter().map(given).collect()
-    }
-
-    /// Their descriptors, in the same order.
-    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.named().into_iter().map(|(_, socket)| socket.fd())
-    }
-
-    fn leave(self) {
-        self.grpc.leave();
-        self.ttrpc.leave();
-    }
-}
-
-fn one(name: &str, path: &str, owner: (u32, u32), passed: &mut Passed) -> Result<Socket> {
-    match passed.take(name, Path::new(path))? {
-        Some(socket) => Ok(socket),
-        None => Socket::bind(Path::new(path), owner.0, owner.1),
-    }
-}
-
 async fn serve(
     place: &Place,
     source: &mut Source,
@@ -293,20 +270,28 @@ async fn serve(
         ground = ground.after(past);
     }
     let engine = Engine::open(Store::open(ground, config).await?, config)?;
-    let checker = Checker::new(&engine.store.metadata, config);
+    let checker = Checker::new(&engine.store.metadata, config)
+        .with_mounts(&engine.mounts)
+        .with_networks(engine.networks.clone(), engine.drivers.clone());
     let routes = face::routes(&engine, &checker, config)?;
-    let mut shims = ttrpc_server::serve(&place.sockets.ttrpc, face::events(&engine)).await?;
-    let collector = engine.start(config)?;
-    let mut live = Live::new(source, collector, engine.transfers.clone());
-    restart::start(&engine, config)?;
+    // Whatever can fail comes before the first event of a shim is taken: a successor that fails leaves all of
+    // them to the daemon that goes on.
     metrics::start(&engine, config)?;
     debug::start(&engine, config)?;
+    let incoming = place.sockets.grpc.incoming(|_| true)?;
+    let schedule = store::collector(config)?;
+    let monitor = restart::monitor(&engine, config)?;
+    let mut shims = ttrpc_server::serve(&place.sockets.ttrpc, face::events(&engine)).await?;
+    let collector = engine.start(schedule);
+    let mut live = Live::new(source, collector, engine.transfers.clone());
+    if let Some(monitor) = monitor {
+        monitor.begin();
+    }
     traces::start();
     running.watch(checker, engine.transfers.clone());
     memory::watch();
 
     let (stop, stopped) = oneshot::channel::<()>();
-    let incoming = place.sockets.grpc.incoming(|_| true)?;
     let server = grpc::connections::serve(routes, incoming, async {
         // Either way it is time to stop.
         let _signalled = stopped.await;
@@ -319,11 +304,7 @@ async fn serve(
     );
     let heir = heir.take();
     if let Some(heir) = &heir {
-        // Not before: the files of one that fails are the old daemon's still.
-        let named = place.sockets.named().into_iter();
-        let owned = named.filter(|(name, _)| heir.owns(name));
-        owned.for_each(|(_, socket)| socket.own());
-        place.locks.own();
+        place.take_over(heir);
     }
     let ready = announce(heir);
     let successor = tokio::select! {
@@ -331,9 +312,12 @@ async fn serve(
         () = &mut server => return Err(Error::internal("the socket is gone")),
         successor = heed(place, &mut signals, &mut live, ready) => successor,
     };
-    match successor {
-        Some(_) => notify::alive(),
-        None => notify::notify(notify::STOPPING),
+    if successor.is_some() {
+        notify::alive();
+        // What shims tell up to the end of their socket, the successor owes to subscribers that are gone by then.
+        engine.store.ground.events.part();
+    } else {
+        notify::notify(notify::STOPPING);
     }
     drop(stop);
     let ending = async {
@@ -345,7 +329,11 @@ async fn serve(
             tracing::info!("shims still sending were cut off");
         }
     };
-    let successor = ended_for(successor, &mut signals, ending).await;
+    let successor = ended_for(successor, &mut signals, &mut live, ending).await;
+    // What waits to be taken away would wait for the next start.
+    if let Err(error) = engine.networks.settle().await {
+        tracing::warn!(%error, "interfaces that were taken away are left to the next start");
+    }
     running.end();
     Ok(match successor {
         Some(successor) => Ended::Leaving(successor, Arc::clone(&engine.store.ground.events)),
@@ -353,20 +341,27 @@ async fn serve(
     })
 }
 
-/// Tells the world that the daemon serves. An heir is not the main process before the old one has gone.
-async fn announce(heir: Option<Heir>) {
-    if let Some(heir) = heir {
-        heir.ready().await;
-    }
+/// Tells the world that the daemon serves. An heir is not the main process before the old one has gone,
+/// with its last words.
+async fn announce(heir: Option<Heir>) -> Parting {
+    let parting = match heir {
+        Some(heir) => heir.ready().await,
+        None => Parting {
+            is_known: true,
+            reload: false,
+        },
+    };
     notify::notify(notify::READY);
     // What was said before the manager knew this process was not heard.
     notify::alive();
+    parting
 }
 
 /// Comes to the end for a successor, which is ended itself when a signal says stop meanwhile.
 async fn ended_for(
     successor: Option<Successor>,
     signals: &mut Signals,
+    live: &mut Live<'_>,
     ending: impl Future<Output = ()>,
 ) -> Option<Successor> {
     let mut ending = pin!(ending);
@@ -375,15 +370,19 @@ async fn ended_for(
         return None;
     };
     loop {
-        tokio::select! {
+        let wish = tokio::select! {
             () = &mut ending => return Some(successor),
-            wish = signals.next() => if let Wish::End(signal) = wish {
+            wish = signals.next() => wish,
+        };
+        match wish {
+            Wish::End(signal) => {
                 tracing::info!(signal, "stopping");
                 notify::notify(notify::STOPPING);
-                successor.end();
-                ending.await;
+                tokio::join!(successor.end_beside(), ending);
                 return None;
-            },
+            }
+            Wish::Reload => live.ask(),
+            Wish::Upgrade => {}
         }
     }
 }
@@ -393,12 +392,25 @@ async fn heed(
     place: &Place,
     signals: &mut Signals,
     live: &mut Live<'_>,
-    ready: impl Future<Output = ()>,
+    ready: impl Future<Output = Parting>,
 ) -> Option<Successor> {
     let mut ready = pin!(ready.fuse());
     loop {
+        if live.is_asked() {
+            reload(live);
+        }
         let wish = tokio::select! {
-            () = &mut ready => continue,
+            parting = &mut ready => {
+                if !parting.is_known && notify::is_heard() {
+                    // It starts a daemon of its own, which finds the place taken until this one is gone.
+                    tracing::error!("the old daemon ended before the service manager knew of this one: leaving");
+                    return None;
+                }
+                if parting.reload {
+                    live.ask();
+                }
+                continue;
+            }
             wish = signals.next() => wish,
         };
         match wish {
@@ -406,14 +418,10 @@ async fn heed(
                 tracing::info!(signal, "stopping");
                 return None;
             }
-            Wish::Reload => {
-                notify::reloading();
-                live.reload();
-                notify::notify(notify::READY);
-            }
+            Wish::Reload => reload(live),
             Wish::Upgrade => {
                 notify::reloading();
-                match prepared(place, signals).await {
+                match prepared(place, signals, live).await {
                     Ok(successor) => return successor,
                     Err(error) => tracing::error!(%error, "no new daemon: going on"),
                 }
@@ -423,30 +431,46 @@ async fn heed(
     }
 }
 
+fn reload(live: &mut Live<'_>) {
+    notify::reloading();
+    live.reload();
+    notify::notify(notify::READY);
+}
+
 /// A successor that needs nothing more but the stores; none when a signal says stop meanwhile.
-async fn prepared(place: &Place, signals: &mut Signals) -> Result<Option<Successor>> {
+async fn prepared(
+    place: &Place,
+    signals: &mut Signals,
+    live: &mut Live<'_>,
+) -> Result<Option<Successor>> {
     let successor = place.successor()?;
     tracing::info!(pid = successor.pid(), binary = %place.binary.display(), "starting a new daemon");
-    let done = loop {
-        tokio::select! {
-            prepared = successor.prepared() => break prepared.map(|()| true),
-            wish = signals.next() => match wish {
+    let prepared = async { successor.prepared().await.map(|()| true) };
+    let done = heeding(
+        prepared,
+        async || signals.next().await,
+        |wish| {
+            match wish {
                 Wish::End(signal) => {
                     tracing::info!(signal, "stopping");
-                    break Ok(false);
+                    return Some(Ok(false));
                 }
-                Wish::Reload | Wish::Upgrade => {}
-            },
-        }
-    };
+                // The successor may have read it already: whoever goes on reads it again.
+                Wish::Reload => live.ask(),
+                Wish::Upgrade => {}
+            }
+            None
+        },
+    )
+    .await;
     match done {
         Ok(true) => Ok(Some(successor)),
         Ok(false) => {
-            successor.end();
+            successor.end_beside().await;
             Ok(None)
         }
         Err(error) => {
-            successor.end();
+            successor.end_beside().await;
             Err(error)
         }
     }

@@ -7,7 +7,7 @@ use ttrpc::r#async::Server;
 use ttrpc::asynchronous::transport::Listener;
 use types::{Error, Result};
 
-use crate::listen::{Socket, same_user};
+use crate::listen::{Socket, same_user, spoken};
 use crate::services::events::Events;
 
 /// Serves until the result is dropped. Only processes of our own user are let in.
@@ -15,7 +15,7 @@ use crate::services::events::Events;
 /// # Errors
 /// The errno of the socket.
 pub(crate) async fn serve(socket: &Socket, events: Events) -> Result<Server> {
-    let listener = Listener::new(socket.incoming(same_user)?);
+    let listener = Listener::new(spoken(socket.incoming(same_user)?));
     let mut server = Server::new()
         .add_listener(listener)
         .register_service(create_events(Arc::new(events)));

@@ -172,7 +172,8 @@ impl Job {
         let root = Root::open(path)?;
         let tree = TreeOpts {
             target,
-            limits: self.limits.for_blob(self.from.blob.size()),
+            limits: self.limits,
+            blob: Some(self.from.blob.size()),
             skip_devices: in_user_namespace(),
             stop: self.from.stop.clone(),
         };
@@ -302,7 +303,7 @@ impl Job {
 
     fn large_windows(&self) -> Large {
         if self.follows {
-            return Large::Refused;
+            return Large::Coming(self.rooms.clone());
         }
         Large::InTurn {
             rooms: self.rooms.clone(),
@@ -314,6 +315,7 @@ impl Job {
     /// Passes the stream on in chunks; false when nobody wants the rest.
     fn pump(&self, stream: &mut dyn Read, to: &[Sender; 2]) -> Result<bool> {
         let pool = Arc::<Pool>::default();
+        let most = self.limits.stream_of(self.from.blob.size());
         let mut total = 0_u64;
         loop {
             let mut chunk = pool.take();
@@ -323,10 +325,9 @@ impl Job {
             }
             self.from.stop.check()?;
             total += chunk.len() as u64;
-            if total > self.limits.bytes {
+            if total > most {
                 return Err(Error::resource_exhausted(format_args!(
-                    "layer has more than {} bytes",
-                    self.limits.bytes
+                    "layer has more than {most} bytes, which is the most for a blob of its size"
                 )));
             }
             let chunk = Bytes::from_owner(chunk);

@@ -188,7 +188,7 @@ mod tests {
     fn decoded(blob: &[u8]) -> Vec<u8> {
         let windows = Windows {
             most: 8 << 20,
-            large: Large::Refused,
+            large: Large::Free,
         };
         let mut out = Vec::new();
         let mut stream = decoder(blob, windows).unwrap();

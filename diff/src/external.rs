@@ -183,11 +183,10 @@ mod tests {
     fn who_takes_no_more_waits_for_nobody() {
         let blob = vec![b'x'; 3 << 20];
         let mut left = blob.as_slice();
-        let script = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-        std::fs::write(&script, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&script, mode).unwrap();
-        decode(&script, &mut left, |_| Ok(false)).unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        let program = temp.path().join("program");
+        crate::testing::script(&program, "#!/bin/sh\nexec sleep 1000\n");
+        decode(&program, &mut left, |_| Ok(false)).unwrap();
     }
 
     #[test]

@@ -18,6 +18,8 @@ mod stream;
 mod tar;
 #[cfg(test)]
 mod testing;
+#[cfg(any(test, feature = "testsuite"))]
+pub mod testsuite;
 mod work;
 mod zstd_frames;
 

@@ -56,6 +56,11 @@ impl Seen {
         }
     }
 
+    /// True when nothing was added, or all of it was taken away.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lists.iter().all(|list| list.all.is_empty())
+    }
+
     /// Takes a hash away.
     pub(crate) fn remove(&mut self, hash: u64) {
         let (list, kept) = split(hash);

@@ -13,7 +13,7 @@ use types::{Error, Result};
 /// Size of a chunk.
 pub(crate) const CHUNK: usize = 256 * 1024;
 /// Chunks in a pipe.
-const DEPTH: usize = 8;
+const DEPTH: usize = 4;
 
 /// Buffers that everybody has done with. New ones of that size are dear: the allocator gets each from
 /// the kernel, page by page, and gives it back.

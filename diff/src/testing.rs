@@ -285,3 +285,13 @@ impl Bench {
         !mounts.contains(self.temp.path().to_str().unwrap())
     }
 }
+
+/// Makes a program of this text.
+pub(crate) fn script(path: &Path, text: &str) {
+    // By another process: whatever is forked here meanwhile would hold our descriptor for a moment, and
+    // what is open for writing cannot be run.
+    let write = ["-c", "cat >\"$0\" && chmod 755 \"$0\""];
+    let write = sys::process::Spawn::new("/bin/sh").args(write).arg(path);
+    let written = write.output(text.as_bytes(), 1 << 10, std::time::Duration::from_secs(20));
+    assert!(written.unwrap().status.is_success());
+}

@@ -23,6 +23,9 @@ pub(crate) struct Rooms {
     comparisons: Arc<Semaphore>,
     /// Of decoders with a large window there is one.
     windows: Arc<Semaphore>,
+    /// Of those with a common one there are as many as processors, and one less for layers that come in.
+    common: Arc<Semaphore>,
+    coming: Arc<Semaphore>,
 }
 
 impl Default for Rooms {
@@ -35,6 +38,8 @@ impl Default for Rooms {
             following: room(count),
             comparisons: room(count),
             windows: room(1),
+            common: room(cpus.clamp(2, *ALL.end())),
+            coming: room(cpus.clamp(2, *ALL.end()) - 1),
         }
     }
 }
@@ -61,17 +66,36 @@ impl Rooms {
         take(&self.comparisons).await
     }
 
-    /// The turn of a decoder with a large window.
+    /// The turn of a decoder with a window of this size.
     ///
     /// # Errors
     /// `Cancelled` when nobody waits for it any more.
-    pub(crate) async fn large_window(&self, stop: &Stop) -> Result<OwnedSemaphorePermit> {
+    pub(crate) async fn window(&self, size: Window, stop: &Stop) -> Result<OwnedSemaphorePermit> {
+        let room = match size {
+            Window::Common => &self.common,
+            Window::Large => &self.windows,
+        };
         tokio::select! {
             biased;
             () = stop.told() => Err(stop.error()),
-            turn = take(&self.windows) => turn,
+            turn = take(room) => turn,
         }
     }
+
+    /// The turn of a decoder with a common window, of a layer that comes in: without waiting, as
+    /// [`Self::apply`]. None when there is none.
+    pub(crate) fn window_of_coming(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.coming).try_acquire_owned().ok()
+    }
+}
+
+/// A window whose decoder has to have its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Window {
+    /// One that builders write.
+    Common,
+    /// One that few do.
+    Large,
 }
 
 async fn take(room: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {

@@ -15,11 +15,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use types::{Error, Result};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
 
-use crate::work::{Rooms, Stop};
+use crate::work::{Rooms, Stop, Window};
 
 /// Windows that everybody gets: what the builders write at any level (klauspost/compress: 8 MiB at most),
 /// zstd itself up to level 19, and what RFC 8878 asks of each decoder.
 pub(crate) const COMMON: u64 = 8 << 20;
+/// Windows that need no turn: there are buffers that are larger.
+const SMALL: u64 = 1 << 20;
 /// Logarithm of the largest window that the library decodes, whatever it is told.
 const LIBRARY: u32 = 31;
 /// Magic number, descriptor, dictionary, length of the content.
@@ -35,50 +37,75 @@ pub(crate) struct Windows {
     pub(crate) large: Large,
 }
 
-/// Who may have one larger than [`COMMON`].
+/// Who may have one larger than [`SMALL`], and than [`COMMON`].
 #[derive(Debug)]
 pub(crate) enum Large {
     /// Everybody: there is but one stream.
     Free,
-    /// One after another.
+    /// Those who are not too many, and one of the large ones after another.
     InTurn {
         rooms: Rooms,
         handle: Handle,
         stop: Stop,
     },
-    /// Nobody: the stream waits for the net, and would keep others waiting.
-    Refused,
+    /// The same of common ones, from the first frame on where there is a turn then, and nobody a large
+    /// one: the stream waits for the net, and would keep others waiting.
+    Coming(Rooms),
 }
 
 impl Windows {
     /// Lets a window pass. A large one gets its turn, which is held as long as there is a decoder: that
     /// keeps what it has for the frames that follow.
-    fn admit(&self, window: u64, turn: &mut Option<OwnedSemaphorePermit>) -> Result<()> {
+    fn admit(&self, window: u64, turn: &mut Option<Turn>) -> Result<()> {
         if window > self.most {
             return Err(Error::resource_exhausted(format_args!(
                 "zstd window of {window} bytes, more than {}",
                 self.most
             )));
         }
-        if window <= COMMON || turn.is_some() {
+        if let (Large::Coming(rooms), None) = (&self.large, &turn) {
+            // Already for a small one: a larger one may follow, and what had come by then would be unpacked
+            // in vain.
+            *turn = rooms.window_of_coming().map(|room| (Window::Common, room));
+        }
+        if window <= SMALL {
             return Ok(());
         }
-        match &self.large {
-            Large::Free => {}
+        let size = if window <= COMMON {
+            Window::Common
+        } else {
+            Window::Large
+        };
+        if turn
+            .as_ref()
+            .is_some_and(|(held, _)| *held == Window::Large || *held == size)
+        {
+            return Ok(());
+        }
+        let room = match &self.large {
+            Large::Free => return Ok(()),
             Large::InTurn {
                 rooms,
                 handle,
                 stop,
-            } => *turn = Some(handle.block_on(rooms.large_window(stop))?),
-            Large::Refused => {
+            } => {
+                // Who waits for a large one keeps nobody from a common one.
+                *turn = None;
+                handle.block_on(rooms.window(size, stop))?
+            }
+            Large::Coming(_) => {
                 return Err(Error::unavailable(format_args!(
-                    "zstd window of {window} bytes, too large for a layer that comes in"
+                    "zstd window of {window} bytes, no room for it while the layer comes in"
                 )));
             }
-        }
+        };
+        *turn = Some((size, room));
         Ok(())
     }
 }
+
+/// The turn of a decoder.
+type Turn = (Window, OwnedSemaphorePermit);
 
 /// The window that a frame asks for. None for what is not the whole header of one, and for a frame that
 /// is to be skipped.
@@ -111,7 +138,7 @@ pub(crate) struct Frames<R> {
     header: Vec<u8>,
     given: usize,
     begins: bool,
-    turn: Option<OwnedSemaphorePermit>,
+    turn: Option<Turn>,
 }
 
 impl<R: BufRead> Frames<R> {
@@ -320,13 +347,75 @@ mod tests {
     }
 
     #[test]
+    fn the_usual_ceiling_takes_what_zstd_writes_at_its_highest_level() {
+        let usual = Windows {
+            most: crate::Limits::default().window,
+            large: Large::Free,
+        };
+        usual.admit(128 << 20, &mut None).unwrap();
+        let error = usual.admit((128 << 20) + 1, &mut None).unwrap_err();
+        assert!(error.is(Code::ResourceExhausted), "{error}");
+    }
+
+    #[test]
+    fn a_layer_that_comes_in_has_its_turn_from_its_first_frame_on() {
+        let rooms = Rooms::default();
+        let windows = Windows {
+            most: MOST,
+            large: Large::Coming(rooms.clone()),
+        };
+        let mut turn = None;
+        windows.admit(1, &mut turn).unwrap();
+        let others: Vec<_> = std::iter::from_fn(|| rooms.window_of_coming()).collect();
+        windows.admit(COMMON, &mut turn).unwrap();
+        // One for which there was none goes on as long as it needs none, and gets what becomes free.
+        let mut late = None;
+        windows.admit(SMALL, &mut late).unwrap();
+        assert!(windows.admit(COMMON, &mut late).is_err());
+        drop((others, turn));
+        windows.admit(COMMON, &mut late).unwrap();
+    }
+
+    #[test]
+    fn who_waits_for_a_large_window_has_given_its_common_one_back() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let (rooms, stop) = (Rooms::default(), Stop::default());
+        let windows = Windows {
+            most: MOST,
+            large: Large::InTurn {
+                rooms,
+                handle: runtime.handle().clone(),
+                stop: stop.clone(),
+            },
+        };
+        let mut turn = None;
+        windows.admit(COMMON, &mut turn).unwrap();
+        assert!(turn.is_some());
+        // Waits no longer than it takes to give up.
+        stop.tell();
+        let error = windows.admit(COMMON + 1, &mut turn).unwrap_err();
+        assert!(error.is(Code::Cancelled), "{error}");
+        assert!(turn.is_none());
+    }
+
+    #[test]
     fn large_windows_are_taken_in_turn_and_not_while_a_layer_comes_in() {
-        let error = read(&windowed(24, 0), Large::Refused).unwrap_err();
+        let rooms = Rooms::default();
+        let coming = || Large::Coming(rooms.clone());
+        let error = read(&windowed(24, 0), coming()).unwrap_err();
         assert!(error.is(Code::Unavailable), "{error}");
-        read(&windowed(23, 0), Large::Refused).unwrap();
+        read(&windowed(23, 0), coming()).unwrap();
+        let mut all = Vec::new();
+        while let Some(turn) = rooms.window_of_coming() {
+            all.push(turn);
+        }
+        let error = read(&windowed(23, 0), coming()).unwrap_err();
+        assert!(error.is(Code::Unavailable), "{error}");
+        read(&windowed(20, 0), coming()).unwrap();
 
         let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
-        let rooms = Rooms::default();
         let stop = Stop::default();
         let in_turn = |stop: &Stop| Large::InTurn {
             rooms: rooms.clone(),
@@ -336,7 +425,9 @@ mod tests {
         for _ in 0..2 {
             read(&windowed(24, 0).repeat(2), in_turn(&stop)).unwrap();
         }
-        let turn = runtime.block_on(rooms.large_window(&stop)).unwrap();
+        let turn = runtime
+            .block_on(rooms.window(Window::Large, &stop))
+            .unwrap();
         // Those with a common one do not wait; the others do, until they are told that it is in vain.
         read(&windowed(23, 0), in_turn(&stop)).unwrap();
         let waiting = in_turn(&stop);

@@ -5,15 +5,20 @@
 //! what subscribers are sent is one order: a subscription begins at one point of it. One that ends leaves
 //! nothing here, whether anything is published after it or not.
 
+mod place;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 use types::{Any, Event, Filter, Namespace, Result, Topic};
 
+pub(crate) use self::place::Place;
+use crate::cut::{Cut, Cuts};
 use crate::envelope::{Codec, Envelope, Matched};
+use crate::late::Late;
 use crate::position::{Gap, Position};
 use crate::ring::Ring;
 use crate::subscription::{Load, Step, Subscription};
@@ -52,6 +57,8 @@ pub struct History {
     pub last: u64,
     /// The newest ones that are held, oldest first.
     pub held: Vec<Arc<Envelope>>,
+    /// Subscriptions of clients without positions that were cut and have not come back.
+    pub cut: Vec<Cut>,
 }
 
 /// Hands every envelope to every subscriber whose filter it passes.
@@ -65,11 +72,28 @@ pub struct Exchange {
 
 struct State {
     ring: Ring,
+    late: Late,
+    /// Cut by the exchange before.
+    cuts: Cuts,
+    /// Ended since [`Exchange::part`].
+    parted: Option<Vec<Cut>>,
     subscribers: BTreeMap<u64, Subscriber>,
     /// Key of the next subscriber.
     next: u64,
     /// Subscribers that were cut off.
     cut_off: u64,
+}
+
+impl State {
+    /// What a new subscriber could not be told when it happened, with numbers.
+    fn owed(&self) -> Vec<(u64, Arc<Envelope>)> {
+        if self.late.is_empty() {
+            return Vec::new();
+        }
+        let held = self.ring.after(self.ring.gone()).unwrap_or_default();
+        let owed = held.into_iter().filter(|(n, _)| self.late.is_owed(*n));
+        owed.collect()
+    }
 }
 
 /// What an exchange has done.
@@ -87,45 +111,25 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a subscriber is called, in the log and in what it is told itself: its number, and its filters as far
-/// as a line of a log has room for them.
-fn named(number: u64, filter: &Filter) -> String {
+/// What a subscriber is called, in the log and in what it is told itself: its number, its process where
+/// that is known, and its filters as far as a line of a log has room for them.
+fn named(number: u64, pid: Option<u32>, filter: &Filter) -> String {
     /// Filters are as long as a client likes.
     const MOST: usize = 256;
     let filters = filter.texts().join(" or ");
     let cut: String = filters.chars().take(MOST).collect();
     let rest = if cut.len() < filters.len() { "…" } else { "" };
+    let process = pid.map_or(String::new(), |pid| format!(" (process {pid})"));
     match cut.as_str() {
-        "" => format!("event subscriber {number} of everything"),
-        cut => format!("event subscriber {number} of {cut}{rest}"),
-    }
-}
-
-/// The place of a subscription in its exchange; given up when dropped.
-pub(crate) struct Place {
-    state: Weak<Mutex<State>>,
-    key: u64,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(state) = self.state.upgrade() {
-            // Its filter goes when the lock is open again.
-            let gone = lock(&state).subscribers.remove(&self.key);
-            drop(gone);
-        }
-    }
-}
-
-impl fmt::Debug for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Place").field(&self.key).finish()
+        "" => format!("event subscriber {number}{process} of everything"),
+        cut => format!("event subscriber {number}{process} of {cut}{rest}"),
     }
 }
 
 struct Subscriber {
-    /// Who it is, by what it wants: nothing else of it is known here.
+    /// Who it is.
     name: Arc<str>,
+    process: Option<u32>,
     filter: Filter,
     queue: mpsc::UnboundedSender<Step>,
     load: Arc<Load>,
@@ -144,6 +148,12 @@ struct Sent<'a> {
 }
 
 impl Subscriber {
+    /// What it is when it is cut here. Who is told positions comes back with its own.
+    fn cut(&self, after: u64) -> Option<Cut> {
+        let process = self.process.filter(|_| self.told.is_none())?;
+        Some(Cut { process, after })
+    }
+
     /// Queues what concerns it; false when the subscription is over.
     fn offer(&mut self, sent: &Sent<'_>, cut_off: &mut u64) -> bool {
         if self.queue.is_closed() {
@@ -191,6 +201,9 @@ impl Exchange {
             run: rand::random(),
             state: Arc::new(Mutex::new(State {
                 ring: Ring::new(replay),
+                late: Late::new(replay.count),
+                cuts: Cuts::of(Vec::new()),
+                parted: None,
                 subscribers: BTreeMap::new(),
                 next: 0,
                 cut_off: 0,
@@ -203,7 +216,10 @@ impl Exchange {
     pub fn after(codec: Codec, history: History) -> Self {
         let mut made = Self::new(codec);
         made.run = history.run;
-        made.lock().ring = Ring::behind(Limits::REPLAY, history.last, history.held);
+        let mut state = made.lock();
+        state.ring = Ring::behind(Limits::REPLAY, history.last, history.held);
+        state.cuts = Cuts::of(history.cut);
+        drop(state);
         made
     }
 
@@ -211,11 +227,26 @@ impl Exchange {
     #[must_use]
     pub fn history(&self) -> History {
         let state = self.lock();
+        let last = state.ring.last();
+        let mut cut = state.cuts.open().to_vec();
+        if let Some(parted) = &state.parted {
+            cut.extend(parted);
+            // Nobody has ended these, and nobody serves them any more.
+            let left = state.subscribers.values();
+            cut.extend(left.filter_map(|subscriber| subscriber.cut(last)));
+        }
         History {
             run: self.run,
-            last: state.ring.last(),
+            last,
             held: state.ring.held(),
+            cut,
         }
+    }
+
+    /// Subscriptions that end from now on are cut: what they do not get any more is for the exchange that
+    /// goes on with the history, which owes it to their clients.
+    pub fn part(&self) {
+        self.lock().parted.get_or_insert_default();
     }
 
     /// Publishes an event of ours, stamped now.
@@ -258,6 +289,32 @@ impl Exchange {
         self.add(&mut state, filter, start, None)
     }
 
+    /// The same for a client of this process. When its subscription was cut with the exchange before this
+    /// one, what was published since comes first, as far as it is held. Else, when it is old enough to have
+    /// subscribed to that one, and while this one is young, what happened before this one began and is
+    /// known by now: nobody could be told then.
+    #[must_use]
+    pub fn rejoin(&self, filter: Filter, process: Option<u32>, is_older: bool) -> Subscription {
+        let mut state = self.lock();
+        let start = self.position(state.ring.last());
+        let missed = filter.clone();
+        let cut = process.and_then(|process| state.cuts.close(process));
+        let owed_to = cut.and(process);
+        let owed = match cut {
+            Some(after) => {
+                let after = after.max(state.ring.gone());
+                state.ring.after(after).unwrap_or_default()
+            }
+            None if is_older => state.owed(),
+            None => Vec::new(),
+        };
+        let mut subscription = self.add(&mut state, filter, start, None);
+        drop(state);
+        subscription.place.owed_to = owed_to;
+        self.replay(&mut subscription, owed, &missed);
+        subscription
+    }
+
     /// Subscribes to what passes `filter` from now on. Marks come between events when few of them
     /// pass, so that the subscriber's position does not grow old while it misses nothing.
     #[must_use]
@@ -289,18 +346,28 @@ impl Exchange {
         let mut subscription = self.add(&mut state, filter, after, told);
         // Filters can be slow: publishers do not wait for that.
         drop(state);
+        self.replay(&mut subscription, replay, &missed);
+        Ok(subscription)
+    }
+
+    /// Lets a subscription hand out first what passes its filter.
+    fn replay(
+        &self,
+        subscription: &mut Subscription,
+        held: Vec<(u64, Arc<Envelope>)>,
+        filter: &Filter,
+    ) {
         let matches = |envelope: &Envelope| {
-            missed.matches(&Matched {
+            filter.matches(&Matched {
                 envelope,
                 codec: self.codec,
             })
         };
-        let wanted = replay.into_iter().filter(|(_, e)| matches(e));
+        let wanted = held.into_iter().filter(|(_, e)| matches(e));
         subscription.replay(wanted.map(|(sequence, envelope)| Step {
             position: self.position(sequence),
             envelope: Some(envelope),
         }));
-        Ok(subscription)
     }
 
     /// What it has done so far.
@@ -330,9 +397,10 @@ impl Exchange {
     ) -> Subscription {
         let (sender, receiver) = mpsc::unbounded_channel();
         let load = Arc::<Load>::default();
-        let name: Arc<str> = named(state.next, &filter).into();
+        let name: Arc<str> = named(state.next, None, &filter).into();
         let subscriber = Subscriber {
             name: Arc::clone(&name),
+            process: None,
             filter,
             queue: sender,
             load: Arc::clone(&load),
@@ -344,6 +412,9 @@ impl Exchange {
         let place = Place {
             state: Arc::downgrade(&self.state),
             key,
+            got: start.sequence,
+            is_replaying: false,
+            owed_to: None,
         };
         Subscription::new(start, receiver, (name, load), place)
     }
@@ -353,12 +424,14 @@ impl Exchange {
         let mut state = self.lock();
         let State {
             ring,
+            late,
             subscribers,
             cut_off,
             ..
         } = &mut *state;
         let envelope = Arc::new(envelope(self.codec));
         let sequence = ring.push(Arc::clone(&envelope));
+        late.note(sequence, &envelope);
         if subscribers.is_empty() {
             return;
         }

@@ -48,6 +48,11 @@ impl Load {
         fits
     }
 
+    /// True when something is unread.
+    pub(crate) fn is_any(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
+    }
+
     fn take(&self, bytes: usize) {
         self.count.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -62,11 +67,13 @@ pub struct Subscription {
     replay: vec::IntoIter<Step>,
     queue: mpsc::UnboundedReceiver<Step>,
     load: Arc<Load>,
-    /// Who it is, by what it wants.
+    /// Who it is.
     name: Arc<str>,
     /// Weight of the last step from the queue.
     in_hand: Option<usize>,
-    _place: Place,
+    /// Number of the last step that was handed out.
+    out: u64,
+    pub(crate) place: Place,
 }
 
 impl Subscription {
@@ -83,13 +90,28 @@ impl Subscription {
             load,
             name,
             in_hand: None,
-            _place: place,
+            out: start.sequence,
+            place,
         }
+    }
+
+    /// The same of a subscriber whose process is known: that is in its name from now on.
+    #[must_use]
+    pub fn of_process(mut self, pid: u32) -> Self {
+        if let Some(name) = self.place.name(pid) {
+            self.name = name;
+        }
+        self
     }
 
     /// Hands out these first.
     pub(crate) fn replay(&mut self, steps: impl Iterator<Item = Step>) {
         self.replay = steps.collect::<Vec<_>>().into_iter();
+        if let Some(first) = self.replay.as_slice().first() {
+            self.out = first.position.sequence.saturating_sub(1);
+            self.place.got = self.out;
+            self.place.is_replaying = true;
+        }
     }
 
     /// Where it began: going on after it, a subscriber that has got nothing yet misses nothing.
@@ -108,12 +130,17 @@ impl Subscription {
         if let Some(bytes) = self.in_hand.take() {
             self.load.take(bytes);
         }
+        // Who asks for the next one has got this one.
+        self.place.got = self.out;
         if let Some(step) = self.replay.next() {
+            self.out = step.position.sequence;
             return Ok(step);
         }
+        self.place.is_replaying = false;
         match self.queue.recv().await {
             Some(step) => {
                 self.in_hand = Some(step.weight());
+                self.out = step.position.sequence;
                 Ok(step)
             }
             None if self.load.cut.load(Ordering::Acquire) => Err(Error::resource_exhausted(

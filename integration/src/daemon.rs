@@ -20,6 +20,8 @@ pub enum Whose {
 pub enum Oci {
     /// Debian's runc.
     Runc,
+    /// Debian's runc, and the daemon in a network namespace of its own.
+    Apart,
     /// Debian's crun. It refuses a hybrid cgroup mount, so the daemon and its shims get a private
     /// mount namespace without the v2 part.
     Crun,
@@ -83,6 +85,11 @@ impl Parts {
         };
         let mut command = match self.oci {
             Oci::Runc => Command::new(&binary),
+            Oci::Apart => {
+                let mut command = Command::new("unshare");
+                command.arg("--net").arg(&binary);
+                command
+            }
             Oci::Crun => {
                 let mut command = Command::new("unshare");
                 command.args(hide_unified()).arg(&binary);
@@ -132,9 +139,13 @@ pub(crate) fn hide_unified() -> [&'static str; 5] {
 
 /// Bind mounts that keep a namespace alive without a process.
 pub(crate) fn pinned_namespaces() -> usize {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mount table");
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("mount table");
+    let temporary = std::env::temp_dir();
     mounts
         .lines()
         .filter(|line| line.contains(" - nsfs "))
+        // Those in a test's own directory are among the mounts of that test.
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|point| !Path::new(point).starts_with(&temporary))
         .count()
 }

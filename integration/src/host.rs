@@ -1,15 +1,23 @@
 //! One private daemon and the clients that talk to it.
 
+mod clients;
+mod start;
+
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
+
+pub use clients::{archive, layers};
 
 use crate::daemon::{Parts, pinned_namespaces};
 use crate::inventory::{Places, traces};
-use crate::{Oci, Output, Program, Whose, bin_dir, need, until};
+use crate::{Oci, Whose, until};
 
+/// The service manager's socket, in a host's directory.
+const NOTIFY: &str = "notify.sock";
 const SIGKILL: i32 = 9;
 const SIGUSR2: i32 = 12;
 const SIGTERM: i32 = 15;
@@ -66,6 +74,8 @@ pub struct Host {
     namespace: String,
     parts: Parts,
     daemon: Option<Daemon>,
+    /// Hears what the daemon tells a service manager.
+    notified: Option<UnixDatagram>,
     /// Descriptors that the daemon had open when it began to serve.
     descriptors: usize,
     /// Pinned network namespaces of the machine before the test.
@@ -121,7 +131,51 @@ impl Host {
         Self::of(name, parts, sections, None)
     }
 
+    /// Starts a daemon in a network namespace of its own, whose configuration has more sections.
+    ///
+    /// # Panics
+    /// When the daemon does not serve within the limit.
+    #[must_use]
+    pub fn apart(name: &str, sections: &str) -> Self {
+        Self::of(name, Parts::ours(Oci::Apart), sections, None)
+    }
+
+    /// Starts a daemon that has a service manager to notify: this host.
+    ///
+    /// # Panics
+    /// When the daemon does not serve within the limit.
+    #[must_use]
+    pub fn notifying(name: &str) -> Self {
+        let mut host = Self::made(name, Parts::ours(Oci::Runc), "", None);
+        let socket = UnixDatagram::bind(host.path(NOTIFY)).expect("bind");
+        socket.set_nonblocking(true).expect("set non-blocking");
+        host.notified = Some(socket);
+        host.start();
+        host
+    }
+
+    /// What the daemon has told the service manager since this was asked last.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        let socket = self.notified.as_ref().expect("a host that is notified");
+        let mut text = [0; 256];
+        let next = || {
+            let length = socket.recv(&mut text).ok()?;
+            Some(String::from_utf8_lossy(&text[..length]).into_owned())
+        };
+        std::iter::from_fn(next).collect()
+    }
+
     fn of(name: &str, parts: Parts, sections: &str, root: Option<&Path>) -> Self {
+        let mut host = Self::made(name, parts, sections, root);
+        host.start();
+        host
+    }
+
+    fn made(name: &str, parts: Parts, sections: &str, root: Option<&Path>) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "integration tests need root"
@@ -134,18 +188,17 @@ impl Host {
         let config = parts.config(dir.path()) + sections;
         fs::write(dir.path().join("config.toml"), config).expect("write the config");
         let root = root.map_or_else(|| dir.path().join("root"), Path::to_owned);
-        let mut host = Self {
+        Self {
             dir,
             root,
             namespace,
             parts,
             daemon: None,
+            notified: None,
             descriptors: 0,
             pinned: pinned_namespaces(),
             finished: false,
-        };
-        host.start();
-        host
+        }
     }
 
     /// The private directory.
@@ -191,35 +244,6 @@ impl Host {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir().join("daemon.log")).unwrap_or_default()
-    }
-
-    /// Starts the daemon and waits until it answers.
-    ///
-    /// # Panics
-    /// When it ends or does not answer in time.
-    pub fn start(&mut self) {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.dir().join("daemon.log"))
-            .expect("open the log");
-        let mut child = self
-            .parts
-            .command(self.dir(), &self.root)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("dup"))
-            .stderr(log)
-            .spawn()
-            .expect("start the daemon");
-        until("the daemon answers", || {
-            if let Some(status) = child.try_wait().expect("wait") {
-                panic!("the daemon ended with {status}:\n{}", self.log());
-            }
-            self.ctr(["version"]).code == 0
-        });
-        self.daemon = Some(Daemon::Child(child));
-        // The connection of the question that it answered may still be on its way out.
-        self.descriptors = self.descriptors();
     }
 
     /// Kills the daemon with SIGKILL.
@@ -293,107 +317,6 @@ impl Host {
         );
     }
 
-    fn client(&self, program: impl AsRef<std::ffi::OsStr>) -> Program {
-        Program::new(program)
-            .args(["--address"])
-            .args([self.address().as_os_str()])
-            .args(["-n", &self.namespace])
-            // Not that of whoever runs the tests.
-            .env("DOCKER_CONFIG", self.dir())
-    }
-
-    /// Runs the `ctr` that came with the daemon.
-    #[must_use]
-    pub fn ctr<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
-        self.ctr_program().args(args).run()
-    }
-
-    /// That `ctr`, to be given arguments.
-    #[must_use]
-    pub fn ctr_program(&self) -> Program {
-        self.client(self.parts.client())
-    }
-
-    /// Runs that `ctr` in a terminal.
-    #[must_use]
-    pub fn ctr_in_terminal(&self, prepare: &str, args: &str) -> Output {
-        let line = format!(
-            "{prepare} exec {} --address {} -n {} {args}",
-            self.parts.client().display(),
-            self.address().display(),
-            self.namespace
-        );
-        Program::new("script")
-            .args(["-qec", &line, "/dev/null"])
-            .run()
-    }
-
-    /// Runs Debian's `ctr`.
-    #[must_use]
-    pub fn go_ctr<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
-        self.go_ctr_program().args(args).run()
-    }
-
-    /// Debian's `ctr`, to be given arguments.
-    #[must_use]
-    pub fn go_ctr_program(&self) -> Program {
-        self.client(need("ctr"))
-    }
-
-    /// Flags of `ctr run` that select this host's shim and OCI runtime.
-    #[must_use]
-    pub fn runtime_flags(&self) -> Vec<String> {
-        self.parts.flags()
-    }
-
-    /// Runs `ctr run FLAGS IMAGE ID COMMAND` with this host's runtime.
-    #[must_use]
-    pub fn run(&self, flags: &[&str], id: &str, command: &[&str]) -> Output {
-        self.ctr_program()
-            .args(["run"])
-            .args(self.runtime_flags())
-            .args(flags)
-            .args([IMAGE, id])
-            .args(command)
-            .run()
-    }
-
-    /// Starts a detached container that sleeps.
-    pub fn sleeper(&self, id: &str) {
-        drop(self.run(&["-d", "--null-io"], id, &["sleep", "1000"]).ok());
-    }
-
-    /// Pid of a task, from `ctr tasks ls`; `None` when it is not listed with `status`.
-    #[must_use]
-    pub fn task(&self, id: &str, status: &str) -> Option<u32> {
-        let table = self.ctr(["tasks", "ls"]).ok();
-        let row = table
-            .lines()
-            .find(|l| l.split_whitespace().next() == Some(id))?;
-        let words: Vec<&str> = row.split_whitespace().collect();
-        (words.get(2) == Some(&status))
-            .then(|| words.get(1)?.parse().ok())
-            .flatten()
-    }
-
-    /// Kills the task, waits for its end, and removes task and container.
-    pub fn remove(&self, id: &str) {
-        drop(self.ctr(["tasks", "kill", "-s", "KILL", id]));
-        until("the task stops", || self.task(id, "STOPPED").is_some());
-        // Debian's client ends with the task's own code.
-        let told = self.ctr(["tasks", "rm", id]);
-        assert!([0, 137].contains(&told.code), "{}", told.stderr);
-        drop(self.ctr(["containers", "rm", id]).ok());
-    }
-
-    /// Imports the test image.
-    pub fn image(&self) {
-        drop(
-            self.ctr(["images", "import", &archive().to_string_lossy()])
-                .ok(),
-        );
-    }
-
     /// Adds a directory for a file of the test.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
@@ -440,12 +363,13 @@ impl Host {
             Whose::Ours => self.descriptors,
             Whose::Debian => usize::MAX,
         };
-        let mut found;
+        let (mut found, mut open);
         // The last shim may still be on its way out, and collection is asynchronous.
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
         loop {
-            found = self.leftovers();
-            let settled = found.is_empty() && self.descriptors() <= limit;
+            // Counted once: a directory that is being emptied is open for a moment.
+            (found, open) = (self.leftovers(), self.descriptors());
+            let settled = found.is_empty() && open <= limit;
             if settled || std::time::Instant::now() > deadline {
                 break;
             }
@@ -457,7 +381,6 @@ impl Host {
             "left behind:\n{}\n\nlog:\n{log}",
             found.join("\n")
         );
-        let open = self.descriptors();
         assert!(
             open <= limit,
             "{open} descriptors are open, {limit} were at the start"
@@ -541,34 +464,4 @@ pub(crate) fn kill_traces(dir: &Path, root: &Path, namespace: &str) {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-/// The test image's archive, which `make` made beside the binaries.
-///
-/// # Panics
-/// When it is not there.
-#[must_use]
-pub fn archive() -> PathBuf {
-    let path = bin_dir().join("../image.tar");
-    assert!(
-        path.exists(),
-        "no {}: run this through make",
-        path.display()
-    );
-    path
-}
-
-/// The realistic image: OCI layouts `gzip` and `zstd` below it, tag `latest`.
-///
-/// # Panics
-/// When it is not there.
-#[must_use]
-pub fn layers() -> PathBuf {
-    let path = bin_dir().join("../layers");
-    assert!(
-        path.exists(),
-        "no {}: run this through make",
-        path.display()
-    );
-    path
 }

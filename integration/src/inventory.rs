@@ -67,12 +67,21 @@ fn processes(places: &Places<'_>) -> Vec<String> {
                 .namespaces
                 .iter()
                 .any(|ns| cgroup.contains(&format!("/{ns}/")));
-        // A zombie has no command line and is its parent's business; count those of our cgroups.
         if ours {
             found.push(format!("process {pid}: {line}"));
+        } else if zombie_of(&text("stat")).is_some_and(|parent| places.allowed.contains(&parent)) {
+            // It has no command line any more; its parent should have reaped it.
+            found.push(format!("zombie {pid}: {}", text("comm").trim()));
         }
     }
     found
+}
+
+/// The parent of a process that has ended and was not reaped, by its line in proc_pid_stat(5).
+fn zombie_of(stat: &str) -> Option<u32> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let is_zombie = fields.next()? == "Z";
+    fields.next()?.parse().ok().filter(|_| is_zombie)
 }
 
 /// Cgroups below the namespace's. The namespace's own directory stays, as with the original

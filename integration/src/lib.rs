@@ -14,9 +14,11 @@
 
 mod daemon;
 mod disk;
+mod docker;
 mod host;
 mod inventory;
 mod memory;
+pub mod net;
 mod program;
 mod proxy;
 mod registry;
@@ -26,10 +28,11 @@ mod watch;
 
 pub use daemon::{Oci, Whose};
 pub use disk::{Disk, FileSystem, apart};
+pub use docker::{Docker, alone, layer};
 pub use host::{Host, IMAGE, archive, layers};
 pub use inventory::snapshots_in;
 pub use memory::{figure, forget_peak, peak, resident};
-pub use program::{Output, Program, bin_dir, need, until};
+pub use program::{Output, PATIENCE, Program, bin_dir, need, until, until_told};
 pub use proxy::Proxy;
 pub use registry::Registry;
 pub use trap::Trap;

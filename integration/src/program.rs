@@ -109,7 +109,7 @@ impl Program {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + PATIENCE;
         let mut child = loop {
             match self.command.spawn() {
                 Ok(child) => break child,
@@ -166,14 +166,31 @@ impl Program {
     }
 }
 
+/// How long what must happen is waited for. It bounds a failure and measures nothing: behind a build of
+/// gigabytes a single fsync may take tens of seconds.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until `condition` holds; polls, because what it looks at is in another process.
 ///
 /// # Panics
-/// When it does not hold after 20 seconds; `what` says what was awaited.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+/// When it does not hold within [`PATIENCE`]; `what` says what was awaited.
+pub fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_told(what, condition, || "");
+}
+
+/// As [`until`], and `found` says in its panic what was there instead.
+///
+/// # Panics
+/// As [`until`].
+pub fn until_told<T: std::fmt::Display>(
+    what: &str,
+    mut condition: impl FnMut() -> bool,
+    found: impl Fn() -> T,
+) {
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited 20 s in vain: {what}");
+        let is_over = Instant::now() >= deadline;
+        assert!(!is_over, "waited {PATIENCE:?} in vain: {what} {}", found());
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -1,6 +1,7 @@
 //! A proxy on loopback that counts what a registry sends, and can stop in the middle of it.
 //!
-//! Invariant: what was counted was handed to the client's socket; nothing is read ahead of a stop.
+//! Invariant: what was counted was handed to the client's socket, or is just being handed to it; nothing
+//! is read ahead of a stop, and all connections together send no byte beyond it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 #[derive(Debug, Default)]
 struct Count {
+    /// What has passed, or is about to.
     passed: u64,
     /// Nothing passes beyond this.
     limit: Option<u64>,
@@ -134,25 +136,81 @@ impl Shared {
     fn answers(&self, mut server: TcpStream, mut client: TcpStream) {
         let mut buffer = vec![0; 64 * 1024];
         loop {
-            let room = self.room(buffer.len());
-            let got = server.read(&mut buffer[..room]).unwrap_or(0);
-            if got == 0 || client.write_all(&buffer[..got]).is_err() {
+            // Looked at and not read: what may pass is known first, and nobody takes more than he has.
+            let there = server.peek(&mut buffer).unwrap_or(0);
+            if there == 0 {
                 break;
             }
-            self.count().passed += got as u64;
-            self.changed.notify_all();
+            let passing = self.pass(there);
+            let got = server.read_exact(&mut buffer[..passing]);
+            if got.is_err() || client.write_all(&buffer[..passing]).is_err() {
+                break;
+            }
         }
         drop(client.shutdown(Shutdown::Both));
         drop(server.shutdown(Shutdown::Both));
     }
 
-    /// How much may pass now, of `most`; waits until it is something.
-    fn room(&self, most: usize) -> usize {
+    /// Counts what may pass now, of `most`; waits until it is something.
+    fn pass(&self, most: usize) -> usize {
         let full = |count: &mut Count| count.limit.is_some_and(|limit| count.passed >= limit);
         let waited = self.changed.wait_while(self.count(), full);
-        let count = waited.unwrap_or_else(PoisonError::into_inner);
-        count.limit.map_or(most, |limit| {
+        let mut count = waited.unwrap_or_else(PoisonError::into_inner);
+        let passing = count.limit.map_or(most, |limit| {
             usize::try_from(limit - count.passed).map_or(most, |left| left.min(most))
-        })
+        });
+        count.passed += passing as u64;
+        drop(count);
+        self.changed.notify_all();
+        passing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends a megabyte to whoever comes.
+    fn server() -> u16 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let mut client = client.unwrap();
+                std::thread::spawn(move || drop(client.write_all(&[1; 1 << 20])));
+            }
+        });
+        port
+    }
+
+    #[test]
+    fn many_connections_together_get_no_byte_beyond_the_stop() {
+        const LIMIT: u64 = 1_000_001;
+        const CLIENTS: usize = 16;
+        let proxy = Proxy::to(server());
+        proxy.stop_at(LIMIT);
+        let counted = Arc::new(Mutex::new(0));
+        let readers: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let counted = Arc::clone(&counted);
+                let mut client = TcpStream::connect(proxy.address).unwrap();
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Ok(got @ 1..) = client.read(&mut buffer) {
+                        *counted.lock().unwrap() += got as u64;
+                    }
+                })
+            })
+            .collect();
+        proxy.stopped(Duration::from_secs(10));
+        crate::until("what may pass is there", || {
+            *counted.lock().unwrap() >= LIMIT
+        });
+        assert_eq!((*counted.lock().unwrap(), proxy.passed()), (LIMIT, LIMIT));
+        proxy.go_on();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert_eq!(proxy.passed(), (CLIENTS << 20) as u64);
     }
 }

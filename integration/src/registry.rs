@@ -74,6 +74,18 @@ impl Registry {
         )
     }
 
+    /// Starts an empty one that speaks TLS with the certificate `cert` and its key, and serves only who has
+    /// a certificate of the authority `ca`.
+    ///
+    /// # Panics
+    /// When the registry does not serve.
+    #[must_use]
+    pub fn of_members(cert: &Path, key: &Path, ca: &Path) -> Self {
+        let (cert, key, ca) = (cert.display(), key.display(), ca.display());
+        let files = format!("certificate: \"{cert}\", key: \"{key}\", clientcas: [\"{ca}\"]");
+        Self::serve(&format!(", tls: {{{files}}}"), "")
+    }
+
     fn serve(http: &str, more: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("ctd-registry-")

@@ -9,15 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use events::Exchange;
 use tokio::sync::Notify;
-use types::{Error, Event, Labels, Namespace, Result};
+use types::{Event, Labels, Namespace, Result};
 
 use crate::codec::damaged;
 use crate::key::{Bucket, key};
 use crate::kv::{Kv, Read as _, Records, Tx};
 use crate::record::put_labels;
-
-/// Layout of keys and records that this code reads and writes.
-const SCHEMA: u64 = 1;
 
 /// Backend numbers that are reserved with one durable write.
 const SEQUENCE_BLOCK: u64 = 1024;
@@ -206,53 +203,47 @@ impl Db {
         }
     }
 
-    /// Checks the schema of what is there, or notes ours in an empty store.
-    pub(crate) async fn prepare(&self) -> Result<()> {
-        let found = self.kv.read()?.get(&key(Bucket::Store, &["schema"]))?;
-        match found.as_deref().map(number).transpose()? {
-            Some(SCHEMA) => Ok(()),
-            Some(other) => Err(Error::failed_precondition(format_args!(
-                "metadata store has schema {other}, this daemon knows {SCHEMA} only: run the daemon that wrote it"
-            ))),
-            None => {
-                let note = |tx: &mut Tx<'_>| {
-                    for (key, value) in first_records() {
-                        tx.put(key, value);
-                    }
-                    Ok(())
-                };
-                self.kv.write(note).await
-            }
-        }
-    }
-
     /// Runs one change; its events and marks are released when it is durable.
     pub(crate) async fn write<T: Send + 'static>(
         &self,
         change: impl FnOnce(&mut WriteTx<'_, '_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let outlet = Arc::clone(&self.outlet);
         let _flush = recorder::stage("records to disk", recorder::On::default);
-        self.kv
-            .write(move |tx| {
-                let mut write = WriteTx {
-                    tx,
-                    events: Vec::new(),
-                    marks: Marks::default(),
-                    is_collecting: false,
-                };
-                let value = change(&mut write)?;
-                let WriteTx {
-                    events,
-                    mut marks,
-                    is_collecting,
-                    ..
-                } = write;
-                marks.mutations = (tx.is_changed() && !is_collecting).into();
-                tx.on_commit(move || outlet.release(&events, marks));
-                Ok(value)
-            })
-            .await
+        self.kv.write(self.released(change)).await
+    }
+
+    /// The same of a change that may look at all there is.
+    pub(crate) async fn write_long<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut WriteTx<'_, '_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.kv.write_long(self.released(change)).await
+    }
+
+    /// A change with its outlet.
+    fn released<T>(
+        &self,
+        change: impl FnOnce(&mut WriteTx<'_, '_>) -> Result<T> + Send + 'static,
+    ) -> impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static {
+        let outlet = Arc::clone(&self.outlet);
+        move |tx| {
+            let mut write = WriteTx {
+                tx,
+                events: Vec::new(),
+                marks: Marks::default(),
+                is_collecting: false,
+            };
+            let value = change(&mut write)?;
+            let WriteTx {
+                events,
+                mut marks,
+                is_collecting,
+                ..
+            } = write;
+            marks.mutations = (tx.is_changed() && !is_collecting).into();
+            tx.on_commit(move || outlet.release(&events, marks));
+            Ok(value)
+        }
     }
 
     /// A number that no backend key ever had, also not before a crash.
@@ -276,11 +267,6 @@ impl Db {
                 .await?;
         }
     }
-}
-
-/// What an empty store holds.
-pub(crate) fn first_records() -> Records {
-    [(key(Bucket::Store, &["schema"]), SCHEMA.to_le_bytes().into())].into()
 }
 
 /// What makes a store give no number up to `used` again.
@@ -310,7 +296,8 @@ impl Sequence {
     }
 }
 
-fn number(value: &[u8]) -> Result<u64> {
+/// A number that is a record.
+pub(crate) fn number(value: &[u8]) -> Result<u64> {
     value
         .try_into()
         .map(u64::from_le_bytes)

@@ -6,7 +6,9 @@
 //!   somebody     -> waits for the end of the flight; then the chain is there, or it is one's own turn
 //! ```
 //! Invariant: a flight is waited for as long as it shows signs of life, and never blocks for good: its
-//! client may be gone. Waiting holds no lock. Called by the scoped snapshotter and by who applies.
+//! client may be gone. One of this process is known to end, and is waited for until then: what it has
+//! unpacked may wait long for the layers below. Waiting holds no lock. Called by the scoped snapshotter
+//! and by who applies.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use types::Mount;
 
-/// How long a flight may show no sign of life: neither made just now nor being applied to.
+/// How long a flight may show no sign of life: neither made just now, nor being applied to, nor attended.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Flights above which dead ones are swept out.
 const SWEEP: usize = 64;
@@ -37,6 +39,8 @@ struct Flight {
     place: Option<String>,
     /// Calls that write there now.
     applies: usize,
+    /// Somebody in this process will commit or remove it.
+    is_attended: bool,
     sign: Instant,
     /// Closed at the end.
     end: watch::Sender<()>,
@@ -44,7 +48,7 @@ struct Flight {
 
 impl Flight {
     fn is_dead(&self) -> bool {
-        self.applies == 0 && self.sign.elapsed() > PATIENCE
+        self.applies == 0 && !self.is_attended && self.sign.elapsed() > PATIENCE
     }
 }
 
@@ -96,6 +100,16 @@ impl Flights {
         self.all().retain(|_, flight| flight.key != key);
     }
 
+    /// Notes whether somebody will certainly end the flight of the snapshot `key`.
+    pub(crate) fn attend(&self, key: &str, is_attended: bool) {
+        for flight in self.all().values_mut() {
+            if flight.key == key {
+                flight.is_attended = is_attended;
+                flight.sign = Instant::now();
+            }
+        }
+    }
+
     /// Notes that somebody writes to `mounts`.
     pub(crate) fn applying(self: &Arc<Self>, mounts: &[Mount]) -> Applying {
         let place = place(mounts);
@@ -124,6 +138,7 @@ impl Flight {
             key: key.to_owned(),
             place: None,
             applies: 0,
+            is_attended: false,
             sign: Instant::now(),
             end: watch::Sender::new(()),
         }
@@ -227,6 +242,21 @@ mod tests {
         waited.unwrap_err();
         drop(applying);
         flights.board("chain", "d").await.made(&bind("/s/4"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attended_flight_is_waited_for_until_its_end() {
+        let flights = Flights::default();
+        flights.board("chain", "a").await.made(&bind("/s/1"));
+        flights.attend("a", true);
+        let second = flights.board("chain", "b");
+        tokio::pin!(second);
+        timeout(20 * PATIENCE, &mut second).await.unwrap_err();
+        // It could not be removed: nobody knows of an end any more.
+        flights.attend("a", false);
+        let begin = Instant::now();
+        second.await.made(&bind("/s/2"));
+        assert!(begin.elapsed() <= 2 * PATIENCE, "{:?}", begin.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

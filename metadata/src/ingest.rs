@@ -1,7 +1,8 @@
 //! A writer on an ingest of one namespace.
 //!
 //! Invariant: after a commit the namespace has the blob, the ingest's record is gone and the blob is in
-//! the scope's lease, in one transaction, also when the answer is `AlreadyExists`.
+//! the scope's lease, in one transaction, also when the answer is `AlreadyExists`. As long as it is written
+//! to, it does not expire.
 //!
 //! ```text
 //! Shared (a blob that is only linked) --write/truncate--> Own (a writer of the backend) --commit--> blob
@@ -10,26 +11,30 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ::content::{Blob, Ingest, IngestSpec};
 use async_trait::async_trait;
 use bytes::Bytes;
 use recorder::On;
+use tokio::time::Instant;
 use types::{
     Context as _, Digest, Error, Event, IngestRef, IngestStatus, Labels, Resource, Result,
 };
 
-use crate::content::ScopedContent;
+use crate::content::{INGEST_LIFETIME, ScopedContent};
 use crate::db::WriteTx;
 use crate::detach::detached;
 use crate::key::{Bucket, own};
 use crate::kv::Read as _;
 use crate::leases;
-use crate::record::BlobRecord;
+use crate::record::{BlobRecord, IngestRecord};
 
 /// Piece in which a shared blob is copied when somebody writes to it after all.
 const COPY: usize = 1 << 20;
+
+/// How often the expiry of an ingest that is written to is put off: seldom beside how long it lasts.
+pub(crate) const RENEWAL: Duration = Duration::from_secs(60 * 60);
 
 /// Where an ingest's bytes are.
 pub(crate) enum Source {
@@ -52,6 +57,8 @@ pub(crate) struct ScopedIngest {
     backend: IngestRef,
     source: Source,
     started_at: SystemTime,
+    /// When its expiry was put off last.
+    renewed: Instant,
 }
 
 impl ScopedIngest {
@@ -67,6 +74,34 @@ impl ScopedIngest {
             backend,
             source,
             started_at: SystemTime::now(),
+            renewed: Instant::now(),
+        }
+    }
+
+    /// Puts the expiry off, if it has one, and it is time: what is written to is not abandoned.
+    async fn renew(&mut self) {
+        if self.renewed.elapsed() < RENEWAL {
+            return;
+        }
+        self.renewed = Instant::now();
+        let namespace = &self.content.scope.namespace;
+        let at = own(Bucket::Ingest, namespace, self.spec.reference.as_str());
+        let backend = self.backend.clone();
+        let change = move |tx: &mut WriteTx<'_, '_>| {
+            let Some(found) = tx.get(&at)? else {
+                return Ok(());
+            };
+            let mut record = IngestRecord::decode(&found)?;
+            if record.expires_at.is_some() && record.backend == backend.as_str() {
+                record.expires_at = Some(SystemTime::now() + INGEST_LIFETIME);
+                tx.put(at, record.encode());
+            }
+            Ok(())
+        };
+        // The bytes do not depend on it, and there is a next time.
+        if let Err(error) = self.content.metadata.0.db.write(change).await {
+            let reference = self.spec.reference.as_str();
+            tracing::warn!(%error, reference, "cannot put off the expiry of an ingest");
         }
     }
 
@@ -174,6 +209,7 @@ impl Ingest for ScopedIngest {
         if data.is_empty() {
             return Ok(());
         }
+        self.renew().await;
         let keep = match &self.source {
             Source::Shared { size, .. } => *size,
             Source::Own(_) => 0,

@@ -237,6 +237,17 @@ pub(crate) fn remove(tx: &mut WriteTx<'_, '_>, namespace: &Namespace, id: &str) 
     tx.remove_all(&below(Bucket::Leased, &[namespace.as_str(), id]))
 }
 
+/// See [`Metadata::admit`].
+pub(crate) async fn admit(metadata: &Metadata, scope: Scope) -> Result<()> {
+    let change = move |tx: &mut WriteTx<'_, '_>| {
+        if let Some(lease) = &scope.lease {
+            require(&**tx, &scope.namespace, lease)?;
+        }
+        tx.touch(&scope.namespace)
+    };
+    metadata.0.db.write(change).await
+}
+
 fn require(tx: &dyn Read, namespace: &Namespace, id: &LeaseId) -> Result<()> {
     if tx.has(&own(Bucket::Lease, namespace, id.as_str()))? {
         return Ok(());

@@ -30,6 +30,7 @@ mod key;
 mod kv;
 mod leases;
 mod mask;
+mod migrate;
 mod namespaces;
 mod rebuild;
 mod record;
@@ -53,7 +54,7 @@ pub use self::leases::Leases;
 pub use self::namespaces::Namespaces;
 pub use self::rebuild::FoundTask;
 
-use self::db::{Db, Marks, Outlet, first_records};
+use self::db::{Db, Marks, Outlet};
 use self::flight::Flights;
 use self::gate::Gate;
 use self::kv::{Kv, Opened, Source};
@@ -132,8 +133,8 @@ impl Metadata {
     /// first collection will look at every backend, since a crash may have left anything there.
     ///
     /// # Errors
-    /// `Unavailable`, at once, when another daemon has it; `FailedPrecondition` when a newer daemon or
-    /// Go's wrote it; I/O.
+    /// `Unavailable` when another daemon has it and keeps it; `FailedPrecondition` when a newer daemon or
+    /// Go's wrote it; I/O. Of an older daemon's store a copy is kept beside it.
     pub async fn open(path: &Path, opts: OpenOpts) -> Result<Self> {
         refuse_foreign(path)?;
         let Begun {
@@ -147,7 +148,6 @@ impl Metadata {
             ..Marks::default()
         };
         let db = Db::new(kv, Outlet::new(opts.events, marks));
-        db.prepare().await?;
         let snapshotters = opts
             .snapshotters
             .into_iter()
@@ -249,6 +249,21 @@ impl Metadata {
         let _first = self.0.collector.mounts.set(mounts);
     }
 
+    /// Lets the collector end networks, too. The first call counts.
+    pub fn collect_networks(&self, networks: Arc<dyn gc::Networks>) {
+        // As for streams.
+        let _first = self.0.collector.networks.set(networks);
+    }
+
+    /// Prepares for something that is made beside the records, as a network is: its lease must be there, and
+    /// then its namespace is.
+    ///
+    /// # Errors
+    /// `NotFound` for the lease; I/O.
+    pub async fn admit(&self, scope: &Scope) -> Result<()> {
+        leases::admit(self, scope.clone()).await
+    }
+
     /// Collects what nobody names any more, and waits for it. Calls that meet share one run.
     ///
     /// # Errors
@@ -304,12 +319,14 @@ impl Begun {
 async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<Begun> {
     let cause = match Kv::open(path) {
         Ok((kv, Opened::Whole)) => {
+            migrate::bring(&kv, path, &opts.snapshotters).await?;
             let unsettled = snapshots::redo_noted(&kv, &opts.snapshotters).await?;
             let begun = Begun::anew(kv, None);
             return Ok(Begun { unsettled, ..begun });
         }
         Ok((kv, Opened::Restored(restored))) => {
             restored.tell();
+            migrate::bring(&kv, path, &opts.snapshotters).await?;
             // Before anybody looks at what they have.
             let unsettled = snapshots::redo_noted(&kv, &opts.snapshotters).await?;
             let whole = match restored.from {
@@ -332,7 +349,7 @@ async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<Begun> {
     };
     let found = Found::look(opts).await.ctx("rebuild metadata")?;
     if cause.is_not_found() && found.is_nothing() {
-        return Kv::make(path, &first_records()).map(|(kv, _)| Begun::anew(kv, None));
+        return Kv::make(path, &migrate::schema()).map(|(kv, _)| Begun::anew(kv, None));
     }
     all_asked(&cause, opts.absent.iter().chain(found.silent()))?;
     let (records, rebuilt) = found.rebuild(opts.policy, SystemTime::now())?;

@@ -94,6 +94,8 @@ impl Namespaces {
         let fields = fields.clone();
         let change = move |tx: &mut WriteTx<'_, '_>| {
             let NamespaceInfo { name, labels } = namespace;
+            // Parity: the event has what the request had.
+            let asked = labels.clone();
             let current = labels_of(&**tx, &name)?.unwrap_or_default();
             let labels = mask::labels(current, &labels, &fields, "namespace")
                 .map_err(|e| e.ctx("namespace.Labels"))?;
@@ -105,7 +107,7 @@ impl Namespaces {
                 &name,
                 Event::NamespaceUpdate {
                     name: name.to_string(),
-                    labels: labels.clone(),
+                    labels: asked,
                 },
             );
             Ok(NamespaceInfo { name, labels })
@@ -113,12 +115,13 @@ impl Namespaces {
         self.metadata.0.db.write(change).await
     }
 
-    /// Removes an empty namespace; leases do not count.
+    /// Removes an empty namespace; leases do not count, networks do.
     ///
     /// # Errors
     /// `NotFound`; `FailedPrecondition` naming what is left in it.
     pub async fn delete(&self, name: &Namespace) -> Result<()> {
         let name = name.clone();
+        let networks = self.metadata.0.collector.networks.get().cloned();
         let change = move |tx: &mut WriteTx<'_, '_>| {
             let at = key(Bucket::Namespace, &[name.as_str()]);
             if !tx.has(&at)? {
@@ -127,7 +130,11 @@ impl Namespaces {
                     name.as_str()
                 )));
             }
-            let left = left_in(&**tx, &name)?;
+            let mut left = left_in(&**tx, &name)?;
+            let networks = networks.map(|networks| networks.held()).unwrap_or_default();
+            if networks.iter().any(|one| one.namespace == name) {
+                left.push("networks".to_owned());
+            }
             if !left.is_empty() {
                 return Err(Error::failed_precondition(format_args!(
                     "namespace {:?} must be empty, but it still has {}",

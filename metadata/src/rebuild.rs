@@ -14,12 +14,12 @@ use types::{
     Result, Runtime, SPEC_URL, SnapshotInfo, SnapshotKind,
 };
 
-use crate::db::{first_records, sequence_after};
+use crate::db::sequence_after;
 use crate::key::{Bucket, all, key, names, own};
 use crate::kv::{Flow, Read, Records};
 use crate::record::{BlobRecord, SnapshotRecord, put_container, put_labels, put_lease};
 use crate::snapshots::{child_key, number_of, record_key};
-use crate::{OpenOpts, Policy, leases, namespaces};
+use crate::{OpenOpts, Policy, leases, migrate, namespaces};
 
 /// Lease that holds what was found, with the time behind it.
 const LEASE: &str = "recovered";
@@ -326,7 +326,7 @@ impl Builder {
             let at = own(Bucket::Lease, &namespace, lease.id.as_str());
             self.put(at, put_lease(&lease));
         }
-        self.records.extend(first_records());
+        self.records.extend(migrate::schema());
         self.records.extend(sequence_after(found.highest));
         Ok((self.records, self.report))
     }

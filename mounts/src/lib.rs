@@ -13,6 +13,7 @@
 //! the collector, a failure or the daemon's next start. Called by the daemon alone.
 
 mod change;
+mod check;
 mod handler;
 mod place;
 mod plan;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use types::{Activation, Error, Filter, Labels, LeaseId, Mount, Namespace, Result, Scope};
 
+pub use crate::check::check_stopped;
 use crate::plan::Plan;
 use crate::store::Store;
 
@@ -49,6 +51,9 @@ pub struct ActivateOpts {
     pub labels: Labels,
     /// Perform all mounts and leave one to the result.
     pub temporary: bool,
+    /// Types that the caller performs itself, where no mount of ours needs them before it. `format/*` and
+    /// the like: the caller makes that change itself.
+    pub allowed: Vec<String>,
 }
 
 /// An activation as the collector sees it.
@@ -112,7 +117,7 @@ impl Mounts {
                 mounts.len()
             )));
         }
-        let Some(plan) = Plan::of(mounts, opts.temporary) else {
+        let Some(plan) = Plan::of(&mounts, opts.temporary, &opts.allowed) else {
             return Err(Error::not_implemented("no mount needs the mount manager"));
         };
         let key = (scope.namespace.clone(), name.to_owned());
@@ -121,6 +126,12 @@ impl Mounts {
             store.activate(key, lease, opts.labels, plan)
         })
         .await
+    }
+
+    /// True when there is something among `mounts` that a caller who can do nothing itself needs us for.
+    #[must_use]
+    pub fn is_needed(mounts: &[Mount]) -> bool {
+        Plan::of(mounts, false, &[]).is_some()
     }
 
     /// Unmounts the activation `name`, last mount first, and forgets it.

@@ -78,15 +78,15 @@ impl Place {
         std::fs::remove_dir(&self.0).map_err(|e| self.error("remove", e))
     }
 
-    /// True when so many mounts are there; `mounted` are the mount points of this process, as the kernel
+    /// How many of `count` mounts are not there; `mounted` are the mount points of this process, as the kernel
     /// calls them: the place has to be named without links.
-    pub(crate) fn is_whole(&self, count: usize, mounted: &HashSet<PathBuf>) -> bool {
-        (0..count)
-            .map(|position| self.point(position))
-            .all(|point| {
-                mounted.contains(&point)
-                    || (point.is_symlink() && matches!(handler::device(&point), Ok(Some(_))))
-            })
+    pub(crate) fn missing(&self, count: usize, mounted: &HashSet<PathBuf>) -> usize {
+        let is_missing = |point: &PathBuf| {
+            let is_device = || point.is_symlink() && matches!(handler::device(point), Ok(Some(_)));
+            !mounted.contains(point) && !is_device()
+        };
+        let points = (0..count).map(|position| self.point(position));
+        points.filter(is_missing).count()
     }
 
     fn error(&self, call: &str, error: std::io::Error) -> Error {

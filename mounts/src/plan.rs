@@ -28,22 +28,48 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// `None` when the client can do all of it.
-    pub(crate) fn of(mounts: Vec<Mount>, temporary: bool) -> Option<Self> {
-        let mut ours: Vec<Planned> = mounts.into_iter().map(planned).collect();
+    /// `None` when the client can do all of it; it says which types it can.
+    pub(crate) fn of(mounts: &[Mount], temporary: bool, allowed: &[String]) -> Option<Self> {
+        let mut ours: Vec<Planned> = mounts.iter().cloned().map(planned).collect();
+        let can = |kind: &str| allowed.iter().any(|allowed| allowed == kind);
         let needed = |(at, one): (usize, &Planned)| {
-            if temporary || Handler::of(&one.mount.kind) != Handler::Kernel {
+            let kind = &one.mount.kind;
+            if temporary || (Handler::of(kind) != Handler::Kernel && !can(kind)) {
                 Some(at + 1)
             } else {
                 // What is filled in may name any mount before it.
-                (!one.changes.is_empty()).then_some(at)
+                let is_changed = changes(&mounts[at].kind)
+                    .any(|change| !can(&format!("{change}/*")) && !can(&mounts[at].kind));
+                is_changed.then_some(at)
             }
         };
         let first = ours.iter().enumerate().filter_map(needed).max()?;
-        let theirs = ours.split_off(first);
+        let mut theirs = ours.split_off(first);
+        // The first one is changed here whoever else could: what it names by number are the mounts before
+        // it, which are ours, and the client does not see them. Parity.
+        for (one, mount) in theirs.iter_mut().zip(&mounts[first..]).skip(1) {
+            let is_whole = changes(&mount.kind).all(|change| can(&format!("{change}/*")));
+            if is_whole || can(&mount.kind) {
+                // Whoever can do it wants it as it was.
+                *one = Planned {
+                    mount: mount.clone(),
+                    changes: Vec::new(),
+                };
+            }
+        }
         let bind = theirs.is_empty();
         Some(Self { ours, theirs, bind })
     }
+}
+
+/// The changes in a type, by name.
+fn changes(kind: &str) -> impl Iterator<Item = &str> {
+    let mut left = kind;
+    std::iter::from_fn(move || {
+        let (prefix, rest) = left.split_once('/')?;
+        left = rest;
+        Change::of(prefix).map(|_| prefix)
+    })
 }
 
 /// Takes the changes off the type.
@@ -71,7 +97,8 @@ mod tests {
             kind: (*kind).to_owned(),
             ..Mount::default()
         };
-        let plan = Plan::of(kinds.iter().map(mount).collect(), temporary)?;
+        let mounts: Vec<_> = kinds.iter().map(mount).collect();
+        let plan = Plan::of(&mounts, temporary, &[])?;
         Some((plan.ours.len(), plan.theirs.len(), plan.bind))
     }
 
@@ -96,6 +123,61 @@ mod tests {
         ] {
             assert_eq!(cut(kinds, temporary), want, "{kinds:?}");
         }
+    }
+
+    #[test]
+    fn the_client_keeps_what_it_says_it_can_do() {
+        for (kinds, allowed, want) in [
+            (&["erofs"][..], &["erofs"][..], None),
+            (&["erofs", "overlay"], &["erofs"], None),
+            (&["loop", "erofs"], &["erofs"], Some((1, vec!["erofs"]))),
+            (&["erofs", "loop"], &["erofs"], Some((2, vec![]))),
+            (&["ext4", "format/overlay"], &["format/*"], None),
+            (&["ext4", "format/overlay"], &["format/overlay"], None),
+            (
+                &["loop", "format/overlay"],
+                &["format/*"],
+                Some((1, vec!["overlay"])),
+            ),
+            (
+                &["loop", "bind", "format/overlay"],
+                &["format/*"],
+                Some((1, vec!["bind", "format/overlay"])),
+            ),
+            (
+                &["ext4", "format/mkdir/overlay"],
+                &["format/*"],
+                Some((1, vec!["overlay"])),
+            ),
+            (
+                &["ext4", "format/mkdir/overlay"],
+                &["format/*", "mkdir/*"],
+                None,
+            ),
+            (
+                &["ext4", "format/overlay"],
+                &["mkdir/*"],
+                Some((1, vec!["overlay"])),
+            ),
+        ] {
+            let allowed: Vec<String> = allowed.iter().map(|&kind| kind.to_owned()).collect();
+            let mounts = kinds.iter().map(|&kind| Mount {
+                kind: kind.to_owned(),
+                ..Mount::default()
+            });
+            let plan = Plan::of(&mounts.collect::<Vec<_>>(), false, &allowed);
+            let cut = plan.as_ref().map(|plan| {
+                let theirs = plan.theirs.iter().map(|one| one.mount.kind.as_str());
+                (plan.ours.len(), theirs.collect())
+            });
+            assert_eq!(cut, want, "{kinds:?} {allowed:?}");
+        }
+        // For a temporary one all is done.
+        let erofs = Mount {
+            kind: "erofs".into(),
+            ..Mount::default()
+        };
+        assert!(Plan::of(&[erofs], true, &["erofs".to_owned()]).is_some());
     }
 
     #[test]

@@ -16,18 +16,20 @@ use crate::record::{self, Entry, Phase};
 use crate::{Held, Key, OpenOpts};
 
 /// Directory of the places. Parity: core/mount/manager: clients see it in paths.
-const TARGETS: &str = "t";
+pub(crate) const TARGETS: &str = "t";
 /// Directory of the records.
-const RECORDS: &str = "records";
+pub(crate) const RECORDS: &str = "records";
 
 #[derive(Debug)]
 pub(crate) struct Store {
-    targets: PathBuf,
-    records: PathBuf,
+    pub(crate) targets: PathBuf,
+    pub(crate) records: PathBuf,
     roots: Vec<PathBuf>,
     entries: Mutex<BTreeMap<Key, Entry>>,
     /// Greater than all that have a record or a place.
     next: AtomicU64,
+    /// The first of this daemon's own.
+    pub(crate) first: u64,
 }
 
 impl Store {
@@ -41,18 +43,20 @@ impl Store {
         }
         let mut roots = opts.roots;
         roots.push(targets.clone());
-        let store = Self {
+        let mut store = Self {
             targets,
             records,
             roots,
             entries: Mutex::default(),
             next: AtomicU64::new(1),
+            first: 1,
         };
-        store.recover()?;
+        store.first = store.recover()?;
+        store.next = AtomicU64::new(store.first);
         Ok(store)
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
+    pub(crate) fn entries(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -60,21 +64,25 @@ impl Store {
         Place::new(&self.targets, number)
     }
 
-    fn record(&self, number: u64) -> PathBuf {
+    pub(crate) fn record(&self, number: u64) -> PathBuf {
         self.records.join(number.to_string())
     }
 
-    /// Keeps what is there as a whole; all else goes.
-    fn recover(&self) -> Result<()> {
+    /// The directory of the places as the kernel calls it: the configured one may go through links, and
+    /// another way than that of the daemon before.
+    pub(crate) fn real_targets(&self) -> Result<PathBuf> {
+        let real = self.targets.canonicalize();
+        real.map_err(|e| Error::os(format_args!("resolve {}", self.targets.display()), e))
+    }
+
+    /// Keeps what is there as a whole; all else goes. The number that comes after all of that.
+    fn recover(&self) -> Result<u64> {
         let mounted = sys::mount::info::load()?.into_iter();
         let mounted: HashSet<PathBuf> = mounted.map(|mount| mount.mount_point).collect();
-        // The configured one may go through links, and another way than that of the daemon before.
-        let real = self.targets.canonicalize();
-        let real =
-            real.map_err(|e| Error::os(format_args!("resolve {}", self.targets.display()), e))?;
+        let real = self.real_targets()?;
         let is_whole = |entry: &Entry| {
             let place = Place::new(&real, entry.number);
-            place.is_whole(entry.activation.active.len(), &mounted)
+            place.missing(entry.activation.active.len(), &mounted) == 0
         };
         let recorded = numbers(&self.records)?;
         for number in &recorded {
@@ -85,17 +93,16 @@ impl Store {
                 }
                 Err(error) => {
                     tracing::warn!(number, %error, "mounts without a record that can be read go");
-                    self.drop_orphan(*number);
+                    self.forget_orphan(*number);
                 }
             }
         }
         let placed = numbers(&self.targets)?;
         for number in placed.iter().filter(|number| !recorded.contains(number)) {
-            self.drop_orphan(*number);
+            self.forget_orphan(*number);
         }
         let last = recorded.iter().chain(&placed).max().copied();
-        self.next.store(last.unwrap_or(0) + 1, Ordering::Relaxed);
-        Ok(())
+        Ok(last.unwrap_or(0) + 1)
     }
 
     fn take_up(&self, key: Key, mut entry: Entry, is_whole: bool) {
@@ -115,11 +122,16 @@ impl Store {
         }
     }
 
-    fn drop_orphan(&self, number: u64) {
-        let cleared = self.place(number).clear(Busy::Detach);
-        if let Err(error) = cleared.and_then(|()| self.remove_record(number)) {
+    fn forget_orphan(&self, number: u64) {
+        if let Err(error) = self.drop_orphan(number) {
             tracing::warn!(number, %error, "mounts that nobody knows stay");
         }
+    }
+
+    /// Takes away what no activation has.
+    pub(crate) fn drop_orphan(&self, number: u64) -> Result<()> {
+        self.place(number).clear(Busy::Detach)?;
+        self.remove_record(number)
     }
 
     fn remove_record(&self, number: u64) -> Result<()> {
@@ -285,7 +297,7 @@ impl Store {
 }
 
 /// Names in a directory that are numbers.
-fn numbers(directory: &Path) -> Result<Vec<u64>> {
+pub(crate) fn numbers(directory: &Path) -> Result<Vec<u64>> {
     let entries = std::fs::read_dir(directory)
         .map_err(|e| Error::os(format_args!("read {}", directory.display()), e))?;
     let name = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();

@@ -9,11 +9,13 @@ use protobuf::descriptor::{DescriptorProto, EnumDescriptorProto, FieldDescriptor
 use protobuf::descriptor::{FileDescriptorProto, ServiceDescriptorProto};
 
 /// Not in Go's containerd: the health protocol, and what is ours alone.
-const FOREIGN: [&str; 4] = [
+const FOREIGN: [&str; 6] = [
     "grpc.health.v1",
     "containerd.runtime.stdio.v1",
     "containerd.services.attach.v1",
     "containerd.services.flight.v1",
+    "containerd.services.network.v1",
+    "containerd.events.network.v1",
 ];
 
 /// Fields from this number on are additions of ours: Go has no number near it, and skips them.

@@ -7,6 +7,7 @@ use protobuf::{MessageDyn, MessageField};
 
 use crate::any::pack;
 use crate::events as wire;
+use crate::network_events as network;
 use crate::services::images as image;
 use crate::wire::Wire;
 
@@ -87,6 +88,53 @@ pub fn encode(event: &Event) -> Result<Any> {
             })
         }
         Event::NamespaceDelete { name } => packed!(wire::NamespaceDelete { name }),
+        Event::NetworkNamespaceCreate {
+            name,
+            path,
+            labels: l,
+        } => {
+            packed!(network::NetworkNamespaceCreate {
+                name,
+                path,
+                labels: labels(&l)
+            })
+        }
+        Event::NetworkNamespaceUpdate { name, labels: l } => {
+            packed!(network::NetworkNamespaceUpdate {
+                name,
+                labels: labels(&l)
+            })
+        }
+        Event::NetworkNamespaceDelete { name } => {
+            packed!(network::NetworkNamespaceDelete { name })
+        }
+        Event::NetworkLinkCreate {
+            name,
+            network_namespace,
+            kind,
+        } => packed!(network::NetworkLinkCreate {
+            name,
+            network_namespace,
+            kind
+        }),
+        Event::NetworkLinkUpdate {
+            name,
+            network_namespace,
+            kind,
+        } => packed!(network::NetworkLinkUpdate {
+            name,
+            network_namespace,
+            kind
+        }),
+        Event::NetworkLinkDelete {
+            name,
+            network_namespace,
+            kind,
+        } => packed!(network::NetworkLinkDelete {
+            name,
+            network_namespace,
+            kind
+        }),
         Event::SnapshotPrepare {
             key,
             parent,
@@ -163,6 +211,7 @@ pub fn decode(any: &Any) -> Option<Box<dyn MessageDyn>> {
     let name = any.type_name();
     let file = match name.rsplit_once('.')?.0 {
         "containerd.events" => wire::file_descriptor(),
+        "containerd.events.network.v1" => network::file_descriptor(),
         "containerd.services.images.v1" => image::file_descriptor(),
         _ => return None,
     };
@@ -232,7 +281,14 @@ mod tests {
             status: 137,
             exited_at: at(1),
         };
+        let made = Event::NetworkNamespaceCreate {
+            name: "n".into(),
+            path: "/n".into(),
+            labels: Labels::new().with("a.b", "1"),
+        };
         for (event, path, want) in [
+            (&made, &["name"][..], Some("n")),
+            (&made, &["labels", "a", "b"], Some("1")),
             (&create, &["id"][..], Some("c")),
             (&create, &["image"], None),
             (&create, &["runtime", "name"], Some("io.containerd.runc.v2")),

@@ -49,6 +49,11 @@ pub mod events {
     pub use crate::generated::event_types::*;
 }
 
+/// Event payloads of networks (`containerd.events.network.v1`).
+pub mod network_events {
+    pub use crate::generated::network_events::*;
+}
+
 /// Sources, destinations and progress of a transfer (`containerd.types.transfer`).
 pub mod transfer {
     pub use crate::generated::transfer_types::*;
@@ -84,7 +89,7 @@ pub mod rpc {
 pub mod services {
     pub use crate::generated::{
         attach, containers, content, diff, events, flight, images, introspection, leases, mounts,
-        namespaces, sandbox, snapshots, streaming, tasks, transfer, version,
+        namespaces, network, sandbox, snapshots, streaming, tasks, transfer, version,
     };
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: what `to_wire` makes, `from_wire` reads back unchanged (tested for every type); what
 //! a peer sends is validated by the newtypes of `types` on its way in.
 
+pub mod network;
 pub mod transfer;
 
 use std::collections::{BTreeMap, HashMap};

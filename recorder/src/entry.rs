@@ -6,6 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::Origin;
+
 /// Stages kept of one flight.
 pub const MAX_STAGES: usize = 32;
 /// Bytes kept of a text: a name, what is waited for, an error.
@@ -65,16 +67,18 @@ pub(crate) struct Entry {
     pub(crate) name: &'static str,
     pub(crate) began: Instant,
     at: SystemTime,
+    origin: Option<Origin>,
     state: Mutex<State>,
 }
 
 impl Entry {
-    pub(crate) fn new(name: &'static str, began: Instant) -> Self {
+    pub(crate) fn new(name: &'static str, began: Instant, origin: Option<Origin>) -> Self {
         let at = SystemTime::now();
         Self {
             name,
             began,
             at: at.checked_sub(began.elapsed()).unwrap_or(at),
+            origin,
             state: Mutex::default(),
         }
     }
@@ -123,6 +127,7 @@ impl Entry {
             namespace: namespace.unwrap_or_default().into(),
             subject: subject.unwrap_or_default().into(),
             at: self.at,
+            origin: self.origin,
             took,
             over: state.ended.is_some(),
             error,
@@ -202,6 +207,8 @@ pub struct Told {
     pub subject: String,
     /// When it began.
     pub at: SystemTime,
+    /// The trace that it is part of.
+    pub origin: Option<Origin>,
     /// How long it took, or has taken so far.
     pub took: Duration,
     /// It is over.
@@ -212,6 +219,23 @@ pub struct Told {
     pub stages: Vec<ToldStage>,
     /// Stages that were left out.
     pub more: u32,
+}
+
+impl Told {
+    /// What it takes of memory, about.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let stages = self.stages.iter().map(|stage| match &stage.on {
+            On::Named(name) => size_of::<ToldStage>() + name.len(),
+            _ => size_of::<ToldStage>(),
+        });
+        let texts = [
+            self.namespace.len(),
+            self.subject.len(),
+            self.error.as_ref().map_or(0, String::len),
+        ];
+        size_of::<Self>() + texts.iter().sum::<usize>() + stages.sum::<usize>()
+    }
 }
 
 /// A stage as it is told.

@@ -16,6 +16,7 @@
 //! Called by `grpc` (flights), by everything that waits (stages), and read by the daemon.
 
 mod entry;
+mod origin;
 mod table;
 
 use std::cell::Cell;
@@ -29,6 +30,7 @@ use std::time::Instant;
 use pin_project_lite::pin_project;
 
 pub use entry::{MAX_STAGES, MAX_TEXT, On, Stage, Told, ToldStage};
+pub use origin::Origin;
 pub use table::{Counts, MAX_IN_FLIGHT, RECENT, SLOW, counts, finished, in_flight, on_finish};
 
 use entry::Entry;
@@ -41,6 +43,7 @@ thread_local! {
 #[derive(Debug)]
 struct Flight {
     name: &'static str,
+    origin: Option<Origin>,
     began: Instant,
     /// As soon as there is something to tell of it.
     entry: Option<Arc<Entry>>,
@@ -49,9 +52,10 @@ struct Flight {
 }
 
 impl Flight {
-    fn new(name: &'static str) -> Self {
+    fn new(name: &'static str, origin: Option<Origin>) -> Self {
         Self {
             name,
+            origin,
             began: Instant::now(),
             entry: None,
             owner: true,
@@ -60,9 +64,9 @@ impl Flight {
 
     /// The entry, from now on in the table.
     fn entry(&mut self) -> &Arc<Entry> {
-        let (name, began) = (self.name, self.began);
+        let (name, began, origin) = (self.name, self.began, self.origin);
         self.entry.get_or_insert_with(|| {
-            let entry = Arc::new(Entry::new(name, began));
+            let entry = Arc::new(Entry::new(name, began, origin));
             table::take_off(&entry);
             entry
         })
@@ -108,8 +112,17 @@ where
     F: Future<Output = Result<R, E>>,
     E: Display,
 {
+    fly_from(name, None, work)
+}
+
+/// The same for somebody else's trace.
+pub fn fly_from<R, E, F>(name: &'static str, origin: Option<Origin>, work: F) -> Flown<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Display,
+{
     Flown {
-        flight: Some(Flight::new(name)),
+        flight: Some(Flight::new(name, origin)),
         work,
     }
 }
@@ -154,6 +167,7 @@ impl<R, E: Display, F: Future<Output = Result<R, E>>> Future for Flown<F> {
 pub fn carry<F: Future>(work: F) -> Carried<F> {
     let flight = with(|flight| Flight {
         name: flight.name,
+        origin: flight.origin,
         began: flight.began,
         entry: Some(Arc::clone(flight.entry())),
         owner: false,

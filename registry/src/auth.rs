@@ -1,15 +1,16 @@
 //! Answers to challenges: Basic, and tokens from the server that the registry names.
 //!
 //! Invariant: the header made here is for one origin and one repository; the caller attaches it to
-//! requests to that origin only. A secret goes to a token server over https, or in the clear only
-//! when the registry itself is talked to in the clear.
+//! requests to that origin only. A secret goes to a token server of the registry's domain, or one that
+//! its hosts file names; over https, or in the clear only when the registry itself is talked to so.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, USER_AGENT};
-use http::{HeaderValue, Method, Request};
+use http::{HeaderValue, Method, Request, Response, Uri};
+use hyper::body::Incoming;
 use recorder::On;
 use serde::Deserialize;
 use tokio::sync::Mutex;
@@ -18,6 +19,7 @@ use types::{Error, Result};
 
 use crate::base64;
 use crate::body::Outgoing;
+use crate::call::{MAX_REDIRECTS, is_redirect, redirected};
 use crate::challenge::{Bearer, Challenge, Challenged};
 use crate::credentials::{Answer, Credentials, Question, Source};
 use crate::http::{Http, status_error, whole};
@@ -44,6 +46,8 @@ pub(crate) struct Auth {
     /// How the host is called when credentials are asked for.
     host: String,
     reference: String,
+    /// Origins of token servers that may have a password besides those of the host's own domain.
+    token_servers: Vec<String>,
     /// How long we took to say who we are.
     pub(crate) thought: Thought,
     headers: Mutex<HashMap<Key, Held>>,
@@ -67,14 +71,25 @@ impl Held {
 }
 
 impl Auth {
-    pub(crate) fn new(source: Source, host: String, reference: String) -> Self {
+    pub(crate) fn new(
+        source: Source,
+        host: String,
+        reference: String,
+        token_servers: Vec<String>,
+    ) -> Self {
         Self {
             source,
             host,
             reference,
+            token_servers,
             thought: Thought::default(),
             headers: Mutex::new(HashMap::new()),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
     }
 
     /// The header to send to `origin` for `scopes`, once there is one. A token that has run out is
@@ -156,7 +171,10 @@ impl Auth {
                 ));
             }
             (Challenge::Bearer(bearer), who) => {
-                let request = token_request(origin, bearer, who, scopes)?;
+                if *who != Answer::Anonymous {
+                    self.trusted(origin, &url::parse(&bearer.realm)?)?;
+                }
+                let request = token_request(bearer, who, scopes)?;
                 let token = fetch(http, request).await;
                 let (token, life) = token.map_err(|error| error.ctx("fetch token"))?;
                 let header = secret(&format!("Bearer {token}"))?;
@@ -171,22 +189,29 @@ impl Auth {
     }
 }
 
+impl Auth {
+    /// Checks that the token server at `realm` may see what is for `origin`. Any registry may name any.
+    fn trusted(&self, origin: &Origin, realm: &Uri) -> Result<()> {
+        let (to, shown) = (Origin::of(realm)?, url::shown(realm));
+        if origin.https && !to.https {
+            return Err(Error::unauthenticated(format_args!(
+                "refusing to send a password unencrypted to {shown}"
+            )));
+        }
+        if origin.is_of_domain_of(&to) || self.token_servers.contains(&to.to_string()) {
+            return Ok(());
+        }
+        Err(Error::unauthenticated(format_args!(
+            "refusing to send a password for {origin} to {shown}, of another domain: \
+             name it in token_servers of hosts.toml"
+        )))
+    }
+}
+
 /// GET for anonymous users and passwords, POST for a refresh token.
-fn token_request(
-    origin: &Origin,
-    bearer: &Bearer,
-    who: &Answer,
-    scopes: &[String],
-) -> Result<Request<Outgoing>> {
+fn token_request(bearer: &Bearer, who: &Answer, scopes: &[String]) -> Result<Request<Outgoing>> {
     let scopes = merged(scopes, bearer.scope.as_deref());
     let realm = url::parse(&bearer.realm)?;
-    let to = Origin::of(&realm)?;
-    if *who != Answer::Anonymous && origin.https && !to.https {
-        return Err(Error::unauthenticated(format_args!(
-            "refusing to send a password unencrypted to {}",
-            url::shown(&realm)
-        )));
-    }
     let service = bearer.service.as_deref();
     let mut pairs: Vec<String> = service.map(|s| pair("service", s)).into_iter().collect();
     let request = Request::builder()
@@ -225,7 +250,7 @@ async fn fetch(http: &Http, request: Request<Outgoing>) -> Result<(String, Durat
         expires_in: Option<u64>,
     }
     let read = http.limits().read;
-    let answer = http.send(request).await?;
+    let answer = followed(http, request).await?;
     if !answer.status().is_success() {
         return Err(status_error(answer, read).await);
     }
@@ -241,6 +266,26 @@ async fn fetch(http: &Http, request: Request<Outgoing>) -> Result<(String, Durat
     };
     // A tenth less: it must still be good when the request arrives.
     Ok((given, life.mul_f64(0.9)))
+}
+
+/// The answer to a token request, redirects followed: not those of a POST, which has a secret in its body.
+async fn followed(http: &Http, mut request: Request<Outgoing>) -> Result<Response<Incoming>> {
+    for _ in 0..=MAX_REDIRECTS {
+        let (from, mut headers) = (request.uri().clone(), request.headers().clone());
+        let is_get = request.method() == Method::GET;
+        let answer = http.send(request).await?;
+        if !is_get || !is_redirect(answer.status()) {
+            return Ok(answer);
+        }
+        let to = redirected(&from, &answer)?;
+        if Origin::of(&to)? != Origin::of(&from)? {
+            // For good: a way back would be a way to have it sent where a stranger says.
+            headers.remove(AUTHORIZATION);
+        }
+        request = Request::new(Outgoing::Whole(Bytes::new()));
+        (*request.uri_mut(), *request.headers_mut()) = (to, headers);
+    }
+    Err(Error::unknown("token server redirects too often"))
 }
 
 /// What we need and what the registry asks for, once each: the actions of one resource in one scope.
@@ -301,20 +346,54 @@ mod tests {
     }
 
     #[test]
-    fn a_password_does_not_go_out_in_the_clear() {
+    fn a_password_goes_to_whom_it_may_go() {
+        let auth = Auth::new(
+            Source::None,
+            String::new(),
+            String::new(),
+            vec!["https://token.other.test:443".into()],
+        );
+        let plain = Origin::of(&"http://r.example.test/".parse().unwrap()).unwrap();
+        for (from, realm, refused) in [
+            (&origin(), "https://auth.example.test/t", ""),
+            (&origin(), "https://r.example.test:8443/t", ""),
+            (&origin(), "https://token.other.test/t", ""),
+            (
+                &origin(),
+                "http://auth.example.test/t",
+                "unencrypted to http://auth",
+            ),
+            (&origin(), "http://token.other.test/t", "unencrypted"),
+            (&origin(), "https://token.other.test:444/t", "token_servers"),
+            (
+                &origin(),
+                "https://evil.test/t?k=v",
+                "to https://evil.test/t, of",
+            ),
+            (&plain, "http://auth.example.test/t", ""),
+            (&plain, "https://auth.example.test/t", ""),
+            (&plain, "http://evil.test/t", "token_servers"),
+        ] {
+            match auth.trusted(from, &realm.parse().unwrap()) {
+                Ok(()) => assert_eq!(refused, "", "{realm}"),
+                Err(error) => {
+                    assert!(error.is(types::Code::Unauthenticated));
+                    let said = error.to_string();
+                    assert!(!refused.is_empty() && said.contains(refused), "{said}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_password_is_in_the_header_and_nowhere_else() {
         let who = Answer::User(Credentials {
             user: "u".into(),
             secret: "p".into(),
         });
-        let plain = bearer("http://auth.example.test/t");
-        for who in [&who, &Answer::Refresh("r".into())] {
-            let error = token_request(&origin(), &plain, who, &[]).err().unwrap();
-            assert!(error.is(types::Code::Unauthenticated));
-        }
-        token_request(&origin(), &plain, &Answer::Anonymous, &[]).unwrap();
         let scopes = ["x".into(), "y".into()];
         let secure = bearer("https://auth.example.test/t?a=b");
-        let request = token_request(&origin(), &secure, &who, &scopes).unwrap();
+        let request = token_request(&secure, &who, &scopes).unwrap();
         assert_eq!(
             request.uri().query(),
             Some("a=b&service=s%20s&scope=x&scope=y")
@@ -335,7 +414,8 @@ mod tests {
             user: "u".into(),
             secret: "p".into(),
         };
-        let auth = Auth::new(Source::Fixed(credentials), String::new(), String::new());
+        let source = Source::Fixed(credentials);
+        let auth = Auth::new(source, String::new(), String::new(), Vec::new());
         let asked = Challenged {
             choice: Challenge::Basic,
             raw: Vec::new(),
@@ -358,7 +438,7 @@ mod tests {
     fn a_refresh_token_is_posted() {
         let who = Answer::Refresh("r".into());
         let to = bearer("https://auth.example.test/t");
-        let request = token_request(&origin(), &to, &who, &[]).unwrap();
+        let request = token_request(&to, &who, &[]).unwrap();
         assert_eq!(request.method(), Method::POST);
         assert!(!request.headers().contains_key(AUTHORIZATION));
     }

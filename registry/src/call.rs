@@ -25,10 +25,10 @@ use crate::race::Failure;
 use crate::url::{self, Origin};
 
 /// Redirects of one request.
-const MAX_REDIRECTS: usize = 10;
+pub(crate) const MAX_REDIRECTS: usize = 10;
 /// Challenges of one request: a stale token, then its successor.
 const MAX_CHALLENGES: usize = 2;
-/// Longest pause between two tries.
+/// Longest pause between two tries that is our own choice.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// What to ask of a host.
@@ -77,7 +77,25 @@ impl Tries {
         self.since += time;
     }
 
-    /// Waits before the next try, or gives up with `error`.
+    /// How much time there is for more of them.
+    pub(crate) fn left(&self, limits: &Limits) -> Duration {
+        limits.patience.saturating_sub(self.since.elapsed())
+    }
+
+    /// A host was silent and others are there: goes on, or gives up with `error`. The time counts, the
+    /// try does not: however many hosts there are, each gets its turns.
+    pub(crate) async fn after_silence(&self, limits: &Limits, error: Error) -> Result<()> {
+        let pause = pause(limits.backoff, jitter());
+        if self.left(limits) <= pause {
+            return Err(error);
+        }
+        tracing::debug!(%error, "going on with another host");
+        sleep(pause).await;
+        Ok(())
+    }
+
+    /// Waits before the next try, or gives up with `error`: at once when the server wants to be left
+    /// alone for longer than there is time.
     pub(crate) async fn again(
         &mut self,
         limits: &Limits,
@@ -88,11 +106,18 @@ impl Tries {
         let doubled = limits
             .backoff
             .saturating_mul(1 << self.failed.min(16).saturating_sub(1));
-        // Up to half more, so that many clients do not come back in step.
-        let jitter = rand::rng().random_range(1.0..1.5);
-        let pause = pause(wish.unwrap_or(doubled), jitter);
-        let over = self.since.elapsed() + pause > limits.patience;
-        if !error.is(Code::Unavailable) || self.failed >= limits.attempts || over {
+        if !error.is(Code::Unavailable) || self.failed >= limits.attempts {
+            return Err(error);
+        }
+        let left = self.left(limits);
+        let pause = match wish {
+            Some(wish) if wish > left => {
+                return Err(error.ctx(format!("asked to come back after {} s", wish.as_secs())));
+            }
+            Some(wish) => obeyed(wish, jitter()).min(left),
+            None => pause(doubled, jitter()),
+        };
+        if pause > left {
             return Err(error);
         }
         tracing::debug!(%error, ?pause, "trying again");
@@ -192,11 +217,11 @@ impl Call {
                 return Ok(Some(answer));
             }
             // The others would turn a request with a body into another one.
-            let followed: &[u16] = match self.method {
-                Method::GET | Method::HEAD => &[301, 302, 303, 307, 308],
-                _ => &[307, 308],
+            let is_followed = match self.method {
+                Method::GET | Method::HEAD => is_redirect(status),
+                _ => matches!(status.as_u16(), 307 | 308),
             };
-            if !followed.contains(&status.as_u16()) {
+            if !is_followed {
                 return Ok(Some(answer));
             }
             redirects += 1;
@@ -274,8 +299,13 @@ impl Call {
     }
 }
 
+/// Whether a request without a body is sent elsewhere.
+pub(crate) fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
 /// Where a redirect leads, when it may be followed.
-fn redirected(from: &Uri, answer: &Response<Incoming>) -> Result<Uri> {
+pub(crate) fn redirected(from: &Uri, answer: &Response<Incoming>) -> Result<Uri> {
     let location = answer.headers().get(LOCATION).and_then(|l| l.to_str().ok());
     let to = url::join(from, location.unwrap_or_default())?;
     if Origin::of(from)?.https && !Origin::of(&to)?.https {
@@ -287,9 +317,19 @@ fn redirected(from: &Uri, answer: &Response<Incoming>) -> Result<Uri> {
     Ok(to)
 }
 
-/// How long to wait for who wants `wished`: whatever a server says is cut before it is reckoned with.
-fn pause(wished: Duration, jitter: f64) -> Duration {
-    wished.min(MAX_PAUSE).mul_f64(jitter).min(MAX_PAUSE)
+/// Up to half more, so that many clients do not come back in step.
+fn jitter() -> f64 {
+    rand::rng().random_range(1.0..1.5)
+}
+
+/// How long to wait where nobody says.
+fn pause(usual: Duration, jitter: f64) -> Duration {
+    usual.min(MAX_PAUSE).mul_f64(jitter).min(MAX_PAUSE)
+}
+
+/// How long to wait for a server that wants `wished`: never less.
+fn obeyed(wished: Duration, jitter: f64) -> Duration {
+    wished.saturating_add(wished.min(MAX_PAUSE).mul_f64(jitter - 1.0))
 }
 
 /// The server's wish, in seconds or as a date.
@@ -332,15 +372,57 @@ mod tests {
         }
     }
 
-    #[test]
-    fn no_wish_of_a_server_is_too_long() {
-        for (wished, want) in [
-            (Duration::from_secs(u64::MAX), MAX_PAUSE),
-            (Duration::MAX, MAX_PAUSE),
-            (Duration::from_secs(2), Duration::from_secs(3)),
-            (Duration::ZERO, Duration::ZERO),
+    #[tokio::test(start_paused = true)]
+    async fn a_server_is_left_alone_for_as_long_as_it_wants_or_given_up_at_once() {
+        let limits = Limits::default();
+        let (second, most) = (Duration::from_secs(1), limits.patience);
+        for (wish, is_kept) in [
+            (Duration::ZERO, true),
+            (second, true),
+            (most / 2, true),
+            (most, true),
+            (most + second, false),
+            (Duration::from_secs(u64::MAX), false),
+            (Duration::MAX, false),
         ] {
-            assert_eq!(pause(wished, 1.5), want, "{wished:?}");
+            let (mut tries, began) = (Tries::new(), Instant::now());
+            let error = Error::unavailable("429 Too Many Requests");
+            let again = tries.again(&limits, error, Some(wish)).await;
+            let took = began.elapsed();
+            match again {
+                Ok(()) => assert!(
+                    is_kept && took >= wish && took < most + second,
+                    "{wish:?}: {took:?}"
+                ),
+                Err(error) => {
+                    assert!(!is_kept && took.is_zero(), "{wish:?}: {took:?}");
+                    let said = format!("after {} s: 429 Too", wish.as_secs());
+                    assert!(error.to_string().contains(&said), "{error}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_a_server_s_wish_is_what_is_left() {
+        let limits = Limits::default();
+        let (mut tries, wish) = (Tries::new(), limits.patience * 2 / 3);
+        let error = || Error::unavailable("x");
+        tries.again(&limits, error(), Some(wish)).await.unwrap();
+        let again = tries.again(&limits, error(), Some(wish)).await;
+        assert!(again.unwrap_err().to_string().contains("30 s"));
+    }
+
+    #[test]
+    fn pauses_differ_and_have_a_bound() {
+        for (usual, pauses, obeys) in [
+            (Duration::MAX, MAX_PAUSE, Duration::MAX),
+            (MAX_PAUSE * 3, MAX_PAUSE, MAX_PAUSE * 7 / 2),
+            (MAX_PAUSE / 5, MAX_PAUSE * 3 / 10, MAX_PAUSE * 3 / 10),
+            (Duration::ZERO, Duration::ZERO, Duration::ZERO),
+        ] {
+            assert_eq!(pause(usual, 1.5), pauses, "{usual:?}");
+            assert_eq!(obeyed(usual, 1.5), obeys, "{usual:?}");
         }
     }
 }

@@ -252,7 +252,6 @@ fn is_hub(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
 
     use proptest::prelude::*;
     use types::Code;
@@ -319,8 +318,13 @@ mod tests {
     /// A configuration whose store is this shell script.
     fn with_helper(dir: &Path, script: &str) -> DockerConfig {
         let path = dir.join("docker-credential-test");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let text = format!("#!/bin/sh\n{script}\n");
+        // By another process: whatever is forked here meanwhile would hold our descriptor for a moment, and
+        // what is open for writing cannot be run.
+        let write = ["-c", "cat >\"$0\" && chmod 755 \"$0\""];
+        let write = Spawn::new("/bin/sh").args(write).arg(&path);
+        let written = write.output(text.as_bytes(), 1 << 10, Duration::from_secs(20));
+        assert!(written.unwrap().status.is_success());
         let file = dir.join("config.json");
         let text = r#"{"credsStore": "test", "auths": {"f.example.test": {"auth": "dTpw"}}}"#;
         std::fs::write(&file, text).unwrap();

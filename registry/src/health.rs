@@ -1,7 +1,8 @@
 //! What is known about hosts: which of them have failed or been silent lately.
 //!
 //! A host that fails goes to the back of the line for a while, longer each time; after that it is
-//! tried first again, and one answer in time makes all forgotten. Shared by all pulls.
+//! tried first again, and one answer in time makes all forgotten. One that wants to be left alone is asked
+//! by nobody who has another one. Shared by all pulls.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -13,7 +14,8 @@ use crate::url::Origin;
 
 /// First stay at the back.
 const FIRST: Duration = Duration::from_secs(10);
-/// Longest stay.
+/// Longest stay. Nor is it remembered for longer that a host wants to be left alone: it may want that of one
+/// repository or one user only.
 const LONGEST: Duration = Duration::from_secs(300);
 /// Hosts that are remembered.
 const MAX_HOSTS: usize = 256;
@@ -25,7 +27,11 @@ pub struct Health(Arc<Mutex<HashMap<Origin, State>>>);
 #[derive(Clone, Copy, Debug)]
 struct State {
     failures: u32,
+    /// When it failed last.
+    last: Instant,
     until: Instant,
+    /// When it wants to be asked again.
+    not_before: Instant,
 }
 
 impl Health {
@@ -36,25 +42,25 @@ impl Health {
     }
 
     /// Whether the host should be asked after others.
+    #[cfg(test)]
     pub(crate) fn is_ill(&self, host: &Origin) -> bool {
+        self.ill(host).is_some()
+    }
+
+    /// When a host failed last that should be asked after others. Of several such hosts the first in
+    /// turn is who has failed longest ago: another one may have been the only one that is well.
+    pub(crate) fn ill(&self, host: &Origin) -> Option<Instant> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(host).is_some_and(|s| Instant::now() < s.until)
+        let state = known.get(host)?;
+        (Instant::now() < state.until).then_some(state.last)
     }
 
     /// The host was silent, broken or too slow.
     pub(crate) fn failed(&self, host: &Origin) {
         let now = Instant::now();
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_HOSTS && !known.contains_key(host) {
-            known.retain(|_, state| now < state.until);
-            if known.len() >= MAX_HOSTS {
-                known.clear();
-            }
-        }
-        let state = known.entry(host.clone()).or_insert(State {
-            failures: 0,
-            until: now,
-        });
+        let state = entry(&mut known, host, now);
+        state.last = now;
         // Requests that fail together are one failure.
         if now < state.until {
             return;
@@ -65,11 +71,43 @@ impl Health {
         tracing::info!(%host, failures = state.failures, "host is put to the back");
     }
 
+    /// The host wants to be asked again after `wish`.
+    pub(crate) fn wants_rest(&self, host: &Origin, wish: Duration) {
+        let now = Instant::now();
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = entry(&mut known, host, now);
+        state.not_before = state.not_before.max(now + wish.min(LONGEST));
+    }
+
+    /// How long the host wants to be left alone yet; `None`: it may be asked.
+    pub(crate) fn rest(&self, host: &Origin) -> Option<Duration> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = known.get(host)?.not_before;
+        let left = left.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+
     /// The host answered in time.
     pub(crate) fn well(&self, host: &Origin) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.remove(host);
     }
+}
+
+/// What is known about `host`, or room for it.
+fn entry<'a>(known: &'a mut HashMap<Origin, State>, host: &Origin, now: Instant) -> &'a mut State {
+    if known.len() >= MAX_HOSTS && !known.contains_key(host) {
+        known.retain(|_, state| now < state.until.max(state.not_before));
+        if known.len() >= MAX_HOSTS {
+            known.clear();
+        }
+    }
+    known.entry(host.clone()).or_insert(State {
+        failures: 0,
+        last: now,
+        until: now,
+        not_before: now,
+    })
 }
 
 impl Default for Health {
@@ -104,6 +142,18 @@ mod tests {
         health.failed(&host);
         tokio::time::advance(Duration::from_secs(10)).await;
         assert!(!health.is_ill(&host));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_is_left_alone_for_as_long_as_it_wants_within_reason() {
+        let (health, host) = (Health::new(), origin(1));
+        for (wish, rest) in [(0, None), (7, Some(7)), (3, Some(7)), (u64::MAX, Some(300))] {
+            health.wants_rest(&host, Duration::from_secs(wish));
+            assert_eq!(health.rest(&host), rest.map(Duration::from_secs));
+            assert!(!health.is_ill(&host));
+        }
+        tokio::time::advance(LONGEST).await;
+        assert_eq!(health.rest(&host), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! One way to a registry: its own server or a mirror, with the connections and the authorization.
 //!
-//! Invariant: credentials and headers of a host are for its origin. A host that may turn out to
-//! speak no TLS has two origins; it is the one or the other, and once it has shown which, it stays that.
+//! Invariant: credentials and headers of a host are for its origin, by scheme, name and port. A host
+//! that may turn out to speak no TLS has two origins; it is the one or the other, and once it has shown
+//! which, it stays that.
 
 use std::sync::{Arc, OnceLock};
 
@@ -117,32 +118,64 @@ pub(crate) fn hosts(reference: &Reference, opts: &RegistryOpts) -> Result<Vec<Ar
         .map_err(|error| error.ctx(format!("hosts of {}", reference.host())))?;
     let configured = found.unwrap_or_else(|| vec![HostConfig::default()]);
     let proxies = Arc::new(opts.proxies.clone().unwrap_or_else(Proxies::from_env));
+    let home = Home::of(reference.upstream(), opts, &configured)?;
     configured
         .into_iter()
-        .map(|config| host(reference, opts, config, &proxies).map(Arc::new))
+        .map(|config| host((reference, &home), opts, config, &proxies).map(Arc::new))
         .collect()
 }
 
+/// The origins of the registry itself: of the server that its hosts file says it is, if that has its
+/// name, else as its name and the options say.
+struct Home(Vec<Origin>);
+
+impl Home {
+    fn of(upstream: &str, opts: &RegistryOpts, configured: &[HostConfig]) -> Result<Self> {
+        let unsaid = HostConfig::default();
+        // The server comes last.
+        let own = configured
+            .last()
+            .filter(|server| is_named(server, upstream));
+        let (main, plain) = address(upstream, opts, own.unwrap_or(&unsaid))?.faces()?;
+        let faces = plain.into_iter().chain([main]);
+        Ok(Self(faces.map(|face| face.origin).collect()))
+    }
+
+    /// Whether a host is the registry, whatever it turns out to speak.
+    fn is(&self, main: &Face, plain: Option<&Face>) -> bool {
+        let mut faces = plain.into_iter().chain([main]);
+        faces.all(|face| self.0.contains(&face.origin))
+    }
+
+    /// Whether a host is called as the registry is.
+    fn is_namesake(&self, face: &Face) -> bool {
+        self.0.iter().any(|own| own.is_namesake(&face.origin))
+    }
+}
+
+/// Whether a host of the hosts file has the name `upstream`.
+fn is_named(config: &HostConfig, upstream: &str) -> bool {
+    let Some(root) = &config.root else {
+        return true;
+    };
+    let scheme = root.split_once("://").map_or("", |(scheme, _)| scheme);
+    let origin = |text: &str| url::parse(text).and_then(|url| Origin::of(&url)).ok();
+    let named = origin(&format!("{scheme}://{upstream}/"));
+    named.is_some() && named == origin(root)
+}
+
 fn host(
-    reference: &Reference,
+    (reference, home): (&Reference, &Home),
     opts: &RegistryOpts,
     config: HostConfig,
     proxies: &Arc<Proxies>,
 ) -> Result<Host> {
-    let upstream = reference.upstream();
-    let address = address(upstream, opts, &config)?;
-    let main = Face::new(format!("{}://{}", address.scheme, address.rest))?;
-    let plain = address
-        .may_be_plain
-        .then(|| Face::new(format!("http://{}", address.rest)))
-        .transpose()?;
-    let name = address
-        .rest
-        .split('/')
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    let is_upstream = name == upstream;
+    let address = address(reference.upstream(), opts, &config)?;
+    let (main, plain) = address.faces()?;
+    let name = address.rest.split('/').next().unwrap_or_default();
+    let is_upstream = home.is(&main, plain.as_ref());
+    // Who is asked for credentials is told its name: without the scheme it would be taken for the other.
+    let is_known = is_upstream || !home.is_namesake(&main);
     let mut limits = opts.limits;
     limits.connect = config.dial_timeout.unwrap_or(limits.connect);
     let tls = &opts.tls;
@@ -156,7 +189,7 @@ fn host(
     };
     let source = match (&opts.credentials, &opts.authenticator) {
         (Some(credentials), _) if is_upstream => Source::Fixed(credentials.clone()),
-        (_, Some(authenticator)) => Source::Ask(Arc::clone(authenticator)),
+        (_, Some(authenticator)) if is_known => Source::Ask(Arc::clone(authenticator)),
         _ => Source::None,
     };
     Ok(Host {
@@ -167,7 +200,12 @@ fn host(
         capabilities: config.capabilities,
         headers: headers(opts, &config.headers, is_upstream),
         http: Http::new(limits, trust, Arc::clone(proxies), opts.watch.clone()),
-        auth: Auth::new(source, name, reference.to_string()),
+        auth: Auth::new(
+            source,
+            name.to_owned(),
+            reference.to_string(),
+            config.token_servers,
+        ),
     })
 }
 
@@ -179,6 +217,15 @@ struct Address {
     /// Without TLS when the server does not speak it.
     may_be_plain: bool,
     skip_verify: bool,
+}
+
+impl Address {
+    fn faces(&self) -> Result<(Face, Option<Face>)> {
+        let main = Face::new(format!("{}://{}", self.scheme, self.rest))?;
+        let plain = || Face::new(format!("http://{}", self.rest));
+        let plain = self.may_be_plain.then(plain).transpose()?;
+        Ok((main, plain))
+    }
 }
 
 fn address(upstream: &str, opts: &RegistryOpts, config: &HostConfig) -> Result<Address> {
@@ -243,4 +290,127 @@ fn headers(opts: &RegistryOpts, own: &HeaderMap, is_upstream: bool) -> HeaderMap
         headers.append(name.clone(), value.clone());
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::{Answer, Authenticator, Credentials, Question};
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl Authenticator for Nobody {
+        async fn answer(&self, _: &Question) -> Result<Answer> {
+            Ok(Answer::Anonymous)
+        }
+    }
+
+    /// What is sent to whom: the hosts that get the registry's credentials, and of the others those for
+    /// which somebody is asked for some.
+    fn told(reference: &str, text: &str, opts: &RegistryOpts) -> (Vec<String>, Vec<String>) {
+        let reference: Reference = reference.parse().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join(reference.host());
+        std::fs::create_dir(&own).unwrap();
+        std::fs::write(own.join("hosts.toml"), text).unwrap();
+        let mut opts = RegistryOpts {
+            host_dirs: vec![dir.path().to_owned()],
+            authenticator: Some(Arc::new(Nobody)),
+            credentials: Some(Credentials {
+                user: "u".into(),
+                secret: "p".into(),
+            }),
+            ..opts.clone()
+        };
+        opts.headers.insert("x-key", "k".parse().unwrap());
+        let (mut given, mut asked) = (Vec::new(), Vec::new());
+        for host in hosts(&reference, &opts).unwrap() {
+            let (root, source) = (host.root().to_owned(), host.auth.source());
+            let is_upstream = matches!(source, Source::Fixed(_));
+            assert_eq!(host.headers.contains_key("x-key"), is_upstream, "{root}");
+            assert_eq!(host.namespace.is_none(), is_upstream, "{root}");
+            match source {
+                Source::Fixed(_) => given.push(root),
+                Source::Ask(_) => asked.push(root),
+                Source::None => {}
+            }
+        }
+        (given, asked)
+    }
+
+    #[test]
+    fn credentials_are_for_the_origin_of_the_registry() {
+        let usual = RegistryOpts::default();
+        let plain = RegistryOpts {
+            plain_http: true,
+            ..RegistryOpts::default()
+        };
+        let own: &[&str] = &["https://r.test/v2"];
+        for (opts, reference, text, given, asked) in [
+            (&usual, "r.test/a", "", own, &[][..]),
+            // The same, written in another way.
+            (
+                &usual,
+                "r.test/a",
+                "server = \"https://R.test:443\"",
+                &["https://R.test:443/v2"],
+                &[],
+            ),
+            (&usual, "R.test:443/a", "server = \"r.test\"", own, &[]),
+            // Not the same, though its name is.
+            (&usual, "r.test/a", "[host.\"http://r.test\"]", own, &[]),
+            (&usual, "r.test/a", "[host.\"http://r.test:443\"]", own, &[]),
+            (
+                &usual,
+                "r.test:5000/a",
+                "[host.\"http://r.test:5000\"]",
+                &["https://r.test:5000/v2"],
+                &[],
+            ),
+            // The hosts file says what the registry is.
+            (
+                &usual,
+                "r.test/a",
+                "server = \"http://r.test\"",
+                &["http://r.test/v2"],
+                &[],
+            ),
+            (
+                &plain,
+                "r.test/a",
+                "[host.\"http://r.test\"]",
+                &["http://r.test/v2"; 2],
+                &[],
+            ),
+            (&plain, "r.test/a", "server = \"https://r.test\"", own, &[]),
+            // Others have their own.
+            (
+                &usual,
+                "r.test/a",
+                "[host.\"https://m.test\"]\n[host.\"http://r.test:81\"]",
+                own,
+                &["https://m.test/v2", "http://r.test:81/v2"],
+            ),
+            (
+                &usual,
+                "r.test/a",
+                "server = \"http://s.test\"",
+                &[],
+                &["http://s.test/v2"],
+            ),
+            (
+                &usual,
+                "docker.io/a",
+                "server = \"https://docker.io\"\n[host.\"https://registry-1.docker.io\"]",
+                &["https://registry-1.docker.io/v2"],
+                &["https://docker.io/v2"],
+            ),
+        ] {
+            let found = told(reference, text, opts);
+            let owned = |all: &[&str]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+            assert_eq!(found, (owned(given), owned(asked)), "{reference}: {text}");
+        }
+    }
 }

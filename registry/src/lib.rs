@@ -32,6 +32,7 @@ mod race;
 mod reader;
 mod reference;
 mod repository;
+mod silence;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod testsuite;
 mod thought;

@@ -14,6 +14,7 @@ use crate::MAX_MANIFEST;
 use crate::budget::within;
 use crate::call::{Call, Target, Tries};
 use crate::host::Host;
+use crate::hosts::Capabilities;
 use crate::http::whole;
 use crate::race::{self, Failure};
 use crate::repository::Repository;
@@ -27,6 +28,12 @@ const MAX_PAGES: usize = 1000;
 const MAX_ENTRIES: usize = 100_000;
 /// Entries of a page that we ask for.
 const PAGE: usize = 1000;
+
+/// Which hosts may be asked.
+type Can = fn(&Capabilities) -> bool;
+
+/// Those for lists of names, of which capabilities say nothing.
+const NAMES: Can = |can| can.pull || can.referrers;
 
 /// A manifest that refers to another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +83,7 @@ impl Repository {
             pair("n", &PAGE.to_string())
         );
         let call = Call::new(Method::GET, path, &[self.scope("pull")]);
-        let names = self.list(call, |page: Tags| page.tags.unwrap_or_default());
+        let names = self.list(NAMES, call, |page: Tags| page.tags.unwrap_or_default());
         within(self.budget(), names)
             .await
             .ctx_with(|| format!("list tags of {}", self.reference()))
@@ -89,14 +96,17 @@ impl Repository {
     pub async fn catalog(&self) -> Result<Vec<String>> {
         let path = format!("_catalog?{}", pair("n", &PAGE.to_string()));
         let call = Call::new(Method::GET, path, &["registry:catalog:*".to_owned()]);
-        let names = self.list(call, |page: Catalog| page.repositories.unwrap_or_default());
+        let names = self.list(NAMES, call, |page: Catalog| {
+            page.repositories.unwrap_or_default()
+        });
         within(self.budget(), names)
             .await
             .ctx_with(|| format!("list repositories of {}", self.reference()))
     }
 
     /// The manifests that refer to `digest`, of one kind when `artifact_type` is not empty. A registry
-    /// without that API is asked for the tag by which such manifests are kept there.
+    /// without that API, or of which it is not to be expected by its hosts file, is asked for the tag by which
+    /// such manifests are kept there.
     ///
     /// # Errors
     /// As [`Repository::tags`].
@@ -108,7 +118,8 @@ impl Repository {
         let mut call = Call::new(Method::GET, path, &[self.scope("pull")]);
         mt::OCI_INDEX.clone_into(&mut call.accept);
         let found = within(self.budget(), async {
-            let listed = self.list(call, |page: Index| page.manifests.unwrap_or_default());
+            let entries = |page: Index| page.manifests.unwrap_or_default();
+            let listed = self.list(|can| can.referrers, call, entries);
             match listed.await {
                 Err(error) if error.is_not_found() || error.is(types::Code::NotImplemented) => {
                     self.tagged(digest).await
@@ -130,17 +141,19 @@ impl Repository {
         let path = self.path("manifests", &tag);
         let mut call = Call::new(Method::GET, path, &[self.scope("pull")]);
         mt::OCI_INDEX.clone_into(&mut call.accept);
-        let listed = self.list(call, |page: Index| page.manifests.unwrap_or_default());
+        let entries = |page: Index| page.manifests.unwrap_or_default();
+        let listed = self.list(|can| can.resolve, call, entries);
         Ok(listed.await.absent_ok()?.unwrap_or_default())
     }
 
-    /// All entries of a list that comes in pages. The host that has the first page gives the others.
-    async fn list<P, T>(&self, call: Call, entries: fn(P) -> Vec<T>) -> Result<Vec<T>>
+    /// All entries of a list that comes in pages, from one of the hosts that `can` give it: who has the
+    /// first page gives the others.
+    async fn list<P, T>(&self, can: Can, call: Call, entries: fn(P) -> Vec<T>) -> Result<Vec<T>>
     where
         P: serde::de::DeserializeOwned + Send,
     {
         let shared = &self.shared;
-        let hosts = shared.able(|c| c.pull || c.referrers).await?;
+        let hosts = shared.able(can).await?;
         let mut tries = Tries::new();
         let (host, (first, mut next)) = loop {
             let call = &call;

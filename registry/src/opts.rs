@@ -74,7 +74,8 @@ pub struct Limits {
     pub floor: u64,
     /// After this long without an answer a second host is tried as well.
     pub hedge: Duration,
-    /// For the next bytes of a body while other hosts could give them.
+    /// For the next bytes of a body while other hosts could give them; longer, up to `read`, of a host
+    /// that is asked again after a silence because no other did better.
     pub stall: Duration,
     /// For all tries of one request together; begins anew with each progress.
     pub patience: Duration,

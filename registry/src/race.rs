@@ -1,7 +1,8 @@
 //! Asking several hosts: the next one early when one is silent, at once when one fails.
 //!
 //! Invariant: the first good answer wins and the others are dropped; a host that had its chance and
-//! stayed silent is put to the back for those who come after.
+//! stayed silent is put to the back for those who come after. A host that wants to be left alone is not
+//! asked before that where another one may be.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +20,16 @@ use crate::host::Host;
 /// An error, and when the server wants to be asked again.
 pub(crate) type Failure = (Error, Option<Duration>);
 
-/// `hosts` in the order in which to ask them: those that are not known to be ill first.
+/// A host that failed, and how.
+type Failed = (Arc<Host>, Failure);
+
+/// `hosts` in the order in which to ask them: those that are not known to be ill first, then those that
+/// have been so for longest.
 pub(crate) fn in_order(hosts: &[Arc<Host>], health: &Health) -> Vec<Arc<Host>> {
-    let (ill, well): (Vec<_>, Vec<_>) = hosts
-        .iter()
-        .cloned()
-        .partition(|host| health.is_ill(host.origin()));
-    well.into_iter().chain(ill).collect()
+    let mut hosts = hosts.to_vec();
+    // `None` comes before all moments; each host is asked about once, while others may change it.
+    hosts.sort_by_cached_key(|host| health.ill(host.origin()));
+    hosts
 }
 
 /// A host that has not answered yet.
@@ -95,10 +99,10 @@ async fn race<T, F>(
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    let mut left = in_order(hosts, health).into_iter();
+    let (left, mut failures) = who_may(in_order(hosts, health), health);
+    let mut left = left.into_iter();
     let mut running = FuturesUnordered::new();
     let mut began: Vec<Asked> = Vec::new();
-    let mut failures: Vec<(Arc<Host>, Failure)> = Vec::new();
     let mut next = left.next();
     let mut due = true;
     // The registry itself has said no: those that are still silent have this long to differ.
@@ -129,6 +133,9 @@ where
                         if failure.0.is(Code::Unavailable) && hosts.len() > 1 {
                             health.failed(host.origin());
                         }
+                        if let (true, Some(wish)) = (failure.0.is(Code::Unavailable), failure.1) {
+                            health.wants_rest(host.origin(), wish);
+                        }
                         tracing::debug!(host = host.root(), error = %failure.0, "host failed");
                         if says_no(hosts, &host, &failure) && !running.is_empty() {
                             give_up = Some(Instant::now() + hedge);
@@ -155,6 +162,27 @@ where
     }
 }
 
+/// Those of `hosts` that may be asked now, and the answers that the others would give. When none may, all are
+/// asked: who has no other one asks as ever, and others may get an answer where one did not.
+fn who_may(hosts: Vec<Arc<Host>>, health: &Health) -> (Vec<Arc<Host>>, Vec<Failed>) {
+    let (mut may, mut others) = (Vec::new(), Vec::new());
+    for host in hosts {
+        match health.rest(host.origin()) {
+            Some(rest) => others.push((host, rest)),
+            None => may.push(host),
+        }
+    }
+    if may.is_empty() {
+        return (others.into_iter().map(|(host, _)| host).collect(), vec![]);
+    }
+    let rests = |(host, rest): (Arc<Host>, Duration)| {
+        let error = Error::unavailable("not asked: it wants to be left alone");
+        let error = error.ctx(host.root().to_owned());
+        (host, (error, Some(rest)))
+    };
+    (may, others.into_iter().map(rests).collect())
+}
+
 /// Whether this is the registry's own last word.
 fn says_no(hosts: &[Arc<Host>], host: &Arc<Host>, failure: &Failure) -> bool {
     let is_last = hosts.last().is_some_and(|last| Arc::ptr_eq(last, host));
@@ -178,10 +206,16 @@ fn silent(began: &[Asked], health: &Health, hedge: Duration) {
     }
 }
 
-fn worst(hosts: &[Arc<Host>], mut failures: Vec<(Arc<Host>, Failure)>, began: &[Asked]) -> Failure {
+fn worst(hosts: &[Arc<Host>], mut failures: Vec<Failed>, began: &[Asked]) -> Failure {
     let place = |host: &Arc<Host>| hosts.iter().position(|h| Arc::ptr_eq(h, host));
     failures.sort_by_key(|(host, _)| place(host));
-    let Some((_, (error, wish))) = failures.pop() else {
+    // The host that may be asked first decides; `None`, the usual pause, comes before all wishes.
+    let helps = failures
+        .iter()
+        .filter(|(_, (e, _))| e.is(Code::Unavailable));
+    let helps = helps.map(|(_, (_, wish))| *wish);
+    let wish = helps.chain(began.iter().map(|_| None)).min().flatten();
+    let Some((_, (error, _))) = failures.pop() else {
         return (Error::not_found("no host to ask"), None);
     };
     let said = failures.iter().map(|(host, (error, _))| Blame {
@@ -281,5 +315,89 @@ mod tests {
             });
             assert_eq!(answer.await.is_ok(), knows);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_host_that_may_be_asked_first_decides_when_to_ask_again() {
+        let wish = |seconds| Some(seconds * SECOND);
+        // What the mirror and the registry want at first; when the mirror is asked again.
+        for (mirror, registry, again) in [
+            (None, wish(3600), Some(Duration::ZERO)),
+            (wish(10), wish(3600), Some(10 * SECOND)),
+            (wish(3600), wish(3600), None),
+        ] {
+            let (health, mut tries) = (Health::new(), Tries::new());
+            let (hosts, began) = (two(&health), Instant::now());
+            let asked = std::sync::Mutex::new(Vec::new());
+            let done = loop {
+                let answer = first(&hosts, &health, HEDGE, &mut tries, |host| {
+                    let mut asked = asked.lock().unwrap();
+                    let is_mirror = host.root().contains("m.test");
+                    let is_first = !asked.contains(&is_mirror);
+                    asked.push(is_mirror);
+                    let wish = if is_mirror { mirror } else { registry };
+                    let failure = || (Error::unavailable("429"), wish);
+                    std::future::ready(if is_first { Err(failure()) } else { Ok(()) })
+                });
+                let (error, wish) = match answer.await {
+                    Ok((host, ())) => break Some(host),
+                    Err(failure) => failure,
+                };
+                let limits = crate::Limits::default();
+                if tries.again(&limits, error, wish).await.is_err() {
+                    break None;
+                }
+            };
+            let took = began.elapsed();
+            if let Some(again) = again {
+                assert!(done.unwrap().root().contains("m.test"));
+                assert!(took > again && took < again + 10 * SECOND, "{took:?}");
+                assert_eq!(*asked.lock().unwrap(), [true, false, true]);
+            } else {
+                assert!(done.is_none() && took.is_zero(), "{took:?}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_wants_to_be_left_alone_is_asked_where_nobody_else_may_be() {
+        for (resting, want) in [(1, "m.test"), (2, "r.test")] {
+            let (health, mut tries) = (Health::new(), Tries::new());
+            let hosts = two(&health);
+            for host in hosts.iter().rev().take(resting) {
+                health.wants_rest(host.origin(), 60 * SECOND);
+            }
+            let answer = first(&hosts, &health, HEDGE, &mut tries, |host| async move {
+                match host.root().contains("m.test") {
+                    true => Err(no()),
+                    false => Ok(()),
+                }
+            });
+            match answer.await {
+                Ok((host, ())) => assert!(host.root().contains(want)),
+                Err((error, wish)) => {
+                    assert_eq!((want, wish), ("m.test", Some(60 * SECOND)));
+                    assert!(error.is(Code::Unavailable), "{error}");
+                    assert!(error.to_string().contains("left alone"), "{error}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_answered_for_good_is_not_left_alone() {
+        let (health, mut tries) = (Health::new(), Tries::new());
+        let hosts = two(&health);
+        let answer = first(&hosts, &health, HEDGE, &mut tries, |host| async move {
+            let error = match host.root().contains("m.test") {
+                true => Error::not_found("404"),
+                false => Error::unavailable("429"),
+            };
+            Err::<(), _>((error, Some(60 * SECOND)))
+        });
+        let (error, _) = answer.await.map(drop).unwrap_err();
+        assert!(error.is(Code::Unavailable), "{error}");
+        let rests = [0, 1].map(|at: usize| health.rest(hosts[at].origin()).is_some());
+        assert_eq!(rests, [false, true]);
     }
 }

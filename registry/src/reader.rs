@@ -18,6 +18,7 @@ use crate::host::Host;
 use crate::http::next;
 use crate::race::{self, Failure};
 use crate::repository::Shared;
+use crate::silence::Silences;
 
 /// A blob, or a part of one, as it comes in. The digest is not checked here: the content store does
 /// that.
@@ -37,12 +38,34 @@ pub struct BlobReader {
     /// Others could have given them.
     alternatives: bool,
     tries: Tries,
+    silences: Silences,
     /// What hosts have failed of since there was progress, the last of each.
     failures: Vec<(Arc<Host>, String)>,
     /// Nothing is tried again, and an answer without the range is none.
     is_piece: bool,
-    /// Bytes since when, to notice a server that only trickles.
-    window: (Instant, u64),
+    window: Window,
+    /// How far any connection has come in the blob, also in bytes that were passed over.
+    reached: u64,
+}
+
+/// What has come since when, to notice a server that only trickles.
+#[derive(Debug)]
+struct Window {
+    since: Instant,
+    /// All bytes.
+    seen: u64,
+    /// Those of them that are further in the blob than any before.
+    gained: u64,
+}
+
+impl Window {
+    fn now() -> Self {
+        Self {
+            since: Instant::now(),
+            seen: 0,
+            gained: 0,
+        }
+    }
 }
 
 /// Who sent bytes.
@@ -85,9 +108,11 @@ impl BlobReader {
             host: None,
             alternatives: false,
             tries: Tries::new(),
+            silences: Silences::new(),
             failures: Vec::new(),
             is_piece: false,
-            window: (Instant::now(), 0),
+            window: Window::now(),
+            reached: 0,
         }
     }
 
@@ -159,7 +184,12 @@ impl BlobReader {
                         Some(open) => self.failed(open, error),
                         None => error,
                     };
-                    self.tries.again(&self.shared.limits, error, wish).await?;
+                    let limits = &self.shared.limits;
+                    if self.silences.take_new() && self.alternatives {
+                        self.tries.after_silence(limits, error).await?;
+                    } else {
+                        self.tries.again(limits, error, wish).await?;
+                    }
                 }
             }
         }
@@ -172,18 +202,27 @@ impl BlobReader {
             let open = self.connect().await?;
             self.host = Some(Arc::clone(&open.host));
             self.alternatives = open.alternatives;
-            self.window = (Instant::now(), 0);
+            self.window = Window::now();
             self.open = Some(open);
         }
         let Some(open) = &mut self.open else {
             return Err((Error::internal("no connection"), None));
         };
         let deadline = if open.alternatives {
-            limits.stall.min(limits.read)
+            let left = self.tries.left(&limits);
+            self.silences.allowed(&open.host, &limits, left)
         } else {
             limits.read
         };
-        let Some(mut data) = next(&mut open.body, deadline).await.map_err(forever)? else {
+        let asked = Instant::now();
+        let came = next(&mut open.body, deadline).await;
+        let waited = asked.elapsed();
+        match &came {
+            Ok(_) => self.silences.heard(waited, &limits),
+            Err(_) if waited >= deadline => self.silences.note(&open.host),
+            Err(_) => {}
+        }
+        let Some(mut data) = came.map_err(forever)? else {
             let at = self.call.from;
             let text = format!(
                 "connection ended at byte {at} of {}: unexpected EOF",
@@ -202,9 +241,12 @@ impl BlobReader {
             // A server that does not know ranges goes on where we stop.
             data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
         }
-        self.progress((passed + data.len()) as u64, deadline)
-            .map_err(forever)?;
-        if let Some(budget) = &self.shared.budget {
+        let came = (passed + data.len()) as u64;
+        let at = self.call.from - open.skip + data.len() as u64;
+        let gained = at.saturating_sub(self.reached).min(came);
+        self.reached = self.reached.max(at);
+        self.progress(came, gained, deadline).map_err(forever)?;
+        if let Some(budget) = self.shared.budget.as_ref().filter(|_| gained > 0) {
             budget.progress();
         }
         Ok(data)
@@ -287,22 +329,28 @@ impl BlobReader {
         ))
     }
 
-    /// Counts bytes; enough of them forgive the failures before, too few in their time are one.
-    fn progress(&mut self, bytes: u64, window: std::time::Duration) -> Result<()> {
+    /// Counts bytes: too few in their time are a failure; enough that are further than any before forgive
+    /// the failures before. A server that begins anew with each connection and always ends at the same
+    /// place makes no progress.
+    fn progress(&mut self, came: u64, gained: u64, window: std::time::Duration) -> Result<()> {
         let least = self.shared.limits.least(window);
-        let (since, seen) = &mut self.window;
-        *seen += bytes;
-        if *seen >= least {
+        self.window.seen += came;
+        self.window.gained += gained;
+        if self.window.gained >= least {
             self.tries = Tries::new();
             self.failures.clear();
         }
-        if since.elapsed() >= window {
-            if *seen < least {
+        if self.window.since.elapsed() >= window {
+            let seen = self.window.seen;
+            if seen < least {
+                if let Some(open) = &self.open {
+                    self.silences.note(&open.host);
+                }
                 return Err(Error::unavailable(format_args!(
                     "registry only trickles data: {seen} bytes in {window:?}"
                 )));
             }
-            self.window = (Instant::now(), 0);
+            self.window = Window::now();
         }
         Ok(())
     }

@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use types::{Digest, Error, Result};
 
+use crate::url::{self, Origin};
+
 /// Longest reference.
 const MAX: usize = 4096;
 
@@ -35,6 +37,16 @@ impl Reference {
             "docker.io" => "registry-1.docker.io",
             host => host,
         }
+    }
+
+    /// Whether `host`, a name with its port perhaps, is the host that serves the registry: over http when
+    /// `is_plain`, else https, which says what port is meant by none.
+    #[must_use]
+    pub fn is_served_by(&self, host: &str, is_plain: bool) -> bool {
+        let scheme = if is_plain { "http" } else { "https" };
+        let origin = |host: &str| Origin::of(&url::parse(&format!("{scheme}://{host}/"))?);
+        let asked = origin(host).ok();
+        asked.is_some_and(|asked| origin(self.upstream()).is_ok_and(|own| own == asked))
     }
 
     /// The registry's name without its port.
@@ -178,6 +190,31 @@ mod tests {
         }
         let short: Reference = "r.io/a@sha256:12".parse().unwrap();
         short.digest().unwrap_err();
+    }
+
+    #[test]
+    fn a_registry_is_known_by_all_that_its_name_may_be() {
+        for (text, host, plain, secure) in [
+            ("r.io/a", "r.io", true, true),
+            ("r.io/a", "R.IO", true, true),
+            ("R.io/a", "r.io", true, true),
+            ("r.io/a", "r.io:443", false, true),
+            ("r.io:443/a", "r.io", false, true),
+            ("r.io/a", "r.io:80", true, false),
+            ("r.io:5000/a", "r.io:5000", true, true),
+            ("r.io:5000/a", "r.io", false, false),
+            ("r.io/a", "m.r.io", false, false),
+            ("r.io/a", "", false, false),
+            ("r.io/a", "u@r.io", false, false),
+            ("docker.io/a", "registry-1.docker.io", true, true),
+            ("docker.io/a", "docker.io", false, false),
+        ] {
+            let reference: Reference = text.parse().unwrap();
+            for (is_plain, want) in [(true, plain), (false, secure)] {
+                let is_it = reference.is_served_by(host, is_plain);
+                assert_eq!(is_it, want, "{host} of {text}, plain: {is_plain}");
+            }
+        }
     }
 
     #[test]

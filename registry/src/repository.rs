@@ -20,7 +20,7 @@ use crate::opts::{Limits, RegistryOpts};
 use crate::race::{self, Failure};
 use crate::reader::BlobReader;
 use crate::reference::Reference;
-use crate::wide::WideReader;
+use crate::wide::{self, WideReader};
 
 /// The types that a name may resolve to, best first.
 const ACCEPT: [&str; 4] = [
@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) budget: Option<Budget>,
     pub(crate) room: Option<Arc<Semaphore>>,
+    /// The process's places for pieces of blobs.
+    pub(crate) places: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -92,6 +94,7 @@ impl Repository {
                 limits: opts.limits,
                 budget: opts.budget.clone(),
                 room: opts.room.clone(),
+                places: wide::places(),
                 opts,
             }),
         })

@@ -67,6 +67,8 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Say nothing more after so many bytes of the body.
     pub stall: Option<usize>,
+    /// Pause before the body.
+    pub late: Option<Duration>,
     /// Pause before each byte of the body.
     pub drip: Option<Duration>,
     /// Bytes of the body per second.
@@ -321,6 +323,9 @@ async fn answer(mut stream: TcpStream, request: &Request, reply: Reply) {
         return;
     }
     if request.method != "HEAD" {
+        if let Some(pause) = reply.late {
+            tokio::time::sleep(pause).await;
+        }
         let end = reply.cut.or(reply.stall).unwrap_or(reply.body.len());
         match (reply.drip, reply.rate) {
             (Some(pause), _) => trickle(&mut stream, &reply.body[..end], 1, pause).await,

@@ -49,11 +49,77 @@ impl Origin {
         self.port
     }
 
+    /// Whether people may call both the same: by one host and one port, or neither says its port.
+    pub(crate) fn is_namesake(&self, other: &Self) -> bool {
+        let own_port = |origin: &Self| origin.port == if origin.https { 443 } else { 80 };
+        self.host == other.host && (self.port == other.port || own_port(self) && own_port(other))
+    }
+
+    /// Whether whoever has the one has the other, as far as names tell: hosts of one domain. An address or a
+    /// name without a domain is alone.
+    pub(crate) fn is_of_domain_of(&self, other: &Self) -> bool {
+        let host = |origin: &Self| origin.host().trim_end_matches('.').to_owned();
+        let (one, other) = (host(self), host(other));
+        domain(&one) == domain(&other)
+    }
+
     /// Whether this is the machine itself.
     pub(crate) fn is_loopback(&self) -> bool {
         let address = self.host().parse::<std::net::IpAddr>();
         self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
     }
+}
+
+/// Below these anybody gets a name: clouds and hosters where registries and token servers are found.
+const SHARED: &[&str] = &[
+    "amazonaws.com",
+    "amazonaws.com.cn",
+    "appspot.com",
+    "azurecontainerapps.io",
+    "azurefd.net",
+    "azurewebsites.net",
+    "cloudapp.net",
+    "cloudfront.net",
+    "fly.dev",
+    "github.io",
+    "gitlab.io",
+    "googleapis.com",
+    "googleusercontent.com",
+    "herokuapp.com",
+    "netlify.app",
+    "ngrok.app",
+    "ngrok.io",
+    "ngrok-free.app",
+    "onrender.com",
+    "pages.dev",
+    "r2.dev",
+    "run.app",
+    "vercel.app",
+    "web.app",
+    "workers.dev",
+];
+
+/// The part of a host's name that has one owner: two labels, and three where the first two of those are no
+/// owner's. All of what is below a name that is shared has an owner of its own.
+fn domain(host: &str) -> &str {
+    if host.parse::<std::net::IpAddr>().is_ok() {
+        return host;
+    }
+    let is_below = |shared: &&str| {
+        let above = host.strip_suffix(*shared);
+        above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
+    };
+    if SHARED.iter().any(is_below) {
+        return host;
+    }
+    let mut labels = host.rsplit('.');
+    let (last, before) = (labels.next(), labels.next());
+    // As co.uk, com.au or gob.mx: the registries of countries sell names below such.
+    let is_country = last.is_some_and(|last| last.len() == 2);
+    let is_sold = is_country && before.is_some_and(|before| before.len() <= 3);
+    let dots = if is_sold { 2 } else { 1 };
+    let at = host.rmatch_indices('.').nth(dots);
+    host.get(at.map_or(0, |(at, _)| at + 1)..).unwrap_or(host)
 }
 
 impl fmt::Display for Origin {
@@ -238,6 +304,61 @@ mod tests {
         assert_ne!(of("https://r.io/x"), of("http://r.io/x"));
         assert_ne!(of("http://r.io/x"), of("http://r.io:81/x"));
         assert_ne!(of("http://r.io/x"), of("http://r.io.evil/x"));
+    }
+
+    #[test]
+    fn namesakes_differ_in_the_scheme_only() {
+        let of = |text: &str| Origin::of(&text.parse().unwrap()).unwrap();
+        let registry = of("https://r.io/");
+        for (other, is_one) in [
+            ("http://R.io", true),
+            ("http://r.io:443", true),
+            ("http://r.io:80", true),
+            ("https://r.io:80", false),
+            ("http://r.io:5000", false),
+            ("http://m.io", false),
+        ] {
+            assert_eq!(registry.is_namesake(&of(other)), is_one, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_domain_has_one_owner_and_an_address_is_alone() {
+        let of = |host: &str| Origin::of(&format!("https://{host}/").parse().unwrap()).unwrap();
+        for (one, other, are_akin) in [
+            ("registry-1.docker.io", "auth.docker.io", true),
+            ("registry.gitlab.test", "gitlab.test", true),
+            ("R.a.test:5000", "auth.b.A.test.", true),
+            ("rg.fr-par.scw.test", "api.scaleway.test", false),
+            ("r.io", "r.io.evil.test", false),
+            ("r.io", "evil-r.io", false),
+            ("registry.a.co.uk", "auth.a.co.uk", true),
+            ("a.co.uk", "auth.a.co.uk", true),
+            ("registry.a.co.uk", "evil.co.uk", false),
+            ("registry.a.com.au", "auth.evil.com.au.", false),
+            ("registry.gitlab.de", "auth.gitlab.de", true),
+            ("a.github.io", "evil.github.io", false),
+            (
+                "1.dkr.ecr.eu-west-1.amazonaws.com",
+                "evil.elb.amazonaws.com",
+                false,
+            ),
+            ("A.azurewebsites.net", "a.azurewebsites.net:444", true),
+            ("a.azurewebsites.net", "evil.azurewebsites.net", false),
+            ("r.notgithub.io", "auth.notgithub.io", true),
+            ("r.io", "io", false),
+            ("localhost:5000", "localhost:5001", true),
+            ("localhost", "127.0.0.1", false),
+            ("registry", "auth", false),
+            ("10.0.0.1:5000", "10.0.0.1:5001", true),
+            ("10.0.0.1", "9.9.0.1", false),
+            ("[fd00::1]:1", "[fd00::1]:2", true),
+            ("[fd00::1.2.3.4]", "[fd01::1.2.3.4]", false),
+        ] {
+            let (one, other) = (of(one), of(other));
+            assert_eq!(one.is_of_domain_of(&other), are_akin, "{one} {other}");
+            assert_eq!(other.is_of_domain_of(&one), are_akin, "{other} {one}");
+        }
     }
 
     #[test]

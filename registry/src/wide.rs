@@ -165,7 +165,7 @@ impl WideReader {
         let length = data.len() as u64;
         self.came(&data, source);
         match &mut self.pieces {
-            Some(pieces) => pieces.speed.count(length, waited),
+            Some(pieces) => pieces.count_before(length, waited),
             None => self.widen(length, waited),
         }
         Ok(Some(data))
@@ -198,11 +198,11 @@ impl WideReader {
         }
         let rate = speed.rate();
         self.window = Some(Speed::default());
-        // No room at this moment: perhaps at the next one.
-        let lanes = wide.lanes.min(1 + self.repository.room());
-        if lanes < 2 {
+        // No place at this moment: perhaps at the next one.
+        let Some(place) = self.repository.place() else {
             return;
-        }
+        };
+        let lanes = wide.lanes.min(2 + self.repository.room());
         let left = size - self.offset;
         let length = (size / PARTS).clamp(wide.piece.min(LARGEST), LARGEST);
         let rounds = left / length / lanes as u64;
@@ -221,9 +221,11 @@ impl WideReader {
             left: self.offset + length..size,
             running: VecDeque::new(),
             speed: Speed::default(),
+            together: Speed::default(),
             alone: rate,
             is_judged: false,
         };
+        pieces.begin_one(Some(place));
         pieces.fill();
         self.pieces = Some(pieces);
     }
@@ -263,6 +265,8 @@ struct Pieces {
     /// In order.
     running: VecDeque<Piece>,
     speed: Speed,
+    /// Of those bytes that came over several connections.
+    together: Speed,
     /// How fast one connection was.
     alone: u64,
     /// It is known whether several are faster.
@@ -279,6 +283,8 @@ struct Piece {
     /// Bytes so far.
     came: Arc<AtomicU64>,
     task: JoinHandle<Fetched>,
+    /// Another connection had bytes of the blob to bring meanwhile.
+    is_beside: bool,
     _place: Option<Place>,
 }
 
@@ -292,6 +298,9 @@ impl Pieces {
     /// The next piece; `None` when there is none any more, at the end or before.
     async fn next(&mut self) -> Option<Fetched> {
         self.fill();
+        if self.running.len() > 1 {
+            self.note_beside();
+        }
         let patience = self.patience();
         let front = self.running.front_mut()?;
         let began = Instant::now();
@@ -305,12 +314,34 @@ impl Pieces {
             }
         };
         let waited = began.elapsed();
-        drop(self.running.pop_front());
+        let is_beside = self
+            .running
+            .pop_front()
+            .is_some_and(|front| front.is_beside);
         if let Ok((data, _)) = &fetched {
-            self.speed.count(data.len() as u64, waited);
-            self.judge();
+            let length = data.len() as u64;
+            self.speed.count(length, waited);
+            if is_beside {
+                self.together.count(length, waited);
+                self.judge();
+            }
         }
         Some(fetched)
+    }
+
+    /// Counts what came over the connection before the pieces.
+    fn count_before(&mut self, length: u64, waited: Duration) {
+        self.speed.count(length, waited);
+        if !self.running.is_empty() {
+            self.together.count(length, waited);
+            self.note_beside();
+        }
+    }
+
+    fn note_beside(&mut self) {
+        for piece in &mut self.running {
+            piece.is_beside = true;
+        }
     }
 
     /// How long a piece may take: a multiple of what it takes by the speed so far, with all the others
@@ -351,32 +382,40 @@ impl Pieces {
     fn fill(&mut self) {
         while self.running.len() < self.lanes && !self.left.is_empty() {
             let place = self.repository.place();
+            // One is the blob's own: nothing else of it comes.
             if place.is_none() && !self.running.is_empty() {
                 return;
             }
-            let end = (self.left.start + self.length).min(self.left.end);
-            let range = self.left.start..end;
-            self.left.start = end;
-            let (repository, descriptor) = (self.repository.clone(), self.descriptor.clone());
-            let came = Arc::<AtomicU64>::default();
-            let (told, wanted) = (Arc::clone(&came), range.clone());
-            let work = async move { fetch(&repository, &descriptor, wanted, &told).await };
-            self.running.push_back(Piece {
-                range,
-                began: Instant::now(),
-                came,
-                task: tokio::spawn(recorder::carry(work)),
-                _place: place,
-            });
+            self.begin_one(place);
         }
     }
 
-    /// After two rounds: goes on, or begins no more pieces.
+    /// Sends the request for the next piece.
+    fn begin_one(&mut self, place: Option<Place>) {
+        let end = (self.left.start + self.length).min(self.left.end);
+        let range = self.left.start..end;
+        self.left.start = end;
+        let (repository, descriptor) = (self.repository.clone(), self.descriptor.clone());
+        let came = Arc::<AtomicU64>::default();
+        let (told, wanted) = (Arc::clone(&came), range.clone());
+        let work = async move { fetch(&repository, &descriptor, wanted, &told).await };
+        self.running.push_back(Piece {
+            range,
+            began: Instant::now(),
+            came,
+            task: tokio::spawn(recorder::carry(work)),
+            is_beside: false,
+            _place: place,
+        });
+    }
+
+    /// After two rounds: goes on, or begins no more pieces. Those do not count that came alone, because
+    /// others had the room: they tell nothing of several.
     fn judge(&mut self) {
-        if self.is_judged || self.speed.bytes < 2 * self.lanes as u64 * self.length {
+        if self.is_judged || self.together.bytes < 2 * self.lanes as u64 * self.length {
             return;
         }
-        let (alone, together) = (self.alone, self.speed.rate());
+        let (alone, together) = (self.alone, self.together.rate());
         let is_faster = together > alone.saturating_mul(GAIN) / 100;
         tracing::debug!(digest = %self.descriptor.digest, alone, together, is_faster, "tried");
         if !is_faster {
@@ -384,6 +423,12 @@ impl Pieces {
         }
         self.is_judged = true;
     }
+}
+
+/// The places for pieces that the whole process has.
+pub(crate) fn places() -> Arc<Semaphore> {
+    static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ALL)));
+    Arc::clone(&PLACES)
 }
 
 /// A place of the process for a piece, and one of the caller's room.
@@ -397,9 +442,8 @@ impl Repository {
     }
 
     fn place(&self) -> Option<Place> {
-        static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ALL)));
         let find = |places: &Arc<Semaphore>| Arc::clone(places).try_acquire_owned().ok();
-        let place = find(&PLACES)?;
+        let place = find(&self.shared.places)?;
         match &self.shared.room {
             Some(room) => Some((place, Some(find(room)?))),
             None => Some((place, None)),

@@ -2,17 +2,21 @@
 //!
 //! Invariant: a directory under its plain name is a whole bundle or one that is being made by this
 //! process; removal renames it to `.id` first. Nothing is ever removed through a mounted root file
-//! system: the mount point is unmounted and must be empty before its bundle goes.
+//! system: the mount point is unmounted and must be empty before its bundle goes. A file that cannot be
+//! read is not one that is not there.
+
+mod facts;
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::Deserialize;
-use types::{BUNDLES_DIR, ContainerId, Error, Errors, Exit, Namespace, Result, bundle_file};
+use types::{BUNDLES_DIR, Code, ContainerId, Error, Errors, Exit, Namespace, Result, bundle_file};
 
+pub(crate) use self::facts::Ended;
 use crate::bootstrap::Address;
 
 /// File with the id of the sandbox that the task belongs to.
@@ -21,8 +25,6 @@ const SANDBOX: &str = "sandbox";
 const CHECKPOINT: &str = "checkpoint";
 /// The same once it has served.
 const GONE: &str = ".checkpoint";
-/// Small files of a bundle are not read beyond this.
-const SMALL: u64 = 64 * 1024;
 
 /// Where all bundles of a daemon live.
 #[derive(Clone, Debug)]
@@ -36,17 +38,6 @@ pub(crate) struct Bundles {
 pub(crate) struct Bundle {
     path: PathBuf,
     work: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-struct ExitRecord {
-    pid: u32,
-    status: u32,
-    /// Nanoseconds since the epoch.
-    exited_at: u64,
-    /// A process of the container was ended for want of memory before.
-    #[serde(default)]
-    oom: bool,
 }
 
 /// The part of the OCI spec that decides who may enter the bundle.
@@ -166,8 +157,8 @@ impl Bundles {
                 let dir = top.join(&namespace);
                 for name in errors.note(names(&dir)).unwrap_or_default() {
                     let path = dir.join(&name);
-                    let orphan =
-                        top == &self.root && !self.state.join(&namespace).join(&name).exists();
+                    let twin = self.state.join(&namespace).join(&name);
+                    let orphan = top == &self.root && matches!(twin.try_exists(), Ok(false));
                     let left = if name.starts_with('.') || orphan {
                         path
                     } else {
@@ -263,21 +254,9 @@ impl Bundle {
         self.put(bundle_file::SHIM_BINARY, text, 0o600)
     }
 
-    /// The shim's binary, as remembered.
-    pub(crate) fn binary(&self) -> Option<PathBuf> {
-        let text = self.text(bundle_file::SHIM_BINARY)?;
-        (!text.is_empty()).then(|| PathBuf::from(text))
-    }
-
     /// Remembers how to reach the shim.
     pub(crate) fn write_address(&self, address: &Address) -> Result<()> {
         self.replace(bundle_file::BOOTSTRAP, &address.to_json()?, 0o644)
-    }
-
-    /// How to reach the shim: `bootstrap.json`, else the `address` file of older generations.
-    pub(crate) fn address(&self) -> Option<Address> {
-        let read = |name| Address::parse(self.text(name)?.as_bytes()).ok();
-        read(bundle_file::BOOTSTRAP).or_else(|| read(bundle_file::ADDRESS))
     }
 
     /// Writes `bootstrap.json` for a shim of an older generation that left only its address.
@@ -288,40 +267,17 @@ impl Bundle {
     /// # Errors
     /// The errno.
     pub(crate) fn migrate_address(&self, address: &Address) -> Result<()> {
-        if self.file(bundle_file::BOOTSTRAP).exists() {
-            return Ok(());
+        let path = self.file(bundle_file::BOOTSTRAP);
+        match path.try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => self.write_address(address),
+            Err(e) => Err(at("stat", &path, e)),
         }
-        self.write_address(address)
     }
 
     /// True when the directory has no entry at all.
     pub(crate) fn is_empty(&self) -> bool {
         names(&self.path).is_ok_and(|all| all.is_empty())
-    }
-
-    /// Pid of the init process as the runtime wrote it.
-    pub(crate) fn init_pid(&self) -> Option<u32> {
-        self.text(bundle_file::INIT_PID)?.trim().parse().ok()
-    }
-
-    /// How init ended, when the shim has recorded it.
-    pub(crate) fn exit(&self) -> Option<Exit> {
-        parse_exit(&self.text(bundle_file::EXIT)?)
-    }
-
-    /// True when the shim has recorded that memory ran out.
-    pub(crate) fn ran_out_of_memory(&self) -> bool {
-        let record = self.text(bundle_file::EXIT);
-        record.is_some_and(|text| read_exit(&text).is_some_and(|record| record.oom))
-    }
-
-    fn text(&self, name: &str) -> Option<String> {
-        let path = self.file(name);
-        let meta = fs::symlink_metadata(&path).ok()?;
-        if !meta.is_file() || meta.len() > SMALL {
-            return None;
-        }
-        fs::read_to_string(path).ok()
     }
 
     /// Removes bundle and work directory; a bundle that is gone already is no error.
@@ -431,22 +387,13 @@ fn remapped_group(spec: &[u8]) -> Option<u32> {
         .map(|mapping| mapping.host)
 }
 
-fn parse_exit(text: &str) -> Option<Exit> {
-    let record = read_exit(text)?;
-    Some(Exit {
-        pid: record.pid,
-        status: record.status,
-        at: UNIX_EPOCH + Duration::from_nanos(record.exited_at),
-    })
-}
-
-fn read_exit(text: &str) -> Option<ExitRecord> {
-    serde_json::from_str(text).ok()
-}
-
-/// True when a process with this pid exists (a zombie counts as none).
+/// True unless the kernel says that there is no process with this pid (a zombie counts as none). Without
+/// a descriptor to ask with, nobody knows.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    sys::pidfd::open(pid).is_ok_and(|fd| sys::pidfd::is_alive(&fd).unwrap_or(false))
+    match sys::pidfd::open(pid) {
+        Ok(process) => sys::pidfd::is_alive(&process).unwrap_or(true),
+        Err(error) => !error.is_not_found() && !error.is(Code::InvalidArgument),
+    }
 }
 
 /// Time of an exit that nobody recorded.
@@ -461,5 +408,4 @@ pub(crate) fn lost(pid: u32) -> Exit {
 }
 
 #[cfg(test)]
-#[path = "bundle/tests.rs"]
 mod tests;

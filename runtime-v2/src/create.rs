@@ -14,14 +14,14 @@ use recorder::On;
 use tokio::sync::oneshot;
 use types::{Any, Code, ContainerId, Context as _, Error, Namespace, Result};
 
-use crate::bootstrap::Target;
+use crate::bootstrap::{Started, Target};
 use crate::bundle::Bundle;
 use crate::client::{self, Client, NewTask};
 use crate::entry::Entry;
 use crate::log::Tap;
 use crate::tasks::{Config, Place, Shared, is_default_state};
 use crate::undo::Undo;
-use crate::{Checkpoint, CreateOpts, Status, shims};
+use crate::{Checkpoint, CreateOpts, Status, Stdio, shims};
 
 /// The shims that take runc's options.
 const RUNC_SHIM: &str = "containerd-shim-runc-v2";
@@ -89,6 +89,9 @@ async fn build(
         opts.stdio.clone(),
     ));
     place.attach(&entry);
+    if opts.stdio != Stdio::default() {
+        entry.bundle.write_stdio(&opts.stdio)?;
+    }
     let checkpoint = take_checkpoint(&entry.bundle, opts.checkpoint.clone()).await?;
     let client = start(job, &entry, undo, options.as_ref()).await?;
 
@@ -121,7 +124,7 @@ async fn start(
     entry.tap(Tap::open(bundle, &job.namespace, &job.id)?);
     let (shared, unwanted) = (Arc::clone(&job.shared), Arc::clone(entry));
     undo.after("shim", move || async move {
-        shims::abandon(&shared, &unwanted).await
+        shims::abandon(&shared, &unwanted).await.map(drop)
     });
     let target = Target {
         config: &job.shared.config,
@@ -132,16 +135,23 @@ async fn start(
     };
     let named = || On::named(job.binary.display().to_string());
     let starting = recorder::stage("start of shim", named);
-    let address = job
+    let started = job
         .shared
         .shims
         .start(target, &job.opts.spec, options)
         .await;
-    let address = address.ctx("failed to start shim")?;
+    let Started { address, process } = started.ctx("failed to start shim")?;
     drop(starting);
+    if let Some(process) = process {
+        entry.started_shim(process);
+    }
     let _first = entry.address.set(address.clone());
     bundle.write_address(&address)?;
     let greeted = shims::greet(entry, &address).await;
+    if greeted.is_err() {
+        // It has nothing yet, and is not asked a second time.
+        shims::kill(entry).await;
+    }
     greeted.ctx("failed to connect to shim")
 }
 
@@ -193,21 +203,6 @@ mod tests {
     use protos::any::{pack, unpack};
     use protos::runc::Options;
 
-    fn config(state: &str) -> Config {
-        Config {
-            root: "/r".into(),
-            state: state.into(),
-            grpc_address: String::new(),
-            ttrpc_address: String::new(),
-            containerd_binary: PathBuf::new(),
-            default_runtime: String::new(),
-            debug: false,
-            sched_core: false,
-            publisher: Arc::new(|_, _| {}),
-            runtime_of: Arc::new(|_, _| None),
-        }
-    }
-
     #[test]
     fn a_private_state_has_a_private_runtime_root() {
         let runc = Path::new("/usr/bin/containerd-shim-runc-v2");
@@ -221,7 +216,7 @@ mod tests {
         };
         let root = |options: Option<&Options>, binary, state| {
             let given = options.map(|o| pack(o).unwrap());
-            let made = with_root(&config(state), binary, given).unwrap();
+            let made = with_root(&Config::of(Path::new(state)), binary, given).unwrap();
             made.map(|any| unpack::<Options>(&any).unwrap())
         };
         let filled = root(Some(&crun), runc, "/tmp/s").unwrap();
@@ -266,7 +261,7 @@ mod tests {
             value: vec![1, 2],
         };
         let runc = Path::new("/x/containerd-shim-runc-v2");
-        let made = with_root(&config("/tmp/s"), runc, Some(other.clone())).unwrap();
+        let made = with_root(&Config::of(Path::new("/tmp/s")), runc, Some(other.clone())).unwrap();
         assert_eq!(made, Some(other));
     }
 }

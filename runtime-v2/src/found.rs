@@ -62,11 +62,10 @@ pub fn found(state: &Path, root: &Path) -> Result<Vec<Found>> {
     let mut all = Vec::new();
     for (namespace, id) in bundles.list()? {
         let bundle = bundles.of(&namespace, &id);
-        match spec(&bundle) {
-            Ok(spec) => all.push(Found {
-                runtime: bundle
-                    .binary()
-                    .map_or_else(|| DEFAULT_RUNTIME.into(), |p| name(&p)),
+        let read = spec(&bundle).and_then(|spec| Ok((spec, bundle.binary()?)));
+        match read {
+            Ok((spec, binary)) => all.push(Found {
+                runtime: binary.map_or_else(|| DEFAULT_RUNTIME.into(), |p| name(&p)),
                 namespace,
                 id,
                 spec,

@@ -16,13 +16,17 @@ mod bootstrap;
 mod bundle;
 mod client;
 mod create;
+mod ending;
 mod entry;
 mod exec;
 mod found;
+mod infos;
 mod log;
+mod reach;
 mod recover;
 mod seen;
 mod shims;
+mod sockets;
 mod task;
 mod tasks;
 mod undo;
@@ -175,6 +179,13 @@ pub trait TaskManager: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NotFound` for a missing binary.
     async fn runtime_info(&self, runtime: &str, options: Option<Any>) -> Result<Any>;
+    /// What a runtime's binary told of itself, without options, when it was first asked or has changed
+    /// since; `None` of one that is too old to tell anything. What it tells of other programs may have
+    /// changed.
+    ///
+    /// # Errors
+    /// As [`Self::runtime_info`]; that of a binary that failed.
+    async fn known_info(&self, runtime: &str) -> Result<Option<Any>>;
 }
 
 /// One task. `exec: None` is the init process.

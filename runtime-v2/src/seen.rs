@@ -41,6 +41,11 @@ impl Seen {
         }
     }
 
+    /// Where the streams of init go, by another source than its shim.
+    pub(crate) fn streams(&mut self, stdio: Stdio) {
+        self.init.stdio = stdio;
+    }
+
     /// State of a process.
     pub(crate) fn get(&self, exec: Option<&ExecId>) -> Option<&ProcessState> {
         match exec {

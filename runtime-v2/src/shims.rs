@@ -5,7 +5,6 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use recorder::On;
@@ -13,15 +12,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 use types::{Error, Event, Exit, Result};
 
-use crate::Status;
 use crate::bootstrap::{self, Address, Target};
-use crate::bundle::{is_alive, lost};
+use crate::bundle::{Ended, lost};
 use crate::client::{Client, Dialed, Failure, dial};
-use crate::entry::{Entry, Link};
+use crate::ending::{mark, note_ending};
+use crate::entry::{Entry, Init, Link, Shim};
 use crate::exec;
+use crate::reach::{Reached, load_binary, reach};
 use crate::tasks::Shared;
 
-/// First and longest pause between two attempts to connect.
+/// First and longest pause between two attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 /// How long a shim that was told to end may take.
 const ENDING: Duration = Duration::from_secs(3);
@@ -33,18 +33,6 @@ const SIGKILL: i32 = 9;
 /// How long a new shim may take to accept and answer.
 const GREETING: Duration = Duration::from_secs(5);
 
-/// What came of trying to reach a shim.
-enum Reached {
-    /// It answers.
-    Up(Arc<Client>),
-    /// Nobody listens any more.
-    Gone,
-    /// It answers and does not know the task.
-    Empty,
-    /// It speaks what we do not; it stays as it is.
-    Foreign,
-}
-
 /// Follows one task from now until it is gone. `client`: the connection, when there is one.
 pub(crate) async fn supervise(
     shared: Arc<Shared>,
@@ -54,15 +42,22 @@ pub(crate) async fn supervise(
     loop {
         let ready = match client.take() {
             Some(ready) => ready,
-            None => match reach(&entry).await {
+            None => match reach(&shared, &entry).await {
                 Reached::Up(ready) => ready,
                 Reached::Gone => return bury(&shared, &entry).await,
                 Reached::Empty => return discard(&shared, &entry).await,
-                Reached::Foreign => return,
+                Reached::Cut => {
+                    put_down(&shared, &entry).await;
+                    return bury(&shared, &entry).await;
+                }
             },
         };
         entry.relink(Link::Ready(Arc::clone(&ready)));
-        ready.over().await;
+        tokio::select! {
+            () = ready.over() => {}
+            // A shim of several stays when this task is deleted, and so would the connection.
+            () = entry.over() => return,
+        }
         // A delete that is under way ends the shim: wait for its result.
         let ending = entry.ending.lock().await;
         if matches!(entry.link(), Link::Gone(_)) {
@@ -72,68 +67,6 @@ pub(crate) async fn supervise(
         tracing::debug!(namespace = %entry.namespace, id = %entry.id, "connection to shim ended");
         entry.relink(Link::Connecting);
     }
-}
-
-/// Connects, however long it takes.
-async fn reach(entry: &Entry) -> Reached {
-    let Some(address) = entry.address.get() else {
-        return Reached::Gone;
-    };
-    let mut pause = PAUSE.0;
-    loop {
-        match attempt(entry, address).await {
-            Ok(Some(reached)) => return reached,
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(namespace = %entry.namespace, id = %entry.id, %error, "reach shim");
-            }
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
-    }
-}
-
-/// One attempt; `None` means that nothing is known yet.
-async fn attempt(entry: &Entry, address: &Address) -> Result<Option<Reached>> {
-    let stream = match dial(address).await {
-        Ok(Dialed::Up(stream)) => stream,
-        Ok(Dialed::Refused) => return Ok(Some(Reached::Gone)),
-        Ok(Dialed::Absent) => return Ok(without_socket(entry)),
-        Ok(Dialed::Failed(error)) => return Err(Error::os("connect", error)),
-        Err(error) => {
-            let (namespace, id) = (&entry.namespace, &entry.id);
-            tracing::warn!(%namespace, %id, %error, "shim cannot be reached by this daemon");
-            return Ok(Some(Reached::Foreign));
-        }
-    };
-    // No deadline: a stopped shim answers when it is continued, and the kernel ends the
-    // connection when it dies.
-    let client = match Client::greet(stream, address.version, &entry.namespace, &entry.id).await {
-        Ok(client) => client,
-        Err(Failure::Answer(error)) if error.is_not_found() => return Ok(Some(Reached::Empty)),
-        Err(Failure::Lost | Failure::Silent) => return Ok(None),
-        Err(Failure::Answer(error)) => return Err(error),
-    };
-    match client.state(None).await {
-        Ok(state) => {
-            entry.seen().told(None, &state);
-            if !matches!(state.status, Status::Unknown | Status::Created) {
-                // The daemon may have ended between its start and this.
-                entry.drop_checkpoint();
-            }
-        }
-        Err(Failure::Answer(error)) if error.is_not_found() => return Ok(Some(Reached::Empty)),
-        Err(Failure::Lost) => return Ok(None),
-        // It answered once; whatever state it has can be asked for later.
-        Err(Failure::Silent | Failure::Answer(_)) => {}
-    }
-    Ok(Some(Reached::Up(Arc::new(client))))
-}
-
-/// A missing socket file says that the shim is gone, unless a process that we knew lives on.
-fn without_socket(entry: &Entry) -> Option<Reached> {
-    let shim = entry.shim.load(Ordering::Relaxed);
-    (shim == 0 || !is_alive(shim)).then_some(Reached::Gone)
 }
 
 fn target<'a>(shared: &'a Shared, entry: &'a Entry) -> Option<Target<'a>> {
@@ -148,13 +81,15 @@ fn target<'a>(shared: &'a Shared, entry: &'a Entry) -> Option<Target<'a>> {
 
 /// The shim is gone: ends what it left, records the exit, tells everybody.
 async fn bury(shared: &Arc<Shared>, entry: &Arc<Entry>) {
+    let recorded = recorded(entry).await;
     let _ending = entry.ending.lock().await;
     if matches!(entry.link(), Link::Gone(_)) {
         return;
     }
     let (namespace, id) = (entry.namespace.clone(), entry.id.clone());
-    let recorded = entry.bundle.exit().or(entry.seen().exit());
-    let oom = entry.bundle.ran_out_of_memory();
+    mark(shared, entry).await;
+    let oom = recorded.is_some_and(|ended| ended.oom);
+    let recorded = recorded.map(|ended| ended.exit).or(entry.seen().exit());
     tracing::info!(%namespace, %id, "shim is gone, cleaning up");
     let reported = clear(shared, entry).await;
     let pid = entry.seen().get(None).map_or(0, |state| state.pid);
@@ -162,7 +97,7 @@ async fn bury(shared: &Arc<Shared>, entry: &Arc<Entry>) {
     if exit.pid == 0 {
         exit.pid = pid;
     }
-    remove_bundle(entry).await;
+    remove_bundle(shared, entry).await;
     let published = entry.seen().is_exit_published();
     let oom = oom && !published && !entry.seen().is_oom_published();
     entry.finish(exit);
@@ -172,22 +107,39 @@ async fn bury(shared: &Arc<Shared>, entry: &Arc<Entry>) {
         shared.publish(&namespace, Event::TaskOom { container });
     }
     if !published {
-        shared.publish(
-            &namespace,
-            Event::TaskExit {
-                container: id.clone(),
-                id: id.to_string(),
-                pid: exit.pid,
-                status: exit.status,
-                exited_at: exit.at,
-            },
-        );
+        tell_exit(shared, entry, exit);
     }
-    let event = Event::TaskDelete {
-        container: id,
-        exit,
+    tell_deletion(shared, entry, exit);
+}
+
+fn tell_exit(shared: &Shared, entry: &Entry, exit: Exit) {
+    let event = Event::TaskExit {
+        container: entry.id.clone(),
+        id: entry.id.to_string(),
+        pid: exit.pid,
+        status: exit.status,
+        exited_at: exit.at,
     };
-    shared.publish(&namespace, event);
+    shared.publish(&entry.namespace, event);
+}
+
+fn tell_deletion(shared: &Shared, entry: &Entry, exit: Exit) {
+    let container = entry.id.clone();
+    shared.publish(&entry.namespace, Event::TaskDelete { container, exit });
+}
+
+/// What the shim has recorded, as soon as that can be read: with the bundle it is gone for good.
+async fn recorded(entry: &Entry) -> Option<Ended> {
+    let mut pause = PAUSE.0;
+    loop {
+        match entry.bundle.ended() {
+            Ok(ended) => return ended,
+            Err(_) if matches!(entry.link(), Link::Gone(_)) => return None,
+            Err(error) => entry.blame(&error),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
 }
 
 /// Runs the binary's `delete`, again and again while the container's init lives: a bundle whose
@@ -196,8 +148,18 @@ async fn clear(shared: &Shared, entry: &Entry) -> Option<Exit> {
     let mut pause = PAUSE.0;
     loop {
         let Some(target) = target(shared, entry) else {
-            tracing::warn!(id = %entry.id, "no shim binary is known, the container is not deleted");
-            break None;
+            match load_binary(shared, entry) {
+                Err(error) if entry.init() != Init::Ended => entry.blame(&error),
+                Ok(()) if entry.binary.get().is_some() => continue,
+                _ => {
+                    let (namespace, id) = (&entry.namespace, &entry.id);
+                    tracing::warn!(%namespace, %id, "no shim binary is known, the container is not deleted");
+                    break None;
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+            continue;
         };
         match bootstrap::delete(target).await {
             Ok(exit) => break Some(exit),
@@ -215,9 +177,16 @@ async fn clear(shared: &Shared, entry: &Entry) -> Option<Exit> {
 }
 
 /// Removes the socket file when nobody listens on it.
-async fn remove_socket(entry: &Entry) {
-    if let Some(address) = entry.address.get()
-        && let Some(path) = address.unix_path()
+async fn remove_socket(shared: &Shared, entry: &Entry) {
+    let Some(address) = entry.address.get() else {
+        // A daemon that was killed may have made one that it had no time to name.
+        let path = bootstrap::socket_of(&shared.config, &entry.namespace, &entry.id);
+        if path.exists() {
+            drop(sys::socket::remove_deserted(&path));
+        }
+        return;
+    };
+    if let Some(path) = address.unix_path()
         && matches!(dial(address).await, Ok(Dialed::Refused))
     {
         // Another task's shim may have taken the name since: then it is not refused.
@@ -225,10 +194,10 @@ async fn remove_socket(entry: &Entry) {
     }
 }
 
-async fn remove_bundle(entry: &Entry) {
+async fn remove_bundle(shared: &Shared, entry: &Entry) {
     let named = || On::named(entry.bundle.path().display().to_string());
     let _removing = recorder::stage("removal of bundle", named);
-    remove_socket(entry).await;
+    remove_socket(shared, entry).await;
     let bundle = entry.bundle.clone();
     let removed = tokio::task::spawn_blocking(move || bundle.remove()).await;
     if let Ok(Err(error)) = removed {
@@ -241,21 +210,46 @@ async fn discard(shared: &Arc<Shared>, entry: &Arc<Entry>) {
     let _ending = entry.ending.lock().await;
     let (namespace, id) = (&entry.namespace, &entry.id);
     tracing::info!(%namespace, %id, "shim has no task, cleaning up");
-    if let Err(error) = abandon(shared, entry).await {
-        tracing::warn!(%namespace, %id, %error, "clean up leaked shim");
-    }
-    remove_bundle(entry).await;
+    let mut pause = PAUSE.0;
+    let reported = loop {
+        match abandon(shared, entry).await {
+            Ok(reported) => break reported,
+            Err(error) => tracing::warn!(%namespace, %id, %error, "clean up leaked shim"),
+        }
+        // A container may have come of it all the same: while it runs, its bundle is not given up.
+        if let Err(error) = entry.look() {
+            entry.blame(&error);
+        }
+        if !entry.is_init_alive() {
+            break None;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    };
+    remove_bundle(shared, entry).await;
     entry.finish(lost(0));
     shared.forget(entry);
+    // A container came of it all the same, and its shim has told of that: its end is told, too.
+    if let Some(exit) = reported
+        && exit.pid != 0
+    {
+        if !entry.seen().is_exit_published() {
+            tell_exit(shared, entry, exit);
+        }
+        tell_deletion(shared, entry, exit);
+    }
 }
 
-/// Takes a shim down whose task is not wanted, and whatever the task has become.
+/// Takes a shim down whose task is not wanted, and whatever the task has become, which it returns.
 ///
 /// # Errors
 /// What `delete` of the binary says.
-pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
-    let address = entry.address.get().cloned();
-    let address = address.or_else(|| entry.bundle.address());
+pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<Option<Exit>> {
+    note_ending(entry);
+    let address = match entry.address.get() {
+        Some(known) => Some(known.clone()),
+        None => entry.bundle.address()?,
+    };
     let mut client = None;
     if let Some(address) = &address {
         let _first = entry.address.set(address.clone());
@@ -273,9 +267,16 @@ pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
         };
         leaving.end(patience, || shared.is_shared(entry)).await;
     }
+    if client.is_none() && !shared_shim {
+        // It cannot be asked to end, and `delete` ends the container alone.
+        kill(entry).await;
+    }
+    if let Err(error) = load_binary(shared, entry) {
+        tracing::warn!(id = %entry.id, %error, "binary of shim");
+    }
     let deleted = match target(shared, entry) {
-        Some(target) => bootstrap::delete(target).await.map(drop),
-        None => Ok(()),
+        Some(target) => bootstrap::delete(target).await.map(Some),
+        None => Ok(None),
     };
     if let Some(client) = client
         && shared_shim
@@ -283,8 +284,56 @@ pub(crate) async fn abandon(shared: &Shared, entry: &Entry) -> Result<()> {
         // The shim stays for its other containers and must forget this one.
         drop(timeout(ENDING, client.delete(None)).await);
     }
-    remove_socket(entry).await;
+    remove_socket(shared, entry).await;
     deleted
+}
+
+/// Kills a shim that this process has started, and waits for its end: its socket is refused then.
+pub(crate) async fn kill(entry: &Entry) {
+    let Some(process) = entry.process() else {
+        return;
+    };
+    // One that has ended already is none to signal.
+    drop(sys::pidfd::send_signal(&process, SIGKILL));
+    match ended(&process, ENDING).await {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!(id = %entry.id, "a killed shim does not end"),
+        Err(error) => tracing::warn!(id = %entry.id, %error, "end of shim"),
+    }
+}
+
+/// Whether a process ends in time.
+async fn ended(process: &OwnedFd, limit: Duration) -> Result<bool> {
+    let watched = process.try_clone().map_err(|e| Error::os("dup", e))?;
+    let watch = exec::watch_fd(watched)?;
+    // An error says no more than that there is nothing to wait for.
+    Ok(timeout(limit, watch.readable()).await.is_ok())
+}
+
+/// Ends a shim that nobody can reach any more and whose container has ended: without this it would stay for
+/// ever. It may have that end still to record.
+async fn put_down(shared: &Shared, entry: &Entry) {
+    let (namespace, id) = (&entry.namespace, &entry.id);
+    if shared.is_shared(entry) {
+        return;
+    }
+    let told = match entry.shim() {
+        Ok(Shim::Ended) => return,
+        // The last connection's word for it is all there is.
+        _ if entry.is_own_process() => return,
+        Ok(Shim::Alive(process)) => ended(&process, ENDING).await.and_then(|is_over| {
+            if is_over {
+                return Ok(());
+            }
+            tracing::warn!(%namespace, %id, "shim without a socket does not end, killing it");
+            sys::pidfd::send_signal(&process, SIGKILL)
+        }),
+        Ok(Shim::Unknown) => Err(Error::not_found("its process is not known")),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = told {
+        tracing::warn!(%namespace, %id, %error, "a shim without a socket may be left behind");
+    }
 }
 
 /// Connects to a shim that was just started.
@@ -409,12 +458,16 @@ pub(crate) async fn delete(shared: &Arc<Shared>, entry: &Arc<Entry>) -> Result<E
     };
     if shared.is_shared(entry) {
         drop(client.shutdown(false).await);
-    } else if let Some(leaving) = Leaving::start(client).await {
-        // It may still be publishing its last events.
-        let (shared, entry) = (Arc::clone(shared), Arc::clone(entry));
-        tokio::spawn(async move { leaving.end(LINGER, || shared.is_shared(&entry)).await });
+    } else {
+        // The socket goes with the shim, and some shims leave nothing else that tells.
+        note_ending(entry);
+        if let Some(leaving) = Leaving::start(client).await {
+            // It may still be publishing its last events.
+            let (shared, entry) = (Arc::clone(shared), Arc::clone(entry));
+            tokio::spawn(async move { leaving.end(LINGER, || shared.is_shared(&entry)).await });
+        }
     }
-    remove_bundle(entry).await;
+    remove_bundle(shared, entry).await;
     entry.finish(exit);
     shared.forget(entry);
     Ok(exit)

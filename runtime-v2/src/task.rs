@@ -43,7 +43,10 @@ impl Task for Entry {
 
     async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
         let client = self.client().await?;
-        let pid = client.start(exec).await.map_err(|e| self.failed(e))?;
+        // A created task without a process is one that its start restores.
+        let restores = exec.is_none() && self.pid() == 0;
+        let started = client.start(exec, restores).await;
+        let pid = started.map_err(|e| self.failed(e))?;
         self.seen().alive(exec, Status::Running, Some(pid));
         if exec.is_none() {
             self.mark();

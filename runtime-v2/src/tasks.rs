@@ -16,6 +16,7 @@ use crate::bootstrap::{self, Shims};
 use crate::bundle::Bundles;
 use crate::client::event;
 use crate::entry::{Entry, Link};
+use crate::infos::Infos;
 use crate::{CreateOpts, Task, TaskManager, create, recover, shims};
 
 /// Tasks without a shim that are remembered for their exit; beyond it, those that nobody deletes go.
@@ -62,6 +63,25 @@ impl fmt::Debug for Config {
     }
 }
 
+#[cfg(test)]
+impl Config {
+    /// Of a daemon with this state that nobody listens to.
+    pub(crate) fn of(state: &Path) -> Self {
+        Self {
+            root: state.join("root"),
+            state: state.to_owned(),
+            grpc_address: "/run/containerd/containerd.sock".into(),
+            ttrpc_address: String::new(),
+            containerd_binary: PathBuf::new(),
+            default_runtime: String::new(),
+            debug: false,
+            sched_core: false,
+            publisher: Arc::new(|_, _| {}),
+            runtime_of: Arc::new(|_, _| None),
+        }
+    }
+}
+
 type Key = (Namespace, ContainerId);
 
 #[derive(Debug)]
@@ -88,6 +108,7 @@ pub(crate) struct Shared {
     pub(crate) bundles: Bundles,
     pub(crate) shims: Shims,
     slots: Mutex<HashMap<Key, Slot>>,
+    infos: Infos,
 }
 
 impl Shared {
@@ -123,16 +144,16 @@ impl Shared {
 
     /// True when another task uses the same shim.
     pub(crate) fn is_shared(&self, entry: &Entry) -> bool {
-        let Some(address) = entry.address.get() else {
-            return false;
-        };
-        let same = |other: &Arc<Entry>| {
-            !std::ptr::eq(Arc::as_ptr(other), entry)
-                && !matches!(other.link(), Link::Gone(_))
-                && other.address.get() == Some(address)
-        };
         let slots = self.slots();
-        slots.values().filter_map(Slot::entry).any(same)
+        let mut all = slots.values().filter_map(Slot::entry);
+        all.any(|other| shares(other, entry))
+    }
+
+    /// The other tasks that use the same shim.
+    pub(crate) fn sharing(&self, entry: &Entry) -> Vec<Arc<Entry>> {
+        let slots = self.slots();
+        let all = slots.values().filter_map(Slot::entry);
+        all.filter(|other| shares(other, entry)).cloned().collect()
     }
 
     /// Removes a task from the list.
@@ -187,6 +208,16 @@ impl Shared {
     }
 }
 
+/// True of another task, which is not gone, with the same shim.
+fn shares(other: &Arc<Entry>, entry: &Entry) -> bool {
+    !std::ptr::eq(Arc::as_ptr(other), entry)
+        && !matches!(other.link(), Link::Gone(_))
+        && entry
+            .address
+            .get()
+            .is_some_and(|address| other.address.get() == Some(address))
+}
+
 /// An id is free when nobody has it, or a task without a shim.
 fn check_free(slots: &HashMap<Key, Slot>, key: &Key) -> Result<()> {
     match slots.get(key) {
@@ -238,7 +269,7 @@ impl Drop for Place {
 /// All tasks of the daemon, kept by shims.
 #[derive(Debug)]
 pub struct Tasks {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Tasks {
@@ -263,6 +294,7 @@ impl Tasks {
                 config,
                 shims: Shims::default(),
                 slots,
+                infos: Infos::default(),
             }),
         }))
     }
@@ -358,6 +390,12 @@ impl TaskManager for Tasks {
     async fn runtime_info(&self, runtime: &str, options: Option<Any>) -> Result<Any> {
         let binary = self.binary(runtime)?;
         bootstrap::info(&binary, options.as_ref()).await
+    }
+
+    async fn known_info(&self, runtime: &str) -> Result<Option<Any>> {
+        let binary = self.binary(runtime)?;
+        let ask = || bootstrap::info(&binary, None);
+        self.shared.infos.of(&binary, ask).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! `delete`: what is left when a shim is gone, also when half of the bundle is missing.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -19,14 +20,22 @@ const RUNTIME_TIME: Duration = Duration::from_secs(4);
 const RUNTIME_OUTPUT: usize = 64 * 1024;
 /// What clean-up ends has been killed.
 const KILLED: u32 = 137;
+/// Variable in which our daemon says which bundle it means.
+const IDENTITY: &str = "BUNDLE_IDENTITY";
 
 /// Removes what the runtime and the shim left, and returns what to print: how the init ended, as the
 /// shim recorded it, else as killed now.
 ///
 /// # Errors
-/// When the runtime fails and the init lives, or the root file system cannot be unmounted.
+/// When the runtime fails and the init lives, or the root file system cannot be unmounted;
+/// `FailedPrecondition` when the bundle is another one than the daemon means.
 pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
+    delete_meant(flags, std::env::var(IDENTITY).ok().as_deref())
+}
+
+fn delete_meant(flags: &Flags, meant: Option<&str>) -> Result<Vec<u8>> {
     let bundle = std::path::absolute(&flags.bundle).map_err(|e| Error::os("bundle", e))?;
+    check(&bundle, meant)?;
     let recorded = exits::read(&bundle);
     let pid = std::fs::read_to_string(bundle.join(bundle_file::INIT_PID));
     let pid = pid
@@ -41,6 +50,8 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
         // What lives keeps its root file system and its record; somebody must come again.
         removed?;
     }
+    // The runtime may have taken its time.
+    check(&bundle, meant)?;
     sys::mount::unmount_recursive(&bundle.join(bundle_file::ROOTFS))?;
     remove_socket(&bundle);
     let exit = recorded.unwrap_or(Exit {
@@ -55,6 +66,27 @@ pub(crate) fn delete(flags: &Flags) -> Result<Vec<u8>> {
         ..DeleteResponse::default()
     };
     response.write_to_bytes().map_err(Error::internal)
+}
+
+/// Whether the bundle is the one that was meant. This process may outlive the daemon that has started it, and
+/// the next one may have made another container of that name.
+fn check(bundle: &Path, meant: Option<&str>) -> Result<()> {
+    if meant.is_some_and(|meant| identity(bundle).as_deref() != Some(meant)) {
+        let bundle = bundle.display();
+        return Err(Error::failed_precondition(format_args!(
+            "{bundle} is another bundle by now"
+        )));
+    }
+    Ok(())
+}
+
+/// What tells a bundle from a later one of the same name, as our daemon computes it.
+fn identity(bundle: &Path) -> Option<String> {
+    let directory = std::fs::metadata(bundle).ok()?;
+    let spec = std::fs::metadata(bundle.join(bundle_file::CONFIG)).ok()?;
+    let (device, number) = (directory.dev(), directory.ino());
+    let (seconds, rest) = (spec.mtime(), spec.mtime_nsec());
+    Some(format!("{device}:{number}:{seconds}.{rest:09}"))
 }
 
 fn remove_container(flags: &Flags, options: &Options, root: &Path) -> Result<()> {
@@ -142,6 +174,45 @@ mod tests {
             assert_eq!((answer.pid, answer.exit_status), (0, 137));
             assert!(answer.exited_at.seconds > 0);
         }
+    }
+
+    #[test]
+    fn a_container_that_was_made_since_is_not_the_one_that_was_meant() {
+        let dir = tempfile::tempdir().unwrap();
+        let called = dir.path().join("called");
+        let runtime = dir.path().join("runtime.sh");
+        let text = format!("#!/bin/sh\ntouch {}\n", called.display());
+        // By another process: one that any test starts in this moment must not have it open for writing.
+        let write = Spawn::new("install").args(["-m", "755", "/dev/stdin"]);
+        let write = write
+            .arg(&runtime)
+            .output(text.as_bytes(), 1024, RUNTIME_TIME);
+        assert!(write.unwrap().status.is_success());
+        let make = |name: &str| {
+            let bundle = dir.path().join(name);
+            std::fs::create_dir(&bundle).unwrap();
+            std::fs::write(bundle.join("config.json"), "{}").unwrap();
+            std::fs::write(
+                bundle.join("runtime"),
+                runtime.as_os_str().as_encoded_bytes(),
+            )
+            .unwrap();
+            bundle
+        };
+        let bundle = make("c1");
+        let meant = identity(&bundle).unwrap();
+        // As the next daemon removes it, and makes another.
+        std::fs::rename(&bundle, dir.path().join(".c1")).unwrap();
+        let gone = delete_meant(&flags(&bundle), Some(&meant)).unwrap_err();
+        make("c1");
+        let other = delete_meant(&flags(&bundle), Some(&meant)).unwrap_err();
+        for error in [gone, other] {
+            assert!(error.is(types::Code::FailedPrecondition), "{error}");
+        }
+        assert!(!called.exists());
+        let meant = identity(&bundle).unwrap();
+        delete_meant(&flags(&bundle), Some(&meant)).unwrap();
+        assert!(called.exists());
     }
 
     #[test]

@@ -18,7 +18,6 @@ mod rootfs;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +25,7 @@ use protos::MessageField;
 use protos::events::{TaskDelete, TaskExit, TaskPaused, TaskResumed, TaskStart};
 use protos::wire::Wire as _;
 use sys::cgroup::Cgroup;
+use sys::process::Status;
 use tokio::time::{Instant, timeout};
 use types::{Code, Error, Exit, Result};
 
@@ -44,6 +44,8 @@ use oom::Oom;
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the end of a killed process may take.
 const KILLED: Duration = Duration::from_secs(10);
+/// The end of a process that was sent SIGKILL.
+const KILLING: Status = Status::Signaled(9);
 
 /// A container.
 #[derive(Debug)]
@@ -56,8 +58,6 @@ pub(crate) struct Container {
     /// The shim mounted its root file system.
     mounted: bool,
     pub(crate) init: Arc<Process>,
-    /// The init was sent a SIGKILL: nobody may keep it from dying.
-    doomed: AtomicBool,
     execs: Mutex<BTreeMap<String, Arc<Process>>>,
     /// Known once there is a process.
     pub(crate) cgroup: OnceLock<Cgroup>,
@@ -134,7 +134,12 @@ impl Container {
                     at: ended.at,
                 };
                 if process.is_init() {
-                    container.runtime.is_over();
+                    let fate = container.runtime.fate();
+                    if ended.status == KILLING {
+                        // Also by somebody who did not ask us to.
+                        fate.doom();
+                    }
+                    fate.is_over();
                 }
                 if survives(|| container.ended(&shim, &process, exit)) {
                     return;
@@ -265,7 +270,7 @@ impl Container {
             self.runtime.kill(signal, all).await?;
         }
         if number == libc::SIGKILL {
-            self.doomed.store(true, Ordering::Relaxed);
+            self.runtime.fate().doom();
             // As it is now: it may have been frozen while the runtime was at work.
             if matches!(self.init.view().phase, Phase::Pausing | Phase::Paused) {
                 self.thaw().await;
@@ -284,7 +289,7 @@ impl Container {
         self.init.step(Input::Pause)?;
         let paused = caught(self.runtime.pause()).await;
         // Killed or ended meanwhile: frozen, its processes would never be gone.
-        let dying = self.doomed.load(Ordering::Relaxed) || self.init.has_ended();
+        let dying = self.runtime.fate().is_doomed() || self.init.has_ended();
         let done = if paused.is_ok() && !dying {
             Input::PauseDone
         } else {

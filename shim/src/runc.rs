@@ -4,6 +4,7 @@
 //! text is the last error line that this very call wrote to its log. Of a call that hung or was killed
 //! no process is left but those that the runtime has on record.
 
+mod fate;
 mod limits;
 
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -13,7 +14,6 @@ use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
 use sys::process::{Spawn, Status};
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use types::{Code, Error, Result};
 
@@ -22,6 +22,7 @@ use crate::log;
 use crate::options::Options;
 use crate::reap::{Ending, Reap};
 
+pub(crate) use fate::Fate;
 pub(crate) use limits::Limits;
 
 /// Standard descriptors of the process that a call makes.
@@ -44,8 +45,7 @@ pub(crate) struct Runtime {
     id: String,
     options: Options,
     limits: Limits,
-    /// The container's init has ended.
-    over: watch::Sender<bool>,
+    fate: Fate,
 }
 
 /// What some calls have besides arguments.
@@ -79,19 +79,12 @@ impl Runtime {
             id: id.to_owned(),
             options,
             limits,
-            over: watch::Sender::new(false),
+            fate: Fate::default(),
         }
     }
 
-    /// The container's init has ended: calls that would put something into it are in vain.
-    pub(crate) fn is_over(&self) {
-        self.over.send_replace(true);
-    }
-
-    /// Waits until the container's init has ended.
-    pub(crate) async fn over(&self) {
-        // The sender lives as long as this.
-        drop(self.over.subscribe().wait_for(|over| *over).await);
+    pub(crate) fn fate(&self) -> &Fate {
+        &self.fate
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -323,16 +316,16 @@ impl Runtime {
             // Not `DeadlineExceeded`, which leaves open whether it happened all the same.
             Error::aborted(text)
         };
-        // The init's exit is told after those of all execs: none of them may hold it back.
+        // The init's exit is told after those of all execs and after its start: none of them may hold it
+        // back.
         let in_vain = async {
-            self.over().await;
-            sleep(limits::IN_VAIN).await;
+            self.fate.makes_vain(verb).await;
             let text = format!("{} {verb} was killed: the container has ended", self.binary);
             Error::failed_precondition(text)
         };
         tokio::select! {
             error = hung => error,
-            error = in_vain, if verb == "exec" => error,
+            error = in_vain => error,
         }
     }
 

@@ -132,8 +132,18 @@ impl Shim {
         container.checkpoint(self, request).await
     }
 
+    /// One that is being made is neither there nor absent, and a daemon that ends what is absent asks.
+    fn settled(&self, id: &str) -> Result<Arc<Container>> {
+        let containers = self.containers();
+        if !containers.made.contains_key(id) && containers.in_the_making.contains(id) {
+            return Err(Error::unavailable("container is being made"));
+        }
+        drop(containers);
+        self.container(id)
+    }
+
     fn state(&self, request: &api::StateRequest) -> Result<api::StateResponse> {
-        let container = self.container(&request.id)?;
+        let container = self.settled(&request.id)?;
         let process = container.process(&request.exec_id)?;
         let (view, exit) = (process.view(), process.exit());
         let exited = view.phase.exit().is_some();

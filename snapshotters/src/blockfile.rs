@@ -9,6 +9,7 @@
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use types::{Error, Mount, Result, SnapshotKind, Usage};
 
@@ -27,6 +28,11 @@ const SCRATCH: &str = "scratch";
 const DEFAULT_TYPE: &str = "ext4";
 /// Option without which a file cannot be mounted.
 const LOOP: &str = "loop";
+
+/// For how long a commit waits for a file that is still mounted.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks, which nothing else tells about.
+const PAUSE: Duration = Duration::from_millis(5);
 
 const KEEPING: Keeping = Keeping {
     sync_remove: false,
@@ -127,6 +133,24 @@ fn flush(path: &Path) -> Result<()> {
     synced.map_err(|e| Error::os(format_args!("fsync {}", path.display()), e))
 }
 
+/// Waits until nothing has the file system mounted: in the middle of its work it would be one that
+/// must be repaired first, and nobody can do that to a committed one. What was unmounted may be in use a
+/// little longer, by a mount namespace that was made meanwhile.
+fn given_up(block: &Path, patience: Duration) -> Result<()> {
+    let begin = Instant::now();
+    while let Some(device) = sys::loopdev::device_of(block)? {
+        if begin.elapsed() > patience {
+            return Err(Error::failed_precondition(format_args!(
+                "{} is still in use by {}: unmount it first",
+                block.display(),
+                device.display()
+            )));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
 fn block(store: &Store, id: u64) -> PathBuf {
     store.directory(id).join(BLOCK)
 }
@@ -183,9 +207,10 @@ impl Layout for Files {
         }
     }
 
-    /// What is in the file system has been flushed into the file, by whom is not ours to know.
     fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
-        flush(&block(store, chain.id))?;
+        let block = block(store, chain.id);
+        given_up(&block, PATIENCE)?;
+        flush(&block)?;
         sys::fs::fsync_dir(&store.directory(chain.id))?;
         self.usage(store, chain).map(Sealed::from)
     }

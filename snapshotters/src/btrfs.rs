@@ -9,7 +9,7 @@
 
 use std::ffi::CString;
 use std::fs::Permissions;
-use std::os::fd::AsFd as _;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ use crate::idmap::IdMaps;
 use crate::local::{Layout, Local, New};
 use crate::storage::{Chain, Sealed};
 use crate::store::{Keeping, Notes, Store, absolute, bind};
-use crate::tree::{self, Relative, at, join, open_deep};
+use crate::tree::{self, Entry, Failure, Visitor, at, open_deep};
 
 /// Name of the subvolume in the directory of a snapshot.
 const LAYER: &str = "fs";
@@ -168,30 +168,45 @@ fn nested(top: &Path) -> Result<()> {
     sys::btrfs::set_read_only(top, false)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = rustix::fs::open(top, flags, Mode::empty()).map_err(|e| at("open", top, e))?;
-    let mut found: Vec<(Relative, CString)> = Vec::new();
-    let mut left: Vec<Relative> = vec![Vec::new()];
-    while let Some(relative) = left.pop() {
-        let fail = |e| at("walk", top, e);
-        let dir = open_deep(&dir, &relative).map_err(fail)?;
-        for name in tree::names(dir.as_fd()).map_err(fail)? {
-            let facts = tree::stat(&dir, &name).map_err(fail)?;
-            if FileType::from_raw_mode(facts.st_mode) != FileType::Directory {
-                continue;
-            }
-            left.push(join(&relative, &name));
-            if sys::btrfs::is_subvolume(facts.st_ino) {
-                // Nothing can be deleted in one that is read-only.
-                sys::btrfs::set_read_only(&tree::through_fd(dir.as_fd(), &name), false)?;
-                found.push((relative.clone(), name));
-            }
+    tree::walk(&dir, top, "delete subvolumes", &mut Nested(&dir))
+}
+
+/// Deletes each subvolume below a directory when what is below that is gone.
+struct Nested<'a>(&'a OwnedFd);
+
+impl Visitor for Nested<'_> {
+    /// It is a subvolume.
+    type Kept = bool;
+
+    fn enter(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        path: &[u8],
+        _above: Option<&bool>,
+    ) -> Result<bool, Failure> {
+        let facts = rustix::fs::fstat(dir)?;
+        Ok(!path.is_empty() && sys::btrfs::is_subvolume(facts.st_ino))
+    }
+
+    fn entry(&mut self, _of: &mut bool, entry: Entry<'_>) -> Result<(), Failure> {
+        let kind = FileType::from_raw_mode(entry.facts.st_mode);
+        if kind == FileType::Directory && sys::btrfs::is_subvolume(entry.facts.st_ino) {
+            // Nothing can be deleted in one that is read-only.
+            let path = tree::through_fd(entry.dir, entry.name);
+            sys::btrfs::set_read_only(&path, false)?;
         }
+        Ok(())
     }
-    // What lies deeper was found later.
-    for (relative, name) in found.into_iter().rev() {
-        let parent = open_deep(&dir, &relative).map_err(|e| at("open", top, e))?;
-        sys::btrfs::delete(&parent, &name)?;
+
+    fn leave(&mut self, is_subvolume: bool, path: &[u8]) -> Result<(), Failure> {
+        if is_subvolume {
+            let (parent, name) = tree::split(path);
+            let parent = open_deep(self.0, parent)?;
+            let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+            sys::btrfs::delete(&parent, &name)?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,14 +4,13 @@
 //! attributes, hard links, devices and times; links are never followed. Blocks are shared where the
 //! file system can.
 
-use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RawMode, Stat, Timespec, Timestamps, Uid, XattrFlags,
@@ -19,7 +18,10 @@ use rustix::fs::{
 use rustix::io::Errno;
 use types::Result;
 
-use crate::tree::{self, Relative, join, open_deep};
+use crate::tree::{self, Entry, Failure, Linked, Visitor, open_deep};
+use paths::{Paths, Place};
+
+mod paths;
 
 /// Buffer for contents that the kernel does not copy itself.
 const BUFFER: usize = 256 * 1024;
@@ -30,12 +32,12 @@ const SHORT: usize = 1024;
 
 /// What one copy keeps between entries.
 struct Copier<'a> {
-    /// For messages.
-    path: &'a Path,
-    source: OwnedFd,
-    target: OwnedFd,
+    target: &'a OwnedFd,
+    /// The directory that is copied to.
+    here: Rc<OwnedFd>,
     /// Where inodes with several names went first.
-    linked: HashMap<(u64, u64), Relative>,
+    linked: Linked<Place>,
+    paths: Paths,
     buffer: Vec<u8>,
 }
 
@@ -53,79 +55,79 @@ pub(crate) fn tree(source: Option<&Path>, target: &Path) -> Result<()> {
     let open = |path| {
         rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|e| tree::at("open", path, e))
     };
+    let to = open(target)?;
     let mut copier = Copier {
-        path: source,
-        source: open(source)?,
-        target: open(target)?,
-        linked: HashMap::new(),
+        target: &to,
+        here: Rc::new(open(target)?),
+        linked: Linked::default(),
+        paths: Paths::default(),
         buffer: Vec::new(),
     };
-    let mut left: Vec<Relative> = vec![Vec::new()];
-    while let Some(relative) = left.pop() {
-        copier
-            .directory(&relative, &mut left)
-            .map_err(|e| copier.fail("copy", &relative, e))?;
-    }
-    Ok(())
+    tree::walk(&open(source)?, source, "copy", &mut copier)
 }
 
-impl Copier<'_> {
-    fn fail(&self, call: &str, relative: &[u8], errno: Errno) -> types::Error {
-        use std::os::unix::ffi::OsStrExt as _;
-        tree::at(
-            call,
-            &self.path.join(std::ffi::OsStr::from_bytes(relative)),
-            errno,
-        )
+/// Copies the entries of one directory, then its own attributes: what its subdirectories get later
+/// changes their times only.
+impl Visitor for Copier<'_> {
+    type Kept = ();
+
+    fn enter(
+        &mut self,
+        _dir: BorrowedFd<'_>,
+        path: &[u8],
+        _above: Option<&()>,
+    ) -> Result<(), Failure> {
+        self.here = Rc::new(open_deep(self.target, path)?);
+        Ok(())
     }
 
-    /// Copies the entries of one directory, then its own attributes: what its subdirectories get later
-    /// changes their times only.
-    fn directory(&mut self, relative: &[u8], left: &mut Vec<Relative>) -> Result<(), Errno> {
-        let source = open_deep(&self.source, relative)?;
-        let target = open_deep(&self.target, relative)?;
-        tree::list(source.as_fd(), |listed| {
-            let name = listed.name;
-            let facts = tree::stat(&source, name)?;
-            let path = join(relative, name);
-            match FileType::from_raw_mode(facts.st_mode) {
-                FileType::Directory => {
-                    rustix::fs::mkdirat(&target, name, Mode::RWXU)?;
-                    left.push(path);
-                }
-                FileType::Socket => {}
-                _ => self.entry(source.as_fd(), target.as_fd(), name, &facts, path)?,
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        let facts = rustix::fs::fstat(&source)?;
-        xattrs((source.as_fd(), c"."), (target.as_fd(), c"."), |_| true)?;
+    fn entry(&mut self, (): &mut (), entry: Entry<'_>) -> Result<(), Failure> {
+        match FileType::from_raw_mode(entry.facts.st_mode) {
+            FileType::Directory => rustix::fs::mkdirat(&self.here, entry.name, Mode::RWXU)?,
+            FileType::Socket => {}
+            kind => self.other(kind, &entry)?,
+        }
+        Ok(())
+    }
+
+    fn listed(&mut self, source: BorrowedFd<'_>) -> Result<(), Failure> {
+        let target = self.here.as_fd();
+        let facts = rustix::fs::fstat(source)?;
+        xattrs((source, c"."), (target, c"."), |_| true)?;
         rustix::fs::fchown(
-            &target,
+            target,
             Some(Uid::from_raw(facts.st_uid)),
             Some(Gid::from_raw(facts.st_gid)),
         )?;
-        rustix::fs::fchmod(&target, permissions(&facts))?;
-        rustix::fs::futimens(&target, &times(&facts))
+        rustix::fs::fchmod(target, permissions(&facts))?;
+        Ok(rustix::fs::futimens(target, &times(&facts))?)
     }
+}
 
-    fn entry(
-        &mut self,
-        source: BorrowedFd<'_>,
-        target: BorrowedFd<'_>,
-        name: &CStr,
-        facts: &Stat,
-        path: Relative,
-    ) -> Result<(), Errno> {
-        if facts.st_nlink > 1 {
-            if let Some(first) = self.linked.get(&(facts.st_dev, facts.st_ino)) {
-                let (parent, base) = split(first);
-                let parent = open_deep(&self.target, parent)?;
-                return rustix::fs::linkat(&parent, base, target, name, AtFlags::empty());
+impl Copier<'_> {
+    /// Copies what is no directory.
+    fn other(&mut self, kind: FileType, entry: &Entry<'_>) -> Result<(), Failure> {
+        let here = Rc::clone(&self.here);
+        let (source, target) = (entry.dir, here.as_fd());
+        let (name, facts) = (entry.name, entry.facts);
+        if let Some(first) = self.linked.again(facts) {
+            let (parent, base) = self.paths.get(first)?;
+            if self.linked.is_empty() {
+                self.paths.clear();
             }
-            self.linked.insert((facts.st_dev, facts.st_ino), path);
+            let parent = open_deep(self.target, &parent)?;
+            return Ok(rustix::fs::linkat(
+                &parent,
+                base.as_slice(),
+                target,
+                name,
+                AtFlags::empty(),
+            )?);
         }
-        let kind = FileType::from_raw_mode(facts.st_mode);
+        if facts.st_nlink > 1 {
+            let place = self.paths.put(target, entry.path, name.to_bytes())?;
+            self.linked.first(facts, place)?;
+        }
         match kind {
             FileType::RegularFile => self.file(source, target, name, facts)?,
             FileType::Symlink => {
@@ -141,7 +143,12 @@ impl Copier<'_> {
         if kind != FileType::Symlink {
             rustix::fs::chmodat(target, name, permissions(facts), AtFlags::empty())?;
         }
-        rustix::fs::utimensat(target, name, &times(facts), nofollow)
+        Ok(rustix::fs::utimensat(
+            target,
+            name,
+            &times(facts),
+            nofollow,
+        )?)
     }
 
     fn file(
@@ -217,13 +224,6 @@ fn data(from: &File, mut to: &File, size: u64, buffer: &mut Vec<u8>) -> std::io:
         }
     }
     to.set_len(size)
-}
-
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|b| *b == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (&[], path),
-    }
 }
 
 pub(crate) fn permissions(facts: &Stat) -> Mode {
@@ -368,5 +368,35 @@ mod tests {
             tree::usage(&target).unwrap().inodes,
             tree::usage(&source).unwrap().inodes
         );
+    }
+
+    #[test]
+    fn hard_links_that_lie_far_from_each_other_stay_links() {
+        let temp = tempfile::tempdir().unwrap();
+        let source = temp.path().join("s");
+        let name = |n: usize, which: &str| format!("{which}/{}/{n}", n % 90);
+        for n in 0..300 {
+            for which in ["a", "b"] {
+                let path = source.join(name(n, which));
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            }
+            let first = source.join(name(n, "a"));
+            std::fs::write(&first, n.to_string()).unwrap();
+            std::fs::hard_link(&first, source.join(name(n, "b"))).unwrap();
+        }
+        // One whose other name is not in the tree.
+        let outside = temp.path().join("outside");
+        std::fs::write(&outside, "o").unwrap();
+        std::fs::hard_link(&outside, source.join("alone")).unwrap();
+        let target = temp.path().join("t");
+        tree(Some(&source), &target).unwrap();
+        let facts = |path: &str| std::fs::metadata(target.join(path)).unwrap();
+        for n in 0..300 {
+            let [first, second] = ["a", "b"].map(|which| facts(&name(n, which)));
+            assert_eq!((first.ino(), first.nlink()), (second.ino(), 2));
+            let text = std::fs::read_to_string(target.join(name(n, "b"))).unwrap();
+            assert_eq!(text, n.to_string());
+        }
+        assert_eq!(facts("alone").nlink(), 1);
     }
 }

@@ -8,6 +8,8 @@
 //! Invariant: a committed snapshot has its image, whole and on the disk. An image is mounted when a
 //! snapshot on top of it is asked for its mounts, and stays mounted until it is removed.
 
+mod holes;
+
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,7 @@ use std::time::Duration;
 
 use rustix::fs::IFlags;
 use rustix::io::Errno;
-use sys::process::Spawn;
+use sys::process::{Spawn, Status};
 use types::{Code, Context as _, Error, Mount, Result, SnapshotKind, Usage};
 
 use crate::gate::Gate;
@@ -25,6 +27,7 @@ use crate::overlay::stack::{LAYER, Stack, WORK};
 use crate::storage::{Chain, Sealed};
 use crate::store::{Keeping, Notes, Store, nameable, text};
 use crate::tree::{self, at};
+use holes::Filling;
 
 /// Name of the image in the directory of a committed snapshot.
 const IMAGE: &str = "layer.erofs";
@@ -32,6 +35,8 @@ const IMAGE: &str = "layer.erofs";
 const NEW_IMAGE: &str = "layer.erofs.new";
 /// The program that makes images.
 const MKFS: &str = "mkfs.erofs";
+/// What ends it when the image grows longer than it may.
+const SIGXFSZ: u8 = 25;
 /// What it may say.
 const OUTPUT: usize = 64 * 1024;
 /// Longest that the making of an image may take: 100 GiB at 50 MiB/s.
@@ -147,8 +152,10 @@ impl Images {
 
     fn make_image(&self, directory: &Path) -> Result<Usage> {
         let (new, image) = (directory.join(NEW_IMAGE), directory.join(IMAGE));
+        let layer = directory.join(LAYER);
+        let filling = holes::look(&layer)?;
         tree::remove(&new)?;
-        let made = mkfs(&new, &directory.join(LAYER)).and_then(|()| {
+        let made = filled(&new, &layer, filling).and_then(|()| {
             let file = std::fs::File::open(&new);
             let synced = file.and_then(|file| file.sync_all());
             synced.map_err(|e| Error::os(format_args!("fsync {}", new.display()), e))?;
@@ -177,16 +184,52 @@ impl Images {
     }
 }
 
-/// Makes an image of a directory.
-fn mkfs(image: &Path, directory: &Path) -> Result<()> {
+/// Makes an image of a directory with holes.
+fn filled(image: &Path, directory: &Path, filling: Filling) -> Result<()> {
+    // What it is made of may have grown since it was looked at.
+    let most = room_of(directory)?;
+    let Filling::Compressed { or_stored } = filling else {
+        return mkfs(image, directory, most, &[]);
+    };
+    match mkfs(image, directory, most, &["-zlz4"]) {
+        // It may have been built without.
+        Err(error) if or_stored && error.is(Code::Unknown) => {
+            tracing::debug!(%error, "layer with many holes is not compressed");
+            tree::remove(image)?;
+            mkfs(image, directory, most, &[])
+        }
+        done => done,
+    }
+}
+
+/// Most bytes that an image may have: a tenth of what is free is left to others.
+fn room_of(directory: &Path) -> Result<u64> {
+    let facts = rustix::fs::statvfs(directory).map_err(|e| at("statfs", directory, e))?;
+    // Not every file system tells.
+    if facts.f_blocks == 0 {
+        return Ok(u64::MAX);
+    }
+    let free = facts.f_bavail.saturating_mul(facts.f_frsize);
+    Ok(free - free / 10)
+}
+
+/// Makes an image of a directory, of no more than `most` bytes.
+fn mkfs(image: &Path, directory: &Path, most: u64, options: &[&str]) -> Result<()> {
     // The default is to complain about each file on the terminal.
-    let spawn = Spawn::new(MKFS).args(["--quiet", "-d2"]);
-    let answer = spawn
-        .arg(image)
-        .arg(directory)
-        .answer(&[], OUTPUT, MKFS_DEADLINE)?;
+    let spawn = Spawn::new(MKFS).args(["--quiet", "-d2"]).args(options);
+    let answer =
+        spawn
+            .arg(image)
+            .arg(directory)
+            .longest_file(most)
+            .answer(&[], OUTPUT, MKFS_DEADLINE)?;
     if answer.status.is_success() {
         return Ok(());
+    }
+    if answer.status == Status::Signaled(SIGXFSZ) {
+        return Err(Error::resource_exhausted(format_args!(
+            "image of layer has more than {most} bytes, and the file system hardly more room"
+        )));
     }
     let said = [answer.text, answer.errors].concat();
     let said = String::from_utf8_lossy(&said);

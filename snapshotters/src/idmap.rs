@@ -3,9 +3,7 @@
 //! Invariant: an id that no range has stays as it is; a changed owner takes neither mode nor file
 //! capabilities away.
 
-use std::collections::HashMap;
 use std::ffi::CStr;
-use std::ops::ControlFlow;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
@@ -14,7 +12,7 @@ use rustix::io::Errno;
 use types::{Error, Labels, Result};
 
 use crate::copy::permissions;
-use crate::tree::{self, Relative, at, join, open_deep};
+use crate::tree::{self, Entry, Failure, Linked, Visitor, at};
 
 /// Labels of a snapshot whose owner ids shall be mapped.
 pub(crate) const LABELS: [&str; 2] = [
@@ -183,57 +181,50 @@ impl IdMaps {
     pub(crate) fn chown(&self, root: &Path) -> Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let top = rustix::fs::open(root, flags, Mode::empty()).map_err(|e| at("open", root, e))?;
-        let mut walk = Walk {
+        let mut mapping = Chown {
             maps: self,
-            linked: HashMap::new(),
+            linked: Linked::default(),
         };
-        let mut left: Vec<Relative> = vec![Vec::new()];
-        while let Some(relative) = left.pop() {
-            open_deep(&top, &relative)
-                .and_then(|dir| walk.directory(dir.as_fd(), &relative, &mut left))
-                .map_err(|e| at("map owners below", root, e))?;
-        }
+        tree::walk(&top, root, "map owners below", &mut mapping)?;
         let facts = rustix::fs::fstat(&top).map_err(|e| at("stat", root, e))?;
-        walk.entry(top.as_fd(), c".", &facts)
+        mapping
+            .chown(top.as_fd(), c".", &facts)
             .map_err(|e| at("chown", root, e))
     }
 }
 
-struct Walk<'a> {
+struct Chown<'a> {
     maps: &'a IdMaps,
     /// What owners inodes with several names had.
-    linked: HashMap<(u64, u64), (u32, u32)>,
+    linked: Linked<(u32, u32)>,
 }
 
-impl Walk<'_> {
-    fn directory(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        relative: &[u8],
-        left: &mut Vec<Relative>,
-    ) -> Result<(), Errno> {
-        tree::list(dir, |listed| {
-            let facts = tree::stat(dir, listed.name)?;
-            if FileType::from_raw_mode(facts.st_mode) == FileType::Directory {
-                left.push(join(relative, listed.name));
-            }
-            self.entry(dir, listed.name, &facts)?;
-            Ok(ControlFlow::Continue(()))
-        })
+impl Visitor for Chown<'_> {
+    type Kept = ();
+
+    fn enter(&mut self, _: BorrowedFd<'_>, _: &[u8], _: Option<&()>) -> Result<(), Failure> {
+        Ok(())
     }
 
-    fn entry(&mut self, dir: BorrowedFd<'_>, name: &CStr, facts: &Stat) -> Result<(), Errno> {
+    fn entry(&mut self, (): &mut (), entry: Entry<'_>) -> Result<(), Failure> {
+        let facts = entry.facts;
         let had = (facts.st_uid, facts.st_gid);
-        let kind = FileType::from_raw_mode(facts.st_mode);
-        if facts.st_nlink > 1 && kind != FileType::Directory {
-            let before = self.linked.insert((facts.st_dev, facts.st_ino), had);
+        if let Some(before) = self.linked.again(facts) {
             // On an overlay the names of an inode may have become inodes of their own meanwhile.
-            if let Some(before) = before
-                && self.maps.owner(before) == had
-            {
+            if self.maps.owner(before) == had {
                 return Ok(());
             }
+        } else {
+            self.linked.first(facts, had)?;
         }
+        Ok(self.chown(entry.dir, entry.name, facts)?)
+    }
+}
+
+impl Chown<'_> {
+    fn chown(&self, dir: BorrowedFd<'_>, name: &CStr, facts: &Stat) -> Result<(), Errno> {
+        let had = (facts.st_uid, facts.st_gid);
+        let kind = FileType::from_raw_mode(facts.st_mode);
         let (uid, gid) = self.maps.owner(had);
         if (uid, gid) == had {
             return Ok(());

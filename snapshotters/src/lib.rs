@@ -3,6 +3,7 @@
 //! Invariant: mounts are returned, never performed. What joins this crate to the differ and the
 //! runtime is `types::Mount` and nothing else. Called by `metadata`, which scopes keys to a namespace.
 
+mod beside;
 mod blockfile;
 mod btrfs;
 mod copy;
@@ -147,6 +148,10 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
     /// Tells that all that was written to active `key` is on the disk, and that nothing more is written to
     /// it: its commit need not flush it.
     fn flushed(&self, _key: &SnapshotKey) {}
+
+    /// Tells that who made active `key` is in this process and will commit or remove it, however long that
+    /// takes and whatever comes: others who want the same may wait for it.
+    fn attended(&self, _key: &SnapshotKey) {}
 
     /// True when [`Snapshotter::rebase`] works, and a snapshot without a parent is a directory that an
     /// overlay mount of it alone (`upperdir` and nothing below) can describe.

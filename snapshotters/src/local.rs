@@ -21,6 +21,7 @@ use types::{
     Error, Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, SnapshotKind, Usage,
 };
 
+use crate::beside;
 use crate::flushes::Flushes;
 pub(crate) use crate::layout::{Layout, New};
 use crate::note;
@@ -40,6 +41,7 @@ struct Inside {
     flushes: Flushes,
     /// Ids of active snapshots whose files somebody has flushed.
     flushed: Mutex<HashSet<u64>>,
+    cleaning: beside::Turn,
 }
 
 impl Inside {
@@ -136,6 +138,7 @@ impl Local {
             layout: Box::new(layout),
             flushes: Flushes::default(),
             flushed: Mutex::default(),
+            cleaning: beside::Turn::default(),
         }))
     }
 
@@ -391,7 +394,9 @@ impl Snapshotter for Local {
 
     async fn cleanup(&self) -> Result<()> {
         let this = Arc::clone(&self.0);
-        blocking(move || this.store.cleanup()).await
+        // Whoever asks for it meanwhile waits for its turn, without a thread.
+        let turn = this.cleaning.clone();
+        beside::run(&turn, move || this.store.cleanup()).await
     }
 }
 

@@ -1,10 +1,9 @@
 //! Directory trees of any depth: walk, measure, remove.
 //!
-//! Invariant: no recursion, no more than two descriptors at a time, no symbolic link followed, and no
-//! path given to the kernel that is longer than it takes: layers come from strangers and may be
+//! Invariant: no recursion, few descriptors at a time, no symbolic link followed, and no path given to the kernel that is longer than it takes: layers come from strangers and may be
 //! nested thousands deep.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,9 +12,13 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom, Stat};
 use rustix::io::Errno;
 use types::{Error, Result};
 
+mod linked;
 mod measure;
+mod walk;
 
+pub(crate) use linked::Linked;
 pub(crate) use measure::{measure, usage, usage_beside};
+pub(crate) use walk::{Entry, Failure, Visitor, walk};
 
 /// Bytes of a directory's list that are read at a time.
 const PART: usize = 32 * 1024;
@@ -47,6 +50,14 @@ pub(crate) fn join(parent: &[u8], name: &CStr) -> Relative {
     }
     joined.extend_from_slice(name.to_bytes());
     joined
+}
+
+/// The parent of a path, and its name in there.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&[], path),
+    }
 }
 
 /// Opens the directory `relative` below `root`, in steps that the kernel takes.
@@ -121,19 +132,6 @@ pub(crate) fn list(
         }
     }
     Ok(())
-}
-
-/// The names in a directory, without `.` and `..`.
-///
-/// # Errors
-/// The errno of reading.
-pub(crate) fn names(dir: BorrowedFd<'_>) -> Result<Vec<CString>, Errno> {
-    let mut found = Vec::new();
-    list(dir, |entry| {
-        found.push(entry.name.to_owned());
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(found)
 }
 
 /// The path by which an entry of an open directory can be named to calls that take no descriptor.

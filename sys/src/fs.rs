@@ -10,8 +10,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{FallocateFlags, Mode, OFlags, ResolveFlags};
 use types::Result;
 
 use crate::error::{at, op};
@@ -193,40 +195,6 @@ fn fill(path: &Path, data: &[u8], mode: u32, flush: Flush) -> Result<()> {
     }
 }
 
-/// A whole-file lock, held until it is dropped.
-#[derive(Debug)]
-pub struct Lock {
-    file: File,
-}
-
-impl Lock {
-    /// Takes the lock on `path` (created when missing) or returns `None` when another holds it.
-    ///
-    /// # Errors
-    /// The errno of `open` or `flock`, with the path.
-    pub fn try_exclusive(path: &Path) -> Result<Option<Self>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|e| at("open", path, e))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { file })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(at("flock", path, e)),
-        }
-    }
-
-    /// The locked file, for a pid or a note in it.
-    #[must_use]
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-}
-
 /// A file in memory without a name; it goes with its last descriptor.
 ///
 /// # Errors
@@ -234,6 +202,27 @@ impl Lock {
 pub fn nameless(label: &str) -> Result<File> {
     let made = rustix::fs::memfd_create(label, rustix::fs::MemfdFlags::CLOEXEC);
     Ok(made.map_err(|e| op("memfd_create", e))?.into())
+}
+
+/// Waits until there is something to read, or its end, for no longer than `limit`; whether it came. Blocks.
+///
+/// # Errors
+/// The errno of `poll`.
+pub fn readable_within(fd: impl AsFd, limit: Duration) -> Result<bool> {
+    let until = Instant::now() + limit;
+    loop {
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match rustix::event::poll(&mut fds, Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(op("poll", error)),
+        }
+    }
 }
 
 /// Sets `O_NONBLOCK` on or off.
@@ -312,16 +301,5 @@ mod tests {
         assert_eq!(std::fs::read_to_string(fd_path(&fd)).unwrap(), "inside");
         let error = resolve_in_root(&root, Path::new("up")).unwrap_err();
         assert_eq!(error.errno(), Some(libc::ENOENT));
-    }
-
-    #[test]
-    fn the_second_holder_is_refused_until_the_first_lets_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let first = Lock::try_exclusive(&path).unwrap();
-        assert!(first.is_some());
-        assert!(Lock::try_exclusive(&path).unwrap().is_none());
-        drop(first);
-        assert!(Lock::try_exclusive(&path).unwrap().is_some());
     }
 }

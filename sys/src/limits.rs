@@ -46,6 +46,15 @@ pub(crate) fn files_of_children() -> Option<libc::rlimit> {
     INHERITED.get().copied()
 }
 
+/// The limit of the length of files for a child; a lower one of ours stays, which not everybody may raise.
+pub(crate) fn length_of_files(bytes: u64) -> libc::rlimit {
+    let limit = rustix::process::getrlimit(Resource::Fsize);
+    libc::rlimit {
+        rlim_cur: bytes.min(limit.current.unwrap_or(libc::RLIM_INFINITY)),
+        rlim_max: bytes.min(limit.maximum.unwrap_or(libc::RLIM_INFINITY)),
+    }
+}
+
 /// Raises the soft limit of open files to the hard one; returns the limit. Children are started
 /// with the limit that was there before.
 ///
@@ -63,6 +72,18 @@ pub fn raise_open_files() -> Result<u64> {
     };
     rustix::process::setrlimit(Resource::Nofile, raised).map_err(|e| op("setrlimit", e))?;
     Ok(limit.maximum.unwrap_or(u64::MAX))
+}
+
+/// The calling thread gives way to others from now on: for work that nobody waits for. It is for threads
+/// of their own, because only a privileged process could take it back.
+pub fn give_way() {
+    /// Half of what there is: it goes on all the same when everybody else is busy.
+    const NICE: i32 = 10;
+    // On Linux it is the thread's own (setpriority(2), "C library/kernel differences"). A refusal costs
+    // others a little time and nothing else.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "a thread does not give way");
+    }
 }
 
 /// Tells the allocator to stay small: two arenas however many threads there are, and freed memory

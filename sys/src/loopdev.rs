@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -201,6 +202,30 @@ impl LoopDevice {
     }
 }
 
+/// The device that has the file at `backing` behind it, mounted or not, in whatever mount namespace.
+///
+/// # Errors
+/// The errno of `stat`, or of reading `/sys/block`, with the path. Devices that cannot be looked at, and
+/// those that go away meanwhile, are passed over.
+pub fn device_of(backing: &Path) -> Result<Option<PathBuf>> {
+    let facts = std::fs::metadata(backing).map_err(|e| at("stat", backing, e))?;
+    let file = (facts.dev(), facts.ino());
+    let all = Path::new("/sys/block");
+    for entry in std::fs::read_dir(all).map_err(|e| at("read", all, e))? {
+        let entry = entry.map_err(|e| at("read", all, e))?;
+        // Only those that have a file.
+        if !entry.path().join("loop").exists() {
+            continue;
+        }
+        let device = Path::new("/dev").join(entry.file_name());
+        let behind = LoopDevice::open(&device).and_then(|device| device.backing());
+        if behind.is_ok_and(|behind| behind == file) {
+            return Ok(Some(device));
+        }
+    }
+    Ok(None)
+}
+
 /// The number of a device that is free now.
 fn free() -> Result<u32> {
     let path = Path::new(CONTROL);
@@ -261,7 +286,6 @@ fn configure(device: &File, back: &File, name: &Path, opts: LoopOpts) -> Result<
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
 
@@ -291,6 +315,7 @@ mod tests {
         let inode = std::fs::metadata(&path).unwrap().ino();
         let device = LoopDevice::attach(&path, LoopOpts::default()).unwrap();
         assert_eq!(device.backing().unwrap().1, inode);
+        assert_eq!(device_of(&path).unwrap().as_deref(), Some(device.path()));
         let mut disk = OpenOptions::new().write(true).open(device.path()).unwrap();
         disk.write_all(b"data").unwrap();
         disk.sync_all().unwrap();
@@ -299,6 +324,7 @@ mod tests {
         let name = device.path().to_owned();
         drop(device);
         until_given_up(&name, inode);
+        assert_eq!(device_of(&path).unwrap(), None);
         assert_eq!(&std::fs::read(&path).unwrap()[..4], b"data");
     }
 

@@ -1,6 +1,7 @@
 //! Processes by descriptor: a pidfd means one process for ever, a pid does not.
 
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags};
 use types::{Error, Result};
@@ -68,19 +69,30 @@ pub fn try_wait(pidfd: impl AsFd) -> Result<Option<Status>> {
     Ok(found.map(|(_, status)| status))
 }
 
+/// How a child has ended, when it has; it is not reaped, so its pid stays its own.
+///
+/// # Errors
+/// The errno of `waitid`: `ECHILD` when it is no child of this process.
+pub fn peek(pidfd: impl AsFd) -> Result<Option<Status>> {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    let found = wait_for(Which::Fd(pidfd.as_fd()), options)?;
+    Ok(found.map(|(_, status)| status))
+}
+
 /// True while the process has not ended. Works for any process, child or not.
 ///
 /// # Errors
 /// The errno of `poll`.
 pub fn is_alive(pidfd: impl AsFd) -> Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec};
-    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    let ready = rustix::event::poll(&mut fds, Some(&now)).map_err(|e| op("poll", e))?;
-    Ok(ready == 0)
+    ends_within(pidfd, Duration::ZERO).map(|ended| !ended)
+}
+
+/// Waits for the end of any process, child or not, for no longer than `limit`; whether it came. Blocks.
+///
+/// # Errors
+/// The errno of `poll`.
+pub fn ends_within(pidfd: impl AsFd, limit: Duration) -> Result<bool> {
+    crate::fs::readable_within(pidfd, limit)
 }
 
 #[cfg(test)]
@@ -93,10 +105,12 @@ mod tests {
         let child = Spawn::new("sleep").arg("60").spawn().unwrap();
         let pidfd = open(child.pid()).unwrap();
         assert!(is_alive(&pidfd).unwrap());
+        assert!(!ends_within(&pidfd, Duration::from_millis(5)).unwrap());
         assert_eq!(try_wait(&pidfd).unwrap(), None);
         send_signal(&pidfd, libc::SIGTERM).unwrap();
         assert_eq!(wait(&pidfd).unwrap(), Status::Signaled(15));
         assert!(!is_alive(&pidfd).unwrap());
+        assert!(ends_within(&pidfd, Duration::from_secs(60)).unwrap());
         assert_eq!(
             send_signal(&pidfd, libc::SIGTERM).unwrap_err().errno(),
             Some(libc::ESRCH)

@@ -1,11 +1,14 @@
 //! Unix sockets: listening with a mode, who is at the other end, descriptors as messages.
 
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::fs::{
+    FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -79,25 +82,108 @@ pub fn listen(path: &Path, mode: u32) -> Result<UnixListener> {
             path.display()
         )));
     }
-    let listener = match UnixListener::bind(path) {
-        Ok(listener) => listener,
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(at("listen", path, e).reclass(types::Code::AlreadyExists));
-            }
-            std::fs::remove_file(path).map_err(|e| at("remove", path, e))?;
-            UnixListener::bind(path).map_err(|e| at("listen", path, e))?
-        }
-        Err(e) => return Err(at("listen", path, e)),
-    };
+    // One at a time: a socket that is bound and does not listen yet, and one that has just replaced a dead
+    // one, must not be taken for dead by the next.
+    let _turn = Turn::take(path)?;
+    let listener = bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .map_err(|e| at("chmod", path, e))?;
     Ok(listener)
 }
 
+/// Listens, in the place of a socket that nobody listens at if there is one.
+fn bind(path: &Path) -> Result<UnixListener> {
+    loop {
+        let taken = match UnixListener::bind(path) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => e,
+            bound => return bound.map_err(|e| at("listen", path, e)),
+        };
+        if !is_deserted(path).map_err(|e| at("connect", path, e))? {
+            return Err(at("listen", path, taken).reclass(types::Code::AlreadyExists));
+        }
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at("remove", path, e)),
+            _ => {}
+        }
+    }
+}
+
+/// True when the kernel says that nobody listens at `path`. Never waits: who is too busy to be connected
+/// to is there. One that is bound and does not listen yet is not told from one that was left.
+///
+/// # Errors
+/// The errno of `connect`.
+pub fn is_deserted(path: &Path) -> io::Result<bool> {
+    use rustix::io::Errno;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &rustix::net::SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN) => Ok(false),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a socket that nobody listens at, and what a process that was killed left beside it; whether there
+/// was one. Somebody who makes a socket of that name meanwhile keeps it.
+///
+/// # Errors
+/// The errno.
+pub fn remove_deserted(path: &Path) -> Result<bool> {
+    let _turn = Turn::take(path)?;
+    let facts = std::fs::symlink_metadata(path);
+    let is_socket = facts.is_ok_and(|facts| facts.file_type().is_socket());
+    if !is_socket || !is_deserted(path).map_err(|e| at("connect", path, e))? {
+        return Ok(false);
+    }
+    std::fs::remove_file(path).map_err(|e| at("remove", path, e))?;
+    Ok(true)
+}
+
+/// What the file beside a socket has behind its name.
+pub const LOCK: &str = ".lock";
+
+/// The right to make a socket: a locked file beside it, which goes with it.
+struct Turn {
+    file: File,
+    path: PathBuf,
+}
+
+impl Turn {
+    fn take(socket: &Path) -> Result<Self> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(LOCK);
+        let path = PathBuf::from(path);
+        loop {
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(|e| at("open", &path, e))?;
+            // Whoever has it does not wait for anything.
+            file.lock().map_err(|e| at("lock", &path, e))?;
+            let ours = file.metadata().map_err(|e| at("stat", &path, e))?;
+            // The one before may have removed it meanwhile.
+            if std::fs::metadata(&path).is_ok_and(|now| now.ino() == ours.ino()) {
+                return Ok(Self { file, path });
+            }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Removed while it is locked; who waits for it looks again.
+        drop(std::fs::remove_file(&self.path));
+        drop(self.file.unlock());
+    }
+}
+
 /// The path at which a Unix stream socket listens; `None` for any other descriptor.
 #[must_use]
-pub fn listens_at(socket: impl AsFd) -> Option<std::path::PathBuf> {
+pub fn listens_at(socket: impl AsFd) -> Option<PathBuf> {
     use std::os::unix::ffi::OsStrExt as _;
     let socket = socket.as_fd();
     if !rustix::net::sockopt::socket_acceptconn(socket).ok()?
@@ -204,6 +290,7 @@ mod tests {
     use super::*;
     use std::fs::Permissions;
     use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn a_dead_socket_file_is_replaced_and_a_live_one_is_not() {
@@ -223,13 +310,81 @@ mod tests {
     }
 
     #[test]
+    fn only_a_deserted_socket_is_removed_and_not_before_its_maker_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        assert!(!remove_deserted(&path).unwrap());
+        std::fs::write(&path, "").unwrap();
+        assert!(!remove_deserted(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        std::fs::write(dir.path().join("s.lock"), "").unwrap();
+        assert!(remove_deserted(&path).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        // Somebody takes the place of a dead socket: the remover has its turn after him.
+        drop(UnixListener::bind(&path).unwrap());
+        let turn = Turn::take(&path).unwrap();
+        let remover = std::thread::spawn({
+            let path = path.clone();
+            move || remove_deserted(&path).unwrap()
+        });
+        let live = bind(&path).unwrap();
+        drop(turn);
+        assert!(!remover.join().unwrap());
+        UnixStream::connect(&path).unwrap();
+        drop(live);
+    }
+
+    #[test]
+    fn of_many_that_find_a_dead_socket_one_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        for _ in 0..20 {
+            drop(UnixListener::bind(&path).unwrap());
+            let listeners: Vec<_> = std::thread::scope(|scope| {
+                let all: Vec<_> = (0..8)
+                    .map(|_| scope.spawn(|| listen(&path, 0o600)))
+                    .collect();
+                all.into_iter().map(|one| one.join().unwrap()).collect()
+            });
+            let told = listeners.iter().filter_map(|one| one.as_ref().err());
+            assert!(told.clone().all(Error::is_already_exists));
+            assert_eq!(told.count(), 7);
+            UnixStream::connect(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn one_that_is_too_busy_to_be_connected_to_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let _listener = listen(&path, 0o600).unwrap();
+        let mut held = Vec::new();
+        // Until its backlog is full.
+        loop {
+            let flags = SocketFlags::NONBLOCK;
+            let socket =
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+            let socket = socket.unwrap();
+            let address = rustix::net::SocketAddrUnix::new(&path).unwrap();
+            match rustix::net::connect(&socket, &address) {
+                Ok(()) => held.push(socket),
+                Err(error) => break assert_eq!(error, rustix::io::Errno::AGAIN),
+            }
+        }
+        assert!(listen(&path, 0o600).unwrap_err().is_already_exists());
+    }
+
+    #[test]
     fn a_listener_knows_its_path_and_nothing_else_is_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let listener = listen(&path, 0o600).unwrap();
         assert_eq!(listens_at(&listener), Some(path.clone()));
         assert_eq!(listens_at(UnixStream::connect(&path).unwrap()), None);
-        assert_eq!(listens_at(std::fs::File::open(dir.path()).unwrap()), None);
+        assert_eq!(listens_at(File::open(dir.path()).unwrap()), None);
         let bytes = std::os::unix::net::UnixDatagram::bind(dir.path().join("d")).unwrap();
         assert_eq!(listens_at(bytes), None);
     }
@@ -262,11 +417,11 @@ mod tests {
         let (read, write) = crate::pipe::new().unwrap();
         send_fds(&a, b"name", &[write.as_fd()]).unwrap();
         drop(write);
-        let mut got = std::fs::File::from(receive_fd(&b).unwrap());
+        let mut got = File::from(receive_fd(&b).unwrap());
         got.write_all(b"through").unwrap();
         drop(got);
         let mut text = String::new();
-        std::fs::File::from(read).read_to_string(&mut text).unwrap();
+        File::from(read).read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
         (&a).write_all(b"bare").unwrap();
         assert!(receive_fd(&b).unwrap_err().is(types::Code::InvalidArgument));

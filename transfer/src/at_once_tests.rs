@@ -17,6 +17,7 @@ use tar::{Builder, EntryType, Header};
 use types::{Filter, IMPLIED_DIRECTORY, UNSETTLED_LAYER};
 
 use super::*;
+use crate::rooms::{MOST, width};
 
 /// An entry in one line: kind, name, what it holds or names, mode and owner.
 type Line<'a> = (char, &'a str, &'a str, u32, u64);
@@ -313,7 +314,8 @@ async fn a_layer_is_unpacked_while_it_comes_in() {
         arriving.done.send(true).unwrap();
     };
     let arrivals = vec![arrival];
-    let unpack = unpack_arriving(&deps, &world.manifest, &world.config, &on, arrivals);
+    let rooms = Rooms::new(&deps);
+    let unpack = unpack_arriving(&deps, &world.manifest, &world.config, &on, arrivals, &rooms);
     let (made, ()) = tokio::join!(unpack, feed);
     let chain = key_of(&made.unwrap().unwrap()).unwrap();
     assert_eq!(
@@ -346,7 +348,8 @@ async fn a_layer_that_comes_in_wrong_or_not_at_all_leaves_nothing() {
             drop(arriving.done);
         };
         let arrivals = vec![arrival];
-        let unpack = unpack_arriving(&deps, &world.manifest, &world.config, &on, arrivals);
+        let rooms = Rooms::new(&deps);
+        let unpack = unpack_arriving(&deps, &world.manifest, &world.config, &on, arrivals, &rooms);
         let (made, ()) = tokio::join!(unpack, feed);
         assert!(made.unwrap_err().is(Code::Cancelled));
         let left = world.overlay.list(&Filter::default()).await.unwrap();
@@ -412,7 +415,8 @@ async fn layers_that_wait_for_other_transfers_leave_room_for_the_one_that_those_
     };
     let on = OnProgress::default();
     let arrivals = vec![arrival];
-    let unpack = unpack_arriving(&deps, &world.manifest, &world.config, &on, arrivals);
+    let rooms = Rooms::new(&deps);
+    let unpack = unpack_arriving(&deps, &world.manifest, &world.config, &on, arrivals, &rooms);
     let both = async { tokio::join!(unpack, feed) };
     let made = tokio::time::timeout(Duration::from_secs(30), both).await;
     let (made, ()) = made.expect("they wait for each other");

@@ -43,11 +43,10 @@ pub(crate) struct Extraction {
 /// snapshotter that has the layer already (it says so by AlreadyExists).
 pub(crate) async fn prepare(
     deps: &Deps,
-    layer: &Descriptor,
+    labels: &Labels,
     chain: &Digest,
     below: Option<&Digest>,
 ) -> Result<Option<(Extraction, Vec<Mount>)>> {
-    let labels = labels(layer, chain);
     let parent = below.map(key_of).transpose()?;
     let mut last = Error::already_exists(chain);
     for _ in 0..ATTEMPTS {
@@ -59,7 +58,10 @@ pub(crate) async fn prepare(
             .prepare(&extraction.key, parent.as_ref(), labels.clone())
             .await
         {
-            Ok(mounts) => return Ok(Some((extraction, mounts))),
+            Ok(mounts) => {
+                deps.snapshotter.attended(&extraction.key);
+                return Ok(Some((extraction, mounts)));
+            }
             Err(error) => {
                 extraction.keep();
                 if !error.is_already_exists() {
@@ -119,9 +121,23 @@ pub(crate) fn extraction_key(chain: &Digest) -> Result<SnapshotKey> {
     format!("extract-{}-{random:08x} {chain}", now.subsec_nanos()).try_into()
 }
 
-fn labels(layer: &Descriptor, chain: &Digest) -> Labels {
-    let inherited = layer.annotations.for_snapshotter();
-    inherited.with(label::SNAPSHOT_REF, chain.as_str())
+/// What a snapshotter is told of the layer at `at` of the chains.
+///
+/// Parity: core/unpack.
+pub(crate) fn labels(
+    layer: &Descriptor,
+    diff_id: &Digest,
+    (chains, at): (&[Digest], usize),
+) -> Labels {
+    let labels = layer.annotations.for_snapshotter();
+    let mut labels = labels.with(label::SNAPSHOT_DIFF_ID, diff_id.as_str());
+    if let Some(chain) = chains.get(at) {
+        labels = labels.with(label::SNAPSHOT_REF, chain.as_str());
+    }
+    if let Some(below) = at.checked_sub(1).and_then(|below| chains.get(below)) {
+        labels = labels.with(label::SNAPSHOT_PARENT_CHAIN, below.as_str());
+    }
+    labels
 }
 
 impl Extraction {
@@ -141,11 +157,11 @@ impl Extraction {
     pub(crate) async fn commit(
         self,
         deps: &Deps,
-        layer: &Descriptor,
+        labels: Labels,
         chain: &Digest,
         onto: Option<&Digest>,
     ) -> Result<()> {
-        let (name, labels) = (key_of(chain)?, labels(layer, chain));
+        let name = key_of(chain)?;
         let done = match onto.map(key_of).transpose()? {
             Some(onto) => {
                 let onto = deps.snapshotter.rebase(&name, &self.key, &onto, labels);
@@ -171,8 +187,10 @@ impl Extraction {
     }
 
     pub(crate) async fn remove(mut self) {
+        let removed = self.snapshotter.remove(&self.key).await;
+        // Not before: given up in between it is removed once more.
         self.armed = false;
-        if let Err(error) = self.snapshotter.remove(&self.key).await {
+        if let Err(error) = removed {
             tracing::warn!(%error, key = %self.key, "extraction snapshot stays behind");
         }
     }

@@ -1,9 +1,10 @@
 //! Stand-ins for tests: snapshots that hold digests, an applier that hashes, records in a map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use content::ContentStore;
@@ -85,7 +86,30 @@ pub(crate) struct Snapshots(
     pub(crate) Mutex<BTreeMap<String, SnapshotInfo>>,
     /// What the next prepares do.
     pub(crate) Mutex<Vec<Trick>>,
+    /// Keys of which it was told that somebody will end them.
+    Mutex<BTreeSet<String>>,
+    pub(crate) OutOfOrder,
 );
+
+/// Layers that are prepared before what is below them.
+#[derive(Debug, Default)]
+pub(crate) struct OutOfOrder {
+    /// Says that it takes them; each layer takes a second.
+    pub(crate) is_on: AtomicBool,
+    now: AtomicUsize,
+    /// How many at most were there at a time.
+    pub(crate) most: AtomicUsize,
+}
+
+impl OutOfOrder {
+    async fn one(&self, is_early: bool) {
+        let one = usize::from(is_early);
+        let now = self.now.fetch_add(one, Ordering::Relaxed) + one;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.now.fetch_sub(one, Ordering::Relaxed);
+    }
+}
 
 /// An odd thing that a snapshotter does once.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +148,14 @@ impl Snapshotter for Snapshots {
         labels: Labels,
     ) -> Result<Vec<Mount>> {
         assert!(labels.contains_key(types::label::SNAPSHOT_REF));
+        assert!(labels.contains_key(types::label::SNAPSHOT_DIFF_ID));
+        if let Some(parent) = parent {
+            assert_eq!(labels[types::label::SNAPSHOT_PARENT_CHAIN], parent.as_str());
+        }
+        if self.rebases() {
+            let has_parent = labels.contains_key(types::label::SNAPSHOT_PARENT_CHAIN);
+            self.3.one(has_parent && parent.is_none()).await;
+        }
         let mut all = self.0.lock().unwrap();
         if let Some(parent) = parent {
             assert_eq!(all[parent.as_str()].kind, SnapshotKind::Committed);
@@ -161,7 +193,19 @@ impl Snapshotter for Snapshots {
         Err(Error::not_implemented("view"))
     }
 
+    fn rebases(&self) -> bool {
+        self.3.is_on.load(Ordering::Relaxed)
+    }
+
+    fn attended(&self, key: &SnapshotKey) {
+        assert!(self.2.lock().unwrap().insert(key.to_string()));
+    }
+
     async fn commit(&self, name: &SnapshotKey, key: &SnapshotKey, labels: Labels) -> Result<()> {
+        assert!(
+            self.2.lock().unwrap().remove(key.as_str()),
+            "who waits for {key}?"
+        );
         let mut all = self.0.lock().unwrap();
         if all.contains_key(name.as_str()) {
             return Err(Error::already_exists(name));

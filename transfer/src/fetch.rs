@@ -1,13 +1,14 @@
 //! One blob from a registry into the content store.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use content::{Blob, ContentStore, Ingest, IngestSpec};
 use registry::{Budget, Reference, Repository, WideReader};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 use types::{Code, Descriptor, Error, Fields, IngestRef, Labels, Result, label};
 
 use crate::progress::{OnProgress, Status};
@@ -15,7 +16,8 @@ use crate::turns::{Place, Places, Wait};
 
 /// Bytes written at a time: over the wire each write is a round trip.
 const WRITE: usize = 1 << 20;
-/// But no longer than so are bytes kept back: who waits for them looks whether there are more.
+/// But no longer than so are bytes kept back: who waits for them looks whether there are more. After this
+/// time without any it is told that they are waited for.
 const OFTEN: Duration = Duration::from_secs(1);
 /// Most times that a blob is fetched anew because its bytes are not what its descriptor says.
 const ANEW: u32 = 3;
@@ -204,8 +206,15 @@ impl Fetcher {
             // Of several hosts at a time nobody knows who spoils it.
             reader = reader.alone();
         }
-        let copied = self.copy(&mut reader, ingest.as_mut(), place.as_ref(), key);
-        let copied = copied.await;
+        let copy = Copy {
+            fetcher: self,
+            ingest: ingest.as_mut(),
+            place: place.as_ref(),
+            key,
+            buffer: BytesMut::new(),
+            written: Instant::now(),
+        };
+        let copied = copy.run(&mut reader).await;
         if let Err(error) = copied {
             let failed = judged(error, &reader, offset > 0);
             // What came in is good for the next try, unless it is this itself that is wrong: time that
@@ -252,47 +261,6 @@ impl Fetcher {
         }
     }
 
-    /// Writes what comes, to the end or as far as it comes.
-    async fn copy(
-        &self,
-        reader: &mut WideReader,
-        ingest: &mut dyn Ingest,
-        place: Option<&Place>,
-        key: &str,
-    ) -> Result<()> {
-        let size = reader.size();
-        let (mut buffer, mut written) = (BytesMut::new(), Instant::now());
-        let ended = loop {
-            let chunk = match reader.chunk().await {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
-            };
-            let at = reader.offset();
-            self.on.tell(key, Status::Downloading, at, size);
-            let piece = if buffer.is_empty() && chunk.len() >= WRITE {
-                chunk
-            } else {
-                buffer.extend_from_slice(&chunk);
-                if buffer.len() < WRITE && written.elapsed() < OFTEN {
-                    continue;
-                }
-                buffer.split().freeze()
-            };
-            ingest.write(piece).await?;
-            written = Instant::now();
-            // A slow disk is not the registry's fault.
-            self.budget.progress();
-            if let Some(place) = place {
-                place.progress();
-            }
-        };
-        if !buffer.is_empty() {
-            ingest.write(buffer.freeze()).await?;
-        }
-        ended
-    }
-
     /// Notes this repository as one more source of a blob that was there already.
     async fn add_source(&self, descriptor: &Descriptor) -> Result<()> {
         let (key, path) = &self.source;
@@ -319,6 +287,100 @@ impl Fetcher {
         self.content
             .update(&descriptor.digest, labels, &fields)
             .await?;
+        Ok(())
+    }
+}
+
+/// A blob from its reader into its ingest.
+struct Copy<'a> {
+    fetcher: &'a Fetcher,
+    ingest: &'a mut dyn Ingest,
+    place: Option<&'a Place>,
+    key: &'a str,
+    /// What came and is not worth a write yet.
+    buffer: BytesMut,
+    /// When there was a write.
+    written: Instant,
+}
+
+impl Copy<'_> {
+    /// Writes what comes, to the end or as far as it comes.
+    async fn run(mut self, reader: &mut WideReader) -> Result<()> {
+        let size = reader.size();
+        let ended = loop {
+            let chunk = match self.next(reader).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            };
+            let on = &self.fetcher.on;
+            on.tell(self.key, Status::Downloading, reader.offset(), size);
+            self.keep(chunk, size).await?;
+            if self.buffer.len() >= WRITE || self.written.elapsed() >= OFTEN {
+                self.flush().await?;
+            }
+        };
+        if !self.buffer.is_empty() {
+            self.ingest.write(self.buffer.freeze()).await?;
+        }
+        ended
+    }
+
+    /// The next bytes. Where they do not come for long, what came is written, as it would be lost with the
+    /// process, and it is told that something is waited for.
+    async fn next(&mut self, reader: &mut WideReader) -> Result<Option<Bytes>> {
+        let (at, size) = (reader.offset(), reader.size());
+        // Kept meanwhile: given up it would ask once more.
+        let mut coming = pin!(reader.chunk());
+        let mut quiet = pin!(sleep(OFTEN));
+        let mut is_told = false;
+        loop {
+            let is_empty = self.buffer.is_empty();
+            tokio::select! {
+                biased;
+                came = &mut coming => return came,
+                () = sleep_until(self.written + OFTEN), if !is_empty => self.flush().await?,
+                () = &mut quiet, if !is_told => {
+                    is_told = true;
+                    self.fetcher.on.tell(self.key, Status::Waiting, at, size);
+                }
+            }
+        }
+    }
+
+    /// Puts bytes with those that wait, in one allocation that does not grow: grown ones would be twice as
+    /// large as what is in them, here and in the store's queue, for each layer on its way.
+    async fn keep(&mut self, chunk: Bytes, size: u64) -> Result<()> {
+        if self.buffer.len() + chunk.len() > WRITE {
+            self.flush().await?;
+        }
+        if chunk.len() >= WRITE {
+            return self.write(chunk).await;
+        }
+        if self.buffer.capacity() == 0 {
+            let most = usize::try_from(size).map_or(WRITE, |size| size.min(WRITE));
+            self.buffer.reserve(most);
+        }
+        self.buffer.extend_from_slice(&chunk);
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let piece = std::mem::take(&mut self.buffer).freeze();
+        self.write(piece).await
+    }
+
+    async fn write(&mut self, piece: Bytes) -> Result<()> {
+        self.ingest.write(piece).await?;
+        self.written = Instant::now();
+        // A slow disk is not the registry's fault.
+        self.fetcher.budget.progress();
+        if let Some(place) = self.place {
+            place.progress();
+        }
         Ok(())
     }
 }

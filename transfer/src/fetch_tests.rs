@@ -1,6 +1,7 @@
 //! Hosts that send other bytes than they should, and those that send none.
 
 use std::fs;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -171,6 +172,54 @@ async fn what_came_in_is_kept_whatever_ended_the_fetch() {
             .iter()
             .find(|r| r.path.ends_with(layer.digest.as_str()));
         assert_eq!(range.unwrap().header("range"), "bytes=20000-");
+    }
+}
+
+#[tokio::test]
+async fn what_came_in_is_written_and_told_while_nothing_more_comes() {
+    let (content, layer) = image();
+    let digest = layer.digest.clone();
+    let server = Server::start(move |request| {
+        let stall = request.path.ends_with(digest.as_str()).then_some(20_000);
+        Reply {
+            stall,
+            ..content.reply(request)
+        }
+    })
+    .await;
+    let (world, told) = (World::new(), Arc::new(Mutex::new(Vec::new())));
+    let (noted, name) = (Arc::clone(&told), images::ref_key(&layer));
+    let progress = OnProgress::new(move |progress| {
+        if progress.reference == name {
+            noted
+                .lock()
+                .unwrap()
+                .push((progress.status, progress.offset));
+        }
+    });
+    let opts = PullOpts {
+        registry: RegistryOpts {
+            plain_http: true,
+            health: Health::new(),
+            ..RegistryOpts::default()
+        },
+        progress,
+        ..PullOpts::default()
+    };
+    let (name, deps) = (format!("{}/r:a", server.host()), world.deps());
+    let pulling = pull(&name, &deps, opts);
+    let key = images::ref_key(&layer).parse().unwrap();
+    let written = async {
+        let is_told = || told.lock().unwrap().last() == Some(&(Status::Waiting, 20_000));
+        while world.content.status(&key).await.map_or(0, |s| s.offset) < 20_000 || !is_told() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Half of the time after which the silence is given up, when the rest is written in any case.
+    let limit = registry::Limits::default().read / 2;
+    tokio::select! {
+        ended = pulling => panic!("the pull has ended: {ended:?}"),
+        written = tokio::time::timeout(limit, written) => written.unwrap(),
     }
 }
 

@@ -131,6 +131,10 @@ async fn complete(deps: &Deps, roots: &[Entry], opts: &ImportOpts) -> Result<()>
                 .filter_map(|at| children.get(at).cloned())
                 .collect();
         }
+        let key = images::ref_key(descriptor);
+        for child in &children {
+            opts.progress.child(&key, &child.descriptor);
+        }
         let is_kept =
             |child: &Entry| !opts.discard_layers || !images::is_layer(&child.descriptor.media_type);
         let kept: Vec<_> = children

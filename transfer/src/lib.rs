@@ -19,6 +19,7 @@ mod progress;
 mod pull;
 mod push;
 mod renew;
+mod rooms;
 mod turns;
 mod unpack;
 mod verify;

@@ -10,9 +10,13 @@ use types::{Descriptor, Error, Image, Labels, Result};
 use crate::Deps;
 use crate::fetch::Fetcher;
 use crate::progress::{OnProgress, Status};
+use crate::rooms::Rooms;
 use crate::turns::{Places, fitted};
 use crate::unpack::{Arrival, Arriving, is_image, unpack_arriving};
 use crate::verify::verify;
+
+/// Images of one pull on their way at a time, of several platforms: each has layers to wait for.
+const IMAGES: usize = 4;
 
 /// How to pull.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +74,7 @@ pub async fn pull(reference: &str, deps: &Deps, mut opts: PullOpts) -> Result<Im
         deps,
         fetcher: Arc::new(fetcher),
         opts: &opts,
+        rooms: Rooms::new(deps),
     };
     let fetched = pull.all(&target).await;
     fetched.map_err(|error| placed(error, &parsed))?;
@@ -85,14 +90,25 @@ struct Pull<'a> {
     deps: &'a Deps,
     fetcher: Arc<Fetcher>,
     opts: &'a PullOpts,
+    rooms: Rooms,
 }
 
 impl Pull<'_> {
     async fn all(&self, target: &Descriptor) -> Result<()> {
-        for manifest in self.documents(target).await? {
-            self.image(&manifest).await?;
+        let manifests = self.documents(target).await?;
+        // They share the places for layers and the room to extract them, and wait for each other where they share layers.
+        let (mut left, mut running) = (manifests.iter(), FuturesUnordered::new());
+        loop {
+            while running.len() < IMAGES
+                && let Some(manifest) = left.next()
+            {
+                running.push(self.image(manifest));
+            }
+            match running.next().await {
+                Some(done) => done?,
+                None => return Ok(()),
+            }
         }
-        Ok(())
     }
 
     /// Fetches indexes, manifests and configs, labels them, and returns the manifests to take.
@@ -218,7 +234,8 @@ impl Pull<'_> {
         }
         let store = self.deps.content.as_ref();
         let config = images::read_config(store, &manifest.config).await?;
-        let unpack = unpack_arriving(self.deps, manifest, &config, &self.opts.progress, arrivals);
+        let (on, rooms) = (&self.opts.progress, &self.rooms);
+        let unpack = unpack_arriving(self.deps, manifest, &config, on, arrivals, rooms);
         // The fetch comes first: when it fails, its error is the one to tell.
         futures::future::try_join(fetch, unpack).await.map(drop)
     }

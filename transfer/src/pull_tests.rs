@@ -13,6 +13,9 @@ use super::*;
 use crate::fake::World;
 use crate::progress::Progress;
 
+#[path = "rooms_tests.rs"]
+mod rooms;
+
 fn opts() -> PullOpts {
     let limits = Limits {
         attempts: 2,

@@ -62,6 +62,61 @@ async fn a_layer_waits_for_a_place_and_documents_do_not() {
 }
 
 #[tokio::test]
+async fn images_of_several_platforms_come_side_by_side() {
+    let mut content = Content::default();
+    let layers = [1, 2].map(|n| image_of(&mut content, vec![n; 1000], &format!("p{n}")));
+    let entry = |n: u8| {
+        let text = content.reply(&asked(&format!("/v2/r/manifests/p{n}"))).body;
+        let (digest, size) = (images::digest_of(&text).unwrap(), text.len());
+        let kind = types::media_type::OCI_MANIFEST;
+        let what = format!(r#""mediaType":"{kind}","digest":"{digest}","size":{size}"#);
+        let platform = format!(r#""platform":{{"os":"linux","architecture":"a{n}"}}"#);
+        format!("{{{what},{platform}}}")
+    };
+    let text = [1, 2].map(entry).join(",");
+    let text = format!(r#"{{"schemaVersion":2,"manifests":[{text}]}}"#);
+    content.add(types::media_type::OCI_INDEX, text, &["all"]);
+    let of_layers = move |path: &str| layers.iter().any(|l| path.ends_with(l.digest.as_str()));
+    let is_layer = of_layers.clone();
+    let server = Server::start(move |request| match is_layer(&request.path) {
+        true => Reply::status(0),
+        false => content.reply(request),
+    })
+    .await;
+    let (world, reference) = (World::new(), format!("{}/r:all", server.host()));
+    let (places, deps) = (Places::new(4), world.deps());
+    let opts = PullOpts {
+        platforms: images::PlatformSet::All,
+        ..opts(&places)
+    };
+    let both = async {
+        let count = || {
+            let all = server.requests();
+            all.iter().filter(|r| of_layers(&r.path)).count()
+        };
+        while count() < 2 {
+            sleep(LOOKS[0]).await;
+        }
+    };
+    // Shorter than a silent registry is waited for.
+    let limit = registry::Limits::default().answer / 2;
+    tokio::select! {
+        done = pull(&reference, &deps, opts) => panic!("nobody gives the layers: {done:?}"),
+        both = timeout(limit, both) => both.expect("one after the other"),
+    }
+}
+
+fn asked(path: &str) -> registry::testsuite::Request {
+    registry::testsuite::Request {
+        method: "GET".into(),
+        path: path.into(),
+        query: String::new(),
+        headers: std::collections::BTreeMap::new(),
+        body: bytes::Bytes::new(),
+    }
+}
+
+#[tokio::test]
 async fn who_waits_for_another_writer_keeps_nobody_from_their_place() {
     let mut content = Content::default();
     let layer = image_of(&mut content, vec![1; 1000], "a");

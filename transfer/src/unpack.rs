@@ -20,12 +20,10 @@ use types::{
 };
 
 use crate::Deps;
-use crate::extract::{Extraction, Incoming, apply, arrived, prepare};
+use crate::extract::{Extraction, Incoming, apply, arrived, labels, prepare};
 use crate::fetch::Started;
 use crate::progress::{OnProgress, Status};
-
-/// Most layers extracted at a time, however many processors there are: each has buffers and a window.
-const MOST: usize = 4;
+use crate::rooms::Rooms;
 
 /// Unpacks the image `root` for the best of the wanted platforms and returns the chain id, which is
 /// the name of its top snapshot; `None` when it has no layers to unpack.
@@ -53,7 +51,8 @@ pub async fn unpack(deps: &Deps, manifest: &Manifest, on: &OnProgress) -> Result
         return Ok(None);
     }
     let config = images::read_config(deps.content.as_ref(), &manifest.config).await?;
-    unpack_arriving(deps, manifest, &config, on, Vec::new()).await
+    let rooms = Rooms::new(deps);
+    unpack_arriving(deps, manifest, &config, on, Vec::new(), &rooms).await
 }
 
 /// True when there is something to unpack: artifacts use manifests too.
@@ -72,6 +71,7 @@ pub(crate) async fn unpack_arriving(
     config: &Config,
     on: &OnProgress,
     arrivals: Vec<Arrival>,
+    rooms: &Rooms,
 ) -> Result<Option<Digest>> {
     if manifest.layers.len() != config.diff_ids.len() {
         return Err(Error::invalid_argument(format_args!(
@@ -89,8 +89,7 @@ pub(crate) async fn unpack_arriving(
         on,
         chains: &chains,
         done: watch::Sender::new(there),
-        room: Semaphore::new(width(deps)),
-        along: Semaphore::new(width(deps)),
+        rooms,
     };
     let mut left = FuturesUnordered::new();
     for (at, (layer, arrival)) in manifest.layers.iter().zip(arrivals).enumerate() {
@@ -148,15 +147,6 @@ impl Arrival {
     }
 }
 
-/// How many layers are extracted at a time.
-fn width(deps: &Deps) -> usize {
-    if !deps.snapshotter.settles() {
-        return 1;
-    }
-    // Decoder, hash and files of one layer have a thread each, and wait for the disk now and then.
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST))
-}
-
 /// The layers of one image on their way to snapshots.
 struct Layers<'a> {
     deps: &'a Deps,
@@ -164,10 +154,7 @@ struct Layers<'a> {
     chains: &'a [Digest],
     /// How many of the chains are there.
     done: watch::Sender<usize>,
-    /// Extractions at a time.
-    room: Semaphore,
-    /// The same of layers that come in: those wait for the net, and must not keep others waiting.
-    along: Semaphore,
+    rooms: &'a Rooms,
 }
 
 /// How far a layer came without its parent.
@@ -207,19 +194,19 @@ impl<'a> Layers<'a> {
         let early = match early {
             Some(early) => early,
             None => {
-                let early = self.early(at, layer, diff_id, &self.room, None).await;
+                let early = self.early(at, layer, diff_id, &self.rooms.here, None).await;
                 early.ctx_with(failed)?
             }
         };
         let made = match early {
             Early::There => None,
             Early::Made(extraction, onto) => {
-                self.below(at).await?;
+                self.below_of(at, layer).await?;
                 Some((extraction, onto))
             }
             Early::Later => {
                 // No room is asked for: who has it may wait for this very layer.
-                self.below(at).await?;
+                self.below_of(at, layer).await?;
                 let made = self.on_parent(at, layer, diff_id, None).await;
                 made.ctx_with(failed)?.map(|extraction| (extraction, None))
             }
@@ -227,7 +214,8 @@ impl<'a> Layers<'a> {
         if let Some((extraction, onto)) = made {
             let named = || On::named(chain.as_str());
             let _commit = recorder::stage("snapshot of layer to disk", named);
-            let committed = extraction.commit(self.deps, layer, chain, onto).await;
+            let labels = labels(layer, diff_id, (self.chains, at));
+            let committed = extraction.commit(self.deps, labels, chain, onto).await;
             committed.ctx_with(failed)?;
         }
         let key = images::ref_key(layer);
@@ -235,6 +223,15 @@ impl<'a> Layers<'a> {
         // Whoever made it, what is below it is there as well.
         self.done.send_modify(|done| *done = (*done).max(at + 1));
         Ok(())
+    }
+
+    /// Waits until the chain below `at` is there, and tells so of `layer`, which has come in.
+    async fn below_of(&self, at: usize, layer: &Descriptor) -> Result<()> {
+        if *self.done.borrow() < at {
+            let key = images::ref_key(layer);
+            self.on.tell(&key, Status::Waiting, layer.size, layer.size);
+        }
+        self.below(at).await
     }
 
     /// Waits until the chain below `at` is there.
@@ -260,7 +257,9 @@ impl<'a> Layers<'a> {
         let blob = (&mut arrival.started).await.ok()?;
         let done = &mut arrival.done;
         let incoming = Some(Incoming { blob, done });
-        let early = self.early(at, layer, diff_id, &self.along, incoming).await;
+        let early = self
+            .early(at, layer, diff_id, &self.rooms.along, incoming)
+            .await;
         match early {
             // Where it came in meanwhile, or was there, there is no need to hurry.
             Ok(Early::Later) | Err(_) => {
@@ -303,7 +302,8 @@ impl<'a> Layers<'a> {
             let made = self.on_parent(at, layer, diff_id, incoming).await?;
             return Ok(made.map_or(Early::There, |extraction| Early::Made(extraction, None)));
         }
-        let Some((extraction, mounts)) = prepare(self.deps, layer, chain, None).await? else {
+        let labels = labels(layer, diff_id, (self.chains, at));
+        let Some((extraction, mounts)) = prepare(self.deps, &labels, chain, None).await? else {
             return Ok(Early::There);
         };
         let Some(mounts) = detached(mounts) else {
@@ -335,7 +335,8 @@ impl<'a> Layers<'a> {
             return Ok(None);
         };
         let below = at.checked_sub(1).and_then(|below| self.chains.get(below));
-        match prepare(self.deps, layer, chain, below).await? {
+        let labels = labels(layer, diff_id, (self.chains, at));
+        match prepare(self.deps, &labels, chain, below).await? {
             Some((extraction, mounts)) => {
                 let made = self.extract(layer, diff_id, extraction, &mounts, incoming);
                 made.await.map(Some)

@@ -115,6 +115,8 @@ struct Inner {
     code: Code,
     /// Innermost first.
     context: Vec<Cow<'static, str>>,
+    /// What failed beside it.
+    joined: Vec<Error>,
     source: Option<Source>,
 }
 
@@ -178,6 +180,7 @@ impl Error {
         Self(Box::new(Inner {
             code,
             context,
+            joined: Vec::new(),
             source: None,
         }))
     }
@@ -252,6 +255,24 @@ impl Error {
         self
     }
 
+    /// The same error with others that happened beside it. Its text goes on with theirs, each on a line of
+    /// its own, as Go's joined errors do.
+    #[must_use]
+    pub fn join(mut self, others: impl IntoIterator<Item = Self>) -> Self {
+        for mut other in others {
+            let beside = std::mem::take(&mut other.0.joined);
+            self.0.joined.push(other);
+            self.0.joined.extend(beside);
+        }
+        self
+    }
+
+    /// The errors that happened beside this one.
+    #[must_use]
+    pub fn joined(&self) -> &[Self] {
+        &self.0.joined
+    }
+
     /// The errno when a system call failed below.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
@@ -279,6 +300,17 @@ fn errno_text(error: &std::io::Error) -> String {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.alone(f)?;
+        for other in &self.0.joined {
+            write!(f, "\n{other}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    /// Its own text.
+    fn alone(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut first = true;
         for part in self.0.context.iter().rev() {
             if !first {
@@ -366,7 +398,15 @@ impl Errors {
         step.map_err(|e| self.0.push(e)).ok()
     }
 
-    /// `Ok` when nothing failed; the first error with the texts of the others otherwise.
+    /// Itself as the error, when anything failed: for those who can do something about each.
+    ///
+    /// # Errors
+    /// All failures.
+    pub fn checked(self) -> Result<(), Self> {
+        if self.0.is_empty() { Ok(()) } else { Err(self) }
+    }
+
+    /// `Ok` when nothing failed; the first error, joined by the others, otherwise.
     ///
     /// # Errors
     /// The class is that of the first failure.
@@ -375,11 +415,7 @@ impl Errors {
         let Some(first) = all.next() else {
             return Ok(());
         };
-        let rest: Vec<String> = all.map(|e| e.to_string()).collect();
-        if rest.is_empty() {
-            return Err(first);
-        }
-        Err(first.ctx(format!("{} (and this one)", rest.join("; "))))
+        Err(first.join(all))
     }
 }
 
@@ -428,11 +464,16 @@ mod tests {
         assert_eq!(errors.note(Ok(1)), Some(1));
         errors.note::<()>(Err(Error::not_found("a")));
         errors.note::<()>(Err(Error::internal("b")));
-        let text = errors.into_result().unwrap_err().to_string();
-        assert!(
-            text.contains("a: not found") && text.contains("b: internal"),
-            "{text}"
-        );
+        let errors = errors.checked().unwrap_err();
+        let error = errors.into_result().unwrap_err().ctx("teardown");
+        assert_eq!(error.to_string(), "teardown: a: not found\nb: internal");
+        assert!(error.is_not_found());
+        let more = Error::aborted("c").join([error]);
+        let beside: Vec<_> = more.joined().iter().map(Error::to_string).collect();
+        assert_eq!(beside, ["teardown: a: not found", "b: internal"]);
+        let text = "c: aborted\nteardown: a: not found\nb: internal";
+        assert_eq!(more.to_string(), text);
+        Errors::default().into_result().unwrap();
     }
 
     #[test]

@@ -89,6 +89,34 @@ pub enum Event {
     NamespaceUpdate { name: String, labels: Labels },
     /// A namespace was removed.
     NamespaceDelete { name: String },
+    /// A network namespace got its name.
+    NetworkNamespaceCreate {
+        name: String,
+        path: String,
+        labels: Labels,
+    },
+    /// A network namespace's labels were changed.
+    NetworkNamespaceUpdate { name: String, labels: Labels },
+    /// A network namespace lost its name.
+    NetworkNamespaceDelete { name: String },
+    /// An interface was made.
+    NetworkLinkCreate {
+        name: String,
+        network_namespace: String,
+        kind: String,
+    },
+    /// An interface was changed or moved.
+    NetworkLinkUpdate {
+        name: String,
+        network_namespace: String,
+        kind: String,
+    },
+    /// An interface was taken away.
+    NetworkLinkDelete {
+        name: String,
+        network_namespace: String,
+        kind: String,
+    },
     /// An active snapshot was made.
     SnapshotPrepare {
         key: String,
@@ -141,6 +169,12 @@ impl Event {
             Self::NamespaceCreate { .. } => "/namespaces/create",
             Self::NamespaceUpdate { .. } => "/namespaces/update",
             Self::NamespaceDelete { .. } => "/namespaces/delete",
+            Self::NetworkNamespaceCreate { .. } => "/networks/namespaces/create",
+            Self::NetworkNamespaceUpdate { .. } => "/networks/namespaces/update",
+            Self::NetworkNamespaceDelete { .. } => "/networks/namespaces/delete",
+            Self::NetworkLinkCreate { .. } => "/networks/links/create",
+            Self::NetworkLinkUpdate { .. } => "/networks/links/update",
+            Self::NetworkLinkDelete { .. } => "/networks/links/delete",
             Self::SnapshotPrepare { .. } => "/snapshot/prepare",
             Self::SnapshotCommit { .. } => "/snapshot/commit",
             Self::SnapshotRemove { .. } => "/snapshot/remove",

@@ -43,8 +43,12 @@ enum Test {
 const MAX_FILTER: usize = 64 * 1024;
 /// What operators are made of; a run of these is one operator.
 const OPERATORS: [char; 3] = ['=', '!', '~'];
-/// Limit of a compiled regular expression, in bytes.
-const MAX_REGEX: usize = 1 << 20;
+/// Limits of a compiled regular expression, in bytes. The smallest that it keeps is what it costs.
+const REGEX_SIZES: [usize; 4] = [16 << 10, 64 << 10, 256 << 10, 1 << 20];
+/// What all expressions of a request may cost together, and about what the tables of one may take that are
+/// made while it is looked for.
+const REGEX_BUDGET: usize = 16 << 20;
+const REGEX_TABLES: usize = 256 << 10;
 
 impl Filter {
     /// Parses the filter strings of a request.
@@ -52,7 +56,8 @@ impl Filter {
     /// # Errors
     /// `InvalidArgument` naming the filter and the position.
     pub fn parse<S: AsRef<str>>(filters: &[S]) -> Result<Self> {
-        let parse = |f: &S| Parser::new(f.as_ref())?.selectors();
+        let mut budget = REGEX_BUDGET;
+        let parse = |f: &S| Parser::new(f.as_ref(), &mut budget)?.selectors();
         Ok(Self {
             any: filters.iter().map(parse).collect::<Result<_>>()?,
             texts: filters.iter().map(|f| f.as_ref().to_owned()).collect(),
@@ -99,16 +104,19 @@ impl Selector {
 struct Parser<'a> {
     text: &'a str,
     rest: Peekable<CharIndices<'a>>,
+    /// What expressions may still cost.
+    budget: &'a mut usize,
 }
 
 impl<'a> Parser<'a> {
-    fn new(text: &'a str) -> Result<Self> {
+    fn new(text: &'a str, budget: &'a mut usize) -> Result<Self> {
         if text.len() > MAX_FILTER {
             return Err(Error::invalid_argument("filter is too long"));
         }
         Ok(Self {
             text,
             rest: text.char_indices().peekable(),
+            budget,
         })
     }
 
@@ -167,13 +175,24 @@ impl<'a> Parser<'a> {
     }
 
     fn regex(&mut self, pattern: &str) -> Result<regex::Regex> {
-        match regex::RegexBuilder::new(pattern)
-            .size_limit(MAX_REGEX)
-            .build()
-        {
-            Ok(regex) => Ok(regex),
-            Err(error) => self.fail(&format!("bad regular expression: {error}")),
+        for size in REGEX_SIZES {
+            if size > *self.budget {
+                return self.fail("the regular expressions are too many and too large");
+            }
+            let made = regex::RegexBuilder::new(pattern)
+                .size_limit(size)
+                .dfa_size_limit(REGEX_TABLES)
+                .build();
+            match made {
+                Ok(regex) => {
+                    *self.budget -= size;
+                    return Ok(regex);
+                }
+                Err(regex::Error::CompiledTooBig(_)) => {}
+                Err(error) => return self.fail(&format!("bad regular expression: {error}")),
+            }
         }
+        self.fail("bad regular expression: it is too large")
     }
 
     fn field(&mut self) -> Result<String> {
@@ -401,6 +420,26 @@ mod tests {
             let error = Filter::parse(&[bad]).unwrap_err();
             assert!(error.is(crate::Code::InvalidArgument), "{bad}");
         }
+    }
+
+    /// Each of them would take a megabyte, and a request has room for a million.
+    #[test]
+    fn many_large_patterns_are_refused_and_many_small_ones_are_not() {
+        let filters = |count, pattern| {
+            let one = format!("name~={pattern}");
+            Filter::parse(&[vec![one; count].join(",")])
+        };
+        for (count, pattern) in [(1, "\\pL{2000}"), (1000, "\\pL{15}"), (1100, "al")] {
+            let error = filters(count, pattern).unwrap_err();
+            assert!(error.is(crate::Code::InvalidArgument), "{pattern}");
+            assert!(error.to_string().contains("too large"), "{error}");
+        }
+        filters(1, "\\pL{15}").unwrap();
+        filters(200, "^docker.io/library/[a-z]+(:.*)?$").unwrap();
+        // The budget is one of the whole request.
+        let list = vec!["name~=\\pL{15}".to_owned(); 1000];
+        let error = Filter::parse(&list).unwrap_err();
+        assert!(error.is(crate::Code::InvalidArgument), "{error}");
     }
 
     proptest! {

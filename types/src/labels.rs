@@ -13,6 +13,10 @@ pub mod label {
     pub const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source";
     /// Target name of a remote snapshot.
     pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+    /// diff id of the layer that an extraction snapshot is for.
+    pub const SNAPSHOT_DIFF_ID: &str = "containerd.io/snapshot/diff-id";
+    /// Chain id of what is below that layer.
+    pub const SNAPSHOT_PARENT_CHAIN: &str = "containerd.io/snapshot/parent-chain-id";
     /// Labels with this prefix are handed to the snapshotter.
     pub const SNAPSHOT_PREFIX: &str = "containerd.io/snapshot/";
     /// Makes a namespace's content linkable by others.
@@ -37,6 +41,8 @@ pub mod gc_label {
     pub const REF_STREAM: &str = "containerd.io/gc.ref.stream";
     /// Prefix: keeps mounts that the daemon has activated.
     pub const REF_MOUNT: &str = "containerd.io/gc.ref.mount";
+    /// Prefix: keeps a network namespace.
+    pub const REF_NETWORK: &str = "containerd.io/gc.ref.network";
     /// Prefix: is kept by an image.
     pub const BREF_IMAGE: &str = "containerd.io/gc.bref.image";
     /// Prefix: is kept by a container.

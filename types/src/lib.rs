@@ -18,6 +18,7 @@ mod info;
 mod json;
 mod labels;
 mod mount;
+pub mod network;
 mod platform;
 mod record;
 mod scope;

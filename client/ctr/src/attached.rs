@@ -7,10 +7,10 @@
 //! Invariant: our ends are open before the daemon hears of the pipes; the terminal is itself again
 //! when this is done, whatever happened.
 
+mod lost;
 mod signals;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use client::attach::{Attached, Wanted};
 use client::stdio::{FIFO_DIR, Fifos, HELD, Input, Output, Streams};
@@ -19,12 +19,10 @@ use client::{Exited, StdioPaths, Tasks};
 use tokio::task::JoinHandle;
 use types::{Code, ContainerId, Error, ExecId, Result};
 
+use lost::is_lost;
 pub(crate) use signals::Signals;
 use signals::WINDOW_CHANGED;
 
-/// Longest absence of the daemon while a process is waited for, and how often it is asked for.
-const ABSENCE: Duration = Duration::from_secs(30);
-const RETRY: Duration = Duration::from_millis(200);
 /// `SIGPIPE`.
 const NO_READER: i32 = 13;
 
@@ -38,12 +36,6 @@ pub(crate) struct IoFlags {
     /// Directory used for storing IO FIFOs
     #[arg(long)]
     fifo_dir: Option<PathBuf>,
-}
-
-/// True when it is the daemon that is gone, not the process.
-fn is_lost(error: &Error) -> bool {
-    let transport = error.is(Code::Unknown) && error.to_string().contains("transport error");
-    transport || error.is(Code::Unavailable) || error.is(Code::Cancelled)
 }
 
 /// What a process is to have as its stdio.
@@ -218,30 +210,6 @@ impl Target {
             Err(error) => tracing::error!(%error, "resize pty"),
         }
     }
-
-    /// Asks now for how it ends; the answer comes when it has. A daemon that goes away meanwhile is
-    /// asked again when it is back: the process does not go with it.
-    pub(crate) fn wait(&self) -> JoinHandle<Result<Exited>> {
-        let target = self.clone();
-        tokio::spawn(async move {
-            let mut absent_since = None;
-            loop {
-                let asked = Instant::now();
-                let answer = target.tasks.wait(&target.id, target.exec.as_ref()).await;
-                if !answer.as_ref().is_err_and(is_lost) {
-                    return answer;
-                }
-                // A call that was lost after a while was heard before: a new absence begins.
-                if asked.elapsed() > RETRY {
-                    absent_since = None;
-                }
-                if absent_since.get_or_insert_with(Instant::now).elapsed() > ABSENCE {
-                    return answer;
-                }
-                tokio::time::sleep(RETRY).await;
-            }
-        })
-    }
 }
 
 /// Why a process did not run to its end before our eyes.
@@ -262,10 +230,11 @@ impl Failure {
 }
 
 impl From<Error> for Failure {
-    /// Of a step before the process ran. A call that took too long may be fulfilled all the same.
+    /// Of a step before the process ran. A call that took too long, or whose daemon went away over it,
+    /// may be fulfilled all the same.
     fn from(error: Error) -> Self {
         Self {
-            started: error.is(Code::DeadlineExceeded),
+            started: error.is(Code::DeadlineExceeded) || is_lost(&error),
             error,
         }
     }

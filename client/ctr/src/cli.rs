@@ -8,8 +8,8 @@ use types::{Error, Result};
 
 use crate::context::Context;
 use crate::{
-    containers, content, events, flights, fsck, images, info, leases, namespaces, oci, out,
-    plugins, run, snapshots, tasks, text, version,
+    containers, content, events, flights, fsck, images, info, leases, namespaces, network, oci,
+    out, plugins, run, snapshots, tasks, text, version,
 };
 
 /// Where a daemon listens unless told otherwise.
@@ -72,6 +72,9 @@ enum Group {
     /// Manage namespaces.
     #[command(visible_aliases = ["namespace", "ns"])]
     Namespaces(namespaces::Args),
+    /// Manage network namespaces and the interfaces in them.
+    #[command(visible_aliases = ["net", "networks"])]
+    Network(network::Args),
     /// Run a container.
     Run(Box<run::Args>),
     /// Manage snapshots.
@@ -129,6 +132,7 @@ impl Group {
             Self::Images(args) => images::run(ctx, args).await,
             Self::Leases(args) => leases::run(ctx, args).await,
             Self::Namespaces(args) => namespaces::run(ctx, args).await,
+            Self::Network(args) => network::run(ctx, args).await,
             Self::Run(args) => run::run(ctx, *args).await,
             Self::Snapshots(args) => snapshots::run(ctx, args).await,
             Self::Tasks(args) => tasks::run(ctx, args).await,
@@ -197,6 +201,8 @@ mod tests {
             "ctr namespaces c other a=b",
             "ctr namespaces label other a=",
             "ctr leases rm --sync a b",
+            "ctr run --net bridge:br0 --ip 10.0.0.2/24,gateway=10.0.0.9 -p 127.0.0.1:80:80/udp img id sh",
+            "ctr containers create --net cni:a,b --port [::]:80:80 img id",
             "ctr leases create --id x -x 1h30m a=b",
             "ctr content del sha256:0",
             "ctr content ingest --expected-size 3 --expected-digest sha256:0 key",
@@ -206,6 +212,13 @@ mod tests {
             "ctr snapshots diff --keep --ref x a b",
             "ctr snapshots prepare --target /x --mounts key parent",
             "ctr event topic==x",
+            "ctr network netns create --adopt /x --label a=b n",
+            "ctr net netns ls --json name==n",
+            "ctr network link create --netns n --kind veth --peer p --peer-netns host --up --address 10.0.0.2/24 eth0",
+            "ctr network link set --netns n --to-netns host --rename x --down --no-bridge eth0",
+            "ctr network link rm --netns n a b",
+            "ctr network ls --check --json driver==bridge",
+            "ctr network status cni",
             "ctr oci spec --platform linux/arm64",
             "ctr --debug --timeout 1m --connect-timeout 5s info",
         ] {

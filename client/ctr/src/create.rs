@@ -11,11 +11,12 @@ use client::Client;
 use client::spec::{DEFAULT_PATH, Spec, UserSpec, is_reserved_label};
 use transfer::{Deps, OnProgress};
 use types::{
-    Code, Container, ContainerId, Context as _, Descriptor, Error, Labels, Mount, Result, Runtime,
-    SnapshotKey,
+    Code, Container, ContainerId, Context as _, Descriptor, Error, Errors, Labels, Mount, Result,
+    Runtime, SnapshotKey,
 };
 
 use crate::flags::{ContainerFlags, read};
+use crate::network::container;
 use crate::pull::{deps, interruptible};
 use crate::text;
 
@@ -79,6 +80,7 @@ pub(crate) async fn create(
     flags: &ContainerFlags,
     target: Target,
 ) -> Result<Made> {
+    flags.network()?;
     let name = client.runtime_name(flags.runtime()).await?;
     let options = flags.runtime_options(&name)?;
     let runtime = Runtime { name, options };
@@ -268,18 +270,37 @@ async fn record_it(
     flags: &ContainerFlags,
 ) -> Result<Made> {
     flags.annotate_labels(&mut spec);
-    record.spec = Some(spec.to_any()?);
-    let record = client.containers().create(&record).await?;
-    Ok(Made {
-        record,
-        spec,
-        rootfs,
-    })
+    let joined = flags.net.give(client, &mut record, &mut spec).await?;
+    let made = async {
+        record.spec = Some(spec.to_any()?);
+        client.containers().create(&record).await
+    };
+    match made.await {
+        Ok(record) => Ok(Made {
+            record,
+            spec,
+            rootfs,
+        }),
+        Err(error) => {
+            if let Some(joined) = joined {
+                joined.undo(client).await;
+            }
+            Err(error)
+        }
+    }
 }
 
-/// Removes a container and, with `snapshot`, the snapshot that it lives on.
+/// Removes a container with its network and, with `snapshot`, the snapshot that it lives on.
 pub(crate) async fn remove(client: &Client, record: &Container, snapshot: bool) -> Result<()> {
+    // First, so that nobody starts it while it has half a network.
     client.containers().delete(&record.id).await?;
+    let mut errors = Errors::default();
+    errors.note(container::part(client, record).await);
+    errors.note(remove_snapshot(client, record, snapshot).await);
+    errors.into_result()
+}
+
+async fn remove_snapshot(client: &Client, record: &Container, snapshot: bool) -> Result<()> {
     if !snapshot || record.snapshot_key.is_empty() {
         return Ok(());
     }

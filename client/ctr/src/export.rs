@@ -1,6 +1,5 @@
 //! `ctr images export`.
 
-use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 
@@ -13,6 +12,7 @@ use types::{Error, Platform, Result};
 use crate::context::Context;
 use crate::progress::Display;
 use crate::pull::{interruptible, platforms};
+use crate::target::Target;
 
 /// Export images as a tar archive
 #[derive(Debug, clap::Args)]
@@ -41,15 +41,13 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     let client = ctx.client().await?;
-    let is_stdout = args.archive.as_os_str() == "-";
-    let (display, writer): (_, Box<dyn Write + Send>) = if is_stdout {
-        (Display::silent(), Box::new(std::io::stdout()))
-    } else {
-        let file = File::create(&args.archive);
-        let shown = args.archive.display();
-        let file = file.map_err(|e| Error::os(format_args!("create {shown}"), e))?;
-        (Display::new(), Box::new(file))
-    };
+    let (display, target, writer): (_, _, Box<dyn Write + Send>) =
+        if args.archive.as_os_str() == "-" {
+            (Display::silent(), None, Box::new(std::io::stdout()))
+        } else {
+            let (target, file) = Target::create(&args.archive)?;
+            (Display::new(), Some(target), Box::new(file))
+        };
     let work = async |client: Client| {
         if args.local {
             interruptible(here(&client, &args, writer)).await
@@ -59,11 +57,10 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     };
     let done = client.with_lease(work).await;
     display.finish();
-    if done.is_err() && !is_stdout {
-        // Half an archive helps nobody; that it cannot be removed is no news beside the failure.
-        drop(std::fs::remove_file(&args.archive));
-    }
-    done.map(|()| 0)
+    done?;
+    // Half an archive helps nobody: only now it is at its name.
+    target.map_or(Ok(()), Target::finish)?;
+    Ok(0)
 }
 
 /// Exports in this process, out of the daemon's stores.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use types::{Any, Error, Platform, Result};
 
 use crate::devices;
+use crate::network::container::{Net, NetFlags};
 use crate::text;
 
 /// The runtime that runc's flags are for.
@@ -16,7 +17,7 @@ const RUNTIME: &str = types::DEFAULT_RUNTIME;
 const CPU_PERIOD: u32 = 100_000;
 /// Flags that make the spec, or the snapshot of an image: a spec that is given leaves them nothing
 /// to do. The snapshotter is not among them because the environment may name it for all commands.
-const OF_THE_SPEC: [&str; 36] = [
+const OF_THE_SPEC: [&str; 41] = [
     "snapshotter_label",
     "cwd",
     "env",
@@ -24,6 +25,11 @@ const OF_THE_SPEC: [&str; 36] = [
     "annotation",
     "mount",
     "net_host",
+    "cni",
+    "network_namespace",
+    "net",
+    "ip",
+    "port",
     "privileged",
     "privileged_without_host_devices",
     "read_only",
@@ -100,9 +106,8 @@ pub(crate) struct ContainerFlags {
     /// Mounts, `type=bind,src=/tmp,dst=/host,options=rbind:ro`
     #[arg(long)]
     mount: Vec<SpecMount>,
-    /// Enable host networking for the container
-    #[arg(long)]
-    net_host: bool,
+    #[command(flatten)]
+    pub(crate) net: NetFlags,
     /// Run privileged container
     #[arg(long)]
     privileged: bool,
@@ -204,6 +209,20 @@ impl ContainerFlags {
         &self.runtime
     }
 
+    /// The network, if what is said about it fits together.
+    ///
+    /// # Errors
+    /// `InvalidArgument`.
+    pub(crate) fn network(&self) -> Result<Net> {
+        let joins = self.with_ns.iter().any(|join| join.starts_with("network:"));
+        if joins && self.net.is_given() {
+            return Err(Error::invalid_argument(
+                "--with-ns network:PATH names the network, and so does another flag",
+            ));
+        }
+        self.net.wish()
+    }
+
     /// Options of this runtime, as the container's record keeps them.
     pub(crate) fn runtime_options(&self, runtime: &str) -> Result<Option<Any>> {
         if runtime == RUNTIME {
@@ -282,7 +301,7 @@ impl ContainerFlags {
             spec.env(&["TERM=xterm".to_owned()]);
         }
         self.privileges(spec)?;
-        if self.net_host {
+        if self.network()? == Net::Host {
             let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
                 .map_err(|e| Error::os("get hostname", e))?;
             spec.host_network(name.trim());

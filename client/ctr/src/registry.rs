@@ -120,8 +120,10 @@ impl Flags {
                 client.lend_credentials(told).await?
             }
             (answer, _) => {
-                let upstream = reference.parse::<Reference>()?.upstream().to_owned();
-                let told = move |request| std::future::ready(given(&answer, &upstream, &request));
+                let (of, is_plain) = (reference.parse::<Reference>()?, self.plain_http);
+                let told = move |request: AuthRequest| {
+                    std::future::ready(given(&answer, &of, is_plain, &request))
+                };
                 client.lend_credentials(told).await?
             }
         };
@@ -148,8 +150,8 @@ impl Flags {
 }
 
 /// What the user gave, which is for the registry and not for its mirrors.
-fn given(answer: &AuthAnswer, upstream: &str, request: &AuthRequest) -> AuthAnswer {
-    if request.host == upstream {
+fn given(answer: &AuthAnswer, of: &Reference, is_plain: bool, request: &AuthRequest) -> AuthAnswer {
+    if of.is_served_by(&request.host, is_plain) {
         answer.clone()
     } else {
         AuthAnswer::None
@@ -233,9 +235,12 @@ mod tests {
                 host: host.to_owned(),
                 ..AuthRequest::default()
             };
-            given(&answer, "r.test:5000", &request)
+            let reference = "r.test:5000/a".parse().unwrap();
+            given(&answer, &reference, false, &request)
         };
-        assert_eq!(ask("r.test:5000"), answer);
+        for own in ["r.test:5000", "R.test:5000"] {
+            assert_eq!(ask(own), answer, "{own}");
+        }
         for other in ["r.test", "m.test:5000", ""] {
             assert_eq!(ask(other), AuthAnswer::None, "{other}");
         }

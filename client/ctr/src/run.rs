@@ -10,6 +10,7 @@ use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target, star
 use crate::context::Context;
 use crate::create::{self, Made};
 use crate::flags::ContainerFlags;
+use crate::network::container;
 
 /// `SIGKILL`.
 const KILL: i32 = 9;
@@ -144,7 +145,7 @@ impl Start<'_> {
         let create = tasks.create(&record.id, opts);
         let pid = match signals.unless_interrupted(create).await {
             Ok(pid) => pid,
-            Err(failure) => return Err(io.unstarted(failure)),
+            Err(failure) => return Err(target.uncreated(io, failure, &mut signals).await),
         };
         let mut done = self.started(target.clone(), io, pid, signals).await;
         if let Err(failure) = &mut done
@@ -213,6 +214,7 @@ impl Start<'_> {
             client.snapshotter(&record.snapshotter).mounts(&key).await?
         };
         let signals = Signals::catch()?;
+        container::restore(client, record).await?;
         let done = self.task(client, record, &spec, rootfs, signals).await;
         done.map_err(|failure| failure.error)
     }
@@ -284,7 +286,8 @@ mod tests {
             "--bogus img id",
             "--rm -d img id",
             "--null-io -t img id",
-            "--cni img id",
+            "--cni --net host img id",
+            "--net bridge --config spec.json id",
             "--log-uri file:///x --fifo-dir /y img id",
             "",
         ] {

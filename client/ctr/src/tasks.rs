@@ -1,18 +1,21 @@
 //! `ctr tasks`: what runs.
 
-use std::path::{Path, PathBuf};
+mod exec;
 
-use client::spec::{Spec, UserSpec};
-use client::{Client, ExecTask, stdio};
+use std::path::PathBuf;
+
+use client::spec::Spec;
+use client::{Client, stdio};
 use types::{Code, Container, ContainerId, Context as _, Error, Errors, ExecId, Result};
 
-use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target, start_detached};
+use crate::attached::{Io, IoFlags, Kind, Session, Signals, Target};
 use crate::checkpoint;
 use crate::context::Context;
 use crate::create;
 use crate::out::{self, Pad, Table};
 use crate::run::{Start, code, force_delete};
 use crate::text;
+use exec::Exec;
 
 /// Manage tasks.
 #[derive(Debug, clap::Args)]
@@ -67,30 +70,6 @@ struct Delete {
     /// Containers
     #[arg(required = true)]
     ids: Vec<String>,
-}
-
-#[derive(Debug, clap::Args)]
-struct Exec {
-    /// Working directory of the new process
-    #[arg(long)]
-    cwd: Option<String>,
-    /// Allocate a TTY
-    #[arg(short, long)]
-    tty: bool,
-    /// Detach from the process after it has started
-    #[arg(short, long)]
-    detach: bool,
-    /// Id for the process
-    #[arg(long, required = true)]
-    exec_id: String,
-    /// User, `<name|uid>[:<group|gid>]`
-    #[arg(long)]
-    user: Option<UserSpec>,
-    #[command(flatten)]
-    io: IoFlags,
-    /// `CONTAINER CMD [ARG...]`
-    #[arg(trailing_var_arg = true, required = true, num_args = 2..)]
-    words: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -149,7 +128,7 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
         Command::Attach(args) => attach(ctx, args).await,
         Command::Checkpoint(args) => checkpoint::task(ctx, args).await,
         Command::Delete(args) => delete(ctx, args).await,
-        Command::Exec(args) => exec(ctx, args).await,
+        Command::Exec(args) => exec::run(ctx, args).await,
         Command::List(args) => list(ctx, args).await,
         Command::Kill(args) => kill(ctx, args).await,
         Command::Metrics(args) => metrics(ctx, args).await,
@@ -174,6 +153,17 @@ pub(crate) async fn load(ctx: &Context, id: &str) -> Result<(Client, Container)>
     let client = ctx.client().await?;
     let record = client.containers().get(&id).await?;
     Ok((client, record))
+}
+
+/// The container of a task that is to go. One whose record is gone already has none, and is not kept for
+/// that.
+async fn owner(client: &Client, id: &ContainerId) -> Result<Option<Container>> {
+    match client.containers().get(id).await {
+        Err(error) if error.is_not_found() && client.tasks().get(id, None).await.is_ok() => {
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
 }
 
 async fn list(ctx: &Context, args: List) -> Result<u8> {
@@ -236,19 +226,20 @@ async fn kill(ctx: &Context, args: Kill) -> Result<u8> {
         .map(str::parse::<ExecId>)
         .transpose()?;
     let given = args.signal.as_deref().map(signal).transpose()?;
-    let (client, record) = load(ctx, &args.id).await?;
+    let (client, id) = (ctx.client().await?, args.id.parse()?);
+    let record = owner(&client, &id).await?;
+    let labels = record.map(|record| record.labels).unwrap_or_default();
     let number = match given {
         Some(number) => number,
         None => signal(
-            record
-                .labels
+            labels
                 .get(create::STOP_SIGNAL)
                 .map_or("SIGTERM", String::as_str),
         )?,
     };
     client
         .tasks()
-        .kill(&record.id, exec.as_ref(), number, args.all)
+        .kill(&id, exec.as_ref(), number, args.all)
         .await?;
     Ok(0)
 }
@@ -269,7 +260,7 @@ async fn delete(ctx: &Context, args: Delete) -> Result<u8> {
             id: id.parse()?,
             exec: Some(exec.parse()?),
         };
-        client.containers().get(&target.id).await?;
+        owner(&client, &target.id).await?;
         return delete_one(&target, args.force).await.map(code);
     }
     let mut errors = Errors::default();
@@ -280,7 +271,7 @@ async fn delete(ctx: &Context, args: Delete) -> Result<u8> {
                 id: id.parse()?,
                 exec: None,
             };
-            client.containers().get(&target.id).await?;
+            owner(&client, &target.id).await?;
             delete_one(&target, args.force).await
         };
         let removed = removed.await.ctx_with(|| format!("unable to delete {id}"));
@@ -306,76 +297,6 @@ async fn delete_one(target: &Target, force: bool) -> Result<u32> {
     };
     stdio::remove(&process.stdio);
     Ok(status)
-}
-
-async fn exec(ctx: &Context, args: Exec) -> Result<u8> {
-    let exec: ExecId = args.exec_id.parse().ctx("exec-id")?;
-    let Some((id, command)) = args.words.split_first() else {
-        return Err(Error::invalid_argument("container id must be provided"));
-    };
-    let (client, record) = load(ctx, id).await?;
-    let mut spec = Spec::from_any(record.spec.as_ref())?;
-    if let Some(user) = args.user {
-        match record.snapshot_key.as_str() {
-            "" => {
-                let root = spec.root_dir().map(Path::to_owned);
-                let missing = || Error::invalid_argument("rootfs absolute path is required");
-                spec.user(&user.resolve(&root.ok_or_else(missing)?)?);
-            }
-            key => {
-                let snapshotter = client.snapshotter(&record.snapshotter);
-                let mounts = snapshotter.mounts(&key.parse()?).await?;
-                create::resolve_user(&mut spec, user, &mounts).await?;
-            }
-        }
-    }
-    spec.args(command.to_vec());
-    spec.set_terminal(args.tty);
-    if let Some(cwd) = &args.cwd {
-        spec.cwd(cwd);
-    }
-    let signals = Signals::catch()?;
-    let kind = if args.tty {
-        Kind::Terminal
-    } else {
-        Kind::Streams
-    };
-    let io = Io::prepare(kind, &args.io, exec.as_str(), args.detach)?;
-    let opts = ExecTask {
-        process: spec.process_to_any()?,
-        stdio: io.paths(),
-    };
-    let tasks = client.tasks();
-    tasks.exec(&record.id, &exec, opts).await?;
-    let target = Target {
-        tasks,
-        id: record.id,
-        exec: Some(exec),
-    };
-    let done = run_exec(&target, io, args.detach, signals).await;
-    let cleaned = match &done {
-        // Somebody may attach to it, or see how it ended.
-        Ok(_) if args.detach => Ok(()),
-        Err(failure) if failure.started => Ok(()),
-        Ok(_) => {
-            let deleted = target.tasks.delete(&target.id, target.exec.as_ref()).await;
-            deleted.absent_ok().map(drop)
-        }
-        Err(_) => force_delete(&target).await.map(drop),
-    };
-    if let Err(error) = cleaned {
-        tracing::error!(%error, "failed to cleanup process");
-    }
-    done.map_err(|failure| failure.error)
-}
-
-async fn run_exec(target: &Target, io: Io, detach: bool, signals: Signals) -> Result<u8, Failure> {
-    if detach {
-        return start_detached(target, io, signals).await;
-    }
-    let wait = target.wait();
-    let session = Session::new(target.clone(), io, wait, signals);
-    Ok(code(session.run(true).await?.status))
 }
 
 async fn attach(ctx: &Context, args: One) -> Result<u8> {

@@ -9,10 +9,10 @@ use grpc::content::ContentClient;
 use protos::MessageField;
 use protos::services::content as wire;
 use protos::wire::{Wire as _, signed};
-use tonic::transport::Channel;
 use types::{BlobInfo, Digest, Error, Fields, Filter, IngestRef, IngestStatus, Labels, Result};
 
 use super::ingest::{RemoteIngest, abort};
+use crate::again::Again;
 use crate::call::{Caller, done, next, present};
 
 /// The content service of a daemon, in one namespace.
@@ -28,7 +28,7 @@ impl RemoteContent {
         Self { caller }
     }
 
-    fn stub(&self) -> ContentClient<Channel> {
+    fn stub(&self) -> ContentClient<Again> {
         ContentClient::new(self.caller.channel())
     }
 

@@ -10,9 +10,9 @@ use grpc::diff::DiffClient;
 use protos::MessageField;
 use protos::services::diff as wire;
 use protos::wire::Wire as _;
-use tonic::transport::Channel;
 use types::{Descriptor, Mount, Result, Scope};
 
+use crate::again::Again;
 use crate::call::{Caller, done, present};
 
 /// The diff service of a daemon.
@@ -33,7 +33,7 @@ impl RemoteDiff {
         scope.map_or_else(|| self.caller.clone(), |scope| self.caller.scoped(scope))
     }
 
-    fn stub(&self) -> DiffClient<Channel> {
+    fn stub(&self) -> DiffClient<Again> {
         DiffClient::new(self.caller.channel())
     }
 }

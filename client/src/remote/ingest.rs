@@ -16,9 +16,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 use types::{Algorithm, Context as _, Digest, Error, IngestRef, IngestStatus, Labels, Result};
 
+use crate::again::Again;
 use crate::call::{Caller, done, next};
 
 /// Most unanswered writes.
@@ -30,7 +30,7 @@ const CHUNK: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct RemoteIngest {
     caller: Caller,
-    stub: ContentClient<Channel>,
+    stub: ContentClient<Again>,
     requests: mpsc::Sender<wire::WriteContentRequest>,
     answers: Streaming<wire::WriteContentResponse>,
     unanswered: usize,
@@ -44,7 +44,7 @@ pub(super) struct RemoteIngest {
 impl RemoteIngest {
     pub(super) async fn open(
         caller: &Caller,
-        mut stub: ContentClient<Channel>,
+        mut stub: ContentClient<Again>,
         spec: IngestSpec,
     ) -> Result<Self> {
         let (requests, receiver) = mpsc::channel(WINDOW);
@@ -245,7 +245,7 @@ impl Ingest for RemoteIngest {
 /// Removes an ingest by name.
 pub(super) async fn abort(
     caller: &Caller,
-    mut stub: ContentClient<Channel>,
+    mut stub: ContentClient<Again>,
     reference: &IngestRef,
 ) -> Result<()> {
     let message = wire::AbortRequest {

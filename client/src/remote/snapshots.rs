@@ -6,9 +6,9 @@ use protos::MessageField;
 use protos::services::snapshots as wire;
 use protos::wire::Wire as _;
 use snapshotters::Snapshotter;
-use tonic::transport::Channel;
 use types::{Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage, label};
 
+use crate::again::Again;
 use crate::call::{Caller, done, next, present};
 
 /// One snapshotter of a daemon, in one namespace.
@@ -66,7 +66,7 @@ impl RemoteSnapshotter {
         }
     }
 
-    fn stub(&self) -> SnapshotsClient<Channel> {
+    fn stub(&self) -> SnapshotsClient<Again> {
         SnapshotsClient::new(self.caller.channel())
     }
 }

@@ -22,8 +22,11 @@ use types::{BlobInfo, Error, Result};
 
 use super::write;
 
-/// Bytes in one message of `Read`.
+/// Bytes that are read at once.
 const CHUNK: usize = 1 << 20;
+/// Bytes in one message of `Read`: with what is around them they stay in the heap, and in its caches.
+/// A larger one is mapped by the kernel, page by page, for the length of one message.
+const MESSAGE: usize = 96 << 10;
 
 /// Where the service finds blobs.
 pub trait Contents: Clone + Send + Sync + 'static {
@@ -208,14 +211,17 @@ async fn read(
         if data.is_empty() {
             return Err(Error::data_loss("blob ended before its length"));
         }
-        let length = data.len() as u64;
-        let message = ReadContentResponse {
-            offset: signed(at),
-            data,
-            ..Default::default()
-        };
-        sender.send(message).await?;
-        at += length;
+        for piece in (0..data.len()).step_by(MESSAGE) {
+            let data = data.slice(piece..data.len().min(piece + MESSAGE));
+            let length = data.len() as u64;
+            let message = ReadContentResponse {
+                offset: signed(at),
+                data,
+                ..Default::default()
+            };
+            sender.send(message).await?;
+            at += length;
+        }
     }
     Ok(())
 }

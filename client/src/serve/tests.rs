@@ -141,48 +141,15 @@ async fn a_proxied_content_store_conforms() {
         let _stopped = stop.await;
     }));
     let store = crate::remote::RemoteContent::new(caller(&socket));
-    // All of the suite but what needs the same machine: a blob that outlives its name, and a writer that is
-    // gone at once.
-    contents::a_committed_blob_reads_back(&store).await;
-    contents::small_and_large_writes_arrive_in_order(&store).await;
-    contents::a_mismatch_is_refused_and_the_ingest_stays(&store).await;
-    contents::a_known_blob_is_refused_at_open_and_at_commit(&store).await;
-    contents::truncation_starts_anew(&store).await;
-    contents::an_aborted_ingest_is_gone(&store).await;
-    contents::other_algorithms_commit(&store).await;
-    contents::lists_are_ordered_and_filtered(&store).await;
-    contents::an_empty_blob_is_a_blob(&store).await;
-    contents::labels(&store, contents::Caps::default()).await;
-    resumes(&store).await;
-}
-
-/// A writer that is dropped ends at the other end a moment later, with what was on its way.
-async fn resumes(store: &dyn ContentStore) {
-    let spec = || contents::spec("resumed");
-    let mut ingest = store.ingest(spec()).await.unwrap();
-    ingest.write("hello ".into()).await.unwrap();
-    let error = store.ingest(spec()).await.map(drop).unwrap_err();
-    assert!(error.is(Code::Unavailable), "a second writer: {error}");
-    drop(ingest);
-    let begun = Instant::now();
-    let mut ingest = loop {
-        match store.ingest(spec()).await {
-            Ok(ingest) => break ingest,
-            Err(error) => assert!(
-                error.is(Code::Unavailable) && begun.elapsed() < FAR,
-                "{error}"
-            ),
-        }
+    let caps = contents::Caps {
+        is_distant: true,
+        ..contents::Caps::default()
     };
-    assert_eq!(ingest.status().offset, 6);
-    ingest.write("world".into()).await.unwrap();
-    let digest = ingest.commit(Some(11), None, Labels::new()).await.unwrap();
-    let read = contents::get(store, &digest).await;
-    assert_eq!(read, b"hello world");
+    contents::run(&store, caps).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_proxied_differ_works_on_the_content_of_who_asks() {
+async fn a_proxied_differ_conforms_on_the_content_of_who_asks() {
     let temp = tempfile::tempdir().unwrap();
     let socket = temp.path().join("s");
     let store: Arc<dyn ContentStore> =
@@ -200,36 +167,22 @@ async fn a_proxied_differ_works_on_the_content_of_who_asks() {
         let _stopped = stop.await;
     }));
     let remote = crate::remote::RemoteDiff::new(caller(&socket));
-    let bind = |name: &str| {
-        let directory = temp.path().join(name);
-        std::fs::create_dir(&directory).unwrap();
-        Mount {
-            kind: "bind".into(),
-            source: directory.to_str().unwrap().into(),
-            target: String::new(),
-            options: vec!["rbind".into(), "rw".into()],
-        }
-    };
-    let (lower, upper, copy) = (bind("lower"), bind("upper"), bind("copy"));
-    std::fs::write(temp.path().join("upper/file"), "text").unwrap();
     let scope = Scope {
         namespace: "theirs".parse().unwrap(),
         lease: Some("l".parse().unwrap()),
     };
-    let opts = CompareOpts {
+    let suite = temp.path().join("suite");
+    std::fs::create_dir(&suite).unwrap();
+    ::diff::testsuite::run(&::diff::testsuite::Bench {
+        differ: &remote,
+        store,
+        root: &suite,
         scope: Some(scope.clone()),
-        ..CompareOpts::default()
-    };
-    let layer = remote
-        .compare(&store, &[lower], &[upper], opts)
-        .await
-        .unwrap();
-    let opts = ApplyOpts {
-        scope: Some(scope.clone()),
-        ..ApplyOpts::default()
-    };
-    remote.apply(&store, &layer, &[copy], opts).await.unwrap();
-    let read = std::fs::read_to_string(temp.path().join("copy/file"));
-    assert_eq!(read.unwrap(), "text");
-    assert_eq!(*asked.lock().unwrap(), [scope.clone(), scope]);
+    })
+    .await;
+    let asked = asked.lock().unwrap();
+    assert!(
+        asked.len() > 20 && asked.iter().all(|of| *of == scope),
+        "{asked:?}"
+    );
 }

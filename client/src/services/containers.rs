@@ -4,14 +4,14 @@ use grpc::containers::ContainersClient;
 use protos::MessageField;
 use protos::services::containers as wire;
 use protos::wire::Wire as _;
-use tonic::transport::Channel;
 use types::{Code, Container, ContainerId, Fields, Filter, Result};
 
+use crate::again::Again;
 use crate::call::{done, present};
 
 super::service! {
     /// The container records of a namespace.
-    Containers, ContainersClient<Channel>
+    Containers, ContainersClient<Again>
 }
 
 impl Containers {

@@ -7,16 +7,16 @@ use protos::services::events as wire;
 use protos::wire::{Wire as _, time};
 use serde_json::Value;
 use tonic::metadata::MetadataMap;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 use types::{Any, Filter, Result, Topic};
 
+use crate::again::Again;
 use crate::call::done;
 use crate::json;
 
 super::service! {
     /// The events of a daemon.
-    Events, EventsClient<Channel>
+    Events, EventsClient<Again>
 }
 
 /// An event and its circumstances.

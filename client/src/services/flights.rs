@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime};
 use grpc::flight::FlightsClient;
 use protos::services::flight as wire;
 use protos::wire::Wire as _;
-use tonic::transport::Channel;
 use types::Result;
 
+use crate::again::Again;
 use crate::call::{done, present};
 
 super::service! {
     /// What a daemon is doing.
-    Flights, FlightsClient<Channel>
+    Flights, FlightsClient<Again>
 }
 
 /// Which flights are wanted.

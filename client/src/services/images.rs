@@ -4,14 +4,14 @@ use grpc::images::ImagesClient;
 use protos::MessageField;
 use protos::services::images as wire;
 use protos::wire::Wire as _;
-use tonic::transport::Channel;
 use types::{Fields, Filter, Image, Result};
 
+use crate::again::Again;
 use crate::call::{done, present};
 
 super::service! {
     /// The image records of a namespace.
-    Images, ImagesClient<Channel>
+    Images, ImagesClient<Again>
 }
 
 impl Images {

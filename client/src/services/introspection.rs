@@ -6,15 +6,15 @@ use protos::MessageField;
 use protos::services::introspection as wire;
 use protos::well_known::Empty;
 use protos::wire::Wire as _;
-use tonic::transport::Channel;
 use types::{Any, CheckOpts, Error, Filter, Platform, Report, Result};
 
+use crate::again::Again;
 use crate::call::done;
 use crate::fsck;
 
 super::service! {
     /// What a daemon tells about itself.
-    Introspection, IntrospectionClient<Channel>
+    Introspection, IntrospectionClient<Again>
 }
 
 /// Version of a daemon.

@@ -8,9 +8,9 @@ use protos::services::leases as wire;
 use protos::wire::Wire as _;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tonic::transport::Channel;
 use types::{Error, Filter, Labels, LeaseId, Resource, Result, gc_label};
 
+use crate::again::Again;
 use crate::call::{done, present};
 
 /// Longest life of a lease whose owner died.
@@ -18,7 +18,7 @@ const LIFE: Duration = Duration::from_hours(24);
 
 super::service! {
     /// The leases of a namespace.
-    Leases, LeasesClient<Channel>
+    Leases, LeasesClient<Again>
 }
 
 impl Leases {

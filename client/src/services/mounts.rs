@@ -3,14 +3,14 @@
 use grpc::mounts::MountsClient;
 use protos::services::mounts as wire;
 use protos::wire::Wire as _;
-use tonic::transport::Channel;
 use types::{Activation, Code, Labels, Mount, Result};
 
+use crate::again::Again;
 use crate::call::{done, present};
 
 super::service! {
     /// The activations of a namespace.
-    Mounts, MountsClient<Channel>
+    Mounts, MountsClient<Again>
 }
 
 impl Mounts {

@@ -4,14 +4,14 @@ use grpc::namespaces::NamespacesClient;
 use protos::MessageField;
 use protos::services::namespaces as wire;
 use protos::wire::Wire as _;
-use tonic::transport::Channel;
 use types::{Fields, Labels, Namespace, NamespaceInfo, Result};
 
+use crate::again::Again;
 use crate::call::{done, present};
 
 super::service! {
     /// The namespaces of a daemon.
-    Namespaces, NamespacesClient<Channel>
+    Namespaces, NamespacesClient<Again>
 }
 
 impl Namespaces {

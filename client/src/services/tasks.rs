@@ -3,16 +3,16 @@
 use grpc::tasks::TasksClient;
 use protos::services::tasks as wire;
 use protos::wire::{Wire as _, time};
-use tonic::transport::Channel;
 use types::{Any, ContainerId, Descriptor, Error, ExecId, Exit, Labels, Mount, Result};
 
 use super::metrics;
 use super::process::{Exited, Metric, Process, ProcessEntry, StdioPaths};
+use crate::again::Again;
 use crate::call::{Caller, done, present};
 
 super::service! {
     /// The tasks of a namespace.
-    Tasks, TasksClient<Channel>
+    Tasks, TasksClient<Again>
 }
 
 /// How to make a task.

@@ -2,7 +2,8 @@
 //!
 //! Invariant: data is hashed and written in the order in which it was accepted, on one blocking thread
 //! at a time, while the caller already fetches the next piece. Small pieces are gathered, so that a
-//! hop to that thread pays for itself; at most two gatherings are in memory.
+//! hop to that thread pays for itself; at most two gatherings are in memory, and less than one when
+//! nothing more is written: the thread ends when there is nothing left.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,7 +15,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use types::{Algorithm, Code, Digest, Error, IngestStatus, Labels, Result};
 
@@ -34,7 +35,6 @@ pub(super) struct LocalIngest {
     claim: Claim,
     ticket: Ticket,
     status: IngestStatus,
-    gathered: usize,
     running: Option<JoinHandle<()>>,
     committed: bool,
 }
@@ -42,9 +42,30 @@ pub(super) struct LocalIngest {
 /// What the writer and its blocking thread share. Lock order: sink before queue.
 struct Shared {
     sink: Mutex<Sink>,
-    queue: Mutex<VecDeque<Bytes>>,
+    queue: Mutex<Queue>,
+    /// Told when what was queued has been taken.
+    taken: Notify,
     /// Bytes in the file, for who reads along.
     written: Mutex<watch::Sender<u64>>,
+}
+
+/// What is accepted and not yet being written.
+#[derive(Default)]
+struct Queue {
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+    /// The blocking thread will look here again before it ends.
+    is_watched: bool,
+    /// What was taken could not be written.
+    has_failed: bool,
+}
+
+impl Queue {
+    /// All that is queued.
+    fn take(&mut self) -> VecDeque<Bytes> {
+        self.bytes = 0;
+        std::mem::take(&mut self.pieces)
+    }
 }
 
 struct Sink {
@@ -78,20 +99,45 @@ impl Shared {
         self.sink.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Bytes>> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Accepts a piece; true when a blocking thread is to be sent for it.
+    fn push(&self, data: Bytes) -> bool {
+        let mut queue = self.queue();
+        queue.bytes += data.len();
+        queue.pieces.push_back(data);
+        let is_due = queue.bytes >= GATHER && !queue.is_watched;
+        queue.is_watched |= is_due;
+        is_due
+    }
+
+    /// What the blocking thread does: to write until nothing is left.
+    fn watch(&self) {
+        loop {
+            drop(self.drain());
+            let mut queue = self.queue();
+            // Under the lock under which pieces come in: none comes in unseen.
+            if queue.pieces.is_empty() {
+                queue.is_watched = false;
+                return;
+            }
+        }
     }
 
     /// Writes all that is queued; a failure is kept and stops everything after it.
     fn drain(&self) -> MutexGuard<'_, Sink> {
         let mut sink = self.sink();
-        let queued = std::mem::take(&mut *self.queue());
+        let queued = self.queue().take();
+        self.taken.notify_one();
         if queued.is_empty() {
             return sink;
         }
         for data in queued {
             sink.write(&data);
         }
+        self.queue().has_failed = sink.failed.is_some();
         if sink.written - sink.noted >= kept::INTERVAL {
             sink.note();
         }
@@ -164,12 +210,12 @@ impl LocalIngest {
             shared: Arc::new(Shared {
                 sink: Mutex::new(sink),
                 queue: Mutex::default(),
+                taken: Notify::new(),
                 written: Mutex::new(watch::Sender::new(status.offset)),
             }),
             claim,
             ticket,
             status,
-            gathered: 0,
             running: None,
             committed: false,
         })
@@ -186,11 +232,31 @@ impl LocalIngest {
         Ok(())
     }
 
-    /// Hands what is gathered to a blocking thread; none may be running.
-    fn spawn(&mut self) {
-        let shared = Arc::clone(&self.shared);
-        self.gathered = 0;
-        self.running = Some(tokio::task::spawn_blocking(move || drop(shared.drain())));
+    /// Waits until one more piece may be queued.
+    async fn room(&mut self) -> Result<()> {
+        loop {
+            let (is_full, has_failed) = {
+                let queue = self.shared.queue();
+                (queue.bytes >= GATHER, queue.has_failed)
+            };
+            if has_failed {
+                self.settle().await?;
+                return self.shared.sink().check();
+            }
+            if !is_full {
+                return Ok(());
+            }
+            let Some(running) = &mut self.running else {
+                return Err(Error::internal("nobody writes what is queued"));
+            };
+            tokio::select! {
+                () = self.shared.taken.notified() => continue,
+                ended = running => {
+                    self.running = None;
+                    ended.map_err(|e| Error::internal("content writer failed").with_source(e))?;
+                }
+            }
+        }
     }
 
     fn set_offset(&mut self, offset: u64) {
@@ -217,17 +283,12 @@ impl Ingest for LocalIngest {
             return Ok(());
         }
         // Room first: a call that is given up while it waits has accepted nothing.
-        if self.gathered >= GATHER || self.running.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.settle().await?;
-        }
-        if self.gathered >= GATHER {
-            self.spawn();
-        }
-        self.gathered += data.len();
+        self.room().await?;
         self.set_offset(self.status.offset + data.len() as u64);
-        self.shared.queue().push_back(data);
-        if self.gathered >= GATHER && self.running.is_none() {
-            self.spawn();
+        if self.shared.push(data) {
+            let shared = Arc::clone(&self.shared);
+            let running = tokio::task::spawn_blocking(move || shared.watch());
+            self.running = Some(running);
         }
         Ok(())
     }
@@ -257,7 +318,6 @@ impl Ingest for LocalIngest {
             Ok(())
         })
         .await?;
-        self.gathered = 0;
         self.set_offset(size);
         Ok(())
     }
@@ -402,3 +462,7 @@ impl fmt::Debug for LocalIngest {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

@@ -34,18 +34,35 @@ pub(super) fn named(table: &Table, file: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The files that fit a path whose last part may hold `*`.
-fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
-    let (Some(directory), Some(name)) = (pattern.parent(), pattern.file_name()) else {
-        return Ok(Vec::new());
-    };
-    let name = name.to_string_lossy();
-    if !name.contains('*') {
-        return Ok(vec![pattern.to_owned()]);
+/// The files that fit a path whose parts may hold `*`. Without one it is itself, there or not.
+pub(super) fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = vec![PathBuf::new()];
+    let mut has_star = false;
+    for part in pattern.components() {
+        let name = part.as_os_str().to_string_lossy();
+        if name.contains('*') {
+            has_star = true;
+            let mut next = Vec::new();
+            for directory in &found {
+                next.extend(fitting(directory, &name)?);
+            }
+            found = next;
+        } else {
+            found.iter_mut().for_each(|path| path.push(part));
+        }
     }
+    if has_star {
+        found.retain(|path| path.exists());
+    }
+    Ok(found)
+}
+
+/// What is in a directory under names that fit, sorted; nothing when it is none.
+fn fitting(directory: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(Vec::new()),
         Err(error) => {
             return Err(Error::os(
                 format_args!("read {}", directory.display()),
@@ -56,7 +73,7 @@ fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
     let names: BTreeSet<_> = entries
         .filter_map(std::result::Result::ok)
         .map(|entry| entry.file_name())
-        .filter(|found| fits(&name, &found.to_string_lossy()))
+        .filter(|found| fits(pattern, &found.to_string_lossy()))
         .collect();
     Ok(names.into_iter().map(|name| directory.join(name)).collect())
 }
@@ -114,6 +131,34 @@ mod tests {
             ("a", "a", true),
         ] {
             assert_eq!(fits(pattern, name), want, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn a_star_may_be_in_any_part() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["b/x.toml", "a/x.toml", "a/y.toml", "c/z/x.toml"] {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        fs::write(dir.path().join("file"), "").unwrap();
+        let found = |pattern: &str| -> Vec<String> {
+            let found = matching(&dir.path().join(pattern)).unwrap().into_iter();
+            let below = |path: PathBuf| path.strip_prefix(dir.path()).unwrap().to_owned();
+            found
+                .map(|path| below(path).display().to_string())
+                .collect()
+        };
+        for (pattern, want) in [
+            ("*/x.toml", &["a/x.toml", "b/x.toml"][..]),
+            ("*/*.toml", &["a/x.toml", "a/y.toml", "b/x.toml"]),
+            ("*/*/x.toml", &["c/z/x.toml"]),
+            ("a*/../b/*", &["a/../b/x.toml"]),
+            ("none/*.toml", &[]),
+            ("none.toml", &["none.toml"]),
+        ] {
+            assert_eq!(found(pattern), want, "{pattern}");
         }
     }
 

@@ -21,14 +21,18 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use types::{Error, Result};
 
-pub(crate) use plugins::{BinDir, Diff, Metadata, Scheduler, Sharing, Tasks, Transfer, Walking};
+pub(crate) use plugins::{
+    BinDir, Cni, Diff, Metadata, Scheduler, Sharing, Tasks, Transfer, Walking,
+};
 pub(crate) use proxies::{ProxyKind, ProxyPlugin};
-pub(crate) use read::{Overrides, load, migrated};
+pub(crate) use read::{Loaded, Overrides, load, migrated};
 pub(crate) use seen::{Metrics, Restart};
 pub(crate) use snapshotters::{Blockfile, Erofs, Overlay, RootPath};
 
 /// Where the configuration is looked for when no path is given.
 pub(crate) const DEFAULT_PATH: &str = "/etc/containerd/config.toml";
+/// What the default imports: it is read, too, when there is no file at the path above.
+pub(crate) const DROP_INS: &str = "/etc/containerd/conf.d/*.toml";
 /// The newest version of the file format that is known here.
 pub(crate) const VERSION: i64 = 4;
 /// Version that `config default` prints: the newest one that older daemons can read, too.
@@ -68,6 +72,16 @@ pub(crate) struct Config {
     pub(crate) proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// Sections of the plugins, by URI.
     pub(crate) plugins: BTreeMap<String, toml::Table>,
+}
+
+impl Config {
+    /// The default as a file: a copy of it goes on to read what else there may be.
+    pub(crate) fn starter() -> Self {
+        Self {
+            imports: vec![DROP_INS.into()],
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Config {

@@ -60,6 +60,11 @@ impl Given {
         Ok(Self { table, places })
     }
 
+    /// True when nothing was written.
+    pub(super) fn is_blank(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// Moves what is at `from` to `to`; what is there already stays.
     pub(super) fn shift(&mut self, from: &[&str], to: &[&str]) {
         let Some(value) = take(&mut self.table, from) else {

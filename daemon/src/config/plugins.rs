@@ -95,9 +95,10 @@ pub(crate) struct Walking {
     pub(crate) max_archive_bytes: u64,
     /// Most files, directories and links.
     pub(crate) max_entries: u64,
-    /// Most bytes of files, without zeroes that become holes.
+    /// Most bytes that files take, in whole blocks, without zeroes that become holes.
     pub(crate) max_stored_bytes: u64,
-    /// Most bytes of files for each byte of the blob, beyond the first GiB.
+    /// Most bytes of files for each byte of the blob, beyond the first GiB; the archive may have ten times
+    /// as many, beyond a 64th of `max_archive_bytes`.
     pub(crate) max_ratio: u64,
     /// Most bytes of a window of zstd, which are memory.
     pub(crate) max_zstd_window: u64,
@@ -145,6 +146,29 @@ impl Default for Tasks {
         Self {
             platforms: vec![Platform::host().to_string()],
             sched_core: false,
+        }
+    }
+}
+
+/// `io.containerd.network.v1.cni`: networks whose work programs do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Cni {
+    /// Configurations of networks.
+    pub(crate) conf_dir: PathBuf,
+    /// Where the programs are, first place first.
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    /// Time of each call of one.
+    #[serde(with = "duration")]
+    pub(crate) timeout: Duration,
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            timeout: Duration::from_mins(1),
         }
     }
 }
@@ -218,7 +242,7 @@ fn complete_as<T: DeserializeOwned + Serialize>(table: toml::Table) -> Result<to
 }
 
 /// Every section that exists.
-const SECTIONS: [(&str, Complete); 13] = [
+const SECTIONS: [(&str, Complete); 14] = [
     ("io.containerd.differ.v1.walking", complete_as::<Walking>),
     ("io.containerd.gc.v1.scheduler", complete_as::<Scheduler>),
     (
@@ -230,6 +254,7 @@ const SECTIONS: [(&str, Complete); 13] = [
         "io.containerd.monitor.container.v1.restart",
         complete_as::<Restart>,
     ),
+    ("io.containerd.network.v1.cni", complete_as::<Cni>),
     ("io.containerd.runtime.v2.task", complete_as::<Tasks>),
     ("io.containerd.service.v1.diff-service", complete_as::<Diff>),
     (
@@ -273,4 +298,27 @@ pub(super) fn complete(
 pub(super) fn fits(uri: &str, table: toml::Table) -> bool {
     let section = SECTIONS.iter().find(|(known, _)| *known == uri);
     section.is_none_or(|(_, complete)| complete(table).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_ceiling_of_the_differ_is_that_of_its_name() {
+        let written = "max_archive_bytes = 1\nmax_entries = 2\nmax_stored_bytes = 3\nmax_ratio = 4\n\
+                       max_zstd_window = 5\n";
+        let read: Walking = toml::from_str(written).unwrap();
+        let limits = read.limits();
+        let want = diff::Limits {
+            bytes: 1,
+            entries: 2,
+            stored: 3,
+            ratio: 4,
+            window: 5,
+            ..diff::Limits::default()
+        };
+        assert_eq!(limits, want);
+        assert_eq!(Walking::default().limits(), diff::Limits::default());
+    }
 }

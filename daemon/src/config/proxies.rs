@@ -15,6 +15,8 @@ pub(crate) enum ProxyKind {
     Content,
     /// A differ.
     Diff,
+    /// A sandbox controller, which there is no place for yet.
+    Sandbox,
 }
 
 /// One of them.
@@ -45,6 +47,10 @@ impl ProxyPlugin {
     /// # Errors
     /// `InvalidArgument` with the plugin's id.
     pub(super) fn check(&self, id: &str) -> Result<()> {
+        if self.kind == ProxyKind::Sandbox {
+            // It is not used.
+            return Ok(());
+        }
         let of = |e: Error| e.ctx(format!("proxy plugin {id:?}"));
         client::socket_path(&self.address).map_err(of)?;
         if !self.platform.is_empty() {

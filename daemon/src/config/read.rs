@@ -12,7 +12,9 @@ use types::{Context as _, Error, Result};
 
 use super::migrate::migrate;
 use super::places::{Given, culprit};
-use super::{Bad, Config, DEFAULT_PATH, PRINTED_VERSION, VERSION, imports, plugins, unknown};
+use super::{
+    Bad, Config, DEFAULT_PATH, DROP_INS, PRINTED_VERSION, VERSION, imports, plugins, unknown,
+};
 
 /// A configuration and what the operator should hear about it.
 #[derive(Debug, Default)]
@@ -21,6 +23,8 @@ pub(crate) struct Loaded {
     pub(crate) config: Config,
     /// One line each.
     pub(crate) warnings: Vec<String>,
+    /// There is no file, or nothing in it.
+    pub(crate) is_blank: bool,
 }
 
 /// Values that flags set over the file.
@@ -43,10 +47,21 @@ pub(crate) struct Overrides {
 /// The errno for a file that was named and cannot be read, `InvalidArgument` for what does not fit.
 pub(crate) fn load(path: Option<&Path>, flags: Overrides) -> Result<Loaded> {
     let file = path.unwrap_or(Path::new(DEFAULT_PATH));
-    let (given, mut loaded) = if path.is_none() && !file.exists() {
-        <(Given, Loaded)>::default()
+    // Without a file there may still be those that the default imports.
+    let first = if path.is_none() && !file.exists() {
+        imports::matching(Path::new(DROP_INS)).ctx("config")?
     } else {
-        files(file).ctx("config")?
+        vec![file.to_owned()]
+    };
+    let (given, mut loaded) = match &*first {
+        [] => {
+            let loaded = Loaded {
+                is_blank: true,
+                ..Loaded::default()
+            };
+            (Given::default(), loaded)
+        }
+        first => files(first).ctx("config")?,
     };
     let config = &mut loaded.config;
     config.grpc.address = flags
@@ -78,18 +93,20 @@ pub(crate) fn migrated(path: Option<&Path>) -> Result<(String, Vec<String>)> {
     Ok((text, warnings))
 }
 
-/// Reads a file and, over it, what it imports.
-fn files(first: &Path) -> Result<(Given, Loaded)> {
+/// Reads files, each over those before, and what they import.
+fn files(first: &[PathBuf]) -> Result<(Given, Loaded)> {
     let mut merged = Given::default();
     let mut warnings = Vec::new();
     let mut seen = BTreeSet::new();
-    let mut waiting = vec![first.to_owned()];
+    let mut waiting: Vec<_> = first.iter().rev().cloned().collect();
+    let mut is_blank = true;
     while let Some(file) = waiting.pop() {
         // One file has many names; only its own tells that it was read.
         if !seen.insert(fs::canonicalize(&file).unwrap_or(file.clone())) {
             continue;
         }
         let given = open(&file, &mut warnings)?;
+        is_blank &= given.is_blank();
         // The last one pushed is read next: the order of the list.
         waiting.extend(imports::named(&given.table, &file)?.into_iter().rev());
         let mut table = merged.learn(given);
@@ -99,7 +116,12 @@ fn files(first: &Path) -> Result<(Given, Loaded)> {
         imports::merge(&mut merged.table, table);
     }
     let config = assemble(&merged)?;
-    Ok((merged, Loaded { config, warnings }))
+    let loaded = Loaded {
+        config,
+        warnings,
+        is_blank,
+    };
+    Ok((merged, loaded))
 }
 
 fn open(file: &Path, warnings: &mut Vec<String>) -> Result<Given> {
@@ -131,7 +153,11 @@ pub(super) fn parse(text: &str) -> Result<Loaded> {
     let mut warnings = Vec::new();
     let given = check(text, None, &mut warnings)?;
     let config = assemble(&given)?;
-    Ok(Loaded { config, warnings })
+    Ok(Loaded {
+        config,
+        warnings,
+        is_blank: given.is_blank(),
+    })
 }
 
 /// Reads one file's text as a table of the newest layout whose every value fits.
@@ -179,10 +205,11 @@ fn silent(table: &mut Table) {
     }
 }
 
-/// The version of a file; one that does not say is of the first.
+/// The version of a file; one that does not say is of the first, and so is what dockerd writes, which says
+/// 0.
 fn version(given: &Given) -> Result<i64> {
     let version = match given.get(&["version"]) {
-        None => return Ok(1),
+        None | Some(Value::Integer(0)) => return Ok(1),
         Some(Value::Integer(version)) => *version,
         Some(other) => {
             let error = Error::invalid_argument(format_args!(

@@ -1,6 +1,7 @@
 //! Tests of the configuration: round trip, versions, warnings, refusals.
 
 use std::path::Path;
+use std::time::Duration;
 
 use types::Code;
 
@@ -42,6 +43,47 @@ fn every_known_version_reads() {
     assert_eq!((config.grpc.address.as_str(), config.grpc.gid), ("/a", 7));
     assert_eq!(config.ttrpc_address(), "/a.ttrpc");
     assert!(config.plugins.is_empty());
+}
+
+#[test]
+fn a_file_that_an_older_dockerd_writes_reads() {
+    let text = r#"
+        version = 0
+        root = "/var/lib/docker/containerd/daemon"
+        state = "/var/run/docker/containerd/daemon"
+        temp = ""
+        plugin_dir = ""
+        disabled_plugins = ["cri"]
+        oom_score = 0
+        [grpc]
+          address = "/var/run/docker/containerd/containerd.sock"
+          tcp_address = ""
+        [ttrpc]
+          address = ""
+        [debug]
+          address = "/var/run/docker/containerd/containerd-debug.sock"
+          level = "info"
+          format = ""
+        [cgroup]
+          path = ""
+        [plugins]
+          [plugins.linux]
+            shim = "containerd-shim"
+            runtime = "runc"
+            runtime_root = "/var/lib/docker/runc"
+            no_shim = false
+            shim_debug = false
+    "#;
+    let loaded = parse(text).unwrap();
+    assert!(!loaded.config.enabled("io.containerd.grpc.v1.cri"));
+    let socket = "/var/run/docker/containerd/containerd.sock";
+    assert_eq!(loaded.config.grpc.address, socket);
+    // The runtime of that section is not there any more.
+    let told: Vec<_> = loaded.warnings.iter().map(String::as_str).collect();
+    assert!(
+        told.len() <= 1 && told.iter().all(|w| w.contains("linux")),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -371,8 +413,11 @@ fn proxy_plugins_are_read_and_what_cannot_be_one_is_refused() {
         parse(&printed).unwrap().config.proxy_plugins,
         loaded.config.proxy_plugins
     );
+    // One that has no place here is no reason not to start.
+    let sandbox = text("type = \"sandbox\"\naddress = \"vsock://3:4\"");
+    parse(&sandbox).unwrap().config.validate().unwrap();
     for (lines, want) in [
-        ("type = \"sandbox\"\naddress = \"/s\"", "sandbox"),
+        ("type = \"snapshots\"\naddress = \"/s\"", "snapshots"),
         ("type = \"diff\"", "address"),
         ("type = \"content\"\naddress = \"tcp://1.2.3.4:5\"", "far"),
         (
@@ -415,4 +460,29 @@ fn what_the_erofs_snapshotter_cannot_do_is_refused_and_not_ignored() {
         let key = bad.split(' ').next().unwrap();
         assert!(error.to_string().contains(key), "{error}");
     }
+}
+
+#[test]
+fn the_networks_of_programs_have_a_section() {
+    let cni = |line: &str| {
+        let head = "version = 2\n[plugins.\"io.containerd.network.v1.cni\"]\n";
+        parse(&format!("{head}{line}"))
+    };
+    let loaded = cni("timeout = \"7s\"").unwrap();
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    let section: Cni = loaded
+        .config
+        .section("io.containerd.network.v1.cni")
+        .unwrap();
+    assert_eq!(section.timeout, Duration::from_secs(7));
+    let printed = loaded.config.to_toml().unwrap();
+    assert!(
+        printed.contains("conf_dir = \"/etc/cni/net.d\""),
+        "{printed}"
+    );
+    let refused = cni("bin_dirs = 3").unwrap_err().to_string();
+    assert!(
+        refused.contains("line 3") && refused.contains("io.containerd.network.v1.cni"),
+        "{refused}"
+    );
 }

@@ -10,7 +10,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Mount, Repair, Report};
 
-use super::{Checker, MOST_WAITING, check_stopped, judge, mounts};
+use super::{Checker, MOST_WAITING, check_stopped, judge, left_mounted};
 use crate::config::Config;
 use crate::ground::{self, Ground};
 use crate::store::{self, Store};
@@ -267,7 +267,7 @@ async fn what_a_task_that_is_gone_has_mounted_is_named_and_unmounted() {
     }
     let found = |opts| {
         let mut report = Report::default();
-        mounts(&config, opts, &mut report).unwrap();
+        left_mounted(&config, opts, &mut report).unwrap();
         lines(&report, &dir)
     };
     let named = |end: &str| {
@@ -292,4 +292,48 @@ async fn what_a_task_that_is_gone_has_mounted_is_named_and_unmounted() {
     assert!(lives.join("kept").exists(), "that of a task stays");
     sys::mount::unmount_recursive(&lives).unwrap();
     assert!(source.join("kept").exists());
+}
+
+#[tokio::test]
+async fn mounts_of_the_manager_are_checked_at_work_and_stopped() {
+    let (dir, config) = stopped().await;
+    let left = crate::activations::directory(&config).join("t/3/000");
+    std::fs::create_dir_all(&left).unwrap();
+    let report = check_stopped(&config, CheckOpts::default()).await.unwrap();
+    let told = format!(
+        "orphan mounts state/{}/t/3: no activation has it [to repair]",
+        "io.containerd.mount-manager.v1.bolt"
+    );
+    assert_eq!(lines(&report, &dir), [told]);
+    let repair = CheckOpts {
+        repair: true,
+        ..CheckOpts::default()
+    };
+    let report = check_stopped(&config, repair).await.unwrap();
+    assert_eq!(report.findings[0].repair, Repair::Done);
+    assert!(!left.exists());
+
+    let store = Store::open(Ground::open(&config).unwrap(), &config).await;
+    let metadata = store.unwrap().metadata;
+    let (manager, _) = crate::activations::open(&metadata, &config).unwrap();
+    let checker = Checker::new(&metadata, &config).with_mounts(&manager);
+    let scope = types::Scope::new("n".parse().unwrap());
+    let tmpfs = Mount {
+        kind: "format/tmpfs".into(),
+        source: "tmpfs".into(),
+        ..Mount::default()
+    };
+    let opts = ::mounts::ActivateOpts {
+        temporary: true,
+        ..Default::default()
+    };
+    let made = manager.activate(&scope, "a", vec![tmpfs], opts).await;
+    let made = made.unwrap();
+    assert!(check(&checker).await.is_clean());
+    sys::mount::unmount(Path::new(&made.active[0].mount_point)).unwrap();
+    let report = check(&checker).await;
+    assert_eq!(report.findings.len(), 1, "{report}");
+    assert_eq!(report.findings[0].object, "activation n/a");
+    assert!(!checker.check(repair).await.unwrap().is_faulty());
+    assert!(manager.held().is_empty());
 }

@@ -10,7 +10,10 @@ use client::{Caller, Limits, Proxy};
 use types::{Error, Result};
 
 use crate::config::{Config, ProxyKind, ProxyPlugin};
-use crate::point::{Candidate, Facts};
+use crate::point::{Candidate, Facts, Point, Row};
+
+/// Kind of sandbox controllers.
+const SANDBOX: &str = "io.containerd.sandbox.controller.v1";
 
 /// How long a program may take. A snapshotter may fetch or convert a layer within a call.
 const LIMITS: Limits = Limits {
@@ -23,7 +26,7 @@ const LIMITS: Limits = Limits {
 pub(crate) fn candidates<'a, T: ?Sized>(
     config: &'a Config,
     kind: ProxyKind,
-    make: impl Fn(Caller, &str, &ProxyPlugin) -> Arc<T> + Copy + 'a,
+    make: impl Fn(Caller, &str, &ProxyPlugin) -> Arc<T> + Copy + Send + 'a,
 ) -> impl Iterator<Item = Candidate<'a, T>> {
     let named = config.proxy_plugins.iter();
     let wanted = named.filter(move |(_, plugin)| plugin.kind == kind);
@@ -38,6 +41,28 @@ pub(crate) fn candidates<'a, T: ?Sized>(
             build: Box::new(build),
         }
     })
+}
+
+/// The configured plugins of a kind that this daemon has no place for: skipped, and told.
+///
+/// # Errors
+/// `NotImplemented` for one that is required.
+pub(crate) fn skipped(config: &Config) -> Result<Vec<Row>> {
+    let named = config.proxy_plugins.iter();
+    let sandboxes = named.filter(|(_, plugin)| plugin.kind == ProxyKind::Sandbox);
+    let candidates = sandboxes.map(|(id, _)| {
+        let build = move || -> Result<(Arc<()>, Facts)> {
+            tracing::warn!(id, "proxy plugin of type \"sandbox\" is not used");
+            Err(Error::not_implemented("sandboxes of other programs"))
+        };
+        Candidate {
+            id: id.as_str(),
+            requires: &[],
+            build: Box::new(build),
+        }
+    });
+    let point = Point::build(SANDBOX, config, candidates.collect())?;
+    Ok(point.rows().to_vec())
 }
 
 /// What the configuration says of one: the program is not asked.

@@ -69,3 +69,19 @@ async fn a_program_cannot_take_the_name_of_ours() {
     assert!(error.is(Code::InvalidArgument), "{error}");
     assert!(error.to_string().contains("native"), "{error}");
 }
+
+#[tokio::test]
+async fn a_plugin_of_a_kind_that_is_not_used_is_skipped() {
+    let root = tempfile::tempdir().unwrap();
+    let mut config = config(root.path(), &[("far", ProxyKind::Sandbox)], &[]);
+    let ground = Ground::open(&config).unwrap();
+    let row = ground.rows.iter().find(|row| row.id == "far").unwrap();
+    let uri = row.uri();
+    assert_eq!(uri, "io.containerd.sandbox.controller.v1.far");
+    let (code, why) = row.failure.clone().unwrap();
+    assert_eq!(code, Code::NotImplemented);
+    assert!(why.ends_with("skip plugin"), "{why}");
+    drop(ground);
+    config.required_plugins = vec![uri];
+    assert!(Ground::open(&config).unwrap_err().is(Code::NotImplemented));
+}

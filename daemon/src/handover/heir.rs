@@ -2,19 +2,26 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use events::History;
+use futures::FutureExt as _;
 use types::{Context as _, Error, Result};
 
-use super::{Estate, FAILED, GO, GO_AFTER, Given, MESSAGE, PREPARED, READY, VARIABLE};
-use super::{history, receive, receive_now, unexpected};
+use super::{BEAT, history, receive, receive_now, unexpected};
+use super::{
+    Estate, FAILED, GO, GO_AFTER, Given, KNOWN, MESSAGE, PREPARED, READY, RELOAD, VARIABLE,
+};
 use crate::config::Config;
 use crate::lock::Locks;
+use crate::notify;
 use crate::passed::Passed;
 
-/// How long the old one may take to go when it was told that this one serves.
+/// How long the old one may take to go when it was told that this one serves, before that is told.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How often it is told that the end of the old one is waited for.
+const TELL: Duration = Duration::from_secs(10);
 
 /// The conversation with the daemon that started this one.
 #[derive(Debug)]
@@ -22,6 +29,25 @@ pub(crate) struct Heir {
     control: OwnedFd,
     /// The sockets that it was given.
     sockets: Vec<Given>,
+    /// What the old one has said at its end, if that came first.
+    pub(super) parting: Parting,
+}
+
+/// The last words of the old daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Parting {
+    /// The service manager was told of this daemon. Without that it takes the end of the old one for
+    /// that of the service, and starts a third one, which finds root and state taken.
+    pub(crate) is_known: bool,
+    /// The configuration is to be read again: who asked for that did so when this daemon had read it.
+    pub(crate) reload: bool,
+}
+
+impl Parting {
+    fn note(&mut self, word: &str) {
+        self.is_known |= word == KNOWN;
+        self.reload |= word == RELOAD;
+    }
 }
 
 impl Heir {
@@ -39,10 +65,16 @@ impl Heir {
         })?;
         let control = sys::process::inherited_fd(number)?;
         sys::fs::set_nonblocking(&control, false)?;
-        Ok(Some(Self {
+        Ok(Some(Self::of(control)))
+    }
+
+    /// The side of the new daemon in a conversation.
+    pub(super) fn of(control: OwnedFd) -> Self {
+        Self {
             control,
             sockets: Vec::new(),
-        }))
+            parting: Parting::default(),
+        }
     }
 
     /// Says that this daemon will not come to be, and why.
@@ -81,13 +113,41 @@ impl Heir {
         self.say(PREPARED)?;
         let (text, fds) = self.hear()?;
         if text == GO_AFTER {
-            // There is nothing more to hear but the end.
-            while receive_now(&self.control).is_ok_and(|more| more.is_some()) {}
+            // There is nothing more to hear but the last words and the end.
+            self.outlive();
         } else if text != GO {
             return Err(unexpected(Some((text, fds))));
         }
         let locks = Locks::adopt(config, root, state)?;
         Ok((locks, fds.into_iter().next().and_then(past)))
+    }
+
+    /// Waits for the end of the old daemon, which closes the conversation with its last thread. Blocks.
+    pub(super) fn outlive(&mut self) {
+        let begun = Instant::now();
+        let mut told = Duration::ZERO;
+        loop {
+            if sys::fs::readable_within(&self.control, BEAT).is_ok_and(|heard| !heard) {
+                // The service manager may take this one for the daemon already.
+                notify::alive();
+                let waited = begun.elapsed();
+                if waited >= told + TELL {
+                    told = waited;
+                    let process = sys::socket::peer(&self.control).map_or(0, |peer| peer.pid);
+                    let seconds = waited.as_secs();
+                    tracing::warn!(
+                        process,
+                        seconds,
+                        "waiting for the end of the old daemon, which has root and state open"
+                    );
+                }
+                continue;
+            }
+            match receive_now(&self.control) {
+                Ok(Some((word, _))) => self.parting.note(&word),
+                Ok(None) | Err(_) => return,
+            }
+        }
     }
 
     /// Whether the file of a socket goes over with it.
@@ -96,19 +156,35 @@ impl Heir {
         given.any(|given| given.owned && given.name == name)
     }
 
-    /// Says that this daemon serves, and waits until the old one is gone.
-    pub(crate) async fn ready(self) {
-        let gone = async {
-            sys::fs::set_nonblocking(&self.control, true)?;
-            self.say(READY)?;
-            while receive(&self.control).await?.is_some() {}
-            Ok::<_, Error>(())
-        };
-        match tokio::time::timeout(FAREWELL, gone).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "the old daemon did not hear"),
-            Err(_) => tracing::warn!("the old daemon does not end"),
+    /// Says that this daemon serves, and waits until the old one is gone; its last words.
+    pub(crate) async fn ready(mut self) -> Parting {
+        if let Err(error) = self.say_ready() {
+            tracing::debug!(%error, "the old daemon did not hear");
+            return self.parting;
         }
+        let mut late = pin!(tokio::time::sleep(FAREWELL).fuse());
+        loop {
+            let heard = tokio::select! {
+                heard = receive(&self.control) => heard,
+                () = &mut late => {
+                    tracing::warn!("the old daemon does not end");
+                    continue;
+                }
+            };
+            match heard {
+                Ok(Some((word, _))) => self.parting.note(&word),
+                Ok(None) => return self.parting,
+                Err(error) => {
+                    tracing::debug!(%error, "the old daemon is not heard any more");
+                    return self.parting;
+                }
+            }
+        }
+    }
+
+    fn say_ready(&self) -> Result<()> {
+        sys::fs::set_nonblocking(&self.control, true)?;
+        self.say(READY)
     }
 
     fn say(&self, word: &str) -> Result<()> {

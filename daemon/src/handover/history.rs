@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! run u64 | number of the newest u64 | length u32, envelope | length u32, envelope | …
+//! | u32::MAX, process u64, number u64 | …
 //! ```
+//! The last part, subscriptions that were cut, is there when there are any. One daemon before did not know
+//! it: what it wrote is read, and what it reads is understood by it as long as nobody was cut.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek as _, Write as _};
+use std::io::{self, BufReader, BufWriter, Read, Seek as _, Write as _};
 use std::sync::Arc;
 
-use events::{Envelope, History};
+use events::{Cut, Envelope, History};
 use protos::Message as _;
 use protos::types::Envelope as WireEnvelope;
 use protos::wire::{Wire as _, time};
@@ -18,6 +21,8 @@ use crate::services::events::to_wire;
 
 /// Longest envelope: that of a message.
 const LONGEST: u32 = 32 << 20;
+/// Stands where the length of an envelope would.
+const CUT: u32 = u32::MAX;
 
 /// Writes it down.
 ///
@@ -37,6 +42,12 @@ pub(super) fn write(history: &History) -> Result<File> {
         file.write_all(&length.to_le_bytes()).map_err(fail)?;
         file.write_all(&bytes).map_err(fail)?;
     }
+    for cut in &history.cut {
+        file.write_all(&CUT.to_le_bytes()).map_err(fail)?;
+        for number in [cut.process.into(), cut.after] {
+            file.write_all(&number.to_le_bytes()).map_err(fail)?;
+        }
+    }
     let mut file = file.into_inner().map_err(|e| fail(e.into_error()))?;
     file.rewind().map_err(fail)?;
     Ok(file)
@@ -48,24 +59,42 @@ pub(super) fn write(history: &History) -> Result<File> {
 /// `DataLoss` for what is none; the errno.
 pub(super) fn read(file: File) -> Result<History> {
     let mut file = BufReader::new(file);
-    let mut number = || {
-        let mut bytes = [0; 8];
-        file.read_exact(&mut bytes)
-            .map(|()| u64::from_le_bytes(bytes))
-    };
     let fail = |e| Error::os("read events", e);
-    let (run, last) = (number().map_err(fail)?, number().map_err(fail)?);
-    let mut held = Vec::new();
-    while let Some(envelope) = next(&mut file)? {
-        held.push(Arc::new(envelope));
+    let (run, last) = (
+        number(&mut file).map_err(fail)?,
+        number(&mut file).map_err(fail)?,
+    );
+    let (mut held, mut cut) = (Vec::new(), Vec::new());
+    while let Some(part) = next(&mut file)? {
+        match part {
+            Part::Held(envelope) => held.push(Arc::new(envelope)),
+            Part::Cut(one) => cut.push(one),
+        }
     }
     if held.len() as u64 > last {
         return Err(Error::data_loss("more events than there ever were"));
     }
-    Ok(History { run, last, held })
+    Ok(History {
+        run,
+        last,
+        held,
+        cut,
+    })
 }
 
-fn next(file: &mut impl Read) -> Result<Option<Envelope>> {
+/// What follows the head.
+enum Part {
+    Held(Envelope),
+    Cut(Cut),
+}
+
+fn number(file: &mut impl Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    file.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn next(file: &mut impl Read) -> Result<Option<Part>> {
     let fail = |e| Error::os("read events", e);
     let mut length = Vec::new();
     file.by_ref()
@@ -80,6 +109,12 @@ fn next(file: &mut impl Read) -> Result<Option<Envelope>> {
         .try_into()
         .map(u32::from_le_bytes)
         .map_err(|_| cut())?;
+    if length == CUT {
+        let process = number(file).map_err(|_| cut())?;
+        let process = process.try_into().map_err(Error::data_loss)?;
+        let after = number(file).map_err(|_| cut())?;
+        return Ok(Some(Part::Cut(Cut { process, after })));
+    }
     if length > LONGEST {
         return Err(Error::data_loss(format_args!("an event of {length} bytes")));
     }
@@ -93,11 +128,7 @@ fn next(file: &mut impl Read) -> Result<Option<Envelope>> {
     let wire = WireEnvelope::parse_from_bytes(&bytes)
         .map_err(|e| Error::data_loss("an event").with_source(e))?;
     let event = Option::<Any>::from_wire(wire.event)?.unwrap_or_default();
-    Envelope::parse(
-        Some(time(wire.timestamp)?),
-        wire.namespace,
-        wire.topic,
-        event,
-    )
-    .map(Some)
+    let at = Some(time(wire.timestamp)?);
+    let envelope = Envelope::parse(at, wire.namespace, wire.topic, event)?;
+    Ok(Some(Part::Held(envelope)))
 }

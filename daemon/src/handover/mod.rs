@@ -6,7 +6,8 @@
 //!  serves on              <────── prepared ─────  waits
 //!  ends its calls, closes its stores
 //!  waits                  ─── go, history ─────>  opens the stores, serves
-//!  exits                  <──────── ready ──────
+//!                         <──────── ready ──────
+//!  tells systemd, exits   ── known, reload ────>  is on its own
 //! ```
 //! Invariant: one of the two works on root and state at any time, and no third one can: the locks are
 //! passed as descriptors and never open. Until the successor says that it is ready, the old one holds
@@ -19,6 +20,7 @@ mod successor;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +28,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use types::{Error, Result};
 
-pub(crate) use heir::Heir;
+pub(crate) use heir::{Heir, Parting};
 pub(crate) use successor::Successor;
 
 /// Names the descriptor of the conversation to the successor, and that it is one.
@@ -39,6 +41,47 @@ const PREPARE: Duration = Duration::from_secs(10);
 /// How long it may take to open the stores. Nobody serves meanwhile; connections wait.
 const OPEN: Duration = Duration::from_secs(30);
 
+/// How often the service manager hears of a daemon that waits for the other one.
+pub(crate) const BEAT: Duration = Duration::from_secs(5);
+
+/// How long a successor is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Until it is prepared.
+    prepare: Duration,
+    /// Until it serves.
+    open: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            prepare: PREPARE,
+            open: OPEN,
+        }
+    }
+}
+
+/// Waits for an end that has a deadline of its own, whatever comes meanwhile: each thing that comes is
+/// heeded, and may be the end, too. `next` is to be cancel safe.
+pub(crate) async fn heeding<T, W>(
+    end: impl Future<Output = T>,
+    mut next: impl AsyncFnMut() -> W,
+    mut heed: impl FnMut(W) -> Option<T>,
+) -> T {
+    // One future for the whole wait: made anew for each thing that comes, its deadline would begin anew.
+    let mut end = pin!(end);
+    loop {
+        let came = tokio::select! {
+            ended = &mut end => return ended,
+            came = next() => came,
+        };
+        if let Some(ended) = heed(came) {
+            return ended;
+        }
+    }
+}
+
 /// The words of the conversation.
 const PREPARED: &str = "prepared";
 const GO: &str = "go";
@@ -46,6 +89,10 @@ const GO: &str = "go";
 const GO_AFTER: &str = "go after";
 const READY: &str = "ready";
 const FAILED: &str = "failed: ";
+/// The service manager knows that the new one is the daemon, or there is none.
+const KNOWN: &str = "known";
+/// Somebody has asked for the configuration to be read again since the new one was started.
+const RELOAD: &str = "reload";
 
 /// What is handed over. With it come, as descriptors, the two locks and then the sockets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -65,7 +65,7 @@ where
         let mut fields = Fields::default();
         attributes.record(&mut fields);
         if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(Sent(fields.0));
+            span.extensions_mut().insert(Sent(fields.bytes));
         }
     }
 
@@ -75,7 +75,7 @@ where
         if let Some(span) = context.span(id)
             && let Some(sent) = span.extensions_mut().get_mut::<Sent>()
         {
-            sent.0.append(&mut fields.0);
+            sent.0.append(&mut fields.bytes);
         }
     }
 
@@ -93,31 +93,39 @@ where
         event.record(&mut fields);
         for span in context.event_scope(event).into_iter().flatten() {
             if let Some(sent) = span.extensions().get::<Sent>()
-                && fields.0.len() + sent.0.len() <= MAX_EVENT
+                && fields.bytes.len() + sent.0.len() <= MAX_EVENT
             {
-                fields.0.extend_from_slice(&sent.0);
+                fields.bytes.extend_from_slice(&sent.0);
             }
         }
-        if let Err(error) = self.0.send(&fields.0) {
-            let text = String::from_utf8_lossy(&fields.0);
-            let message = text.lines().find_map(|line| line.strip_prefix("MESSAGE="));
+        if let Err(error) = self.0.send(&fields.bytes) {
             // There is no third place.
-            let _gone = writeln!(
-                std::io::stderr(),
-                "<{priority}>{} (journald: {error})",
-                message.unwrap_or_default()
-            );
+            let text = as_text(priority, &fields.message, &error);
+            let _gone = std::io::stderr().write_all(text.as_bytes());
         }
     }
 }
 
+/// A message as lines of standard error, each with its priority: journald takes each for a message.
+fn as_text(priority: &str, message: &str, error: &dyn fmt::Display) -> String {
+    let why = format!("(journald: {error})");
+    let mut lines: Vec<&str> = message.lines().collect();
+    lines.push(&why);
+    let lines = lines.iter().map(|line| format!("<{priority}>{line}\n"));
+    lines.collect()
+}
+
 /// Fields in journald's form.
 #[derive(Default)]
-struct Fields(Vec<u8>);
+struct Fields {
+    bytes: Vec<u8>,
+    /// What is told when journald does not take them.
+    message: String,
+}
 
 impl Fields {
     fn add(&mut self, name: &str, value: &str) {
-        if self.0.len() + value.len().min(MAX_VALUE) > MAX_EVENT {
+        if self.bytes.len() + value.len().min(MAX_VALUE) > MAX_EVENT {
             return;
         }
         let mut end = value.len().min(MAX_VALUE);
@@ -125,15 +133,18 @@ impl Fields {
             end -= 1;
         }
         let value = &value[..end];
-        self.0.extend(name_of(name).into_bytes());
-        if value.contains('\n') {
-            self.0.push(b'\n');
-            self.0.extend((value.len() as u64).to_le_bytes());
-        } else {
-            self.0.push(b'=');
+        if name == "message" {
+            value.clone_into(&mut self.message);
         }
-        self.0.extend(value.as_bytes());
-        self.0.push(b'\n');
+        self.bytes.extend(name_of(name).into_bytes());
+        if value.contains('\n') {
+            self.bytes.push(b'\n');
+            self.bytes.extend((value.len() as u64).to_le_bytes());
+        } else {
+            self.bytes.push(b'=');
+        }
+        self.bytes.extend(value.as_bytes());
+        self.bytes.push(b'\n');
     }
 }
 
@@ -200,6 +211,17 @@ mod tests {
             assert!(has(part), "{:?}", String::from_utf8_lossy(part));
         }
         assert!(length < 2 * MAX_VALUE, "long values are cut: {length}");
+    }
+
+    #[test]
+    fn what_journald_does_not_take_is_told_with_all_its_lines() {
+        let mut fields = Fields::default();
+        fields.add("message", "panicked at x:\nno such thing");
+        let text = as_text("3", &fields.message, &"gone");
+        assert_eq!(
+            text,
+            "<3>panicked at x:\n<3>no such thing\n<3>(journald: gone)\n"
+        );
     }
 
     #[test]

@@ -128,20 +128,14 @@ impl Counters {
         let mut family = text.family(name, Kind::Counter, "Garbage collections by outcome.");
         family.add(&[("status", "success")], totals.runs);
         family.add(&[("status", "fail")], totals.failed);
-        for (name, help, value) in [
-            (
-                "containerd_gc_gc_seconds_sum",
-                "Time that garbage collections took.",
-                totals.elapsed,
-            ),
-            (
-                "containerd_gc_pause_seconds_total",
-                "Time that writers waited for garbage collections.",
-                totals.pause,
-            ),
-        ] {
-            text.one(name, Kind::Counter, help, value.as_secs_f64());
-        }
+        let name = "containerd_gc_gc_seconds";
+        let help = "How long garbage collections took.";
+        let mut family = text.family(name, Kind::Histogram, help);
+        let counts = totals.took.into_iter();
+        family.histogram(&[], &metadata::gc::TOOK, counts, totals.elapsed);
+        let name = "containerd_gc_pause_seconds_total";
+        let help = "Time that writers waited for garbage collections.";
+        text.one(name, Kind::Counter, help, totals.pause.as_secs_f64());
         let name = "containerd_gc_removed_total";
         let help = "What garbage collections removed from the backends.";
         let mut family = text.family(name, Kind::Counter, help);
@@ -210,6 +204,23 @@ fn calls(text: &mut Text, histogram: bool) {
         let [kind, service, method] = labels(meter);
         for (code, count) in meter.ended().filter(|(_, count)| *count > 0) {
             family.add(&[kind, service, method, ("grpc_code", code)], count);
+        }
+    }
+    for (name, help, count) in [
+        (
+            "grpc_server_msg_received_total",
+            "Messages received, by method.",
+            Meter::received as fn(&Meter) -> u64,
+        ),
+        (
+            "grpc_server_msg_sent_total",
+            "Messages sent, by method.",
+            Meter::sent,
+        ),
+    ] {
+        let mut family = text.family(name, Kind::Counter, help);
+        for meter in called() {
+            family.add(&labels(meter), count(meter));
         }
     }
     if histogram {

@@ -70,17 +70,17 @@ pub(crate) fn row(config: &Config) -> Option<Row> {
     config.enabled(&row.uri()).then_some(row)
 }
 
-/// Starts the monitor beside the services, unless it is disabled.
+/// The monitor, unless it is disabled. It does nothing yet.
 ///
 /// # Errors
 /// `InvalidArgument` for a section that does not fit.
-pub(crate) fn start(engine: &Engine, config: &Config) -> Result<()> {
+pub(crate) fn monitor(engine: &Engine, config: &Config) -> Result<Option<Monitor>> {
     let Some(row) = row(config) else {
-        return Ok(());
+        return Ok(None);
     };
     let section: config::Restart = config.section(&row.uri())?;
     let tasks = Arc::<runtime_v2::Tasks>::clone(&engine.tasks);
-    let monitor = Monitor(Arc::new(Shared {
+    Ok(Some(Monitor(Arc::new(Shared {
         metadata: engine.store.metadata.clone(),
         tasks,
         mounts: engine.mounts.clone(),
@@ -91,12 +91,15 @@ pub(crate) fn start(engine: &Engine, config: &Config) -> Result<()> {
             some => some,
         },
         paces: Mutex::default(),
-    }));
-    tokio::spawn(async move { monitor.run().await });
-    Ok(())
+    }))))
 }
 
 impl Monitor {
+    /// Lets it work, beside the services.
+    pub(crate) fn begin(self) {
+        tokio::spawn(async move { self.run().await });
+    }
+
     /// Looks and acts, for ever.
     async fn run(&self) {
         loop {

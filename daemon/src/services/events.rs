@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use events::{Envelope, Exchange, Gap, Position, Subscription};
 use futures::stream::{Stream, try_unfold};
 use grpc::events::Events as Service;
-use grpc::{EVENTS_POSITION, ResponseStream, serve, serve_unscoped, serve_unscoped_pull};
+use grpc::{EVENTS_POSITION, ResponseStream, peer_pid, serve, serve_unscoped, serve_unscoped_pull};
 use protos::MessageField;
 use protos::services::events::{ForwardRequest, PublishRequest, SubscribeRequest};
 use protos::shim::events as shim;
@@ -46,10 +46,17 @@ impl Events {
         Ok(Empty::new())
     }
 
-    fn open(&self, request: &SubscribeRequest) -> Result<Result<Subscription, Gap>> {
+    fn open(
+        &self,
+        request: &SubscribeRequest,
+        pid: Option<u32>,
+    ) -> Result<Result<Subscription, Gap>> {
         let filter = filter(&request.filters)?;
         Ok(match (request.after.as_str(), request.positions) {
-            ("", false) => Ok(self.exchange.subscribe(filter)),
+            // One that asks for the state of things first must not be told what led to it as news.
+            ("", false) => Ok(self
+                .exchange
+                .rejoin(filter, pid, !pid.is_some_and(is_younger))),
             ("", true) => Ok(self.exchange.follow(filter)),
             (after, _) => self.exchange.resume(filter, after.parse()?),
         })
@@ -87,9 +94,13 @@ impl Service for Events {
         request: Request<SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         // Subscribed before the answer's head goes out: who sees it misses nothing after it.
-        let opened = match self.open(request.get_ref()) {
+        let pid = peer_pid(&request);
+        let opened = match self.open(request.get_ref(), pid) {
             Ok(Err(gap)) => return Err(refusal(gap)),
-            Ok(Ok(subscription)) => Ok(subscription),
+            Ok(Ok(subscription)) => Ok(match pid {
+                Some(pid) => subscription.of_process(pid),
+                None => subscription,
+            }),
             Err(error) => Err(error),
         };
         let asked = request.get_ref();
@@ -113,6 +124,12 @@ impl events_ttrpc::Events for Events {
         self.take(request.envelope.into_option())
             .map_err(|e| protos::status::to_ttrpc(&e))
     }
+}
+
+/// True for a process that was started after the daemon: it cannot have missed a daemon before.
+fn is_younger(pid: u32) -> bool {
+    let [theirs, ours] = [pid, std::process::id()].map(sys::process::start_time);
+    theirs > ours
 }
 
 /// What a subscription hands out, each with its position for those who are told.

@@ -106,11 +106,10 @@ impl Service for Images {
     ) -> Result<Response<Empty>, Status> {
         let metadata = self.metadata.clone();
         serve(request, |scope, request| async move {
-            let target = request
-                .target
-                .into_option()
-                .map(|target| target.digest.parse());
-            let target = target.transpose()?;
+            // One without a digest is no condition.
+            let target = request.target.into_option().map(|target| target.digest);
+            let target = target.filter(|digest| !digest.is_empty());
+            let target = target.map(|digest| digest.parse()).transpose()?;
             metadata
                 .images(&scope)
                 .delete(&request.name, target.as_ref(), request.sync)

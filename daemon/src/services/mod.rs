@@ -15,6 +15,7 @@ pub(crate) mod introspection;
 pub(crate) mod leases;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
+pub(crate) mod network;
 pub(crate) mod snapshots;
 pub(crate) mod streaming;
 pub(crate) mod tasks;

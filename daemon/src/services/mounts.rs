@@ -37,6 +37,7 @@ impl Service for Mounts {
             let opts = ActivateOpts {
                 labels: Labels::from_wire(request.labels)?,
                 temporary: request.temporary,
+                allowed: Vec::new(),
             };
             let made = manager.activate(&scope, &request.name, list, opts).await?;
             Ok(ActivateResponse {

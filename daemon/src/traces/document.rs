@@ -34,7 +34,8 @@ fn nanos(time: SystemTime) -> String {
 }
 
 fn spans(told: &Told) -> Vec<Value> {
-    let trace = format!("{:032x}", rand::random::<u128>());
+    let trace = told.origin.map_or_else(rand::random, |origin| origin.trace);
+    let trace = format!("{trace:032x}");
     let id = format!("{:016x}", rand::random::<u64>());
     let mut attributes = Vec::new();
     if let Some((service, method)) = told.name.trim_start_matches('/').split_once('/') {
@@ -57,6 +58,9 @@ fn spans(told: &Told) -> Vec<Value> {
         "endTimeUnixNano": nanos(told.at + told.took),
         "attributes": attributes,
     });
+    if let Some(origin) = told.origin {
+        root["parentSpanId"] = json!(format!("{:016x}", origin.parent));
+    }
     if let Some(error) = &told.error {
         root["status"] = json!({"code": FAILED, "message": error});
     }
@@ -103,6 +107,11 @@ mod tests {
             namespace: "ns".into(),
             subject: "c".into(),
             at: UNIX_EPOCH + Duration::from_secs(1),
+            origin: Some(recorder::Origin {
+                trace: 0xab,
+                parent: 0xcd,
+                sampled: true,
+            }),
             took: Duration::from_millis(5),
             over: true,
             error: Some("no".into()),
@@ -126,6 +135,9 @@ mod tests {
             (&root["name"], &root["status"]["message"]),
             (&json!("x.Tasks/Create"), &json!("no"))
         );
+        assert_eq!(root["traceId"], format!("{:032x}", 0xab));
+        assert_eq!(root["parentSpanId"], "00000000000000cd");
+        assert_eq!(spans[1]["traceId"], root["traceId"]);
         assert_eq!(root["startTimeUnixNano"], "1000000000");
         assert_eq!(root["endTimeUnixNano"], "1005000000");
         assert_eq!(root["traceId"].as_str().map(str::len), Some(32));

@@ -43,10 +43,20 @@ struct Counts {
 static COUNTS: OnceLock<Arc<Counts>> = OnceLock::new();
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
+/// Memory of the flights that wait, at most, however many there may be by the settings.
+const QUEUED: usize = 8 << 20;
+
+/// Flights that wait to be sent, and their size.
+#[derive(Debug, Default)]
+struct Waiting {
+    flights: VecDeque<Told>,
+    size: usize,
+}
+
 /// Flights that wait to be sent.
 #[derive(Debug)]
 struct Queue {
-    waiting: Mutex<VecDeque<Told>>,
+    waiting: Mutex<Waiting>,
     limit: usize,
     batch: usize,
     full: Notify,
@@ -66,20 +76,25 @@ impl Queue {
 
     fn push(&self, told: &Told) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= self.limit {
+        let size = told.size();
+        if waiting.flights.len() >= self.limit || waiting.size + size > QUEUED {
             self.counts.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        waiting.push_back(told.clone());
-        if waiting.len() == self.batch {
+        waiting.size += size;
+        waiting.flights.push_back(told.clone());
+        if waiting.flights.len() == self.batch {
             self.full.notify_one();
         }
     }
 
     fn take(&self) -> Vec<Told> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = waiting.len().min(self.batch);
-        waiting.drain(..count).collect()
+        let count = waiting.flights.len().min(self.batch);
+        let taken: Vec<_> = waiting.flights.drain(..count).collect();
+        let size: usize = taken.iter().map(Told::size).sum();
+        waiting.size = waiting.size.saturating_sub(size);
+        taken
     }
 }
 
@@ -100,7 +115,12 @@ pub(crate) fn start() {
         Arc::new(Queue::new(&settings, counts))
     });
     let (queue, filled) = (Arc::clone(queue), Arc::clone(queue));
-    recorder::on_finish(move |told| filled.push(told));
+    // As by the sampler `parentbased_always_on`: whose caller keeps nothing is not kept here.
+    recorder::on_finish(move |told| {
+        if told.origin.is_none_or(|origin| origin.sampled) {
+            filled.push(told);
+        }
+    });
     tracing::info!(endpoint = %settings.endpoint, "traces are sent");
     tokio::spawn(async move { run(&queue, &settings).await });
 }
@@ -218,12 +238,33 @@ mod tests {
             namespace: "ns".into(),
             subject: subject.into(),
             at: SystemTime::now(),
+            origin: None,
             took: Duration::from_millis(3),
             over: true,
             error: None,
             stages: Vec::new(),
             more: 0,
         }
+    }
+
+    #[test]
+    fn large_flights_wait_in_a_bounded_memory() {
+        let mut settings = settings(1);
+        (settings.queue, settings.batch) = (1 << 20, 1);
+        let queue = Queue::new(&settings, Arc::default());
+        let large = told(&"x".repeat(1 << 20));
+        for _ in 0..10 {
+            queue.push(&large);
+        }
+        let dropped = queue.counts.dropped.load(Ordering::Relaxed);
+        assert_eq!(
+            (queue.waiting.lock().unwrap().flights.len(), dropped),
+            (7, 3)
+        );
+        // What is taken makes room.
+        assert_eq!(queue.take().len(), 1);
+        queue.push(&large);
+        assert_eq!(queue.counts.dropped.load(Ordering::Relaxed), dropped);
     }
 
     /// Reads one request and answers with `status`; the request's text.

@@ -4,7 +4,7 @@
 //! name: numbers are replaced by newer numbers, and beyond a limit steps by later steps, so a client
 //! that does not read costs no more than the names of an image.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,8 @@ struct State {
     newest: HashMap<String, u64>,
     serial: u64,
     family: BTreeMap<String, Member>,
+    /// What is coming in from an archive: names in it, of blobs that nobody has described yet.
+    saving: BTreeSet<String>,
     /// Told as soon as the source is known.
     on_resolved: Option<String>,
     done: bool,
@@ -52,6 +54,24 @@ struct State {
 struct Member {
     parents: Vec<String>,
     descriptor: Descriptor,
+}
+
+impl State {
+    /// Parents and descriptor of what is told of; `None` of what clients know nothing of.
+    fn known(&mut self, progress: &Progress) -> Option<(Vec<String>, Option<Descriptor>)> {
+        if let Some(member) = self.family.get(&progress.reference) {
+            return Some((member.parents.clone(), Some(member.descriptor.clone())));
+        }
+        let is_known = match progress.status {
+            Status::Saving => {
+                self.saving.insert(progress.reference.clone());
+                true
+            }
+            Status::Done => self.saving.remove(&progress.reference),
+            _ => false,
+        };
+        is_known.then(Default::default)
+    }
 }
 
 impl Report {
@@ -145,10 +165,8 @@ impl Report {
             // Told of the transfer as a whole.
             Status::Resolving | Status::Resolved => return,
         };
-        let (parents, descriptor) = match self.state().family.get(&progress.reference) {
-            Some(member) => (member.parents.clone(), Some(member.descriptor.clone())),
-            None if matches!(progress.status, Status::Saving) => (Vec::new(), None),
-            None => return,
+        let Some((parents, descriptor)) = self.state().known(progress) else {
+            return;
         };
         self.push(TransferEvent {
             event: event.to_owned(),
@@ -309,6 +327,33 @@ mod tests {
         let (_, last) = state.waiting.last_key_value().unwrap();
         assert_eq!(last.parents, [images::ref_key(&layer(1))]);
         assert_eq!(last.descriptor, Some(layer(2)));
+    }
+
+    #[test]
+    fn what_an_archive_holds_is_told_to_its_end() {
+        let report = report();
+        let named = |status, offset| Progress {
+            reference: "blobs/sha256/00".into(),
+            status,
+            offset,
+            total: 10,
+        };
+        for offset in [0, 5] {
+            report.blob(&named(Status::Saving, offset));
+        }
+        report.blob(&named(Status::Done, 10));
+        // Names of images are told when they are saved.
+        report.blob(&named(Status::Done, 10));
+        report.blob(&progress(2, Status::Extracting, 0));
+        report.child(&images::ref_key(&layer(1)), &layer(2));
+        for status in [Status::Extracting, Status::Waiting, Status::Unpacked] {
+            report.blob(&progress(2, status, 10));
+        }
+        let state = report.state();
+        let told: Vec<_> = state.waiting.values().map(|e| e.event.as_str()).collect();
+        let want = ["saving", "complete", "extracting", "waiting", "extracted"];
+        assert_eq!(told, want);
+        assert!(state.saving.is_empty());
     }
 
     #[test]

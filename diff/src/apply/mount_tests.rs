@@ -8,7 +8,8 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::tar::Kind;
-use crate::testing::{Bench, archive, entry};
+use crate::testing::{Bench, archive, dir, entry, file, merge, named, tree};
+use crate::{CompareOpts, Comparer as _};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn other_mounts_go_through_a_temporary_mount_that_is_gone_after() {
@@ -102,4 +103,67 @@ async fn a_file_system_that_is_still_in_use_is_not_said_to_be_done() {
     // It is gone all the same, and the next one is not concerned.
     assert!(bench.has_no_mounts());
     apply(ApplyOpts::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_are_in_user_attributes_where_the_overlay_has_them_there() {
+    let bench = Bench::new();
+    let base = bench.dir("base");
+    let below = [file("d/old"), file("e/gone"), file("e/kept")];
+    merge(&named(&below), &base).unwrap();
+    let with_user = |upper: &str, lowers: &[&Path]| {
+        let mut mounts = bench.overlay(upper, lowers);
+        // The kernel takes no other word for it together with that.
+        mounts[0]
+            .options
+            .retain(|option| option != "redirect_dir=off");
+        let with = ["redirect_dir=nofollow".into(), "userxattr".into()];
+        mounts[0].options.splice(0..0, with);
+        mounts
+    };
+    let layer = [
+        dir("d"),
+        file("d/.wh..wh..opq"),
+        file("d/new"),
+        file("e/.wh.gone"),
+    ];
+    let layer = bench.stored(media_type::OCI_LAYER, named(&layer)).await;
+    let mounts = with_user("upper", &[&base]);
+    bench.apply(&layer, &mounts).await.unwrap();
+    let upper = bench.temp.path().join("upper");
+    let mark = |path: &str, name: &str| {
+        let mut value = [0; 8];
+        let got = rustix::fs::getxattr(upper.join(path), name, &mut value[..]);
+        got.ok().map(|len| value[..len].to_vec())
+    };
+    assert_eq!(mark("d", "user.overlay.opaque"), Some(b"y".to_vec()));
+    assert_eq!(mark("d", "trusted.overlay.opaque"), None);
+    let shown = || {
+        let mounted = TempMount::new(&mounts, &bench.dir("points")).unwrap();
+        let seen: Vec<_> = tree(mounted.path(), false).into_keys().collect();
+        mounted.unmount().unwrap();
+        seen
+    };
+    let want = ["d", "d/new", "e", "e/kept"].map(PathBuf::from);
+    assert_eq!(shown(), want);
+    // What is compared is what such an overlay shows; its marks are in no layer.
+    let lower = [Mount {
+        kind: "bind".into(),
+        source: base.display().to_string(),
+        options: vec!["ro".into(), "rbind".into()],
+        ..Mount::default()
+    }];
+    let opts = CompareOpts {
+        media_type: media_type::OCI_LAYER.into(),
+        ..CompareOpts::default()
+    };
+    let compare = bench.walking.compare(&bench.store, &lower, &mounts, opts);
+    let changes = compare.await.unwrap();
+    let again = with_user("again", &[&base]);
+    bench.apply(&changes, &again).await.unwrap();
+    let mounted = TempMount::new(&again, &bench.dir("points")).unwrap();
+    let seen = tree(mounted.path(), false);
+    assert_eq!(seen.keys().cloned().collect::<Vec<_>>(), want);
+    let marks = seen.values().flat_map(|seen| &seen.xattrs);
+    assert_eq!(marks.count(), 0);
 }

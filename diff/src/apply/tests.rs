@@ -6,7 +6,7 @@ use content::Blob;
 use crate::UNSUSPECTED;
 use crate::compression::Encoder;
 use crate::tar::Kind;
-use crate::testing::{Bench, archive, bind, entry};
+use crate::testing::{Bench, archive, bind, entry, script};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use types::Code;
@@ -55,12 +55,22 @@ async fn every_compression_gives_the_same_tree_and_diff_id() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn conforms() {
+    let bench = Bench::new();
+    crate::testsuite::run(&crate::testsuite::Bench {
+        differ: &bench.walking,
+        store: Arc::clone(&bench.store),
+        root: &bench.dir("suite"),
+        scope: None,
+    })
+    .await;
+}
+
 /// An igzip that is gzip.
 fn stand_in(bench: &Bench) -> Walking {
-    use std::os::unix::fs::PermissionsExt as _;
     let path = bench.temp.path().join("igzip");
-    std::fs::write(&path, "#!/bin/sh\nexec gzip \"$@\"\n").unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script(&path, "#!/bin/sh\nexec gzip \"$@\"\n");
     Walking {
         igzip: Some(path),
         ..bench.walking.clone()
@@ -88,6 +98,33 @@ async fn a_program_decodes_gzip_to_the_same_tree_and_refuses_damage() {
                 assert_eq!(std::fs::read(to.join("d/f")).unwrap().len(), 700_000);
             }
             Err(error) => assert!(!fits && error.is(Code::InvalidArgument), "{error}"),
+        }
+    }
+}
+
+/// What `zstd --ultra -22` writes; where it is allowed, also what `zstd --long=29` does, as with Go's decoder.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_may_be_as_large_as_zstd_makes_it_and_as_allowed() {
+    let bench = Bench::new();
+    let allowing = bench.walking.clone().with_limits(Limits {
+        window: 512 << 20,
+        ..Limits::default()
+    });
+    for (walking, log, fits) in [
+        (&bench.walking, 27_u8, true),
+        (&bench.walking, 28, false),
+        (&allowing, 29, true),
+        (&allowing, 30, false),
+    ] {
+        // Behind the archive a frame with such a window, and nothing in it.
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0, (log - 10) << 3, 1, 0, 0];
+        let data = [packed(Compression::Zstd, &sample()), frame.to_vec()].concat();
+        let layer = bench.stored(media_type::OCI_LAYER_ZSTD, data).await;
+        let to = bench.dir(&format!("window-{log}"));
+        let opts = ApplyOpts::default();
+        match walking.apply(&bench.store, &layer, &bind(&to), opts).await {
+            Ok(_) => assert!(fits, "{log}"),
+            Err(error) => assert!(!fits && error.is(Code::ResourceExhausted), "{log}: {error}"),
         }
     }
 }
@@ -295,6 +332,34 @@ async fn a_stream_beyond_the_limit_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_may_not_be_any_number_of_times_as_long_as_its_blob() {
+    let bench = Bench::new();
+    let zeroes = vec![0; 8 << 20];
+    let tar = archive(&[(entry(Kind::File, "bomb"), &zeroes)]);
+    let packed = packed(Compression::Zstd, &tar);
+    let times = tar.len().div_ceil(packed.len()) as u64;
+    let layer = bench.stored(media_type::OCI_LAYER_ZSTD, packed).await;
+    let mounts = bind(&bench.dir("t"));
+    for (ratio, bytes, is_enough) in [
+        (1, 64 << 20, false),
+        (times.div_ceil(10), 64 << 20, true),
+        // So little is not suspected.
+        (1, 160 << 20, true),
+    ] {
+        let limited = bench.walking.clone().with_limits(Limits {
+            bytes,
+            ratio,
+            ..Limits::default()
+        });
+        let opts = ApplyOpts::default();
+        match limited.apply(&bench.store, &layer, &mounts, opts).await {
+            Ok(_) => assert!(is_enough),
+            Err(error) => assert!(!is_enough && error.is(Code::ResourceExhausted), "{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_stored_is_limited_and_holes_are_not_stored() {
     let bench = Bench::new();
     let limits = |stored, ratio| Limits {
@@ -321,9 +386,10 @@ async fn what_is_stored_is_limited_and_holes_are_not_stored() {
         }
     }
     // The ratio counts for what is too much to be let pass.
-    assert_eq!(limits(u64::MAX, 10).for_blob(1 << 20).stored, UNSUSPECTED);
-    assert_eq!(limits(u64::MAX, 10).for_blob(1 << 30).stored, 10 << 30);
-    assert_eq!(limits(5, 10).for_blob(1 << 30).stored, 5);
+    // An image of 32 GiB of zeroes is a few MB.
+    assert_eq!(Limits::default().stream_of(1 << 20), 64 << 30);
+    assert_eq!(limits(5, 10).data_of(1 << 20), UNSUSPECTED);
+    assert_eq!(limits(5, 10).data_of(1 << 30), 10 << 30);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -334,9 +400,7 @@ async fn layers_of_other_types_go_through_their_programs() {
     let hidden: Vec<u8> = packed.iter().map(|b| b ^ 1).collect();
     let script = |name: &str, text: &str| {
         let path = bench.temp.path().join(name);
-        std::fs::write(&path, format!("#!/bin/bash\n{text}\n")).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&path, mode).unwrap();
+        script(&path, &format!("#!/bin/bash\n{text}\n"));
         path
     };
     let told = bench.temp.path().join("told");

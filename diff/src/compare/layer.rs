@@ -30,6 +30,11 @@ pub(super) struct Node<'a> {
     pub(super) stat: &'a Stat,
 }
 
+/// Most bytes that the names of files with further names may take until all of those have been seen.
+const NAMES: usize = 256 << 20;
+/// What remembering one takes besides its bytes.
+const EACH: usize = 64;
+
 /// What is known of an inode with several names, until all of them have been seen.
 enum Linked {
     /// Its data stands under this name, and so many were seen.
@@ -47,7 +52,14 @@ pub(super) struct Layer<'a, W: Write> {
     written: Seen,
     hasher: RandomState,
     linked: HashMap<(u64, u64), Linked>,
+    /// Bytes that those may still take.
+    room: usize,
     buffer: Vec<u8>,
+}
+
+/// Bytes that are taken for a name.
+fn taken(name: &[u8]) -> usize {
+    name.len() + EACH
 }
 
 /// The extended attributes that belong into a layer, sorted: the others are the host's or overlayfs'.
@@ -81,6 +93,7 @@ impl<'a, W: Write> Layer<'a, W> {
             written: Seen::default(),
             hasher: RandomState::new(),
             linked: HashMap::new(),
+            room: NAMES,
             buffer: Vec::new(),
         }
     }
@@ -125,20 +138,33 @@ impl<'a, W: Write> Layer<'a, W> {
             return Ok(());
         }
         let inode = (node.stat.st_dev, node.stat.st_ino);
-        let entry = self
-            .linked
-            .entry(inode)
-            .or_insert_with(|| Linked::Unchanged(Vec::new()));
-        match entry {
-            Linked::Unchanged(names) => {
-                names.push(node.path.to_vec());
-                if names.len() >= name_count(node.stat) {
-                    self.linked.remove(&inode);
-                }
-                Ok(())
+        let before = match self.linked.get(&inode) {
+            Some(Linked::Written(..)) => return self.another(node),
+            Some(Linked::Unchanged(names)) => names.len(),
+            None => 0,
+        };
+        if before + 1 >= name_count(node.stat) {
+            if let Some(Linked::Unchanged(names)) = self.linked.remove(&inode) {
+                self.room += names.iter().map(|name| taken(name)).sum::<usize>();
             }
-            Linked::Written(..) => self.another(node),
+            return Ok(());
         }
+        self.remember(node.path)?;
+        let none = || Linked::Unchanged(Vec::new());
+        if let Linked::Unchanged(names) = self.linked.entry(inode).or_insert_with(none) {
+            names.push(node.path.to_vec());
+        }
+        Ok(())
+    }
+
+    /// Takes room for a name.
+    fn remember(&mut self, name: &[u8]) -> Result<()> {
+        self.room = self.room.checked_sub(taken(name)).ok_or_else(|| {
+            Error::resource_exhausted(format_args!(
+                "names of hard-linked files take more than {NAMES} bytes until all of them are seen"
+            ))
+        })?;
+        Ok(())
     }
 
     /// A further name of a file whose data stands in the archive.
@@ -153,6 +179,7 @@ impl<'a, W: Write> Layer<'a, W> {
         } else {
             // It was the last one: nobody asks again.
             let first = std::mem::take(first);
+            self.room += taken(&first);
             self.linked.remove(&inode);
             first
         };
@@ -175,9 +202,11 @@ impl<'a, W: Write> Layer<'a, W> {
         };
         let seen = names.len() + 1;
         for name in names {
+            self.room += taken(&name);
             self.link(node, &name, node.path.to_vec())?;
         }
         if seen < name_count(node.stat) {
+            self.remember(node.path)?;
             let written = Linked::Written(node.path.to_vec(), seen);
             self.linked.insert(inode, written);
         }
@@ -332,4 +361,60 @@ fn has_names(stat: &Stat) -> bool {
 
 fn name_count(stat: &Stat) -> usize {
     usize::try_from(stat.st_nlink).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::FileType;
+
+    use super::*;
+    use crate::testing::{Bench, bind};
+
+    #[test]
+    fn names_that_wait_for_others_have_a_ceiling_and_give_their_room_back() {
+        let bench = Bench::new();
+        let [lower, upper] = ["lower", "upper"].map(|name| bench.dir(name));
+        for (name, more) in [("a", "b"), ("c", "d"), ("e", "f")] {
+            std::fs::write(upper.join(name), name).unwrap();
+            std::fs::hard_link(upper.join(name), upper.join(more)).unwrap();
+        }
+        let temporary = bench.dir("mounts");
+        let sources = Sources::open(&temporary, &bind(&lower), &bind(&upper)).unwrap();
+        let dir = sources.upper.plain_directory(b"").unwrap();
+        let mut layer = Layer::new(&sources, Writer::new(Vec::new()), None);
+        layer.room = 2 * (EACH + 1);
+        let mut show = |name: &str, is_changed: bool| {
+            let stat = crate::root::stat(&dir, name.as_bytes()).unwrap().unwrap();
+            assert_eq!(file_type(&stat), FileType::RegularFile);
+            let node = Node {
+                dir: &dir,
+                name: name.as_bytes(),
+                path: name.as_bytes(),
+                stat: &stat,
+            };
+            let done = match is_changed {
+                true => layer.changed(&node),
+                false => layer.unchanged(&node),
+            };
+            (done, layer.room)
+        };
+        for (name, is_changed, left) in [
+            ("a", false, EACH + 1),
+            ("c", true, 0),
+            ("b", false, EACH + 1),
+            ("d", false, 2 * (EACH + 1)),
+            ("a", false, EACH + 1),
+            ("b", true, 2 * (EACH + 1)),
+            ("c", false, EACH + 1),
+            ("a", true, 0),
+        ] {
+            let (done, room) = show(name, is_changed);
+            done.unwrap();
+            assert_eq!(room, left, "{name}");
+        }
+        for is_changed in [false, true] {
+            let error = show("e", is_changed).0.unwrap_err();
+            assert!(error.is(types::Code::ResourceExhausted), "{error}");
+        }
+    }
 }

@@ -166,6 +166,12 @@ pub(crate) fn is_forbidden(name: &[u8]) -> bool {
     name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.")
 }
 
+/// Bytes of names and values.
+pub(super) fn size(xattrs: &[(Vec<u8>, Vec<u8>)]) -> u64 {
+    let sizes = xattrs.iter().map(|(name, value)| name.len() + value.len());
+    sizes.sum::<usize>() as u64
+}
+
 fn attribute(what: What<'_>, name: &[u8], value: &[u8]) -> Result<(), Errno> {
     if is_forbidden(name) {
         return Ok(());
@@ -191,27 +197,31 @@ fn attribute(what: What<'_>, name: &[u8], value: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// Copies owner, attributes and mode of a directory to a new one.
-pub(super) fn copy_directory(source: &OwnedFd, facts: &Stat, to: &OwnedFd) -> Result<(), Errno> {
-    let to = What::Open(to);
-    own(to, facts.st_uid, facts.st_gid)?;
-    for (name, value) in list(&sys::fs::fd_path(source), true)? {
-        attribute(to, &name, &value)?;
-    }
-    permit(to, facts.st_mode)
+/// Copies owner, attributes and mode of a directory to a new one. Returns the bytes of the attributes.
+pub(super) fn copy_directory(source: &OwnedFd, facts: &Stat, to: &OwnedFd) -> Result<u64, Errno> {
+    copy(
+        &list(&sys::fs::fd_path(source), true)?,
+        facts,
+        What::Open(to),
+    )
 }
 
-/// Copies owner, attributes, mode and times of an entry to a new one.
+/// Copies owner, attributes and mode of an entry to a new one. Returns the bytes of the attributes.
 pub(super) fn copy_entry(
     source: (&OwnedFd, &[u8]),
     facts: &Stat,
     to: What<'_>,
-) -> Result<(), Errno> {
+) -> Result<u64, Errno> {
+    copy(&list(&through_fd(source.0, source.1), false)?, facts, to)
+}
+
+fn copy(xattrs: &Xattrs, facts: &Stat, to: What<'_>) -> Result<u64, Errno> {
     own(to, facts.st_uid, facts.st_gid)?;
-    for (name, value) in list(&through_fd(source.0, source.1), false)? {
-        attribute(to, &name, &value)?;
+    for (name, value) in xattrs {
+        attribute(to, name, value)?;
     }
-    permit(to, facts.st_mode)
+    permit(to, facts.st_mode)?;
+    Ok(size(xattrs))
 }
 
 /// The extended attributes at `path`; a link at its end is followed only with `follow`.

@@ -13,7 +13,7 @@ use types::Result;
 
 use super::Tree;
 use super::attributes::{What, copy_entry};
-use super::node::{NEW_FILE, Room, write_runs};
+use super::node::{NEW_FILE, Room, Stored, write_runs};
 use crate::lower::Found;
 use crate::root::{entry_error, file_type};
 use crate::stream::CHUNK;
@@ -38,7 +38,8 @@ impl Tree<'_> {
                 data(&from, &to, size, &mut self.room, &self.stop, &fail)?;
             }
         }
-        rest(found, name, to).map_err(fail)
+        let stored = rest(found, name, to).map_err(fail)?;
+        self.room.take(stored)
     }
 }
 
@@ -59,7 +60,7 @@ fn data(
     fail: &dyn Fn(std::io::Error) -> types::Error,
 ) -> Result<()> {
     let mut buffer = vec![0; CHUNK];
-    let mut at = 0;
+    let (mut at, mut stored) = (0, Stored::default());
     while at < size {
         stop.check()?;
         // Where holes are not told, all is data.
@@ -76,8 +77,8 @@ fn data(
             if got == 0 {
                 break;
             }
-            let wrote = write_runs(to, &buffer[..got], at).map_err(fail)?;
-            room.take(wrote.bytes)?;
+            let wrote = write_runs(to, &buffer[..got], at, &mut stored).map_err(fail)?;
+            room.wrote(&wrote)?;
             at += got as u64;
         }
         if at < end {
@@ -87,8 +88,8 @@ fn data(
     to.set_len(size).map_err(fail)
 }
 
-/// Makes what is no regular file, and gives it the attributes of what it is a copy of.
-fn rest(found: &Found, name: &[u8], to: &OwnedFd) -> Result<(), Errno> {
+/// Makes what is no regular file, and gives it the attributes of what it is a copy of. Returns their bytes.
+fn rest(found: &Found, name: &[u8], to: &OwnedFd) -> Result<u64, Errno> {
     let kind = file_type(&found.stat);
     match kind {
         FileType::RegularFile => {}
@@ -99,7 +100,7 @@ fn rest(found: &Found, name: &[u8], to: &OwnedFd) -> Result<(), Errno> {
         _ => rustix::fs::mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, found.stat.st_rdev)?,
     }
     let what = What::Entry(to, name, kind);
-    copy_entry((&found.dir, name), &found.stat, what)?;
+    let stored = copy_entry((&found.dir, name), &found.stat, what)?;
     let time = |seconds, nanos: u64| Timespec {
         tv_sec: seconds,
         tv_nsec: i64::try_from(nanos).unwrap_or(0),
@@ -108,7 +109,8 @@ fn rest(found: &Found, name: &[u8], to: &OwnedFd) -> Result<(), Errno> {
         last_access: time(found.stat.st_atime, found.stat.st_atime_nsec),
         last_modification: time(found.stat.st_mtime, found.stat.st_mtime_nsec),
     };
-    rustix::fs::utimensat(to, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+    rustix::fs::utimensat(to, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(stored)
 }
 
 #[cfg(test)]
@@ -171,7 +173,7 @@ mod tests {
         std::fs::write(&from, [b'x'; 4 * PIECE]).unwrap();
         let (from, to) = (File::open(from).unwrap(), File::create(to).unwrap());
         let fail = |e| types::Error::os("copy", e);
-        let room = &mut Room::new(stored);
+        let room = &mut Room::new(stored, u64::MAX);
         data(&from, &to, 4 * PIECE as u64, room, stop, &fail)
     }
 

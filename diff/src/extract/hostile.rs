@@ -260,11 +260,15 @@ fn any_entry() -> impl Strategy<Value = Entry> {
     })
 }
 
-/// A layer below without links: through those the two ways differ on purpose, as in Go.
+/// A layer below, without hard links: an overlay parts the names of a file that it changes.
 fn below() -> impl Strategy<Value = Vec<Entry>> {
     let name = proptest::sample::select(vec!["a", "b", "a/a", "a/b", "b/a", "a/a/b", "l"]);
-    let one = (name, any::<bool>())
-        .prop_map(|(name, is_dir)| if is_dir { dir(name) } else { file(name) });
+    let target = proptest::sample::select(vec!["a", "b", "/b", "..", "a/b", "l", "/", "none"]);
+    let one = (0..5_u8, name, target).prop_map(|(kind, name, target)| match kind {
+        0..=1 => dir(name),
+        2..=3 => file(name),
+        _ => symlink(name, target),
+    });
     proptest::collection::vec(one, 0..6)
 }
 
@@ -299,13 +303,18 @@ fn contained_and_alike(lower: &[Entry], layer: &[Entry]) {
     let (before, lower_tree) = (all(), tree(&base, true));
     let tar = named(layer);
     let done = [merge(&tar, &plain), onto(&tar, &upper, &[&base])];
-    as_the_naive_one(lower, layer, &plain, &done[0]);
+    let is_alike = as_the_naive_one(lower, layer, &plain, &done[0]);
     assert_eq!(all(), before, "outside was touched");
     assert_eq!(tree(&base, true), lower_tree, "the lower layer was touched");
     for error in done.iter().filter_map(|done| done.as_ref().err()) {
         assert!(error.is(Code::InvalidArgument), "{error}");
     }
-    if done.iter().all(Result::is_ok) {
+    if !is_alike {
+        return;
+    }
+    let [first, second] = done.each_ref().map(Result::is_ok);
+    assert_eq!(first, second, "{done:?}");
+    if first {
         let mounts = bench.overlay("upper", &[&base]);
         let mounted = TempMount::new(&mounts, &bench.dir("points")).unwrap();
         assert_eq!(
@@ -316,8 +325,16 @@ fn contained_and_alike(lower: &[Entry], layer: &[Entry]) {
     }
 }
 
-/// What became of `layer` over `lower` in `plain` is what becomes of it in memory.
-fn as_the_naive_one(lower: &[Entry], layer: &[Entry], plain: &Path, done: &types::Result<()>) {
+/// What became of `layer` over `lower` in `plain` is what becomes of it in memory. True when the same is to
+/// become of it over an upper directory.
+///
+/// Parity: links and files of layers below are not looked at there, as in Go: a directory takes their place.
+fn as_the_naive_one(
+    lower: &[Entry],
+    layer: &[Entry],
+    plain: &Path,
+    done: &types::Result<()>,
+) -> bool {
     let mut naive = Naive::new();
     naive.unpack(lower).unwrap();
     let wanted = naive.unpack(layer);
@@ -328,6 +345,7 @@ fn as_the_naive_one(lower: &[Entry], layer: &[Entry], plain: &Path, done: &types
         .map(|(path, seen)| (path, (seen.mode, seen.data, seen.first)))
         .collect();
     assert_eq!(seen, naive.shown());
+    !naive.is_through_below
 }
 
 #[test]
@@ -335,6 +353,20 @@ fn a_number_that_a_removed_directory_had_is_no_memory_of_it() {
     // The root's mark removes `b`; the next entry makes it anew, likely under the same inode number.
     let layer = [file(".wh..wh..opq"), file("b/a/.wh.b"), file(".wh.b")];
     contained_and_alike(&[file("b/a")], &layer);
+}
+
+#[test]
+fn a_directory_in_place_of_the_link_that_led_there_is_not_where_its_name_leads() {
+    let layer = [symlink("a", ".."), dir("a/a"), dir("a/a/b"), dir("a")];
+    contained_and_alike(&[], &layer);
+}
+
+#[test]
+fn a_hard_link_in_place_of_the_directory_that_its_source_is_in_is_refused() {
+    for lower in [&[file("a/b")][..], &[]] {
+        let layer = [file("a/b"), link("a", "a/b")];
+        contained_and_alike(lower, &layer[usize::from(!lower.is_empty())..]);
+    }
 }
 
 proptest! {

@@ -48,18 +48,30 @@ pub struct Limits {
     pub bytes: u64,
     /// Entries.
     pub entries: u64,
-    /// Bytes of the paths of all directories together, which are remembered to the end, on the disk.
+    /// Bytes of the paths of all directories together, also of those that only the names of others imply.
+    /// They are remembered to the end, on the disk, and whoever walks through them later meets them again.
     pub paths: u64,
-    /// Bytes of the data of files, without zeroes that become holes.
+    /// Bytes that the data of files takes, in whole blocks, without zeroes that become holes, and those of
+    /// extended attributes.
     pub stored: u64,
-    /// How many times the bytes of a compressed blob that data may have, beyond [`UNSUSPECTED`].
+    /// How many times the bytes of a compressed blob that data may have, beyond [`UNSUSPECTED`]. The first
+    /// piece of a file counts for its bytes here, and not for its blocks: very many tiny files compress well.
+    /// The stream itself may have ten times as many, beyond a 16th of what any may have.
     pub ratio: u64,
-    /// Bytes of a window of zstd, which a decoder has in memory. One above 8 MiB at a time.
+    /// Bytes of a window of zstd, which a decoder has in memory, as far as the data reaches. One above
+    /// 8 MiB at a time.
     pub window: u64,
 }
 
 /// Data that no ratio is asked about: a disk has room for so much.
 pub const UNSUSPECTED: u64 = 1 << 30;
+
+/// How much more a stream may have than what is stored of it, which is all but the holes: no stream of gzip
+/// has a thousand times the bytes of its blob.
+const ZEROES: u64 = 10;
+/// Part of the longest stream that no ratio is asked about: 64 GiB, some minutes of a core. A disk image of
+/// zeroes is honest, and next to nothing in zstd.
+const PART: u64 = 16;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -69,19 +81,23 @@ impl Default for Limits {
             paths: 256 << 20,
             stored: 1 << 40,
             ratio: 200,
-            window: 64 << 20,
+            // What `zstd --ultra -22` writes, and what `zstd -d` takes when nobody says otherwise. Go's
+            // decoder takes four times as much.
+            window: 128 << 20,
         }
     }
 }
 
 impl Limits {
-    /// The limits of a layer whose blob has so many bytes.
-    pub(crate) fn for_blob(self, bytes: u64) -> Self {
-        let by_ratio = bytes.saturating_mul(self.ratio).max(UNSUSPECTED);
-        Self {
-            stored: self.stored.min(by_ratio),
-            ..self
-        }
+    /// Most bytes of data of a blob of so many bytes.
+    pub(crate) fn data_of(&self, bytes: u64) -> u64 {
+        bytes.saturating_mul(self.ratio).max(UNSUSPECTED)
+    }
+
+    /// Most bytes of the stream of a blob of so many bytes.
+    pub(crate) fn stream_of(&self, bytes: u64) -> u64 {
+        let by_ratio = bytes.saturating_mul(self.ratio).saturating_mul(ZEROES);
+        self.bytes.min(by_ratio.max(self.bytes / PART))
     }
 }
 
@@ -110,6 +126,8 @@ pub struct TreeOpts {
     pub target: Target,
     /// Ceilings.
     pub limits: Limits,
+    /// Bytes of the blob, which [`Limits::ratio`] is about.
+    pub blob: Option<u64>,
     /// Leave device nodes out (a user namespace cannot make them).
     pub skip_devices: bool,
     /// Told when nobody waits for it any more.
@@ -126,6 +144,7 @@ pub fn apply_tar(stream: impl BufRead, root: &Root, opts: &TreeOpts) -> Result<(
     let mut tree = Tree::new(root, opts)?;
     let mut entries = 0_u64;
     while let Some(entry) = reader.next()? {
+        opts.stop.check()?;
         entries += 1;
         if entries > opts.limits.entries {
             return Err(Error::resource_exhausted(format_args!(
@@ -141,6 +160,7 @@ pub fn apply_tar(stream: impl BufRead, root: &Root, opts: &TreeOpts) -> Result<(
             )));
         }
         tree.entry(&entry, &mut reader)?;
+        tree.room.check()?;
         if tree.times.bytes > opts.limits.paths {
             return Err(Error::resource_exhausted(format_args!(
                 "paths of directories in layer have more than {} bytes",
@@ -175,8 +195,12 @@ struct Tree<'a> {
     written: Seen,
     /// Hashes of the inodes of directories that were emptied before: what they hold now is this archive's.
     emptied: Seen,
+    /// Hashes of what this archive has as devices 0/0: a hard link to one is one more.
+    devices: Seen,
     hasher: RandomState,
     times: Times,
+    /// Each name that the layers below have in the root was hidden.
+    root_is_hidden: bool,
     /// Something was made that depends on layers which are not known.
     unsettled: bool,
 }
@@ -203,18 +227,21 @@ impl<'a> Tree<'a> {
                 })
             }
         };
+        let data = opts.blob.map_or(u64::MAX, |len| opts.limits.data_of(len));
         Ok(Self {
             root,
             upper,
             parents: Parents::default(),
             attributes: Attributes::of_process(),
             skip_devices: opts.skip_devices,
-            room: Room::new(opts.limits.stored),
+            room: Room::new(opts.limits.stored, data),
             stop: opts.stop.clone(),
             written: Seen::default(),
             emptied: Seen::default(),
+            devices: Seen::default(),
             hasher: RandomState::new(),
             times: Times::default(),
+            root_is_hidden: false,
             unsettled: false,
         })
     }
@@ -231,7 +258,11 @@ impl<'a> Tree<'a> {
                 entry.name.len()
             )));
         }
-        if self.skip_devices && matches!(entry.kind, Kind::Char | Kind::Block) {
+        // A layer may hold what overlayfs has in place of a whiteout: on an overlay that is one, and it cannot
+        // be made through a mount of one.
+        let number = (entry.kind, entry.major, entry.minor);
+        let is_whiteout = number == (Kind::Char, 0, 0);
+        if self.skip_devices && !is_whiteout && matches!(entry.kind, Kind::Char | Kind::Block) {
             tracing::warn!(name = %String::from_utf8_lossy(&entry.name), "device left out");
             return Ok(());
         }
@@ -248,6 +279,11 @@ impl<'a> Tree<'a> {
                 )));
             }
             return self.whiteout(&dir, target, entry).map_err(fail("whiteout"));
+        }
+        if is_whiteout || self.is_link_to_whiteout(entry).map_err(fail("link"))? {
+            let hash = self.hash(dir.inode, base);
+            self.devices.insert(hash);
+            return self.whiteout(&dir, base, entry).map_err(fail("whiteout"));
         }
         self.node(&dir, base, &parts, entry, reader)?;
         self.mark(&dir, base);
@@ -295,8 +331,9 @@ impl<'a> Tree<'a> {
             rustix::fs::fsetxattr(self.root.fd(), UNSETTLED_LAYER, b"y", XattrFlags::empty())
                 .map_err(|e| entry_error("mark", b"/", e))?;
         }
-        let root = self.root;
+        let (root, stop) = (self.root, &self.stop);
         std::mem::take(&mut self.times).each(|path, mtime, atime| {
+            stop.check()?;
             let parts = components(path);
             let Some((base, parents)) = parts.split_last() else {
                 return Ok(());
@@ -313,7 +350,13 @@ impl<'a> Tree<'a> {
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
+mod link_tests;
+#[cfg(test)]
 mod naive;
+#[cfg(test)]
+mod node_tests;
 #[cfg(test)]
 mod sparse_tests;
 #[cfg(test)]

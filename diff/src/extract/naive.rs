@@ -38,6 +38,10 @@ pub(super) struct Naive {
     written: BTreeSet<(Id, Vec<u8>)>,
     /// Directories that were emptied: what they hold since is the archive's own.
     emptied: BTreeSet<Id>,
+    /// Nodes below this number are those of archives before.
+    before: Id,
+    /// One of those that is no directory was on the way to something.
+    pub(super) is_through_below: bool,
 }
 
 impl Naive {
@@ -46,6 +50,8 @@ impl Naive {
             nodes: vec![(Node::Directory(BTreeMap::new()), 0)],
             written: BTreeSet::new(),
             emptied: BTreeSet::new(),
+            before: 0,
+            is_through_below: false,
         }
     }
 
@@ -53,6 +59,8 @@ impl Naive {
     pub(super) fn unpack(&mut self, archive: &[Entry]) -> Done {
         self.written.clear();
         self.emptied.clear();
+        self.before = self.nodes.len();
+        self.is_through_below = false;
         archive.iter().try_for_each(|entry| self.entry(entry))
     }
 
@@ -103,6 +111,7 @@ impl Naive {
                 here.push(made);
                 continue;
             };
+            self.is_through_below |= found < self.before && !self.is_directory(found);
             match self.nodes[found].0.clone() {
                 Node::Directory(_) => here.push(found),
                 Node::Link(target) => {
@@ -168,11 +177,27 @@ impl Naive {
         if self.is_directory(source) {
             return Err(Refused);
         }
+        if let Some(old) = self.get(directory, name)
+            && self.holds(old, from)
+        {
+            // What stands in the way is taken away first, and the source goes with it.
+            self.names(directory).remove(name);
+            return Err(Refused);
+        }
         self.names(directory).insert(name.to_vec(), source);
         if !matches!(self.nodes[source].0, Node::Link(_)) {
             self.nodes[source].1 = entry.mode;
         }
         Ok(())
+    }
+
+    /// True when `inner` is `outer`, or in it at whatever depth.
+    fn holds(&mut self, outer: Id, inner: Id) -> bool {
+        if !self.is_directory(outer) {
+            return false;
+        }
+        let below: Vec<Id> = self.names(outer).values().copied().collect();
+        outer == inner || below.into_iter().any(|id| self.holds(id, inner))
     }
 
     /// A whiteout: what this archive has written stays, of a directory that it wrote all of that.

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use types::{Error, IMPLIED_DIRECTORY, Result};
 
 use super::Tree;
-use super::attributes::{What, mode, same_inode};
+use super::attributes::{self, What, mode, same_inode};
 use super::parents::Directory;
 use crate::root::{DIRECTORY, components, entry_error, file_type, is_whiteout, stat};
 use crate::tar::{Entry, Kind, Reader};
@@ -40,6 +40,7 @@ impl Tree<'_> {
         reader: &mut Reader<R>,
     ) -> Result<()> {
         let fail = |call: &'static str| move |e| entry_error(call, &entry.name, e);
+        self.room.take(attributes::size(&entry.xattrs))?;
         let kind = match entry.kind {
             Kind::Directory => {
                 return self
@@ -106,13 +107,14 @@ impl Tree<'_> {
         entry: &Entry,
     ) -> Result<(), Errno> {
         let make = || rustix::fs::mkdirat(&dir.fd, name, mode(entry.mode & 0o777));
-        let (mut old, mut opaque) = (None, false);
+        let (mut old, mut opaque, mut is_replaced) = (None, false, false);
         match make() {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 old = stat(&dir.fd, name)?.filter(|f| file_type(f) == FileType::Directory);
                 if old.is_none() {
                     opaque = self.displace(dir, name)?;
+                    is_replaced = true;
                     make()?;
                 }
             }
@@ -134,11 +136,18 @@ impl Tree<'_> {
             None => self.attributes.set(What::Open(&fd), entry, dir.inherits)?,
         }
         let path = parts.join(&b'/');
+        self.times.count(&path);
         self.times
             .push(self.root, &path, entry.mtime, entry.atime)?;
-        // Entries in it come next, as a rule.
-        self.parents.forget(&path);
-        self.parents.put(path, Directory::new(fd)?);
+        let fresh = Directory::new(fd)?;
+        if old.is_some() {
+            self.parents.forget(fresh.inode);
+        }
+        // Entries in it come next, as a rule. A link that it took the place of may have been on its own way,
+        // which leads elsewhere then.
+        if !is_replaced {
+            self.parents.put(path, fresh);
+        }
         Ok(())
     }
 
@@ -179,17 +188,19 @@ impl Tree<'_> {
             };
             Ok(stat(&at, base)?.is_some().then_some(at))
         };
+        let (own, below);
         let source = match find(self.root).map_err(fail)? {
-            Some(source) => source,
+            Some(found) => {
+                own = found;
+                &own
+            }
             // Parity, broken on purpose: containerd refuses links into a lower layer.
             None => {
-                self.copy_up(&parts)?;
-                find(self.root)
-                    .map_err(fail)?
-                    .ok_or_else(|| fail(Errno::NOENT))?
+                below = self.copy_up(&parts)?;
+                &below.fd
             }
         };
-        let facts = stat(&source, base)
+        let facts = stat(source, base)
             .map_err(fail)?
             .ok_or_else(|| fail(Errno::NOENT))?;
         if self.upper.is_some() && is_whiteout(&facts) {
@@ -199,7 +210,7 @@ impl Tree<'_> {
             return Err(fail(Errno::ISDIR));
         }
         if !same_inode(&dir.fd, name, &facts).map_err(fail)? {
-            let make = || rustix::fs::linkat(&source, *base, &dir.fd, name, AtFlags::empty());
+            let make = || rustix::fs::linkat(source, *base, &dir.fd, name, AtFlags::empty());
             self.fresh(dir, name, make).map_err(fail)?;
         }
         // The inode keeps what its first name gave it, unless this entry says otherwise.
@@ -213,28 +224,68 @@ impl Tree<'_> {
     }
 }
 
+/// What files take on a disk is a multiple of this.
+const STORED: u64 = 4096;
+
 /// Bytes that a layer may still store.
 #[derive(Debug)]
 pub(super) struct Room {
-    left: u64,
+    /// In whole blocks, and how many there may be.
+    taken: u64,
     ceiling: u64,
+    /// As the size of the blob lets expect, and how many there may be.
+    expected: u64,
+    most: u64,
 }
 
 impl Room {
-    pub(super) fn new(ceiling: u64) -> Self {
+    pub(super) fn new(ceiling: u64, most: u64) -> Self {
         Self {
-            left: ceiling,
+            taken: 0,
             ceiling,
+            expected: 0,
+            most,
         }
     }
 
     pub(super) fn take(&mut self, bytes: u64) -> Result<()> {
-        self.left = self.left.checked_sub(bytes).ok_or_else(|| {
-            Error::resource_exhausted(format_args!(
-                "files of layer store more than {} bytes, which is the most for a blob of its size",
+        self.add(bytes);
+        self.check()
+    }
+
+    /// Takes what was written.
+    pub(super) fn wrote(&mut self, wrote: &Wrote) -> Result<()> {
+        self.taken = self.taken.saturating_add(wrote.stored);
+        self.expected = self.expected.saturating_add(wrote.expected);
+        self.check()
+    }
+
+    /// Notes what has been stored already.
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.taken = self.taken.saturating_add(bytes);
+        self.expected = self.expected.saturating_add(bytes);
+    }
+
+    #[cfg(test)]
+    pub(super) fn sums(&self) -> (u64, u64) {
+        (self.taken, self.expected)
+    }
+
+    /// # Errors
+    /// `ResourceExhausted` when more was stored than may be.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.taken > self.ceiling {
+            return Err(Error::resource_exhausted(format_args!(
+                "files of layer store more than {} bytes",
                 self.ceiling
-            ))
-        })?;
+            )));
+        }
+        if self.expected > self.most {
+            return Err(Error::resource_exhausted(format_args!(
+                "files of layer store more than {} bytes, which is the most for a blob of its size",
+                self.most
+            )));
+        }
         Ok(())
     }
 }
@@ -250,7 +301,7 @@ fn contents<R: BufRead>(
         let errno = Errno::from_io_error(&e).unwrap_or(Errno::IO);
         entry_error("write", &entry.name, errno)
     };
-    let mut end = 0;
+    let (mut end, mut stored) = (0, Stored::default());
     let mut extents = crate::tar::extents(entry).into_iter();
     let mut extent = extents.next();
     while let Some(run) = &mut extent {
@@ -265,8 +316,8 @@ fn contents<R: BufRead>(
         if take == 0 {
             return Err(entry_error("write", &entry.name, Errno::INVAL));
         }
-        let wrote = write_runs(file, &part[..take], run.offset).map_err(fail)?;
-        room.take(wrote.bytes)?;
+        let wrote = write_runs(file, &part[..take], run.offset, &mut stored).map_err(fail)?;
+        room.wrote(&wrote)?;
         end = wrote.end.max(end);
         reader.consume(take);
         run.offset += take as u64;
@@ -283,18 +334,47 @@ fn contents<R: BufRead>(
 pub(super) struct Wrote {
     /// Where the last piece ended.
     end: u64,
-    pub(super) bytes: u64,
+    /// Bytes that the disk took for it.
+    stored: u64,
+    /// The same, but of the first piece of a file only its own.
+    expected: u64,
+}
+
+/// What of a file is stored, which is written from its start on.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    /// Where the last block ends.
+    end: u64,
+}
+
+impl Stored {
+    /// Bytes that the disk takes for a piece, in blocks that it did not take before.
+    fn add(&mut self, from: u64, to: u64) -> u64 {
+        let first = (from - from % STORED).max(self.end);
+        let end = to.checked_next_multiple_of(STORED).unwrap_or(u64::MAX);
+        self.end = self.end.max(end);
+        end.saturating_sub(first)
+    }
 }
 
 /// Writes `data` at `offset`, leaving out pieces of zeroes.
-pub(super) fn write_runs(file: &File, data: &[u8], offset: u64) -> std::io::Result<Wrote> {
+pub(super) fn write_runs(
+    file: &File,
+    data: &[u8],
+    offset: u64,
+    stored: &mut Stored,
+) -> std::io::Result<Wrote> {
     let mut wrote = Wrote::default();
     let (mut start, mut at) = (0, 0);
     let mut flush = |from: usize, to: usize| -> std::io::Result<()> {
         if from < to {
             file.write_all_at(&data[from..to], offset + from as u64)?;
             wrote.end = offset + to as u64;
-            wrote.bytes += (to - from) as u64;
+            let is_first = stored.end == 0;
+            let taken = stored.add(offset + from as u64, wrote.end);
+            wrote.stored += taken;
+            // One file has one such piece; a byte in each of its blocks is not let pass.
+            wrote.expected += if is_first { (to - from) as u64 } else { taken };
         }
         Ok(())
     };

@@ -1,7 +1,7 @@
 //! Parent directories: a cache of open ones, and making those that are missing.
 //!
 //! Invariant: a cached descriptor is what its path resolves to: whatever replaces a directory or a
-//! link empties the cache.
+//! link empties the cache. What a directory hands down is forgotten when the directory is changed.
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
@@ -23,6 +23,8 @@ use crate::tar::Time;
 const CACHED: usize = 128;
 /// Most links followed on the way to one directory, as in the kernel.
 const MAX_LINKS: usize = 40;
+/// Most components on it, those of links among them: twice what the longest name can have.
+const MAX_STEPS: usize = MAX_NAME + 1;
 
 /// An open directory.
 #[derive(Debug)]
@@ -47,7 +49,8 @@ impl Directory {
         Ok(Self {
             fd,
             inode: facts.st_ino,
-            inherits: set_gid || acl.is_ok_and(|len| len > 0),
+            // What is not asked for has no length.
+            inherits: set_gid || !matches!(acl, Err(Errno::NODATA | Errno::NOTSUP)),
         })
     }
 }
@@ -72,12 +75,92 @@ impl Parents {
         dir
     }
 
-    pub(super) fn forget(&mut self, path: &[u8]) {
-        self.open.remove(path);
+    /// Forgets a directory that is no more what it was, under all the paths that lead to it.
+    pub(super) fn forget(&mut self, inode: u64) {
+        self.open.retain(|_, dir| dir.inode != inode);
     }
 
     pub(super) fn clear(&mut self) {
         self.open.clear();
+    }
+}
+
+/// A way to a directory, on which links are met.
+struct Way {
+    /// Components to go, next one last.
+    todo: Vec<Vec<u8>>,
+    /// Where it is: components without links.
+    here: Vec<Vec<u8>>,
+    links: usize,
+    steps: usize,
+}
+
+/// What comes next on a way.
+enum Step {
+    /// Into this directory.
+    Name(Vec<u8>),
+    /// To a directory above, which is [`Way::here`] now.
+    Up,
+}
+
+impl Way {
+    fn new(parts: &[&[u8]]) -> Self {
+        Self {
+            todo: parts.iter().rev().map(|part| part.to_vec()).collect(),
+            here: Vec::new(),
+            links: 0,
+            steps: 0,
+        }
+    }
+
+    /// # Errors
+    /// `LOOP` beyond [`MAX_STEPS`].
+    fn next(&mut self) -> Result<Option<Step>, Errno> {
+        let mut is_up = false;
+        while let Some(part) = self.todo.pop() {
+            self.steps += 1;
+            if self.steps > MAX_STEPS {
+                return Err(Errno::LOOP);
+            }
+            match &*part {
+                b"" | b"." => {}
+                b".." => {
+                    self.here.pop();
+                    is_up = true;
+                }
+                // However far up it goes, the directory there is opened once.
+                _ if is_up => {
+                    self.todo.push(part);
+                    return Ok(Some(Step::Up));
+                }
+                _ => return Ok(Some(Step::Name(part))),
+            }
+        }
+        Ok(is_up.then_some(Step::Up))
+    }
+
+    /// Goes where the link `name` in `dir` leads; true when that is from the root on.
+    ///
+    /// # Errors
+    /// `NOTDIR` when it is no link.
+    fn link(&mut self, dir: &OwnedFd, name: &[u8]) -> Result<bool, Errno> {
+        let facts = stat(dir, name)?.ok_or(Errno::NOENT)?;
+        if file_type(&facts) != FileType::Symlink {
+            return Err(Errno::NOTDIR);
+        }
+        self.links += 1;
+        if self.links > MAX_LINKS {
+            return Err(Errno::LOOP);
+        }
+        let target = rustix::fs::readlinkat(dir, name, Vec::new())?;
+        let target = target.as_bytes();
+        let from_root = target.starts_with(b"/");
+        if from_root {
+            self.here.clear();
+        }
+        let parts = target.split(|b| *b == b'/').rev();
+        self.todo.extend(parts.map(<[u8]>::to_vec));
+        Ok(from_root)
     }
 }
 
@@ -90,53 +173,35 @@ impl Tree<'_> {
     }
 
     fn walk(&mut self, parts: &[&[u8]]) -> Result<OwnedFd, Errno> {
-        // Components to go, next one last.
-        let mut todo: Vec<Vec<u8>> = parts.iter().rev().map(|part| part.to_vec()).collect();
-        // Where we are: components without links.
-        let mut here: Vec<Vec<u8>> = Vec::new();
+        let mut way = Way::new(parts);
         let mut dir = self.root.plain_directory(b"")?;
-        let mut links = 0;
-        while let Some(part) = todo.pop() {
-            if matches!(&*part, b"" | b".") {
-                continue;
-            }
-            if part == b".." {
-                here.pop();
-                dir = self.root.plain_directory(&here.join(&b'/'))?;
-                continue;
-            }
+        while let Some(step) = way.next()? {
+            let part = match step {
+                Step::Name(part) => part,
+                Step::Up => {
+                    dir = self.root.plain_directory(&way.here.join(&b'/'))?;
+                    continue;
+                }
+            };
             match rustix::fs::openat(&dir, &*part, DIRECTORY, Mode::empty()) {
                 Ok(next) => {
                     dir = next;
-                    here.push(part);
+                    way.here.push(part);
                 }
                 Err(Errno::NOENT) => {
-                    here.push(part);
-                    dir = self.make_one(&dir, &here, false)?;
+                    way.here.push(part);
+                    dir = self.make_one(&dir, &way.here, false)?;
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => {
                     let facts = stat(&dir, &part)?.ok_or(Errno::NOENT)?;
                     if self.upper.is_some() && is_whiteout(&facts) {
                         // Deleted by this very layer, and here again.
                         rustix::fs::unlinkat(&dir, &*part, rustix::fs::AtFlags::empty())?;
-                        here.push(part);
-                        dir = self.make_one(&dir, &here, true)?;
-                        continue;
-                    }
-                    if file_type(&facts) != FileType::Symlink {
-                        return Err(Errno::NOTDIR);
-                    }
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(Errno::LOOP);
-                    }
-                    let target = rustix::fs::readlinkat(&dir, &*part, Vec::new())?;
-                    let target = target.as_bytes();
-                    if target.starts_with(b"/") {
-                        here.clear();
+                        way.here.push(part);
+                        dir = self.make_one(&dir, &way.here, true)?;
+                    } else if way.link(&dir, &part)? {
                         dir = self.root.plain_directory(b"")?;
                     }
-                    todo.extend(target.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
                 }
                 Err(e) => return Err(e),
             }
@@ -157,6 +222,7 @@ impl Tree<'_> {
         }
         let name = here.last().ok_or(Errno::INVAL)?;
         rustix::fs::mkdirat(parent, name.as_slice(), Mode::from_raw_mode(0o755))?;
+        self.times.count(&path);
         let made = rustix::fs::openat(parent, name.as_slice(), DIRECTORY, Mode::empty())?;
         rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
         if !opaque && self.is_detached() {
@@ -176,7 +242,8 @@ impl Tree<'_> {
         };
         if file_type(&found.stat) == FileType::Directory {
             let source = rustix::fs::openat(&found.dir, name.as_slice(), DIRECTORY, Mode::empty())?;
-            copy_directory(&source, &found.stat, &made)?;
+            let stored = copy_directory(&source, &found.stat, &made)?;
+            self.room.add(stored);
             let time = |seconds, nanos: u64| Time {
                 seconds,
                 nanos: u32::try_from(nanos).unwrap_or(0),
@@ -193,14 +260,18 @@ impl Tree<'_> {
         let Some(upper) = &self.upper else {
             return Ok(None);
         };
-        for end in 1..parts.len() {
-            // An opaque directory of this layer hides what is below it.
-            let Ok(dir) = self.root.plain_directory(&parts[..end].join(&b'/')) else {
-                break;
+        let (_, parents) = parts.split_last().ok_or(Errno::INVAL)?;
+        let mut dir = self.root.plain_directory(b"")?;
+        for part in parents {
+            dir = match rustix::fs::openat(&dir, *part, DIRECTORY, Mode::empty()) {
+                // An opaque directory of this layer hides what is below it.
+                Ok(next) if is_opaque(&next, upper.opaque) => return Ok(None),
+                Ok(next) => next,
+                Err(Errno::NOENT) => break,
+                // So does what is no directory.
+                Err(Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+                Err(e) => return Err(e),
             };
-            if is_opaque(&dir, upper.opaque) {
-                return Ok(None);
-            }
         }
         upper.lowers.find(parts)
     }
@@ -212,11 +283,56 @@ impl Tree<'_> {
         path.strip_prefix(root).ok().map(PathBuf::from)
     }
 
-    /// Brings the lower file `parts` up into the upper directory, as overlayfs does before it links.
+    /// Where the directory `parts` is, whose own links are followed as far as this layer has them. What it
+    /// has not is taken from the layers below, where no link is followed.
+    fn resolve(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>, Errno> {
+        let mut way = Way::new(parts);
+        let mut dir = Some(self.root.plain_directory(b"")?);
+        while let Some(step) = way.next()? {
+            let part = match step {
+                Step::Name(part) => part,
+                Step::Up => {
+                    dir = match self.root.plain_directory(&way.here.join(&b'/')) {
+                        Err(Errno::NOENT) => None,
+                        up => Some(up?),
+                    };
+                    continue;
+                }
+            };
+            let opened = dir.as_ref().map_or(Err(Errno::NOENT), |dir| {
+                rustix::fs::openat(dir, &*part, DIRECTORY, Mode::empty())
+            });
+            match (opened, &dir) {
+                (Ok(next), _) => {
+                    way.here.push(part);
+                    dir = Some(next);
+                }
+                (Err(Errno::NOENT), _) => {
+                    way.here.push(part);
+                    let here: Vec<&[u8]> = way.here.iter().map(Vec::as_slice).collect();
+                    let found = self.below(&here)?;
+                    found
+                        .filter(|found| file_type(&found.stat) == FileType::Directory)
+                        .ok_or(Errno::NOENT)?;
+                    dir = None;
+                }
+                (Err(Errno::NOTDIR | Errno::LOOP), Some(at)) => {
+                    if way.link(at, &part)? {
+                        dir = Some(self.root.plain_directory(b"")?);
+                    }
+                }
+                (Err(e), _) => return Err(e),
+            }
+        }
+        Ok(way.here)
+    }
+
+    /// Brings the lower file `parts` up into the upper directory, as overlayfs does before it links. Returns
+    /// the directory that it is in.
     ///
     /// # Errors
     /// `InvalidArgument` when no layer shows such a file.
-    pub(super) fn copy_up(&mut self, parts: &[&[u8]]) -> Result<()> {
+    pub(super) fn copy_up(&mut self, parts: &[&[u8]]) -> Result<Rc<Directory>> {
         let name = parts.join(&b'/');
         let missing = || {
             Error::invalid_argument(format_args!(
@@ -226,11 +342,21 @@ impl Tree<'_> {
         };
         let fail = |e| entry_error("copy up", &name, e);
         let (base, parents) = parts.split_last().ok_or_else(missing)?;
-        let found = self.below(parts).map_err(fail)?.ok_or_else(missing)?;
+        if self.upper.is_none() {
+            return Err(missing());
+        }
+        let parents = match self.resolve(parents) {
+            Err(Errno::NOENT) => return Err(missing()),
+            parents => parents.map_err(fail)?,
+        };
+        let mut parts: Vec<&[u8]> = parents.iter().map(Vec::as_slice).collect();
+        parts.push(base);
+        let found = self.below(&parts).map_err(fail)?.ok_or_else(missing)?;
         if file_type(&found.stat) == FileType::Directory {
             return Err(entry_error("link", &name, Errno::ISDIR));
         }
-        let target = self.parent(parents)?;
-        self.copy_node(&found, base, &target.fd, &name)
+        let target = self.parent(&parts[..parts.len() - 1])?;
+        self.copy_node(&found, base, &target.fd, &name)?;
+        Ok(target)
     }
 }

@@ -62,6 +62,9 @@ impl Tree<'_> {
         let Some(facts) = stat(dir, name)? else {
             return Ok(());
         };
+        if !spare {
+            self.unmark(rustix::fs::fstat(dir)?.st_ino, name);
+        }
         if file_type(&facts) != FileType::Directory {
             if file_type(&facts) == FileType::Symlink {
                 self.parents.clear();
@@ -78,6 +81,11 @@ impl Tree<'_> {
                 other
             }
         }
+    }
+
+    /// What was written there is gone: another directory may get the number, and has not this entry.
+    fn unmark(&mut self, inode: u64, name: &[u8]) {
+        self.written.remove(self.hash(inode, name));
     }
 
     /// A file system gives the number of a directory that is gone to the next one.
@@ -111,6 +119,9 @@ impl Tree<'_> {
             }
             let cut = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
             let dir = open_below(top, &path[..cut])?;
+            if !spare && let Some(above) = stack.last().map(|above| above.inode) {
+                self.unmark(above, &path[cut + 1..]);
+            }
             match rustix::fs::unlinkat(&dir, &path[cut + 1..], AtFlags::REMOVEDIR) {
                 Err(Errno::NOTEMPTY | Errno::EXIST) if spare => {}
                 Err(e) => return Err(e),
@@ -177,6 +188,10 @@ impl Tree<'_> {
                 Some(FileType::Directory) => return Ok(Some((name.to_vec(), written))),
                 Some(_) if !written => {
                     rustix::fs::unlinkat(dir.fd()?, name, AtFlags::empty())?;
+                    if !spare {
+                        let hash = self.hasher.hash_one((level.inode, name));
+                        self.written.remove(hash);
+                    }
                 }
                 _ => {}
             }

@@ -176,3 +176,27 @@ fn lengths_and_maps_that_do_not_add_up_are_refused() {
         }
     }
 }
+
+#[test]
+fn a_byte_here_and_there_counts_for_the_block_that_it_takes() {
+    const BLOCKS: u64 = 1000;
+    let map: Vec<_> = (0..BLOCKS).map(|n| (n * 4096, 1)).collect();
+    let tar = inline((BLOCKS * 4096, &map), &vec![b'x'; map.len()]);
+    let with = |stored| -> Result<u64> {
+        let temp = tempfile::tempdir().unwrap();
+        let limits = Limits {
+            stored,
+            ..Limits::default()
+        };
+        let opts = TreeOpts {
+            limits,
+            ..TreeOpts::default()
+        };
+        apply_tar(&tar[..], &Root::open(temp.path()).unwrap(), &opts)?;
+        Ok(std::fs::metadata(temp.path().join("f")).unwrap().blocks() * 512)
+    };
+    let taken = with(BLOCKS * 4096).unwrap();
+    assert!(taken >= BLOCKS * 4096, "{taken} bytes are stored");
+    let error = with(BLOCKS * 4096 - 1).unwrap_err();
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+}

@@ -12,7 +12,7 @@ use sys::mount::TempMount;
 
 /// Extracts `tar` over `lower` in both ways and checks that both show `want` (paths with contents;
 /// directories and links with their kind).
-fn both(lower: &[Entry], tar: &[Entry], want: &[&str]) {
+pub(super) fn both(lower: &[Entry], tar: &[Entry], want: &[&str]) {
     let bench = Bench::new();
     let [base, plain] = ["base", "plain"].map(|name| bench.dir(name));
     for to in [&base, &plain] {

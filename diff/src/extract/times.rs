@@ -27,11 +27,16 @@ pub(super) struct Times {
     records: Vec<u8>,
     /// Earlier ones.
     file: Option<File>,
-    /// Bytes of all paths.
+    /// Bytes of the paths of all directories, those whose times are not set among them.
     pub(super) bytes: u64,
 }
 
 impl Times {
+    /// Counts a directory that was made or is to have times.
+    pub(super) fn count(&mut self, path: &[u8]) {
+        self.bytes += path.len() as u64;
+    }
+
     /// Adds the times of a directory.
     ///
     /// # Errors
@@ -54,7 +59,6 @@ impl Times {
         let len = u32::try_from(path.len()).map_err(|_| Errno::NAMETOOLONG)?;
         self.records.extend_from_slice(&len.to_ne_bytes());
         self.records.extend_from_slice(path);
-        self.bytes += path.len() as u64;
         if self.records.len() >= IN_MEMORY {
             self.write_out(root)?;
         }

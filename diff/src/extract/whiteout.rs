@@ -10,8 +10,8 @@ use rustix::io::Errno;
 
 use super::Tree;
 use super::parents::Directory;
-use crate::root::{DIRECTORY, file_type, is_whiteout, stat};
-use crate::tar::Entry;
+use crate::root::{DIRECTORY, components, file_type, is_whiteout, stat};
+use crate::tar::{Entry, Kind};
 
 impl Tree<'_> {
     /// Hides `target` of the layers below.
@@ -41,6 +41,27 @@ impl Tree<'_> {
             }
             Some(_) => Ok(()),
         }
+    }
+
+    /// True for a hard link to what this archive has as a device 0/0: overlayfs links its whiteouts to each
+    /// other, so that is how an archive of an upper directory holds them. Where there was nothing to hide,
+    /// there is no such device.
+    pub(super) fn is_link_to_whiteout(&self, entry: &Entry) -> Result<bool, Errno> {
+        let parts = components(&entry.link);
+        let (Kind::Link, Some((base, parents))) = (entry.kind, parts.split_last()) else {
+            return Ok(false);
+        };
+        if self.devices.is_empty() {
+            return Ok(false);
+        }
+        let dir = match self.root.directory(&parents.join(&b'/')) {
+            Err(Errno::NOENT) => return Ok(false),
+            dir => dir?,
+        };
+        // It may have been made into something else since.
+        let is_left = stat(&dir, base)?.is_none_or(|facts| is_whiteout(&facts));
+        let inode = rustix::fs::fstat(&dir)?.st_ino;
+        Ok(is_left && self.devices.contains(self.hash(inode, base)))
     }
 
     /// True when a whiteout `target` in `dir` has something below it, or that cannot be told.
@@ -82,6 +103,9 @@ impl Tree<'_> {
         };
         if !is_root {
             return rustix::fs::fsetxattr(&fd, upper.opaque, b"y", XattrFlags::empty());
+        }
+        if std::mem::replace(&mut self.root_is_hidden, true) {
+            return Ok(());
         }
         if upper.detached {
             // Which names are to be hidden only the layers below can tell.

@@ -7,8 +7,10 @@ use types::{Any, Code, Event, Filter, Labels, Namespace, Topic};
 
 use super::named;
 use super::{Exchange, Limits, Position, Subscription};
+use crate::late::Late;
 use crate::{Codec, Envelope};
 
+mod cut;
 mod model;
 
 fn codec() -> Codec {
@@ -91,7 +93,8 @@ async fn a_slow_subscriber_is_cut_off_and_others_go_on() {
         bytes: 1 << 20,
     };
     let exchange = Exchange::with_limits(codec(), limits, Limits::REPLAY);
-    let mut slow = subscribe(&exchange, &["topic~=|^/images/|", "namespace==a"]);
+    let slow = subscribe(&exchange, &["topic~=|^/images/|", "namespace==a"]);
+    let mut slow = slow.of_process(4711);
     let mut quick = subscribe(&exchange, &[]);
     for n in 0..10 {
         exchange.publish(&namespace("a"), &event(&n.to_string()));
@@ -102,7 +105,7 @@ async fn a_slow_subscriber_is_cut_off_and_others_go_on() {
     }
     let error = slow.recv().await.unwrap_err();
     assert!(error.is(Code::ResourceExhausted), "{error}");
-    let name = "event subscriber 0 of topic~=|^/images/| or namespace==a";
+    let name = "event subscriber 0 (process 4711) of topic~=|^/images/| or namespace==a";
     let text = format!("{name} read too slowly and was cut off");
     assert!(error.to_string().starts_with(&text), "{error}");
     assert!(slow.recv().await.unwrap_err().is(Code::ResourceExhausted));
@@ -314,11 +317,11 @@ async fn who_comes_and_goes_while_others_publish_misses_nothing() {
 #[test]
 fn the_name_of_a_subscriber_is_as_long_as_a_line_can_be() {
     let many = vec!["namespace==a"; 1000];
-    let name = named(7, &Filter::parse(&many).unwrap());
+    let name = named(7, None, &Filter::parse(&many).unwrap());
     assert!(name.starts_with("event subscriber 7 of namespace==a or namespace==a or "));
     assert!(name.ends_with('…') && name.len() < 300, "{name}");
-    let all = named(8, &Filter::default());
-    assert_eq!(all, "event subscriber 8 of everything");
+    let all = named(8, Some(42), &Filter::default());
+    assert_eq!(all, "event subscriber 8 (process 42) of everything");
 }
 
 #[tokio::test]
@@ -388,4 +391,51 @@ async fn what_was_published_and_who_was_cut_off_is_counted() {
         (4, 0, 1)
     );
     drop(slow);
+}
+
+fn ended(exchange: &Exchange, name: &str, when: SystemTime) {
+    let envelope = Envelope {
+        timestamp: when,
+        namespace: namespace("a"),
+        topic: Topic::from(&event(name)),
+        event: (codec().encode)(&event(name)),
+    };
+    exchange.forward(envelope).unwrap();
+}
+
+#[tokio::test]
+async fn who_comes_back_is_told_what_happened_while_nobody_could_be() {
+    let before = SystemTime::now() - Duration::from_secs(1);
+    let exchange = Exchange::new(codec());
+    let mut early = subscribe(&exchange, &[]);
+    ended(&exchange, "while nobody was there", before);
+    exchange.publish(&namespace("a"), &event("since"));
+    let rejoin = |filter| exchange.rejoin(Filter::parse(&[filter]).unwrap(), None, true);
+    let (mut back, mut other) = (rejoin("namespace==a"), rejoin("namespace==b"));
+    let mut new = subscribe(&exchange, &["namespace==a"]);
+    exchange.publish(&namespace("a"), &event("now"));
+    exchange.publish(&namespace("b"), &event("now"));
+    for (subscription, want) in [
+        (&mut back, vec!["while nobody was there", "now"]),
+        (&mut early, vec!["while nobody was there", "since", "now"]),
+        (&mut other, vec!["now"]),
+        (&mut new, vec!["now"]),
+    ] {
+        for name in want {
+            let seen = subscription.recv().await.unwrap();
+            assert_eq!(seen.event, (codec().encode)(&event(name)));
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_comes_later_is_told_what_happens_from_then_on() {
+    let before = SystemTime::now() - Duration::from_secs(1);
+    let exchange = Exchange::new(codec());
+    exchange.lock().late = Late::lasting(Duration::ZERO, 8);
+    ended(&exchange, "while nobody was there", before);
+    let mut late = exchange.rejoin(Filter::parse(&["namespace==a"]).unwrap(), None, true);
+    exchange.publish(&namespace("a"), &event("now"));
+    let seen = late.recv().await.unwrap();
+    assert_eq!(seen.event, (codec().encode)(&event("now")));
 }

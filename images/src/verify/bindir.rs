@@ -139,15 +139,18 @@ fn run(
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
     use types::{Code, Labels, media_type as mt};
 
     fn script(directory: &Path, name: &str, text: &str) {
         let path = directory.join(name);
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let text = format!("#!/bin/sh\n{text}\n");
+        // By another process: whatever is forked here meanwhile would hold our descriptor for a moment, and
+        // what is open for writing cannot be run.
+        let write = ["-c", "cat >\"$0\" && chmod 755 \"$0\""];
+        let write = Spawn::new("/bin/sh").args(write).arg(&path);
+        let written = write.output(text.as_bytes(), 1 << 10, Duration::from_secs(20));
+        assert!(written.unwrap().status.is_success());
     }
 
     fn target() -> Descriptor {

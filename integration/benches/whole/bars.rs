@@ -126,6 +126,12 @@ impl Line<'_> {
         self.0.judged = Some(("ours/debian", ratio, Bar::AtLeast(limit)));
     }
 
+    /// The multiple of the floor, of which less is better.
+    pub(crate) fn of_floor_at_most(self, limit: f64) {
+        let ratio = self.0.ours / self.0.floor.unwrap_or(f64::NAN);
+        self.0.judged = Some(("ours/floor", ratio, Bar::AtMost(limit)));
+    }
+
     /// The part of the floor.
     pub(crate) fn of_floor_at_least(self, limit: f64) {
         let ratio = self.0.ours / self.0.floor.unwrap_or(f64::NAN);

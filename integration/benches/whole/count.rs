@@ -32,7 +32,7 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) {
     };
     add("execs of the shim", |c| c.shim, Some(1.0));
     add("execs of the runtime", |c| c.runtime, Some(3.0));
-    add("fsync and fdatasync", |c| c.syncs, None);
+    add("fsync and fdatasync", |c| c.syncs, Some(6.0));
 }
 
 fn count(bench: &Bench, peer: &Peer) -> Counts {

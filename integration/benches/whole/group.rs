@@ -56,6 +56,20 @@ impl Group {
         Self::used(&self.dir.join(leaf))
     }
 
+    /// Processes in a leaf.
+    pub(crate) fn processes(&self, leaf: &str) -> usize {
+        let text = fs::read_to_string(self.dir.join(leaf).join("cgroup.procs"));
+        text.expect("cgroup.procs").lines().count()
+    }
+
+    /// Groups below, apart from a leaf.
+    pub(crate) fn below(&self, leaf: &str) -> usize {
+        let entries = fs::read_dir(&self.dir).expect("read the group").flatten();
+        let is_group = |e: &fs::DirEntry| e.file_type().is_ok_and(|kind| kind.is_dir());
+        let groups = entries.filter(|e| is_group(e) && e.file_name() != leaf);
+        groups.count()
+    }
+
     fn used(dir: &Path) -> f64 {
         if let Ok(text) = fs::read_to_string(dir.join("cpuacct.usage")) {
             return text.trim().parse::<f64>().expect("nanoseconds") / 1e6;

@@ -11,10 +11,12 @@
 //!       ├─ rate     sixteen at a time                      raw    the bare runtime
 //!       ├─ exec     programs in a running container        group  CPU of all its processes
 //!       ├─ stdio    bytes through a fifo                   usage  figures from /proc
-//!       ├─ density  two hundred containers up, restart     spec   what runs in the containers
+//!       ├─ density  a thousand containers up (crowd)       spec   what runs in the containers
 //!       ├─ count    execs and syncs, by strace             bars   the table
 //!       ├─ records, content, events, snapshots, removal, memory   what a daemon keeps and tells
-//!       └─ unpack, pull                                           layers onto disk, images off the net
+//!       ├─ unpack, pull                                           layers onto disk, images off the net
+//!       ├─ network  networks of containers                       wires  the same by the kernel's calls alone
+//!       └─ docker                                                 what dockerd makes of it
 //! ```
 
 #![expect(
@@ -28,13 +30,16 @@ mod bars;
 mod calls;
 mod content;
 mod count;
+mod crowd;
 mod density;
+mod docker;
 mod events;
 mod exec;
 mod group;
 mod lean;
 mod life;
 mod memory;
+mod network;
 mod peer;
 mod pull;
 mod raw;
@@ -45,6 +50,7 @@ mod spec;
 mod stdio;
 mod unpack;
 mod usage;
+mod wires;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -56,7 +62,7 @@ use raw::Raw;
 use tokio::runtime::Runtime;
 
 /// What can be asked for.
-const PARTS: [&str; 15] = [
+const PARTS: [&str; 17] = [
     "cold",
     "life",
     "rate",
@@ -72,6 +78,8 @@ const PARTS: [&str; 15] = [
     "removal",
     "unpack",
     "pull",
+    "network",
+    "docker",
 ];
 /// Cold starts of each daemon.
 const STARTS: usize = 15;
@@ -192,6 +200,14 @@ fn kept(bench: &Bench, wanted: &dyn Fn(&str) -> bool, table: &mut Table) {
     if wanted("pull") {
         say("pull");
         pull::measure(bench, table);
+    }
+    if wanted("network") {
+        say("networks");
+        network::measure(bench, table);
+    }
+    if wanted("docker") {
+        say("docker");
+        docker::measure(bench, table);
     }
 }
 

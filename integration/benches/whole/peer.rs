@@ -114,6 +114,11 @@ impl Peer {
         self.kind.name()
     }
 
+    /// Its root, state and sockets.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.home.join("c.sock")
     }
@@ -149,6 +154,10 @@ fn spawn(kind: Kind, home: &Path) -> Child {
             let bin = integration::bin_dir();
             let mut command = Command::new(bin.join("containerd"));
             command.env("PATH", format!("{}:{path}", bin.display()));
+            let config = home.join("config.toml");
+            if config.exists() {
+                command.arg("--config").arg(config);
+            }
             command
         }
         Kind::Debian => {

@@ -147,7 +147,7 @@ impl Driver {
     #[must_use]
     pub fn binary(&self) -> PathBuf {
         match self.oci {
-            Oci::Runc => need("runc"),
+            Oci::Runc | Oci::Apart => need("runc"),
             Oci::Crun => need("crun"),
         }
     }
@@ -231,7 +231,7 @@ impl Driver {
     fn command(&self, id: &str) -> Spawn {
         let binary = bin_dir().join("containerd-shim-runc-v2");
         let spawn = match self.oci {
-            Oci::Runc => Spawn::new(binary),
+            Oci::Runc | Oci::Apart => Spawn::new(binary),
             Oci::Crun => Spawn::new("unshare").args(hide_unified()).arg(binary),
         };
         let path = std::env::var("PATH").unwrap_or_default();

@@ -2,7 +2,6 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use protos::Message as _;
 
@@ -48,7 +47,7 @@ impl Raw {
     pub fn connect(address: &str) -> Self {
         let path = address.strip_prefix("unix://").unwrap_or(address);
         let stream = UnixStream::connect(path).expect("connect");
-        let limit = Some(Duration::from_secs(20));
+        let limit = Some(crate::PATIENCE);
         stream.set_read_timeout(limit).expect("set a limit");
         stream.set_write_timeout(limit).expect("set a limit");
         Self(stream)
@@ -99,7 +98,7 @@ impl Raw {
     /// The next frame; `None` when the other side has closed.
     ///
     /// # Panics
-    /// When nothing comes for 20 seconds.
+    /// When nothing comes within [`crate::PATIENCE`].
     #[must_use]
     pub fn receive(&mut self) -> Option<Frame> {
         let head = self.read(HEAD)?;

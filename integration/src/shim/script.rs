@@ -75,6 +75,13 @@ impl Script {
         fs::remove_file(self.dir.join(verb)).expect("remove");
     }
 
+    /// True when a call that hangs has left something in a session of its own.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        let text = fs::read_to_string(self.dir.join("left")).unwrap_or_default();
+        text.ends_with('\n')
+    }
+
     /// Pid of what a call that hangs left in a session of its own.
     ///
     /// # Panics

@@ -28,8 +28,8 @@ rules! {
 
 /// A method and a message with all fields.
 pub(crate) struct Whole {
-    path: String,
-    message: Vec<u8>,
+    pub(crate) path: String,
+    pub(crate) message: Vec<u8>,
 }
 
 pub(crate) fn whole(method: &str, message: &impl Message) -> Whole {
@@ -142,7 +142,7 @@ pub(crate) async fn send_within(
     refusals
 }
 
-fn for_containers() -> Vec<Whole> {
+pub(crate) fn for_containers() -> Vec<Whole> {
     let full = || {
         MessageField::some(containers::Container {
             labels: labels(&[("a", "1")]),
@@ -190,7 +190,7 @@ fn moment() -> Timestamp {
     }
 }
 
-fn for_images() -> Vec<Whole> {
+pub(crate) fn for_images() -> Vec<Whole> {
     let full = || {
         let mut made = images::Image {
             labels: labels(&[("a", "1")]),
@@ -236,7 +236,7 @@ fn for_images() -> Vec<Whole> {
     ]
 }
 
-fn for_leases() -> Vec<Whole> {
+pub(crate) fn for_leases() -> Vec<Whole> {
     let create = leases::CreateRequest {
         id: "l".into(),
         labels: labels(&[("a", "1")]),
@@ -275,7 +275,7 @@ fn for_leases() -> Vec<Whole> {
     ]
 }
 
-fn for_introspection() -> Vec<Whole> {
+pub(crate) fn for_introspection() -> Vec<Whole> {
     let list = PluginsRequest {
         filters: texts(&["id==content", ""]),
         ..Default::default()

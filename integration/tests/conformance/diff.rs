@@ -2,6 +2,7 @@
 
 mod apply;
 mod compare;
+mod processed;
 mod same;
 
 use std::fs;

@@ -15,7 +15,7 @@ use types::Scope;
 /// The namespace of a rule: every rule has a daemon of its own.
 pub(crate) const NAMESPACE: &str = "test";
 /// Longest wait for what must come.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = integration::PATIENCE;
 
 /// A daemon of a rule's own.
 pub(crate) struct Peer {

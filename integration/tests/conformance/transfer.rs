@@ -1,6 +1,7 @@
 //! Transfer: images between registries, archives and the store. Debian's daemon is of a generation
 //! that has none.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 
 use client::stream::Duplex;
@@ -31,6 +32,7 @@ rules! {
         a_stream_that_nobody_opened_is_not_found
         an_archive_goes_in_and_comes_out_the_same
         an_import_tells_what_it_saved
+        an_import_that_unpacks_tells_of_each_blob_to_its_end
         what_cannot_be_unpacked_here_is_skipped
         a_tag_names_the_same_target_and_replaces
         an_echo_returns_the_bytes
@@ -223,6 +225,35 @@ async fn an_import_tells_what_it_saved(peer: &Peer) {
     let saved = saved.expect("a saved image");
     assert_eq!(saved.name, integration::IMAGE);
     assert!(saved.descriptor.is_some());
+}
+
+async fn an_import_that_unpacks_tells_of_each_blob_to_its_end(peer: &Peer) {
+    let told = import(peer, named(Some("native"))).await;
+    let names = |word: &str| -> BTreeSet<&str> {
+        let of_word = told.iter().filter(|event| event.event == word);
+        of_word.map(|event| event.name.as_str()).collect()
+    };
+    let saving = names("saving");
+    assert!(
+        !saving.is_empty() && saving.is_subset(&names("complete")),
+        "{told:?}"
+    );
+    let extracted = names("extracted");
+    let are_layers = extracted
+        .iter()
+        .all(|name| name.starts_with("layer-sha256:"));
+    assert!(!extracted.is_empty() && are_layers, "{told:?}");
+    assert_eq!(names("extracting"), extracted);
+    for event in told.iter().filter(|event| event.event == "extracted") {
+        assert!(event.descriptor.is_some(), "{event:?}");
+        assert!(
+            event.parents[0].starts_with("manifest-sha256:"),
+            "{event:?}"
+        );
+    }
+    let client = client(peer);
+    let image = client.images().get(integration::IMAGE).await;
+    assert_eq!(image.expect("image").name, integration::IMAGE);
 }
 
 async fn what_cannot_be_unpacked_here_is_skipped(peer: &Peer) {

@@ -3,7 +3,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use integration::{Host, Proxy, Registry, bin_dir, until};
+use integration::{Host, Proxy, Registry, bin_dir, until, until_told};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::layout;
@@ -55,11 +55,19 @@ impl Stuck {
             .stderr(Stdio::null())
             .spawn()
             .expect("start ctr");
-        self.proxy.stopped(std::time::Duration::from_secs(60));
-        until("what was sent is there", || {
-            self.arrived() + UNSENT > self.cut
-        });
+        self.is_stuck();
         client
+    }
+
+    /// Waits until nothing more comes, and what came is in the store.
+    fn is_stuck(&self) {
+        self.proxy.stopped(integration::PATIENCE);
+        let arrived = || self.arrived() + UNSENT > self.cut;
+        until_told("what was sent is there", arrived, || {
+            let doing = self.host.ctr(["inflight", "-a"]).ok();
+            let (arrived, passed) = (self.arrived(), self.proxy.passed());
+            format!("({arrived} bytes arrived, {passed} passed)\n{doing}")
+        });
     }
 
     /// Bytes that `ctr content active` tells of the layer, as far as the store has them.
@@ -160,10 +168,7 @@ fn a_client_without_a_lease_leaves_an_ingest_and_no_lease() {
     let client = runtime.block_on(client::Client::connect(&address, namespace, limit));
     let client = client.expect("connect");
     let calling = runtime.spawn(async move { client.transfer(&remote, &store, drop).await });
-    stuck.proxy.stopped(std::time::Duration::from_secs(60));
-    until("what was sent is there", || {
-        stuck.arrived() + UNSENT > stuck.cut
-    });
+    stuck.is_stuck();
     assert_eq!(stuck.leases().len(), 1, "the transfer has one of its own");
     // The connection goes with the call.
     calling.abort();

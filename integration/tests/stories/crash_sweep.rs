@@ -14,8 +14,10 @@ use std::time::{Duration, Instant};
 use integration::{Disk, FileSystem, Host, IMAGE, Output, Program, Trap, apart, archive, until};
 use types::Resource;
 
+use crate::crash_start::asked;
+
 /// Calls that make an entry of a directory, take one away, or wait for the disk.
-const STEPS_ON_DISK: [&str; 11] = [
+pub(crate) const STEPS_ON_DISK: [&str; 11] = [
     "fsync",
     "fdatasync",
     "syncfs",
@@ -46,41 +48,41 @@ const MAKING: [&str; 8] = [
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// What a list of the daemon shows, by the command that prints it.
-type List = &'static [&'static str];
-const IMAGES: List = &["images", "ls", "-q"];
-const LEASES: List = &["leases", "ls", "-q"];
+pub(crate) type List = &'static [&'static str];
+pub(crate) const IMAGES: List = &["images", "ls", "-q"];
+pub(crate) const LEASES: List = &["leases", "ls", "-q"];
 const CONTENT: List = &["content", "ls", "-q"];
-const CONTAINERS: List = &["containers", "ls", "-q"];
+pub(crate) const CONTAINERS: List = &["containers", "ls", "-q"];
 const NAMESPACES: List = &["namespaces", "ls", "-q"];
 const SNAPSHOTS: List = &["snapshots", "ls"];
 /// The store of the records, below the root.
-const STORE: &str = "io.containerd.metadata.v1.bolt/metadata.redb";
-const JOURNAL: &str = "io.containerd.metadata.v1.bolt/metadata.redb.journal";
+pub(crate) const STORE: &str = "io.containerd.metadata.v1.bolt/metadata.redb";
+pub(crate) const JOURNAL: &str = "io.containerd.metadata.v1.bolt/metadata.redb.journal";
 /// Any name in a list.
 const ANY: &str = "*";
 
 /// What a step does to the lists: a name that is there when it was answered, or that is not.
-type Facts = Vec<(List, &'static str, bool)>;
+pub(crate) type Facts = Vec<(List, &'static str, bool)>;
 
 /// One call of an operation.
-struct Step {
+pub(crate) struct Step {
     go: Box<dyn Fn(&Host) -> Output + Send>,
     facts: Facts,
 }
 
 impl Step {
-    fn of(go: impl Fn(&Host) -> Output + Send + 'static) -> Self {
+    pub(crate) fn of(go: impl Fn(&Host) -> Output + Send + 'static) -> Self {
         Self {
             go: Box::new(go),
             facts: Facts::new(),
         }
     }
 
-    fn ctr(args: &'static [&'static str]) -> Self {
+    pub(crate) fn ctr(args: &'static [&'static str]) -> Self {
         Self::of(move |host| host.ctr(args))
     }
 
-    fn makes(mut self, list: List, name: &'static str) -> Self {
+    pub(crate) fn makes(mut self, list: List, name: &'static str) -> Self {
         self.facts.push((list, name, true));
         self
     }
@@ -92,22 +94,22 @@ impl Step {
 }
 
 /// An operation, and how often it is interrupted.
-struct Sweep {
-    name: &'static str,
-    steps: Vec<Step>,
+pub(crate) struct Sweep {
+    pub(crate) name: &'static str,
+    pub(crate) steps: Vec<Step>,
     /// Makes what the operation needs.
-    prepare: fn(&Host),
-    calls: &'static [&'static str],
+    pub(crate) prepare: fn(&Host),
+    pub(crate) calls: &'static [&'static str],
     /// Only calls on this file, below the root.
-    file: Option<&'static str>,
+    pub(crate) file: Option<&'static str>,
     /// Which call is the next after this one; with `EVERY_CALL=1` it is the very next.
-    next: fn(usize) -> usize,
+    pub(crate) next: fn(usize) -> usize,
     /// The image is there before and after.
-    keeps_image: bool,
+    pub(crate) keeps_image: bool,
 }
 
 impl Sweep {
-    fn new(name: &'static str, steps: Vec<Step>) -> Self {
+    pub(crate) fn new(name: &'static str, steps: Vec<Step>) -> Self {
         Self {
             name,
             steps,
@@ -119,7 +121,7 @@ impl Sweep {
         }
     }
 
-    fn run(self) {
+    pub(crate) fn run(self) {
         apart(move || self.run_apart());
     }
 
@@ -230,7 +232,7 @@ fn is_done(told: &Output) -> bool {
 }
 
 /// The first word of each line of a list, but its head.
-fn names(host: &Host, list: &[&str]) -> Vec<String> {
+pub(crate) fn names(host: &Host, list: &[&str]) -> Vec<String> {
     let text = host.ctr(list).ok();
     let words = text.lines().filter_map(|l| l.split_whitespace().next());
     words
@@ -239,13 +241,13 @@ fn names(host: &Host, list: &[&str]) -> Vec<String> {
         .collect()
 }
 
-fn has(host: &Host, list: &[&str], name: &str) -> bool {
+pub(crate) fn has(host: &Host, list: &[&str], name: &str) -> bool {
     let names = names(host, list);
     names.iter().any(|known| name == ANY || known == name)
 }
 
 /// Records, files and what they say of each other agree, and garbage goes.
-fn examine(host: &Host) {
+pub(crate) fn examine(host: &Host) {
     let found = host.ctr(["fsck", "--repair", "--quick"]).stdout;
     let is_garbage = |line: &str| line.starts_with("orphan ") || line.starts_with("checked ");
     assert!(found.lines().all(is_garbage), "{found}");
@@ -422,28 +424,13 @@ fn lease() -> Vec<Step> {
 
 /// Adds the snapshot to the lease, which no command does.
 fn hold(host: &Host) -> Output {
-    let work = async {
-        let address = host.address();
-        let namespace = host.namespace().parse().expect("a namespace");
-        let limit = Duration::from_secs(5);
-        let client = client::Client::connect(&address.to_string_lossy(), namespace, limit).await?;
+    asked(host, "add to the lease", async |client| {
         let held = Resource::Snapshot {
             snapshotter: "overlayfs".into(),
             key: "held".parse()?,
         };
         client.leases().add(&"l".parse()?, &held).await
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let told = runtime.block_on(work);
-    Output {
-        code: told.is_err().into(),
-        stdout: String::new(),
-        stderr: told.err().map_or_else(String::new, |e| e.to_string()),
-        line: "add to the lease".into(),
-    }
+    })
 }
 
 #[test]
@@ -474,7 +461,7 @@ fn an_ingest_survives_a_kill_at_any_call() {
 }
 
 #[test]
-fn namespaces_survive_a_kill_at_any_call() {
+pub(crate) fn namespaces_survive_a_kill_at_any_call() {
     let steps = vec![
         Step::ctr(&["namespaces", "create", "other", "a=b"]).makes(NAMESPACES, "other"),
         Step::ctr(&["namespaces", "label", "other", "a=c"]).makes(NAMESPACES, "other"),
@@ -484,7 +471,7 @@ fn namespaces_survive_a_kill_at_any_call() {
 }
 
 /// Names the point at which a test fails.
-struct Point(String);
+pub(crate) struct Point(pub(crate) String);
 
 impl Drop for Point {
     fn drop(&mut self) {

@@ -1,5 +1,6 @@
 //! Import and export: archives that others read, over files and pipes.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
 use integration::{Host, IMAGE, Oci, Whose, bin_dir, until};
@@ -69,6 +70,48 @@ fn an_image_goes_through_a_pipe() {
 }
 
 #[test]
+fn an_archive_holds_several_images_and_names_only_those_without_a_name_by_digest() {
+    let host = Host::new("export-several");
+    host.image();
+    let want = digest(&host, IMAGE);
+    let other = "other.test/a:2";
+    drop(host.ctr(["images", "tag", IMAGE, other]).ok());
+    let file = host.path("both.tar");
+    let file = file.to_str().expect("a path");
+    for local in [None, Some("--local")] {
+        let ctr = |words: &[&str]| {
+            let ctr = host.ctr_program().args(["images", words[0]]).args(local);
+            drop(ctr.args(&words[1..]).run().ok());
+        };
+        let names = || {
+            let all = host.ctr(["images", "ls", "-q"]).ok();
+            all.lines().map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        let remove = || {
+            for name in names() {
+                drop(host.ctr(["images", "rm", "--sync", &name]).ok());
+            }
+        };
+        ctr(&["export", file, IMAGE, other]);
+        for (flags, by_digest) in [
+            (&["--digests"][..], true),
+            (&["--digests", "--skip-digest-for-named"], false),
+        ] {
+            remove();
+            ctr(&[&["import", "--base-name", "base"], flags, &[file]].concat());
+            let made = names();
+            for name in [IMAGE, other] {
+                assert!(made.contains(name), "{made:?}");
+                assert_eq!(digest(&host, name), want);
+            }
+            let named = made.contains(&format!("base@{want}"));
+            assert_eq!(named, by_digest, "{made:?}");
+        }
+    }
+    host.finish();
+}
+
+#[test]
 fn an_interrupted_import_leaves_nothing() {
     let host = Host::new("import-int");
     let mut import = Command::new(bin_dir().join("ctr"));
@@ -129,6 +172,22 @@ fn a_second_index_and_bad_archives_are_told() {
         .run()
         .err();
     assert!(told.contains("not found") && !none.exists(), "{told}");
+    for flags in [&[][..], &["--local"]] {
+        std::fs::write(&file, "an earlier archive").expect("write");
+        let export = host.ctr_program().args(["images", "export"]).args(flags);
+        drop(
+            export
+                .args([file.as_os_str(), "nobody".as_ref()])
+                .run()
+                .err(),
+        );
+        let left = std::fs::read(&file).expect("read");
+        assert_eq!(left, b"an earlier archive");
+        let export = host.ctr_program().args(["images", "export"]).args(flags);
+        drop(export.args([none.as_os_str(), IMAGE.as_ref()]).run().ok());
+        assert!(std::fs::metadata(&none).expect("stat").len() > 1024);
+        std::fs::remove_file(&none).expect("remove");
+    }
     host.finish();
 }
 

@@ -112,11 +112,89 @@ fn the_package_installs_starts_and_goes_without_a_trace() {
     let unit = fs::read_to_string(unit).expect("a unit");
     assert!(unit.contains("ExecStart=/usr/bin/containerd\n"), "{unit}");
     it_runs(&root, dir.path());
+    an_upgrade_that_fails_is_no_success(package, dir.path());
     // Twice is an upgrade.
     drop(dpkg(&root, &["-i", package]).ok());
     drop(dpkg(&root, &["-r", "containerd-rs"]).ok());
     drop(dpkg(&root, &["-P", "containerd-rs"]).ok());
     assert_eq!(files(&root), Vec::<String>::new());
+}
+
+/// A `systemctl` that shows what its files say, and does with a signal what the test wants.
+const SYSTEMCTL: &str = r#"#!/bin/sh
+case "$*" in
+*MainPID*) echo "MainPID=$(cat "$FAKE/pid")" ;;
+*ActiveState*)
+    echo "ActiveState=$(head -n 1 "$FAKE/states")"
+    # The next state for the next time, the last one for ever.
+    [ "$(wc -l <"$FAKE/states")" -le 1 ] || sed -i 1d "$FAKE/states"
+    ;;
+kill*) echo "$*" >>"$FAKE/done"; cat "$FAKE/next" >"$FAKE/pid" ;;
+esac
+"#;
+
+/// One that only notes what it was asked.
+const NOTES: &str = "#!/bin/sh\necho \"$(basename \"$0\") $*\" >>\"$FAKE/done\"\n";
+
+/// Runs the package's script as on a machine with systemd; what it says, and what it did.
+fn postinst(scripts: &Path, words: &str, next: &str, states: &str) -> (Output, String) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("make a directory");
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).expect("write");
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
+    };
+    for (name, text) in [
+        ("systemctl", SYSTEMCTL),
+        ("deb-systemd-invoke", NOTES),
+        ("deb-systemd-helper", NOTES),
+        // Nothing here takes its time.
+        ("sleep", "#!/bin/sh\n"),
+        ("pid", "7\n"),
+        ("next", next),
+        ("states", states),
+        ("done", ""),
+    ] {
+        file(name, text);
+    }
+    // In a mount namespace of its own, where systemd seems to run.
+    let line = format!(
+        "mount -t tmpfs none /run && mkdir -p /run/systemd/system && exec {} {words}",
+        scripts.join("postinst").display()
+    );
+    let path = std::env::var("PATH").unwrap_or_default();
+    let told = Program::new("unshare")
+        .args(["-m", "sh", "-c", &line])
+        .env("FAKE", dir.path())
+        .env("PATH", format!("{}:{path}", dir.path().display()))
+        .run();
+    let done = fs::read_to_string(dir.path().join("done")).expect("notes");
+    (told, done)
+}
+
+/// The scripts tell the truth about the daemon that runs.
+fn an_upgrade_that_fails_is_no_success(package: &str, dir: &Path) {
+    let scripts = dir.join("scripts");
+    let unpack = Program::new(need("dpkg-deb"))
+        .args(["--control", package])
+        .args([&scripts]);
+    drop(unpack.run().ok());
+    let (told, done) = postinst(&scripts, "configure 1.0", "8\n", "reloading\n");
+    assert_eq!(told.code, 0, "{told:?}");
+    assert!(done.contains("kill --signal=USR2"), "{done}");
+    // The one that goes on tells systemd so; one that hangs does not.
+    for states in ["reloading\nactive\n", "reloading\n", "active\n", "failed\n"] {
+        let (told, _) = postinst(&scripts, "configure 1.0", "7\n", states);
+        assert_eq!(told.code, 1, "{states}: {told:?}");
+        assert!(told.stderr.contains("which goes on"), "{told:?}");
+    }
+    for words in ["configure ''", "abort-remove"] {
+        let (told, done) = postinst(&scripts, words, "7\n", "inactive\n");
+        assert_eq!(told.code, 0, "{told:?}");
+        let start = "deb-systemd-invoke start containerd.service";
+        assert!(done.contains(start) && !done.contains("USR2"), "{done}");
+    }
 }
 
 /// The daemon that was installed answers the client that was installed.

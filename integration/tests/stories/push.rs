@@ -59,12 +59,29 @@ fn a_pulled_image_is_pushed_elsewhere_by_mount() {
     let registry = Registry::start();
     let from = registry.reference();
     drop(host.ctr(["images", "pull", "--plain-http", &from]).ok());
-    let to = format!("{}/demo/copy:1", registry.host());
-    drop(
-        host.ctr(["images", "push", "--plain-http", &to, &from])
-            .ok(),
-    );
-    assert_eq!(inspect(&format!("docker://{to}")), digest(&host, &from));
+    for local in [None, Some("--local")] {
+        let copy = local.map_or("there", |_| "here");
+        let to = format!("{}/demo/{copy}:1", registry.host());
+        let push = [
+            "images",
+            "push",
+            "--plain-http",
+            "--http-dump",
+            "--http-trace",
+        ];
+        let push = host.ctr_program().args(push).args(local);
+        let pushed = push.args([&to, &from]).run();
+        assert_eq!(pushed.code, 0, "{}", pushed.stderr);
+        assert_eq!(inspect(&format!("docker://{to}")), digest(&host, &from));
+        // Each blob is there with the first request for it, and none is sent.
+        let shown = pushed.stderr;
+        let blobs = format!("http://{}/v2/demo/{copy}/blobs/", registry.host());
+        let mounted = format!("POST {blobs}uploads/: 201");
+        assert!(shown.matches(&mounted).count() >= 2, "{mounted}: {shown}");
+        for sent in ["> PATCH ".to_owned(), format!("> PUT {blobs}")] {
+            assert!(!shown.contains(&sent), "{sent}: {shown}");
+        }
+    }
     host.finish();
 }
 

@@ -69,6 +69,40 @@ fn a_password_that_is_left_out_is_asked_for_on_the_terminal() {
     host.finish();
 }
 
+/// Of the client, wherever the work is done: the daemon asks it, and it asks the helper.
+#[test]
+fn a_credential_helper_of_the_client_knows_the_password() {
+    let host = Host::new("auth-helper");
+    let registry = Registry::with_password("me", "s3:cret");
+    host.image();
+    let remote = format!("{}/mine/d:1", registry.host());
+    let (helper, asked) = (host.path("docker-credential-story"), host.path("asked"));
+    let answer = r#"{"Username":"me","Secret":"s3:cret"}"#;
+    let script = format!("#!/bin/sh\ncat >>{}\necho '{answer}'\n", asked.display());
+    // By another process: what somebody has open for writing cannot be run.
+    let write = Program::new("sh").args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]);
+    drop(write.args([&helper]).input(script.as_bytes()).run().ok());
+    std::fs::write(host.path("config.json"), r#"{"credsStore":"story"}"#).expect("write");
+    let path = std::env::var("PATH").expect("PATH");
+    let path = format!("{}:{path}", host.dir().display());
+    for local in [None, Some("--local")] {
+        let ctr = |verb: &str, rest: &[&str]| {
+            let ctr = host.ctr_program().env("DOCKER_CONFIG", host.dir());
+            let ctr = ctr.env("PATH", &path).args(["images", verb]).args(local);
+            drop(ctr.args(["--plain-http"]).args(rest).run().ok());
+        };
+        ctr("push", &[&remote, IMAGE]);
+        ctr("pull", &[&remote]);
+        assert_eq!(digest(&host, &remote), digest(&host, IMAGE));
+        drop(host.ctr(["images", "rm", "--sync", &remote]).ok());
+        let server = std::fs::read_to_string(&asked).expect("the helper was asked");
+        assert!(server.starts_with(registry.host()), "{server}");
+        std::fs::remove_file(&asked).expect("remove");
+    }
+    assert!(!host.log().contains("s3:cret"));
+    host.finish();
+}
+
 #[test]
 fn what_registries_are_asked_is_shown_without_secrets() {
     let host = Host::new("auth-dump");

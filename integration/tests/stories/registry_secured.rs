@@ -172,3 +172,38 @@ fn a_mirror_comes_first_and_the_secured_registry_takes_docker_s_credentials() {
     assert!(!host.log().contains("dXNlcjpwYXNz"));
     host.finish();
 }
+
+#[test]
+fn a_certificate_of_our_own_is_named_in_the_hosts_file() {
+    let registry = Registry::of_members(&pem("server.crt"), &pem("server.key"), &pem("ca.crt"));
+    let dir = tempfile::tempdir().expect("directory");
+    let of_name = dir.path().join(NAME);
+    fs::create_dir(&of_name).expect("directory");
+    let host = Host::new("members");
+    host.image();
+    let (remote, flag) = (
+        format!("{NAME}/demo/busybox:1"),
+        format!("--hosts-dir={}", dir.path().display()),
+    );
+    for local in [None, Some("--local")] {
+        let ctr = |verb: &str, rest: &[&str]| {
+            let ctr = host.ctr_program().args(["images", verb]).args(local);
+            ctr.args([flag.as_str()]).args(rest).run()
+        };
+        let hosts = |more: &str| {
+            let server = format!("server = \"https://{}\"", registry.host());
+            let text = format!("{server}\nca = {:?}\n{more}", pem("ca.crt"));
+            fs::write(of_name.join("hosts.toml"), text).expect("write hosts.toml");
+        };
+        hosts("");
+        let told = ctr("push", &[remote.as_str(), IMAGE]).err();
+        assert!(told.contains(registry.host()), "{told}");
+        let (cert, key) = (pem("client.crt"), pem("client.key"));
+        hosts(&format!("client = [[{cert:?}, {key:?}]]"));
+        drop(ctr("push", &[remote.as_str(), IMAGE]).ok());
+        drop(ctr("pull", &[remote.as_str()]).ok());
+        assert_eq!(digest(&host, &remote), digest(&host, IMAGE));
+        drop(host.ctr(["images", "rm", "--sync", &remote]).ok());
+    }
+    host.finish();
+}

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use integration::{Host, Whose, until};
+use integration::{Host, Whose, bin_dir, until};
 
 /// Looks once a second.
 const SECTION: &str =
@@ -193,5 +193,65 @@ fn what_ends_while_the_daemon_is_down_is_started_once_by_the_next() {
         6,
         "each was started once more at most"
     );
+    host.finish();
+}
+
+#[test]
+fn a_failure_whose_restart_was_cut_off_is_tried_again() {
+    let mut host = host("restart-cut-off");
+    // A runtime that can be taken away: what is begun without it comes to nothing.
+    let runtime = host.path("containerd-shim-runc-v2");
+    std::fs::copy(bin_dir().join("containerd-shim-runc-v2"), &runtime).expect("copy the shim");
+    let gate = host.path("gate");
+    std::fs::create_dir(&gate).expect("mkdir");
+    let mount = format!(
+        "type=bind,src={},dst=/gate,options=rbind:rw",
+        gate.display()
+    );
+    let flags = ["-d", "--null-io", "--mount", &mount, "--runtime"];
+    let flags = [&flags[..], &[runtime.to_str().expect("a path")]].concat();
+    let wanted = ["status=running", "policy=on-failure:1"];
+    let wanted = wanted.map(|label| format!("containerd.io/restart.{label}"));
+    let wanted = wanted.iter().flat_map(|label| ["--label", label]);
+    let flags: Vec<_> = flags.into_iter().chain(wanted).collect();
+    let script = "until test -e /gate/open; do usleep 5000; done; rm /gate/open; exit 7";
+    drop(host.run(&flags, "c", &["sh", "-c", script]).ok());
+    let first = host.task("c", "RUNNING").expect("it runs");
+    let aside = host.path("aside");
+    std::fs::rename(&runtime, &aside).expect("rename");
+    std::fs::write(gate.join("open"), "").expect("open the gate");
+    until("its task is gone", || {
+        host.ctr(["tasks", "ls", "-q"]).ok().is_empty()
+    });
+    until("an attempt has failed", || {
+        host.log().contains("msg=\"restart monitor\"")
+    });
+    assert_eq!(count(&host, "c"), 0, "what did not begin is not counted");
+    // What is to be done is known by the next daemon, too.
+    host.kill();
+    std::fs::rename(&aside, &runtime).expect("rename");
+    host.start();
+    until("it runs again", || {
+        host.task("c", "RUNNING").is_some_and(|pid| pid != first)
+    });
+    let is_pending = || labels(&host, "c").contains_key("containerd.io/restart.pending");
+    until("nothing is pending", || !is_pending());
+    assert_eq!(count(&host, "c"), 1);
+    label(&host, "c", "status=stopped");
+    let is_gone = || host.ctr(["tasks", "ls", "-q"]).ok().is_empty();
+    until("the monitor removes the task", is_gone);
+    // A daemon that died when it had started the task leaves this; the owner deletes what has ended.
+    let texts = ["status=running", "policy=on-failure:9", "pending=7 made"];
+    let texts = texts.map(|text| format!("containerd.io/restart.{text}"));
+    let told = [
+        &["containers", "label", "c"][..],
+        &texts.each_ref().map(String::as_str),
+    ]
+    .concat();
+    drop(host.ctr(told).ok());
+    until("nothing is pending", || !is_pending());
+    assert!(is_gone(), "it was not started");
+    assert_eq!(count(&host, "c"), 1);
+    end(&host, "c");
     host.finish();
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use integration::{Host, IMAGE, Oci, Program, until};
 
@@ -175,5 +176,33 @@ fn the_runtime_of_a_namespace_is_that_of_its_containers_unless_one_is_named() {
     let runtime = ["run", "--rm", "--runtime", "io.containerd.runc.v2"];
     let named = [&runtime[..], &[IMAGE, "two", "true"]].concat();
     drop(host.ctr(named).ok());
+    host.finish();
+}
+
+#[test]
+fn a_task_whose_container_has_no_record_any_more_can_be_killed_and_removed() {
+    let host = Host::new("run-recordless");
+    host.image();
+    host.sleeper("c");
+    let address = host.address().display().to_string();
+    let namespace = host.namespace().parse().expect("a namespace");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    // What a client does whose call to create the task was lost.
+    runtime.expect("a runtime").block_on(async {
+        let client = client::Client::connect(&address, namespace, Duration::from_secs(20)).await;
+        let containers = client.expect("connect").containers();
+        let deleted = containers.delete(&"c".parse().expect("an id")).await;
+        deleted.expect("delete the record");
+    });
+    drop(host.ctr(["tasks", "kill", "-s", "KILL", "c"]).ok());
+    until("the task stops", || host.task("c", "STOPPED").is_some());
+    drop(host.ctr(["tasks", "rm", "c"]).ok());
+    // Of what is not there at all, it is the container that is missed.
+    for words in [["kill", "c"], ["rm", "c"]] {
+        let told = host.ctr(["tasks"].into_iter().chain(words)).err();
+        assert!(told.contains("container \"c\""), "{told}");
+    }
     host.finish();
 }

@@ -118,6 +118,35 @@ fn a_start_or_deletion_that_hangs_can_be_asked_for_again() {
 }
 
 #[test]
+fn a_start_that_hangs_does_not_hold_back_the_end_of_its_container() {
+    // As patient as it is by itself.
+    let driver = Driver::new("hang-ended");
+    let (task, script) = prepare(&driver);
+    let init = task.create(&Io::null()).expect("create");
+    script.on("start", "hang");
+    let error = std::thread::scope(|scope| {
+        let start = scope.spawn(|| task.start(""));
+        until("the start hangs", || script.has_left());
+        // By somebody else: the task itself is being started.
+        let process = sys::pidfd::open(init).expect("it lives");
+        sys::pidfd::send_signal(process, 9).expect("kill");
+        start.join().expect("join").expect_err("it has ended")
+    });
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("start was killed: the container has ended"),
+        "{error}"
+    );
+    assert_eq!(task.wait("").expect("wait"), 137);
+    until("what it left is gone", || !is_alive(script.left()));
+    script.off("start");
+    task.delete("").expect("delete");
+    driver.finish();
+}
+
+#[test]
 fn a_pause_that_hangs_does_not_leave_the_container_frozen() {
     let driver = impatient("hang-pause");
     let (task, script) = prepare(&driver);

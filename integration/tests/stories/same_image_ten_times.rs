@@ -10,7 +10,16 @@ const LAYER: usize = 12 << 20;
 
 #[test]
 fn ten_pulls_at_once_fetch_and_unpack_each_layer_once() {
-    let host = Host::new("ten-times");
+    at_once("ten-times", None);
+}
+
+#[test]
+fn ten_clients_that_pull_themselves_fetch_and_unpack_each_layer_once() {
+    at_once("ten-times-local", Some("--local"));
+}
+
+fn at_once(name: &str, local: Option<&str>) {
+    let host = Host::new(name);
     let layout = host.path("layout");
     let files: Vec<_> = (1..=LAYERS)
         .map(|n| [("data", layout::noise(LAYER, n))])
@@ -22,10 +31,13 @@ fn ten_pulls_at_once_fetch_and_unpack_each_layer_once() {
     let proxy = Proxy::to(registry.port());
     let reference = format!("127.0.0.1:{}/shared:1", proxy.port());
     let mut watch = Watch::start(&host, &bin_dir().join("ctr"));
-    let pull = ["images", "pull", "--local", "--plain-http", &reference];
+    let pull = || {
+        let pull = host.ctr_program().args(["images", "pull", "--plain-http"]);
+        drop(pull.args(local).args([&reference]).run().ok());
+    };
     std::thread::scope(|scope| {
         for _ in 0..CLIENTS {
-            scope.spawn(|| drop(host.ctr(pull).ok()));
+            scope.spawn(pull);
         }
     });
     let passed = proxy.passed();

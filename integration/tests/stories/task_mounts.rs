@@ -11,7 +11,7 @@ use protos::types::Mount;
 use tonic::transport::Channel;
 
 /// Longest wait for a connection.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = integration::PATIENCE;
 
 fn scoped<T>(host: &Host, message: T) -> tonic::Request<T> {
     let namespace = host.namespace().parse().expect("a namespace");

@@ -1,5 +1,4 @@
-//! Hundreds of short containers while the daemon is killed at random: each ends once, with its own
-//! code, whoever is asked.
+//! Hundreds of short containers while the daemon is killed at random: each ends once, with its own code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use integration::{Host, Oci, need};
+use integration::{Host, Oci, PATIENCE, need};
 use protos::events::TaskExit;
 use protos::services::{containers, events, snapshots, tasks};
 use protos::types::{Envelope, Mount};
@@ -24,8 +23,6 @@ const LONGEST_LIFE: u64 = 1_500;
 const DEATHS: u32 = 6;
 /// Pause before the next attempt to reach a daemon that is gone.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How long one step may be repeated over the daemon's deaths.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn number(name: &str, default: u64) -> u64 {
     let given = std::env::var(name).ok();
@@ -117,16 +114,22 @@ impl Client {
         message: &Q,
         call: impl AsyncFn(Channel, Request<Q>) -> Result<Response<A>, Status>,
     ) -> Result<A, Status> {
-        let deadline = Instant::now() + PATIENCE;
+        let began = Instant::now();
+        let (mut lost, mut longest) = (0, Duration::ZERO);
         loop {
             let request = self.request(message.clone());
+            let asked = Instant::now();
             let done = self.runtime.block_on(async {
                 let called = call(self.channel.clone(), request);
                 let limited = tokio::time::timeout(PATIENCE, called).await;
                 limited.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))
             });
             match done {
-                Err(status) if is_lost(&status) && Instant::now() < deadline => {
+                Err(status) if is_lost(&status) => {
+                    lost += 1;
+                    longest = longest.max(asked.elapsed());
+                    let told = format!("{status}: {lost} answers lost, after {longest:?} at most");
+                    assert!(began.elapsed() < PATIENCE, "{told}");
                     std::thread::sleep(PAUSE);
                 }
                 done => return done.map(Response::into_inner),

@@ -10,6 +10,12 @@ use types::{Code, Digest, Filter, Labels, label};
 use crate::Policy;
 use crate::fixture::{House, code, labels, lost, namespace, put, scope, sha};
 
+/// Namespaces keep labels.
+const CAPS: Caps = Caps {
+    labels: true,
+    is_distant: false,
+};
+
 fn expecting(reference: &str, digest: &Digest) -> IngestSpec {
     IngestSpec {
         expected: Some(digest.clone()),
@@ -21,9 +27,9 @@ fn expecting(reference: &str, digest: &Digest) -> IngestSpec {
 async fn conforms() {
     for policy in [Policy::Shared, Policy::Isolated] {
         let house = House::with(policy).await;
-        testsuite::run(house.content(&scope("a")).as_ref(), Caps { labels: true }).await;
+        testsuite::run(house.content(&scope("a")).as_ref(), CAPS).await;
         let leased = house.leased("b", Labels::new()).await;
-        testsuite::run(house.content(&leased).as_ref(), Caps { labels: true }).await;
+        testsuite::run(house.content(&leased).as_ref(), CAPS).await;
     }
 }
 

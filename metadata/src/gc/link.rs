@@ -21,6 +21,8 @@ pub(crate) enum Node {
     Stream(String),
     /// An activation of mounts, by name. It has no record here.
     Mount(String),
+    /// A network namespace or an interface, by name. It has no record here.
+    Network(String),
 }
 
 /// What one label means.
@@ -52,6 +54,9 @@ fn link(key: &str, value: &str) -> Option<Link> {
     }
     if named(key, gc_label::REF_MOUNT) {
         return Some(Link::Keeps(Node::Mount(value())));
+    }
+    if named(key, gc_label::REF_NETWORK) {
+        return Some(Link::Keeps(Node::Network(value())));
     }
     if named(key, gc_label::REF_IMAGE) {
         return Some(Link::Keeps(Node::Image(value())));
@@ -126,6 +131,10 @@ mod tests {
             (
                 "containerd.io/gc.ref.mount",
                 Some(Link::Keeps(Node::Mount("v".into()))),
+            ),
+            (
+                "containerd.io/gc.ref.network.a",
+                Some(Link::Keeps(Node::Network("v".into()))),
             ),
             (
                 "containerd.io/gc.bref.content",

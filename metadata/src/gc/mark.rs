@@ -11,7 +11,7 @@ use types::{Labels, Namespace, Resource, Result, gc_label};
 use super::condition::{Condition, conditions, used_at};
 use super::link::{Link, Node, links};
 use super::spare::node;
-use super::{Beside, HeldMount, LeasedStream};
+use super::{Beside, HeldMount, HeldNetwork, LeasedStream};
 use crate::key::{Bucket, all, names};
 use crate::kv::{Flow, Read};
 use crate::record::{
@@ -76,18 +76,22 @@ impl Marked {
         let mut doubts = Vec::new();
         let known = namespaces::known(tx)?;
         let mounts = beside.mounts.iter().map(|mount| &mount.namespace);
+        let networks = beside.networks.iter().map(|network| &network.namespace);
         // In a namespace that is gone there is nothing that could keep a mount.
-        let gone: BTreeSet<_> = mounts.filter(|ns| !known.contains(ns)).cloned().collect();
+        let beside_records = mounts.chain(networks).filter(|ns| !known.contains(ns));
+        let gone: BTreeSet<_> = beside_records.cloned().collect();
         for namespace in known {
             let mut graph = Graph::load(tx, &namespace, now)?;
             graph.add_streams(&namespace, &beside.streams);
             graph.add_mounts(&namespace, &beside.mounts);
+            graph.add_networks(&namespace, &beside.networks);
             let doubt = graph.unmarked();
             doubts.push((namespace, doubt));
         }
         for namespace in gone {
             let mut graph = Graph::default();
             graph.add_mounts(&namespace, &beside.mounts);
+            graph.add_networks(&namespace, &beside.networks);
             doubts.push((namespace, graph.unmarked()));
         }
         Ok(Self { doubts })
@@ -270,6 +274,34 @@ impl Graph {
                 Link::Root | Link::Keeps(_) => None,
             });
             for keeper in lease.into_iter().chain(labels) {
+                self.kept_by.entry(keeper).or_default().push(node.clone());
+            }
+            self.objects.insert(node, Refs::default());
+        }
+    }
+
+    /// A network made under a lease, or with labels that name a keeper, lives as long as those, or as what
+    /// names it; any other one until it is deleted.
+    fn add_networks(&mut self, namespace: &Namespace, networks: &[HeldNetwork]) {
+        for network in networks.iter().filter(|n| n.namespace == *namespace) {
+            let node = Node::Network(network.name.clone());
+            let lease = network
+                .lease
+                .as_ref()
+                .map(|lease| Node::Lease(lease.to_string()));
+            let labels = links(&network.labels).filter_map(|link| match link {
+                Link::KeptBy(other) => Some(other),
+                Link::Root | Link::Keeps(_) => None,
+            });
+            let keepers: Vec<Node> = lease.into_iter().chain(labels).collect();
+            if keepers.is_empty() || links(&network.labels).any(|link| link == Link::Root) {
+                self.root(node.clone());
+            }
+            // An interface stays while the namespace does that it is in.
+            let place = network.name.split_once('/').map(|(place, _)| place);
+            let place = place.filter(|place| !place.is_empty());
+            let place = place.map(|place| Node::Network(place.to_owned()));
+            for keeper in keepers.into_iter().chain(place) {
                 self.kept_by.entry(keeper).or_default().push(node.clone());
             }
             self.objects.insert(node, Refs::default());

@@ -81,11 +81,37 @@ pub struct HeldMount {
     pub labels: Labels,
 }
 
+/// The network namespaces and interfaces that the daemon has made for its clients. They have no record here.
+#[async_trait]
+pub trait Networks: Send + Sync + fmt::Debug {
+    /// All that may be ended.
+    fn held(&self) -> Vec<HeldNetwork>;
+
+    /// Ends one, if it still is the same. What cannot be ended now is among the held ones again.
+    async fn end(&self, network: &HeldNetwork);
+}
+
+/// A network namespace or an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldNetwork {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its name there.
+    pub name: String,
+    /// Tells it from others of that name.
+    pub number: u64,
+    /// The lease that keeps it.
+    pub lease: Option<LeaseId>,
+    /// What else keeps it stands in these.
+    pub labels: Labels,
+}
+
 /// What lives beside the records, as it was before the marking.
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
     pub(crate) streams: Vec<LeasedStream>,
     pub(crate) mounts: Vec<HeldMount>,
+    pub(crate) networks: Vec<HeldNetwork>,
 }
 
 /// What one run did.
@@ -122,6 +148,12 @@ pub struct Removed {
     pub leases: u64,
 }
 
+/// Upper ends of the classes that runs are counted in, in microseconds: those of Go's client library.
+pub const TOOK: [u64; 11] = [
+    5000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000,
+];
+
 /// What all runs since the start have done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -131,6 +163,8 @@ pub struct Totals {
     pub failed: u64,
     /// How long those took that went well.
     pub elapsed: Duration,
+    /// How many of them took how long: one count for each of [`TOOK`] and one for what took longer.
+    pub took: [u64; TOOK.len() + 1],
     /// How long writers were held up.
     pub pause: Duration,
     /// What they removed from the backends.
@@ -145,6 +179,11 @@ impl Totals {
             Ok(stats) => {
                 self.runs += 1;
                 self.elapsed += stats.elapsed;
+                let micros = u64::try_from(stats.elapsed.as_micros()).unwrap_or(u64::MAX);
+                let class = TOOK.partition_point(|end| *end < micros);
+                if let Some(count) = self.took.get_mut(class) {
+                    *count += 1;
+                }
                 self.pause += stats.pause;
                 self.blobs += stats.blobs;
                 self.snapshots += stats.snapshots;
@@ -165,6 +204,8 @@ pub(crate) struct Collector {
     pub(crate) streams: OnceLock<Arc<dyn Streams>>,
     /// As well.
     pub(crate) mounts: OnceLock<Arc<dyn Mounts>>,
+    /// As well.
+    pub(crate) networks: OnceLock<Arc<dyn Networks>>,
 }
 
 impl Collector {
@@ -182,6 +223,7 @@ impl Collector {
         Beside {
             streams: self.streams.get().map(|s| s.leased()).unwrap_or_default(),
             mounts: self.mounts.get().map(|m| m.held()).unwrap_or_default(),
+            networks: self.networks.get().map(|n| n.held()).unwrap_or_default(),
         }
     }
 
@@ -193,6 +235,28 @@ impl Collector {
                 streams.end(namespace, id);
             }
         }
+        self.end_mounts(swept, beside).await;
+        self.end_networks(swept, beside).await;
+    }
+
+    async fn end_networks(&self, swept: &Swept, beside: &Beside) {
+        let Some(networks) = self.networks.get() else {
+            return;
+        };
+        let gone = |held: &&HeldNetwork| {
+            let key = (&held.namespace, &held.name);
+            swept
+                .networks
+                .iter()
+                .any(|(namespace, name)| (namespace, name) == key)
+        };
+        for held in beside.networks.iter().filter(gone) {
+            tracing::debug!(namespace = %held.namespace, name = held.name, "network that nobody keeps goes");
+            networks.end(held).await;
+        }
+    }
+
+    async fn end_mounts(&self, swept: &Swept, beside: &Beside) {
         let Some(mounts) = self.mounts.get() else {
             return;
         };
@@ -282,7 +346,7 @@ async fn sweep(
             let swept = marked.sweep(tx, STEP)?;
             Ok((marked, swept, begin.elapsed()))
         };
-        let (left, removed, pause) = metadata.0.db.write(step).await?;
+        let (left, removed, pause) = metadata.0.db.write_long(step).await?;
         marked = left;
         marks.content |= removed.content;
         marks

@@ -18,6 +18,9 @@ use crate::db::Threshold;
 /// second.
 const MIN_PAUSE: Duration = Duration::from_millis(5);
 
+/// Between collections where no share of the time is configured. Parity: plugins/gc.
+const UNSHARED: Duration = Duration::from_secs(1);
+
 /// Wait after a failed collection.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -67,6 +70,9 @@ impl SchedulerOpts {
 
     /// How long to leave the writers alone after collections that took `pause` on average.
     fn rest(&self, pause: Duration) -> Duration {
+        if self.pause_threshold <= 0.0 {
+            return UNSHARED;
+        }
         let pause = pause.max(MIN_PAUSE);
         let share = self.pause_threshold.clamp(0.001, 0.5);
         pause.mul_f64(1.0 / share).saturating_sub(pause)
@@ -97,7 +103,12 @@ impl Scheduler {
 
     /// Collects when it is due, for ever. Ends by being dropped, at any time.
     pub async fn run(self) {
-        sleep(self.opts.startup_delay).await;
+        if self.opts.startup_delay.is_zero() {
+            // None at the start. Parity: plugins/gc.
+            self.metadata.0.db.outlet.wait(self.opts.due()).await;
+        } else {
+            sleep(self.opts.startup_delay).await;
+        }
         let mut pauses = Duration::ZERO;
         let mut runs = 0;
         loop {

@@ -116,7 +116,7 @@ fn named_by(tx: &dyn Read, namespace: &Namespace, of: &Node) -> Result<Option<Ve
         Node::Container(id) => own(Bucket::Container, namespace, id),
         Node::Lease(id) => own(Bucket::Lease, namespace, id),
         // They name nothing.
-        Node::Stream(_) | Node::Mount(_) => return Ok(None),
+        Node::Stream(_) | Node::Mount(_) | Node::Network(_) => return Ok(None),
     };
     let Some(record) = tx.get(&key)? else {
         return Ok(None);
@@ -152,7 +152,7 @@ fn named_by(tx: &dyn Read, namespace: &Namespace, of: &Node) -> Result<Option<Ve
             named.extend(held.into_iter().map(node));
             get_lease(id, &record)?.labels
         }
-        Node::Stream(_) | Node::Mount(_) => return Ok(None),
+        Node::Stream(_) | Node::Mount(_) | Node::Network(_) => return Ok(None),
     };
     named.extend(links(&labels).filter_map(|link| match link {
         Link::Keeps(other) => Some(other),

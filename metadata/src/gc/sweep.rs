@@ -33,6 +33,8 @@ pub(crate) struct Swept {
     pub(super) streams: Vec<(Namespace, String)>,
     /// Activations of mounts that nobody keeps.
     pub(super) mounts: Vec<(Namespace, String)>,
+    /// Network namespaces and interfaces that nobody keeps.
+    pub(super) networks: Vec<(Namespace, String)>,
 }
 
 impl Marked {
@@ -69,6 +71,7 @@ impl Swept {
         self.snapshotters.extend(later.snapshotters);
         self.streams.extend(later.streams);
         self.mounts.extend(later.mounts);
+        self.networks.extend(later.networks);
     }
 
     /// Removes what belongs to an object, of a lease what is left of it, and returns how many keys.
@@ -115,6 +118,7 @@ impl Swept {
             }
             Node::Stream(id) => self.streams.push((ns.clone(), id)),
             Node::Mount(name) => self.mounts.push((ns.clone(), name)),
+            Node::Network(name) => self.networks.push((ns.clone(), name)),
             // Always a root.
             Node::Container(_) => keys = 0,
         }

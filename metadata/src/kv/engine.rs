@@ -61,23 +61,24 @@ impl Engine {
     /// `DataLoss` when file and journal do not lead there; the store stays closed. I/O.
     pub(super) fn reopen(&self, expected: u64) -> Result<u64> {
         let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
-        drop(slot.take());
+        let old = slot.take();
+        let again = || {
+            // Its end looks at the file, too.
+            drop(old);
+            self.open_again(expected)
+        };
+        let (database, last) = sys::damage::guarded(again)?
+            .unwrap_or_else(|| Err(damage(&self.path, "its structure")))?;
+        tracing::warn!(path = %self.path.display(), "metadata store was opened again");
+        *slot = Some(database);
+        Ok(last)
+    }
+
+    fn open_again(&self, expected: u64) -> Result<(Database, u64)> {
         let mut tries = 0;
-        loop {
+        let mut database = loop {
             match open(&self.path) {
-                Ok(database) => {
-                    // In memory: on a full disk reads go on.
-                    let last = catch_up(&database, &self.path, expected, Durability::None)?;
-                    if last < expected {
-                        return Err(Error::data_loss(format_args!(
-                            "{} and its journal end at commit {last}, not at {expected}: start the daemon anew",
-                            self.path.display()
-                        )));
-                    }
-                    tracing::warn!(path = %self.path.display(), "metadata store was opened again");
-                    *slot = Some(database);
-                    return Ok(last);
-                }
+                Ok(database) => break database,
                 // Readers of the old one hold it for a moment longer.
                 Err(DatabaseError::DatabaseAlreadyOpen) if tries < REOPEN_TRIES => {
                     tries += 1;
@@ -85,7 +86,17 @@ impl Engine {
                 }
                 Err(error) => return Err(opening(&self.path, error)),
             }
+        };
+        check(&mut database, &self.path)?;
+        // In memory: on a full disk reads go on.
+        let last = catch_up(&database, &self.path, expected, Durability::None)?;
+        if last < expected {
+            return Err(Error::data_loss(format_args!(
+                "{} and its journal end at commit {last}, not at {expected}: start the daemon anew",
+                self.path.display()
+            )));
         }
+        Ok((database, last))
     }
 }
 
@@ -144,15 +155,17 @@ fn guarded(path: &Path) -> Result<Database> {
 /// Opens the file and checks every page of it: the engine itself only does that after a crash.
 fn whole(path: &Path) -> Result<Database> {
     let mut database = open(path).map_err(|e| opening(path, e))?;
+    check(&mut database, path)?;
+    Ok(database)
+}
+
+fn check(database: &mut Database, path: &Path) -> Result<()> {
     let sound = database.check_integrity().map_err(|e| opening(path, e))?;
     if !sound {
         tracing::warn!(path = %path.display(), "metadata store was repaired by its engine");
     }
     let records = database.begin_read().map_err(failure)?.open_table(RECORDS);
-    match records {
-        Ok(_) => Ok(database),
-        Err(error) => Err(damage(path, error)),
-    }
+    records.map(drop).map_err(|error| damage(path, error))
 }
 
 /// Never `create` here: a file that was cut to nothing must not become an empty store.

@@ -9,18 +9,24 @@
 //! ```
 //!
 //! The zeros are room that was written before: a frame in it changes nothing but data, so that one
-//! write and one flush of the disk make it durable.
+//! write and one flush of the disk make it durable. What is left of one that was never answered is made
+//! zeros again before anything is written there.
 
+mod room;
 mod scan;
+mod tail;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use types::{Error, Result};
 
+#[cfg(test)]
+pub(super) use self::room::Faults;
+use self::room::{Room, STEP};
 use self::scan::{Entry, Scan};
 use super::tx::Overlay;
 use super::{Flow, Read, Records, beside, os, sync_parent};
@@ -39,9 +45,6 @@ const MAX_FRAME: usize = 1 << 30;
 /// A journal is made anew when its changes outgrow its base by this factor, and this many bytes.
 const OUTGROWN: u64 = 2;
 const SMALL: u64 = 4 << 20;
-/// Room that is made at a time: that of some hundred changes. The flush that follows is a slow one, for
-/// the file has grown.
-const ROOM: usize = 1 << 20;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +62,11 @@ enum Kind {
 pub(super) struct Journal {
     path: PathBuf,
     /// `None` after a failure: until it is made anew, its file is what it was before.
-    file: Option<File>,
+    room: Option<Room>,
     base: u64,
     len: u64,
-    /// Length of the file, zeros and all.
-    room: u64,
+    /// A frame of a commit that failed, which could not be cleared away: where it is and its end.
+    unclean: Option<(Room, u64)>,
 }
 
 /// The records of a journal.
@@ -91,6 +94,8 @@ pub(super) struct Survey {
     pub(super) damaged: bool,
     base: u64,
     len: u64,
+    /// Where what cannot be read ends.
+    torn_end: u64,
 }
 
 #[cfg(test)]
@@ -132,36 +137,37 @@ impl Journal {
         })?;
         put(&mut file, &part)?;
         put(&mut file, &frame(Kind::BaseEnd, commit))?;
-        file.write_all(&vec![0; ROOM]).map_err(at)?;
+        file.write_all(&vec![0; STEP]).map_err(at)?;
         let file = file.into_inner().map_err(|e| at(e.into_error()))?;
         file.sync_data().map_err(at)?;
         std::fs::rename(&draft, &path).map_err(|e| os("rename", &draft, e))?;
         sync_parent(&path)?;
         Ok(Self {
             path,
-            file: Some(file),
+            room: Some(Room::new(file, len + STEP as u64)),
             base: len,
             len,
-            room: len + ROOM as u64,
+            unclean: None,
         })
     }
 
-    /// Goes on with a journal that is as `survey` says; half a frame at its end is cut off.
+    /// Goes on with a journal that is as `survey` says; half a frame at its end is cleared away.
     pub(super) fn resume(store: &Path, survey: &Survey) -> Result<Self> {
         let path = Self::beside(store);
         let file = OpenOptions::new().write(true).open(&path);
         let file = file.map_err(|e| os("open", &path, e))?;
+        let size = file.metadata().map_err(|e| os("stat", &path, e))?.len();
+        let room = Room::new(file, size);
         if survey.torn {
-            let cut = file.set_len(survey.len).and_then(|()| file.sync_all());
-            cut.map_err(|e| os("cut", &path, e))?;
+            let cleared = room.clear(survey.len, survey.torn_end);
+            cleared.map_err(|e| os("clear the end of", &path, e))?;
         }
-        let room = file.metadata().map_err(|e| os("stat", &path, e))?.len();
         Ok(Self {
             path,
-            file: Some(file),
+            room: Some(room),
             base: survey.base,
             len: survey.len,
-            room,
+            unclean: None,
         })
     }
 
@@ -172,37 +178,78 @@ impl Journal {
         commit: u64,
         changes: impl Iterator<Item = &'a Overlay>,
     ) -> Option<u64> {
-        let file = self.file.as_ref()?;
+        let mut room = self.room.take()?;
         let mut change = frame(Kind::Change, commit);
         for (key, value) in changes.flatten() {
             entry(&mut change, (key, value.as_deref()));
         }
-        match write(file, &change, self.len, &mut self.room) {
-            Ok(written) => {
-                self.len += written;
-                Some(written)
+        // Zeros stay behind it.
+        let ready = bytes(&change).and_then(|bytes| {
+            room.reach(self.len + (bytes.len() + HEAD) as u64)?;
+            Ok(bytes)
+        });
+        let bytes = ready.map_err(|error| self.tell(&error)).ok()?;
+        let end = self.len + bytes.len() as u64;
+        if let Err(error) = room.write(&bytes, self.len) {
+            self.tell(&error);
+            self.unclean = Some((room, end));
+            // Of a frame that nobody knows to be on the disk nothing should be.
+            if let Err(error) = self.clear() {
+                tracing::warn!(%error, "metadata journal may keep a frame of a failed commit");
             }
-            Err(error) => {
-                tracing::warn!(%error, path = %self.path.display(), "metadata journal stops");
-                // Of a frame that nobody knows to be on the disk nothing should be.
-                if let Err(error) = file.set_len(self.len).and_then(|()| file.sync_all()) {
-                    tracing::warn!(%error, "metadata journal may keep a frame of a failed commit");
-                }
-                self.file = None;
-                None
-            }
+            return None;
         }
+        self.room = Some(room);
+        self.len = end;
+        Some(bytes.len() as u64)
+    }
+
+    fn tell(&self, error: &std::io::Error) {
+        tracing::warn!(%error, path = %self.path.display(), "metadata journal stops");
+    }
+
+    /// Clears away what is left of a frame that failed.
+    pub(super) fn clear(&mut self) -> std::io::Result<()> {
+        if let Some((room, end)) = &self.unclean {
+            room.clear(self.len, *end)?;
+            self.unclean = None;
+        }
+        Ok(())
+    }
+
+    /// True while a frame that failed may stand in it, and come up after a restart.
+    pub(super) fn is_unclean(&self) -> bool {
+        self.unclean.is_some()
+    }
+
+    /// True after a failure: commits go to the store's file, until it is made anew.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.room.is_none()
     }
 
     /// The store may hold what this journal does not: it has to be made anew.
     pub(super) fn stop(&mut self) {
-        self.file = None;
+        self.room = None;
+    }
+
+    /// The store's file has the last commit: whatever is left of its frame may stay.
+    pub(super) fn stands(&mut self) {
+        self.unclean = None;
+    }
+
+    /// Lets the disk fail.
+    #[cfg(test)]
+    pub(super) fn fail(&mut self, faults: Faults) {
+        let unclean = self.unclean.as_mut().map(|(room, _)| room);
+        for room in self.room.as_mut().into_iter().chain(unclean) {
+            room.faults = faults;
+        }
     }
 
     /// True when it is time to make it anew.
     pub(super) fn is_due(&self) -> bool {
         let grown = self.len - self.base;
-        self.file.is_none() || (grown > SMALL && grown > OUTGROWN * self.base)
+        self.is_stopped() || (grown > SMALL && grown > OUTGROWN * self.base)
     }
 
     /// Looks through the journal of `store`; `None` without one that has its base.
@@ -222,15 +269,17 @@ impl Journal {
                     damaged: false,
                     base: len,
                     len,
+                    torn_end: len,
                 });
             } else if let Some(found) = &mut found {
                 (found.last, found.len) = (last, len);
             }
         }
-        let (torn, damaged) = (scan.torn, scan.damaged);
+        let (torn, damaged, torn_end) = (scan.torn, scan.damaged, scan.end);
         Ok(found.map(|found| Survey {
             torn,
             damaged,
+            torn_end,
             ..found
         }))
     }
@@ -298,19 +347,6 @@ impl Journal {
         replay.written_at = written.ok();
         Ok(based.then_some(replay))
     }
-}
-
-/// Writes a frame, makes it durable, and returns its length. Zeros stay behind it.
-fn write(file: &File, frame: &Encoder, at: u64, room: &mut u64) -> std::io::Result<u64> {
-    let bytes = bytes(frame)?;
-    let end = at + (bytes.len() + HEAD) as u64;
-    while end > *room {
-        file.write_all_at(&vec![0; ROOM], *room)?;
-        *room += ROOM as u64;
-    }
-    file.write_all_at(&bytes, at)?;
-    file.sync_data()?;
-    Ok(bytes.len() as u64)
 }
 
 /// A frame's payload up to its entries, with room for its head.

@@ -1,19 +1,22 @@
 //! The key-value store under the records: ordered bytes, one writer, durable transactions.
 //!
 //! Invariant: what [`Kv::write`] has answered survives a power cut; what failed left no trace. Writers
-//! queue for one thread, which gathers all that wait into one synced commit. Readers see the last
-//! commit and never wait. Knows nothing of records; the engine (redb) appears nowhere else.
+//! queue, and one of them, or a thread for it, makes all that wait one synced commit. Readers see the
+//! last commit and never wait. Knows nothing of records; the engine (redb) appears nowhere else.
 //!
 //! ```text
-//! write(f) --queue--> writer thread: begin; f1 f2 f3 (each on its own overlay); journal; commit; answer all
+//! write(f) --queue--> one writer: begin; f1 f2 f3 (each on its own overlay); journal; commit; answer all
 //! read()   --------> snapshot of the last commit
 //! ```
 
 mod engine;
 mod journal;
+mod queue;
 mod reserve;
 mod restore;
+mod turn;
 mod tx;
+mod upkeep;
 mod watch;
 mod writer;
 
@@ -24,12 +27,14 @@ use std::ops::{Bound, ControlFlow};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use redb::{Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition, TableError};
 use types::{Code, Error, Result};
 
 use self::engine::{Engine, failure};
 use self::journal::Journal;
+use self::queue::Length;
 use self::restore::Store;
 pub(crate) use self::restore::{Opened, Source};
 pub(crate) use self::tx::Tx;
@@ -87,7 +92,23 @@ struct Open {
     // Field order is drop order: the writer ends before the database closes and the lock is freed.
     writer: Writer,
     engine: Arc<Engine>,
-    _lock: File,
+    _lock: Lock,
+}
+
+/// How long the lock of a store is waited for, and the pause between two looks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_LOOK: Duration = Duration::from_millis(10);
+
+/// The lock of a store, given up when it is dropped.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not by closing alone: a child between its fork and its exec has the descriptor, too.
+        if let Err(error) = self.0.unlock() {
+            tracing::debug!(%error, "cannot unlock the store");
+        }
+    }
 }
 
 impl Kv {
@@ -119,7 +140,7 @@ impl Kv {
         Ok((Self::start(lock, store)?, aside))
     }
 
-    fn start(lock: File, store: Store) -> Result<Self> {
+    fn start(lock: Lock, store: Store) -> Result<Self> {
         let engine = Arc::new(store.engine);
         let writer = Writer::start(Arc::clone(&engine), store.journal, store.is_behind)?;
         Ok(Self(Arc::new(Open {
@@ -141,6 +162,17 @@ impl Kv {
         Ok(watch)
     }
 
+    /// Writes a store of the last committed state beside this one, durably, in place of an earlier one of
+    /// that name, and tells where. It has no journal: it is whole without.
+    ///
+    /// # Errors
+    /// I/O.
+    pub(crate) fn keep(&self, suffix: &str) -> Result<PathBuf> {
+        let engine = &self.0.engine;
+        let (state, commit) = engine.with(|db| Ok((Snapshot::open(db)?, number(db)?)))?;
+        restore::keep(&beside(engine.path(), suffix), &state, commit)
+    }
+
     /// The last committed state.
     ///
     /// # Errors
@@ -158,7 +190,18 @@ impl Kv {
         &self,
         change: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.0.writer.run(change).await
+        self.0.writer.run(Length::Short, change).await
+    }
+
+    /// The same of a change that may look at all there is: others do not wait for it on their threads.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub(crate) async fn write_long<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.0.writer.run(Length::Long, change).await
     }
 }
 
@@ -226,6 +269,25 @@ impl Read for Snapshot {
     }
 }
 
+impl Read for Records {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(BTreeMap::get(self, key).cloned())
+    }
+
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        for (key, value) in self.range::<[u8], _>(from) {
+            let Some(rest) = key.strip_prefix(prefix) else {
+                break;
+            };
+            if visit(rest, value)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The files of the store at `path`.
 pub(crate) fn files(path: &Path) -> [PathBuf; 2] {
     [path.to_owned(), Journal::beside(path)]
@@ -237,8 +299,9 @@ pub(crate) fn journal_end(path: &Path) -> u64 {
     Journal::survey(path).unwrap().unwrap().end()
 }
 
-/// Takes the lock file beside the store, with the directory; never waits.
-fn lock(path: &Path) -> Result<File> {
+/// Takes the lock file beside the store, with the directory. Who has it is about to go, as a rule: a
+/// daemon that hands over, or a child of one between its fork and its exec. It gets a moment.
+fn lock(path: &Path) -> Result<Lock> {
     if let Some(parent) = path.parent() {
         DirBuilder::new()
             .recursive(true)
@@ -253,8 +316,17 @@ fn lock(path: &Path) -> Result<File> {
         .write(true)
         .open(&path)
         .map_err(|e| os("open", &path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
+    let begun = Instant::now();
+    let taken = loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_LOOK);
+            }
+            taken => break taken,
+        }
+    };
+    match taken {
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(Error::unavailable(format_args!(
             "metadata {} is in use by another daemon{}: stop it or choose another root",
             path.display(),

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! whole, journal at the same commit or newer ---------------> what the file lacks is read; go on with both
-//! whole, journal ending in half a frame --------------------> the same, and cut that off
+//! whole, journal ending in half a frame --------------------> the same, and clear that away
 //! whole, journal older -------------------------------------> make the journal anew
 //! whole, journal damaged or gone ---------------------------> the file gets the rest; keep it aside, say so
 //! whole, but older than the journal's base --.
@@ -25,7 +25,8 @@ use types::{Code, Error, Result};
 use super::engine::{self, Engine, failure, opening};
 use super::journal::{Journal, Replay};
 use super::{
-    CACHE_BYTES, COMMIT, RECORDS, Records, STORE, Snapshot, beside, number, os, sync_parent,
+    CACHE_BYTES, COMMIT, Flow, RECORDS, Read, Records, STORE, Snapshot, beside, number, os,
+    sync_parent,
 };
 
 /// How a store came to be open.
@@ -232,6 +233,23 @@ fn restore(path: &Path, cause: Error) -> Result<(Store, Opened)> {
 /// Writes a store under another name first: the real name is a complete store or nothing. What was
 /// there is kept, and told.
 fn write(path: &Path, records: &Records, commit: u64) -> Result<Option<PathBuf>> {
+    let draft = draft(path, records, commit)?;
+    let aside = sys::damage::keep_aside(path)?;
+    std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
+    sync_parent(path)?;
+    Ok(aside)
+}
+
+/// Writes a store at `path`, in place of what is there.
+pub(super) fn keep(path: &Path, records: &dyn Read, commit: u64) -> Result<PathBuf> {
+    let draft = draft(path, records, commit)?;
+    std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
+    sync_parent(path)?;
+    Ok(path.to_owned())
+}
+
+/// A store on its way to `path`, complete and durable but for its name.
+fn draft(path: &Path, records: &dyn Read, commit: u64) -> Result<PathBuf> {
     let draft = beside(path, "new");
     match std::fs::remove_file(&draft) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(os("remove", &draft, e)),
@@ -242,21 +260,17 @@ fn write(path: &Path, records: &Records, commit: u64) -> Result<Option<PathBuf>>
         .create(&draft)
         .map_err(|e| opening(&draft, e))?;
     fill(&database, records, commit)?;
-    drop(database);
-    let aside = sys::damage::keep_aside(path)?;
-    std::fs::rename(&draft, path).map_err(|e| os("rename", &draft, e))?;
-    sync_parent(path)?;
-    Ok(aside)
+    Ok(draft)
 }
 
-fn fill(database: &Database, records: &Records, commit: u64) -> Result<()> {
+fn fill(database: &Database, records: &dyn Read, commit: u64) -> Result<()> {
     let txn = database.begin_write().map_err(failure)?;
     {
         let mut table = txn.open_table(RECORDS).map_err(failure)?;
-        for (key, value) in records {
-            let (key, value) = (key.as_slice(), value.as_slice());
+        records.scan(b"", &mut |key, value| {
             drop(table.insert(key, value).map_err(failure)?);
-        }
+            Ok(Flow::Continue(()))
+        })?;
         let mut store = txn.open_table(STORE).map_err(failure)?;
         drop(store.insert(COMMIT, commit).map_err(failure)?);
     }

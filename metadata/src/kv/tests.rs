@@ -6,13 +6,17 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use types::{Code, Error};
 
-use super::{Flow, Journal, Kv, Read, Records, files, journal_end, reserve};
+use super::{Flow, Journal, Kv, Read, Records, files, journal_end, lock, reserve};
 
+mod append;
 mod damage;
+mod failures;
+mod torn;
 
 fn place() -> (tempfile::TempDir, PathBuf) {
     let root = tempfile::tempdir().unwrap();
@@ -58,8 +62,19 @@ async fn what_was_written_is_there_after_reopening() {
     assert_eq!(kv.read().unwrap().get(b"a").unwrap().unwrap(), b"1");
 }
 
+#[test]
+fn a_lock_is_given_up_though_a_child_has_the_descriptor_yet() {
+    let (_root, path) = place();
+    let held = lock(&path).unwrap();
+    let of_a_fork = held.0.try_clone().unwrap();
+    let waits = std::thread::spawn(move || lock(&path).map(drop));
+    drop(held);
+    waits.join().unwrap().unwrap();
+    drop(of_a_fork);
+}
+
 #[tokio::test]
-async fn a_second_open_is_refused_at_once_and_names_the_path() {
+async fn a_second_open_is_refused_and_names_the_path() {
     let (_root, path) = place();
     let kv = open(&path).unwrap();
     let error = open(&path).err().unwrap();
@@ -71,6 +86,89 @@ async fn a_second_open_is_refused_at_once_and_names_the_path() {
     put(&kv, b"a", b"1").await;
     drop(kv);
     open(&path).unwrap();
+}
+
+/// The thread that makes a change.
+async fn maker(kv: &Kv) -> std::thread::ThreadId {
+    kv.write(|tx| {
+        tx.put(b"maker".to_vec(), Vec::new());
+        Ok(std::thread::current().id())
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn whom_nobody_is_before_needs_no_other_thread() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    let me = std::thread::current().id();
+    // The thread that sleeps for good makes the first one, and looks after the file from then on.
+    assert_ne!(maker(&kv).await, me);
+    kv.0.writer.set_pace(Duration::ZERO);
+    assert_eq!(maker(&kv).await, me);
+    // On a slow disk that thread waits for it; so it does for what may take long.
+    kv.0.writer.set_pace(Duration::from_secs(1));
+    assert_ne!(maker(&kv).await, me);
+    kv.0.writer.set_pace(Duration::ZERO);
+    let long = kv.write_long(|_| Ok(std::thread::current().id()));
+    assert_ne!(long.await.unwrap(), me);
+    drop(kv);
+    let kv = open(&path).unwrap();
+    assert!(kv.read().unwrap().has(b"maker").unwrap());
+}
+
+#[tokio::test]
+async fn those_who_come_together_share_a_commit() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    kv.0.writer.set_pace(Duration::ZERO);
+    let before = kv.0.writer.commits();
+    let all = (0..16_u8).map(|n| {
+        let kv = kv.clone();
+        async move { put(&kv, &[n], b"x").await }
+    });
+    futures::future::join_all(all).await;
+    assert_eq!(kv.0.writer.commits(), before + 1);
+}
+
+#[tokio::test]
+async fn who_comes_while_another_makes_his_change_waits_without_a_thread() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    let (begun, is_begun) = std::sync::mpsc::channel();
+    let (go, goes) = std::sync::mpsc::channel::<()>();
+    let first = kv.clone();
+    let first = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(first.write(move |tx| {
+            begun.send(()).unwrap();
+            goes.recv().unwrap();
+            tx.put(b"a".to_vec(), b"2".to_vec());
+            Ok(())
+        }))
+    });
+    is_begun.recv().unwrap();
+    let mut second = Box::pin(kv.write(|tx| tx.get(b"a")));
+    assert!(futures::poll!(second.as_mut()).is_pending());
+    // Who only reads does not wait at all.
+    assert_eq!(kv.read().unwrap().get(b"a").unwrap().unwrap(), b"1");
+    go.send(()).unwrap();
+    assert_eq!(second.await.unwrap().unwrap(), b"2");
+    first.join().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn without_its_thread_the_store_is_told_to_be_gone() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    kv.0.writer.stop();
+    let error = kv.write(|_| Ok(())).await.unwrap_err();
+    assert!(error.is(Code::Unavailable), "{error}");
 }
 
 #[tokio::test]
@@ -297,110 +395,4 @@ proptest! {
         let kv = open(&path).unwrap();
         prop_assert_eq!(dump(&kv.read().unwrap(), b""), below(&model, b""));
     }
-}
-
-/// A file system of 16 MiB.
-fn small_disk(root: &Path) -> sys::mount::TempMount {
-    let tmpfs = types::Mount {
-        kind: "tmpfs".into(),
-        source: "tmpfs".into(),
-        options: vec!["size=16m".into()],
-        ..types::Mount::default()
-    };
-    sys::mount::TempMount::new(&[tmpfs], root).unwrap()
-}
-
-/// Fills it to the last page, and tells with which file.
-fn fill(disk: &Path) -> PathBuf {
-    let filler = disk.join("filler");
-    let full = std::fs::write(&filler, vec![0; 32 << 20]).unwrap_err();
-    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    filler
-}
-
-/// Puts keys that begin with `b`, and tells how many until there was no room, and what was said then.
-async fn put_until_full(kv: &Kv) -> (u32, Error) {
-    let mut answered = 0_u32;
-    loop {
-        let key = [b"b", &answered.to_be_bytes()[..]].concat();
-        let result = kv.write(move |tx| {
-            tx.put(key, vec![7; 64 << 10]);
-            Ok(())
-        });
-        match result.await {
-            Ok(()) => answered += 1,
-            Err(error) => return (answered, error),
-        }
-    }
-}
-
-/// What a daemon that was killed has left starts without a page of room, and can be read.
-#[tokio::test]
-async fn a_store_that_was_killed_opens_on_a_full_disk() {
-    let (root, _) = place();
-    let disk = small_disk(root.path());
-    let path = disk.path().join("killed/meta.redb");
-    let kv = open(&disk.path().join("meta.redb")).unwrap();
-    for n in 0..30_u8 {
-        put(&kv, &[n], &vec![n; 1000 * usize::from(n)]).await;
-    }
-    // With half a frame of the change that was on its way.
-    std::fs::create_dir(path.parent().unwrap()).unwrap();
-    for (from, to) in files(&disk.path().join("meta.redb"))
-        .iter()
-        .zip(files(&path))
-    {
-        std::fs::copy(from, to).unwrap();
-    }
-    let journal = OpenOptions::new().write(true).open(Journal::beside(&path));
-    let journal = journal.unwrap();
-    journal
-        .write_all_at(&[7, 0, 0, 0, 1, 2, 3, 4, 9], journal_end(&path))
-        .unwrap();
-    reserve::keep(&path);
-    drop((kv, journal));
-    assert!(Journal::survey(&path).unwrap().unwrap().torn);
-    let filler = fill(disk.path());
-    let kv = open(&path).unwrap();
-    let all = dump(&kv.read().unwrap(), b"");
-    assert!(all.iter().map(|(key, _)| key[0]).eq(0..30));
-    let (_, error) = put_until_full(&kv).await;
-    assert!(error.is(Code::ResourceExhausted), "{error}");
-    drop(kv);
-    std::fs::remove_file(filler).unwrap();
-    let kv = open(&path).unwrap();
-    put(&kv, b"c", b"3").await;
-    drop(kv);
-    let kv = open(&path).unwrap();
-    let all = dump(&kv.read().unwrap(), b"");
-    assert!(
-        all.iter()
-            .filter(|(key, _)| key.len() == 1)
-            .map(|(key, _)| key[0])
-            .eq((0..30).chain([b'c']))
-    );
-    drop(kv);
-    disk.unmount().unwrap();
-}
-
-#[tokio::test]
-async fn a_full_disk_is_named_and_the_store_works_again_when_there_is_room() {
-    let (root, _) = place();
-    let disk = small_disk(root.path());
-    let kv = open(&disk.path().join("meta.redb")).unwrap();
-    put(&kv, b"a", b"1").await;
-    let filler = fill(disk.path());
-    let (answered, error) = put_until_full(&kv).await;
-    assert!(error.is(Code::ResourceExhausted), "{error}");
-    assert_eq!(
-        kv.read().unwrap().get(b"a").unwrap().unwrap(),
-        b"1",
-        "reads go on"
-    );
-    std::fs::remove_file(&filler).unwrap();
-    put(&kv, b"c", b"3").await;
-    let all = dump(&kv.read().unwrap(), b"b");
-    assert!(all.len() >= answered as usize, "what was answered is there");
-    drop(kv);
-    disk.unmount().unwrap();
 }

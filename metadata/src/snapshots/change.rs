@@ -39,26 +39,9 @@ impl ScopedSnapshotter {
         labels.validate().map_err(|e| e.ctx("info.Labels"))?;
         let labels = labels.without_empty();
         let backend = self.backend()?;
-        if parent.is_some() && !backend.snapshotter.rebases() {
-            return Err(Error::not_implemented("commit onto another parent"));
-        }
         let _naming = backend.naming.alone(&self.gate(name)).await;
-        let mut onto = None;
-        let active = {
-            let snapshot = self.metadata.0.db.kv.read()?;
-            leases::check(&snapshot, &self.scope)?;
-            if self.find(&snapshot, name.as_str())?.is_some() {
-                None
-            } else {
-                if let Some(parent) = parent {
-                    let found = self.find(&snapshot, parent.as_str())?;
-                    let found = found.ok_or_else(|| no_parent(parent))?;
-                    onto = Some(found.backend.parse::<SnapshotKey>()?);
-                }
-                Some(self.require(&snapshot, key.as_str())?)
-            }
-        };
-        let Some(active) = active else {
+        let rebases = backend.snapshotter.rebases();
+        let Some((active, onto)) = self.to_commit((name, key), parent, rebases)? else {
             self.join_lease(name).await?;
             return Err(taken(name));
         };
@@ -96,6 +79,41 @@ impl ScopedSnapshotter {
             self.leave_to_collector();
         }
         stored
+    }
+
+    /// The record of `key`, and the backend's name for another parent that it gets; none when `name` is
+    /// there.
+    fn to_commit(
+        &self,
+        (name, key): (&SnapshotKey, &SnapshotKey),
+        parent: Option<&SnapshotKey>,
+        rebases: bool,
+    ) -> Result<Option<(SnapshotRecord, Option<SnapshotKey>)>> {
+        let snapshot = self.metadata.0.db.kv.read()?;
+        leases::check(&snapshot, &self.scope)?;
+        if self.find(&snapshot, name.as_str())?.is_some() {
+            return Ok(None);
+        }
+        let active = self.find(&snapshot, key.as_str())?;
+        let current = active.as_ref().and_then(|active| active.parent.as_deref());
+        // A client may say what is so.
+        let onto = match parent.filter(|parent| current != Some(parent.as_str())) {
+            None => None,
+            Some(_) if !rebases => {
+                return Err(Error::not_implemented("commit onto another parent"));
+            }
+            Some(parent) => {
+                let found = self.find(&snapshot, parent.as_str())?;
+                let found = found.ok_or_else(|| no_parent(parent))?;
+                Some(found.backend.parse()?)
+            }
+        };
+        match active {
+            Some(active) => Ok(Some((active, onto))),
+            None => self
+                .require(&snapshot, key.as_str())
+                .map(|active| Some((active, onto))),
+        }
     }
 
     async fn store_commit(
@@ -188,9 +206,14 @@ impl ScopedSnapshotter {
             );
             Ok(())
         };
-        self.metadata.0.db.write(change).await?;
-        self.metadata.0.flights.end(&flight);
-        Ok(())
+        let done = self.metadata.0.db.write(change).await;
+        let flights = &self.metadata.0.flights;
+        match &done {
+            Err(error) if !error.is_not_found() => flights.attend(&flight, false),
+            // Also when the collector was faster.
+            _ => flights.end(&flight),
+        }
+        done
     }
 
     pub(super) async fn store_labels(

@@ -300,6 +300,11 @@ impl Snapshotter for ScopedSnapshotter {
         }
     }
 
+    fn attended(&self, key: &SnapshotKey) {
+        let flight = self.flight(key.as_str());
+        self.metadata.0.flights.attend(&flight, true);
+    }
+
     fn rebases(&self) -> bool {
         self.backend()
             .is_ok_and(|backend| backend.snapshotter.rebases())

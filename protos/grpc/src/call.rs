@@ -8,7 +8,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use http::HeaderMap;
-use recorder::Flown;
+use recorder::{Flown, Origin};
 use tokio::sync::watch;
 use tokio::task::JoinError;
 use tonic::{Request, Response, Status};
@@ -28,10 +28,22 @@ pub(crate) type Observed<F> = Instrumented<Flown<F>>;
 #[derive(Clone, Copy)]
 pub(crate) struct Method(pub(crate) &'static str);
 
-/// Completes when the server is about to end; put into a request's extensions by
+/// The connection that a call came in by; put into a request's extensions by
 /// [`crate::connections::serve`].
 #[derive(Clone, Debug)]
-pub(crate) struct Ending(pub(crate) watch::Receiver<()>);
+pub(crate) struct Connection {
+    /// Completes when the server is about to end.
+    pub(crate) ending: watch::Receiver<()>,
+    /// The process that made it, if it is one of ours to see.
+    pub(crate) pid: Option<u32>,
+}
+
+/// The process that a call comes from: the one that made its connection. None for one in a pid namespace
+/// that this process does not see.
+#[must_use]
+pub fn peer_pid<Q>(request: &Request<Q>) -> Option<u32> {
+    request.extensions().get::<Connection>()?.pid
+}
 
 /// What calls that only wait or tell still get when the server is about to end: time for what is under
 /// way, not for what may take for ever.
@@ -41,9 +53,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
 pub(crate) struct Call {
     /// The method, empty when it is not known.
     name: &'static str,
+    /// The caller's trace.
+    origin: Option<Origin>,
     span: Span,
     timeout: Option<Duration>,
-    ending: Option<Ending>,
+    connection: Option<Connection>,
 }
 
 impl Call {
@@ -51,11 +65,14 @@ impl Call {
         let called = request.extensions().get::<Method>();
         let name = called.map_or("", |called| called.0);
         let span = tracing::info_span!("grpc", method = name, namespace = tracing::field::Empty);
+        let origin = request.metadata().get("traceparent");
+        let origin = origin.and_then(|origin| origin.to_str().ok()?.parse().ok());
         Self {
             name,
+            origin,
             span,
             timeout: timeout(request.metadata().as_ref()),
-            ending: request.extensions().get::<Ending>().cloned(),
+            connection: request.extensions().get::<Connection>().cloned(),
         }
     }
 
@@ -70,7 +87,7 @@ impl Call {
 
     /// Completes when the call must end, with the reason: its deadline, or the server's end.
     pub(crate) fn late(&self) -> impl Future<Output = Error> + Send + use<> {
-        let (deadline, end) = (until(self.timeout), ending(self.ending.clone()));
+        let (deadline, end) = (until(self.timeout), ending(self.connection.clone()));
         async {
             tokio::select! {
                 () = deadline => Error::deadline_exceeded(""),
@@ -89,7 +106,7 @@ impl Call {
     where
         F: Future<Output = Result<R>>,
     {
-        recorder::fly(self.name, work).instrument(self.span.clone())
+        recorder::fly_from(self.name, self.origin, work).instrument(self.span.clone())
     }
 
     /// Runs `work` until the deadline.
@@ -112,7 +129,7 @@ impl Call {
     ) -> Result<R> {
         tokio::select! {
             done = self.within(work) => done,
-            () = ending(self.ending.clone()) => Err(leaving()),
+            () = ending(self.connection.clone()) => Err(leaving()),
         }
     }
 
@@ -164,12 +181,12 @@ async fn until(timeout: Option<Duration>) {
 }
 
 /// Completes a while after the server was told to end, never without one that tells.
-async fn ending(told: Option<Ending>) {
-    let Some(Ending(mut told)) = told else {
+async fn ending(connection: Option<Connection>) {
+    let Some(mut connection) = connection else {
         return std::future::pending().await;
     };
     // A server that is gone has ended, too.
-    let _told = told.changed().await;
+    let _told = connection.ending.changed().await;
     tokio::time::sleep(PATIENCE).await;
 }
 
@@ -232,5 +249,23 @@ mod tests {
             assert_eq!(made, want, "{text}");
         }
         assert_eq!(timeout(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_call_is_part_of_its_callers_trace() {
+        let mut request = Request::new(());
+        assert_eq!(Call::of(&request).origin, None);
+        let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let metadata = request.metadata_mut();
+        metadata.insert("traceparent", context.parse().unwrap());
+        let origin = Call::of(&request).origin.unwrap();
+        assert_eq!(
+            (origin.parent, origin.sampled),
+            (0x00f0_67aa_0ba9_02b7, true)
+        );
+        request
+            .metadata_mut()
+            .insert("traceparent", "none".parse().unwrap());
+        assert_eq!(Call::of(&request).origin, None);
     }
 }

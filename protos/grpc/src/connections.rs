@@ -29,12 +29,14 @@ use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
 
-use crate::call::{Ending, PATIENCE};
+use crate::call::{Connection, PATIENCE};
 use crate::routes::Routes;
 
 /// Flow control windows: content comes in messages of 1 MiB.
@@ -66,7 +68,7 @@ pub async fn serve(
             };
             match accepted {
                 Some(Ok(stream)) => {
-                    drop(tokio::spawn(connection(
+                    drop(tokio::spawn(spoken(
                         stream,
                         Arc::clone(&routes),
                         told.clone(),
@@ -83,12 +85,40 @@ pub async fn serve(
     stopping.closed().await;
 }
 
+/// Serves one connection from its first byte on: one that only lies there has no state but its socket,
+/// and what serves it is as large as all that HTTP/2 may need.
+async fn spoken(stream: UnixStream, routes: Arc<Routes>, told: watch::Receiver<()>) {
+    // What is wrong with it shows when it is read.
+    let _error = heard(&stream).await;
+    Box::pin(connection(stream, routes, told)).await;
+}
+
+/// Waits until something was said on a connection, or it has ended. Reads nothing. Cancel safe.
+///
+/// # Errors
+/// The errno.
+pub async fn heard(stream: &UnixStream) -> io::Result<()> {
+    let look = || {
+        let mut byte = [0_u8];
+        rustix::net::recv(stream, &mut byte[..], RecvFlags::PEEK)?;
+        Ok(())
+    };
+    // Looked at, not only waited for: a new socket is taken to be readable until that is known.
+    stream.async_io(Interest::READABLE, look).await
+}
+
 /// Serves one connection to its end.
 async fn connection(stream: UnixStream, routes: Arc<Routes>, mut told: watch::Receiver<()>) {
     let started = Started::default();
-    let ending = Ending(told.clone());
+    let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let this = Connection {
+        ending: told.clone(),
+        pid: peer
+            .and_then(|pid| pid.try_into().ok())
+            .filter(|pid| *pid != 0),
+    };
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ending.clone());
+        request.extensions_mut().insert(this.clone());
         routes.call(request)
     });
     let mut builder = http2::Builder::new(started.clone());

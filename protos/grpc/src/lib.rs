@@ -19,10 +19,11 @@ pub mod status;
 mod stream;
 mod written;
 
+pub use call::peer_pid;
 pub use codec::{Codec, MessageDecoder, MessageEncoder, Outgoing};
 pub use pull::serve_unscoped_pull;
 pub use request::{filter, known};
-pub use routes::Routes;
+pub use routes::{Asked, Routes};
 pub use scope::{Anybody, LEASE, NAMESPACE, Tenant, request, scope, unscoped};
 pub use serve::{
     serve, serve_cancellable, serve_duplex, serve_stream, serve_tenant, serve_unscoped,

@@ -11,7 +11,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 include!(concat!(env!("OUT_DIR"), "/meters.rs"));
+
+/// A call has ended since somebody waited for that.
+static USED: Notify = Notify::const_new();
+
+/// Waits until a call ends, or has ended since the last wait: for one waiter, who does after work what an
+/// idle daemon need not do. Cancel safe.
+pub async fn used() {
+    USED.notified().await;
+}
 
 /// Codes of gRPC, by number, in the words of Go's metrics.
 pub const CODES: [&str; 17] = [
@@ -52,6 +63,8 @@ pub struct Meter {
     /// `unary`, `client_stream`, `server_stream` or `bidi_stream`.
     pub kind: &'static str,
     begun: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
     ended: [AtomicU64; CODES.len()],
     took: [AtomicU64; BUCKETS.len() + 1],
     micros: AtomicU64,
@@ -63,6 +76,8 @@ impl Meter {
             path,
             kind,
             begun: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             ended: [const { AtomicU64::new(0) }; CODES.len()],
             took: [const { AtomicU64::new(0) }; BUCKETS.len() + 1],
             micros: AtomicU64::new(0),
@@ -73,6 +88,24 @@ impl Meter {
     #[must_use]
     pub fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Messages of clients: those whose begin has come.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Messages to clients.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Counts the messages that begin in a part of a call's incoming bytes.
+    pub(crate) fn hear(&self, messages: &mut Messages, part: &[u8]) {
+        self.received
+            .fetch_add(messages.begun(part), Ordering::Relaxed);
     }
 
     /// Calls that have ended, by code.
@@ -99,6 +132,7 @@ impl Meter {
             count.map(|count| count.fetch_add(1, Ordering::Relaxed));
         }
         self.micros.fetch_add(micros, Ordering::Relaxed);
+        USED.notify_one();
     }
 }
 
@@ -108,11 +142,48 @@ pub fn all() -> &'static [Meter] {
     &METERS
 }
 
+/// Where in its messages a stream of bytes is: each is a flag, a length and that many bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Messages {
+    /// What has come of the head of the next message.
+    head: [u8; 5],
+    have: usize,
+    /// What is to come of this one.
+    left: usize,
+}
+
+impl Messages {
+    /// How many begin in this part: whose head is complete with it.
+    pub(crate) fn begun(&mut self, mut part: &[u8]) -> u64 {
+        let mut count = 0;
+        while !part.is_empty() {
+            let skipped = self.left.min(part.len());
+            self.left -= skipped;
+            part = part.get(skipped..).unwrap_or_default();
+            let room = self.head.get_mut(self.have..).unwrap_or_default();
+            let (taken, rest) = part.split_at(room.len().min(part.len()));
+            for (to, from) in room.iter_mut().zip(taken) {
+                *to = *from;
+            }
+            self.have += taken.len();
+            part = rest;
+            if self.have == self.head.len() {
+                let [_, length @ ..] = self.head;
+                self.left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                self.have = 0;
+                count += 1;
+            }
+        }
+        count
+    }
+}
+
 /// A call that is counted when its status is known, or when nobody waits for it any more.
 #[derive(Debug)]
 pub(crate) struct Metered {
     meter: Option<&'static Meter>,
     began: Instant,
+    said: Messages,
 }
 
 impl Metered {
@@ -121,6 +192,16 @@ impl Metered {
         Self {
             meter,
             began: Instant::now(),
+            said: Messages::default(),
+        }
+    }
+
+    /// Counts what a part of the answer says, as long as the call is not over.
+    pub(crate) fn say(&mut self, part: &[u8]) {
+        if let Some(meter) = self.meter {
+            meter
+                .sent
+                .fetch_add(self.said.begun(part), Ordering::Relaxed);
         }
     }
 
@@ -129,6 +210,7 @@ impl Metered {
         Self {
             meter: self.meter.take(),
             began: self.began,
+            said: std::mem::take(&mut self.said),
         }
     }
 
@@ -140,8 +222,11 @@ impl Metered {
         }
     }
 
-    /// Ends well.
+    /// Ends well, with an answer of one message.
     pub(crate) fn well(&mut self) {
+        if let Some(meter) = self.meter {
+            meter.sent.fetch_add(1, Ordering::Relaxed);
+        }
         self.end(OK);
     }
 
@@ -189,6 +274,22 @@ mod tests {
         assert_eq!(METER.took().sum::<u64>(), 6);
         assert_eq!(METER.took().last(), Some(1));
         assert!(METER.total() >= Duration::from_secs(60));
+    }
+
+    #[test]
+    fn messages_are_counted_however_they_are_cut() {
+        let message = |length: u8| [&[0, 0, 0, 0, length][..], &vec![1; length.into()]].concat();
+        let all = [message(0), message(3), message(200), message(0)].concat();
+        for size in [1, 2, 3, 5, 6, 7, 200, all.len()] {
+            let mut messages = Messages::default();
+            let begun: u64 = all.chunks(size).map(|part| messages.begun(part)).sum();
+            assert_eq!(begun, 4, "in parts of {size}");
+        }
+        let mut cut = Messages::default();
+        assert_eq!((cut.begun(&[0; 4]), cut.begun(&[])), (0, 0));
+        // Longer than anything that comes.
+        let mut long = Messages::default();
+        assert_eq!((long.begun(&[0xff; 5]), long.begun(&[0; 100])), (1, 0));
     }
 
     #[test]

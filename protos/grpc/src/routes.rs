@@ -30,7 +30,7 @@ use tonic::server::NamedService;
 use types::Error;
 
 use crate::call::{Method, timeout};
-use crate::meter::{self, Meter, Metered};
+use crate::meter::{self, Messages, Meter, Metered};
 use crate::{status, written};
 
 /// How much later than a call's own end its deadline is kept here: the call knows better words.
@@ -38,7 +38,7 @@ const BEHIND: Duration = Duration::from_millis(5);
 
 /// What a generated server makes of a call.
 type Running = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-type Serve = dyn Fn(Request<Incoming>) -> Running + Send + Sync;
+type Serve = dyn Fn(Request<Asked>) -> Running + Send + Sync;
 
 /// The methods that a socket serves, by their paths.
 #[derive(Default)]
@@ -55,8 +55,8 @@ impl Routes {
     #[must_use]
     pub fn of<S>(server: S) -> Self
     where
-        S: Service<Request<Incoming>, Response = Response<Body>>,
-        S: Service<Request<Incoming>, Error = Infallible, Future = Running>,
+        S: Service<Request<Asked>, Response = Response<Body>>,
+        S: Service<Request<Asked>, Error = Infallible, Future = Running>,
         S: NamedService + Clone + Send + Sync + 'static,
     {
         let mut routes = Self::default();
@@ -67,8 +67,8 @@ impl Routes {
     /// Adds the methods of a service, a generated one: it is ready at any time.
     pub fn add<S>(&mut self, server: S)
     where
-        S: Service<Request<Incoming>, Response = Response<Body>>,
-        S: Service<Request<Incoming>, Error = Infallible, Future = Running>,
+        S: Service<Request<Asked>, Response = Response<Body>>,
+        S: Service<Request<Asked>, Error = Infallible, Future = Running>,
         S: NamedService + Clone + Send + Sync + 'static,
     {
         let serve: Arc<Serve> = Arc::new(move |request| server.clone().call(request));
@@ -76,6 +76,13 @@ impl Routes {
             let named = split(meter.path);
             named.is_some_and(|(service, _)| service == S::NAME)
         });
+        if methods.clone().next().is_none() {
+            // It would be there for nobody, and nobody would know why.
+            tracing::error!(
+                service = S::NAME,
+                "none of its methods is known: it is not served"
+            );
+        }
         self.0.extend(methods.map(|meter| {
             let serve = Arc::clone(&serve);
             (meter.path, Route { meter, serve })
@@ -83,7 +90,7 @@ impl Routes {
     }
 
     /// Begins a call.
-    pub(crate) fn call(&self, mut request: Request<Incoming>) -> Answer {
+    pub(crate) fn call(&self, request: Request<Incoming>) -> Answer {
         // A client may never send what its call is about: then the call does not begin.
         let limit = timeout(request.headers());
         let path = request.uri().path();
@@ -91,6 +98,12 @@ impl Routes {
         let metered = Metered::begin(route.map(|route| route.meter));
         let running = match route {
             Some(route) => {
+                let meter = route.meter;
+                let mut request = request.map(|body| Asked {
+                    body,
+                    meter,
+                    heard: Messages::default(),
+                });
                 request.extensions_mut().insert(Method(route.meter.path));
                 (route.serve)(request)
             }
@@ -184,6 +197,41 @@ impl Future for Answer {
     }
 }
 
+/// The body of a question, whose messages are counted.
+#[derive(Debug)]
+pub struct Asked {
+    body: Incoming,
+    meter: &'static Meter,
+    heard: Messages,
+}
+
+impl http_body::Body for Asked {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(data) = frame.data_ref()
+        {
+            this.meter.hear(&mut this.heard, data);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// The body of an answer: in Go's words, and counted at its end.
 pub(crate) struct Answered {
     body: Body,
@@ -202,10 +250,13 @@ impl http_body::Body for Answered {
             return Poll::Pending;
         };
         let frame = frame.map(|frame| frame.map(renamed));
-        if let Some(Ok(frame)) = &frame
-            && let Some(trailers) = frame.trailers_ref()
-        {
-            self.metered.seen(trailers);
+        if let Some(Ok(frame)) = &frame {
+            if let Some(data) = frame.data_ref() {
+                self.metered.say(data);
+            }
+            if let Some(trailers) = frame.trailers_ref() {
+                self.metered.seen(trailers);
+            }
         }
         Poll::Ready(frame)
     }
@@ -241,3 +292,6 @@ fn renamed(frame: Frame<Bytes>) -> Frame<Bytes> {
         Err(frame) => frame,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,31 @@
 //! The gRPC error table: [`types::Code`] to [`tonic::Code`] and back, total both ways.
 //!
-//! The message is exactly `Display` of the error, because Go clients match on its class suffix.
+//! The message is exactly `Display` of the error, because Go clients match on its class suffix. Errors
+//! that are joined to another one travel as details besides, each with its class.
 
+use protos::Message as _;
+use protos::rpc;
 use tonic::Status;
 use types::{Code, Error};
 
 /// Status of an error.
 #[must_use]
 pub fn from_error(error: &Error) -> Status {
-    Status::new(code_to_wire(error.code()), error.to_string())
+    let (code, text) = (code_to_wire(error.code()), error.to_string());
+    if error.joined().is_empty() {
+        return Status::new(code, text);
+    }
+    // The message is in them once more, for who reads nothing else: Go's clients. Both are headers, whose
+    // length clients limit.
+    let details = rpc::Status {
+        code: code as i32,
+        message: protos::status::shortened(&text).into_owned(),
+        details: protos::status::details(error),
+        ..rpc::Status::default()
+    };
+    // Nothing in such a message can fail to be written.
+    let details = details.write_to_bytes().unwrap_or_default();
+    Status::with_details(code, text, details.into())
 }
 
 /// Error of a status that came over the wire.
@@ -16,8 +33,10 @@ pub fn from_error(error: &Error) -> Status {
 pub fn to_error(status: &Status) -> Error {
     let sized = too_large(status);
     let status = sized.as_ref().unwrap_or(status);
-    let code = protos::status::refine(code_from_wire(status.code()), status.message());
-    Error::from_wire(code, status.message())
+    let details = rpc::Status::parse_from_bytes(status.details()).unwrap_or_default();
+    let details = details.details.iter();
+    let details = details.map(|any| (any.type_url.as_str(), any.value.as_slice()));
+    protos::status::decode(code_from_wire(status.code()), status.message(), details)
 }
 
 /// Go's answer in place of tonic's to a message over the limit, which tonic calls out of range.
@@ -107,6 +126,57 @@ mod tests {
                 assert_eq!((back.code(), back.to_string()), (code, error.to_string()));
             }
         }
+    }
+
+    #[test]
+    fn joined_errors_are_details_of_the_status() {
+        let error = Error::new(Code::Conflict, "a").join([
+            Error::not_found("b"),
+            Error::new(Code::NotModified, "c").ctx("d"),
+        ]);
+        let status = from_error(&error);
+        assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+        let text = "a: conflict\nb: not found\nd: c: not modified";
+        assert_eq!(status.message(), text);
+        let details = rpc::Status::parse_from_bytes(status.details()).unwrap();
+        assert_eq!((details.code, details.message.as_str()), (9, text));
+        let told = details.details.iter().map(|any| {
+            assert_eq!(any.type_url, "type.googleapis.com/google.rpc.Status");
+            let detail = rpc::Status::parse_from_bytes(&any.value).unwrap();
+            (detail.code, detail.message)
+        });
+        let want = [(5, "b: not found".into()), (9, "d: c: not modified".into())];
+        assert_eq!(told.collect::<Vec<_>>(), want);
+        let back = to_error(&status);
+        assert_eq!(
+            (back.code(), back.to_string()),
+            (Code::Conflict, text.into())
+        );
+        let codes: Vec<_> = back.joined().iter().map(Error::code).collect();
+        assert_eq!(codes, [Code::NotFound, Code::NotModified]);
+        assert!(from_error(&Error::not_found("x")).details().is_empty());
+    }
+
+    #[test]
+    fn details_of_many_errors_are_bounded_and_tell_the_class_of_the_first() {
+        let many = (0..1000).map(|n| Error::not_found(format_args!("object {n}")));
+        let error = Error::new(Code::Conflict, "first").join(many);
+        let status = from_error(&error);
+        assert!(
+            status.details().len() < 9 << 10,
+            "{}",
+            status.details().len()
+        );
+        let details = rpc::Status::parse_from_bytes(status.details()).unwrap();
+        assert!(
+            details
+                .message
+                .starts_with("first: conflict\nobject 0: not found\n")
+        );
+        assert!(details.message.ends_with(": not found"));
+        let back = to_error(&status);
+        assert!(back.is(Code::Conflict));
+        assert_eq!(back.to_string(), error.to_string());
     }
 
     #[test]

@@ -414,3 +414,29 @@ async fn calls_of_one_connection_do_not_keep_another_from_its_turn() {
     let turn: usize = answer.version.parse().unwrap();
     assert!(turn < MANY / 2, "it was the {turn}th to have its turn");
 }
+
+#[tokio::test]
+async fn messages_of_streams_are_counted_both_ways() {
+    let meter = |path: &str| {
+        let mut all = crate::meter::all().iter();
+        all.find(|meter| meter.path == path).unwrap()
+    };
+    let stream = meter("/containerd.services.streaming.v1.Streaming/Stream");
+    let before = (stream.received(), stream.sent());
+    let serving = serve();
+    let mut client = StreamingClient::new(connect(serving.dir.path()).await);
+    let messages: Vec<_> = (0..5).map(|_| Any::new()).collect();
+    let request = in_namespace(tokio_stream::iter(messages));
+    let mut answers = client.stream(request).await.unwrap().into_inner();
+    let mut heard = 0;
+    while let Ok(Some(_)) = answers.message().await {
+        heard += 1;
+    }
+    assert!(heard > 0);
+    let now = (stream.received(), stream.sent());
+    // Other tests use it as well.
+    assert!(
+        now.0 >= before.0 + 5 && now.1 >= before.1 + heard,
+        "{now:?}"
+    );
+}

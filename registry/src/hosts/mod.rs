@@ -23,7 +23,7 @@ use crate::url::{self, Origin};
 /// Largest `hosts.toml` that is read.
 pub const MAX_HOSTS_FILE: u64 = 1 << 20;
 /// What can be said of a host: the fields of [`Table`].
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 8] = [
     "capabilities",
     "ca",
     "client",
@@ -31,6 +31,7 @@ const KEYS: [&str; 7] = [
     "header",
     "override_path",
     "dial_timeout",
+    "token_servers",
 ];
 /// Hosts of one file.
 const MAX_HOSTS: usize = 64;
@@ -75,6 +76,8 @@ pub struct HostConfig {
     pub headers: HeaderMap,
     /// How long a connection may take.
     pub dial_timeout: Option<Duration>,
+    /// Where a password for it may be taken besides servers of its own domain, `https://auth.example.test`.
+    pub token_servers: Vec<String>,
 }
 
 impl Default for HostConfig {
@@ -87,6 +90,7 @@ impl Default for HostConfig {
             skip_verify: None,
             headers: HeaderMap::new(),
             dial_timeout: None,
+            token_servers: Vec::new(),
         }
     }
 }
@@ -108,6 +112,7 @@ struct Table {
     header: BTreeMap<String, Many>,
     override_path: bool,
     dial_timeout: String,
+    token_servers: Option<Many>,
 }
 
 #[derive(Clone, Deserialize)]
@@ -221,7 +226,21 @@ fn host(server: &str, table: Table, dir: &Path) -> Result<HostConfig> {
         skip_verify: table.skip_verify,
         headers: headers(table.header)?,
         dial_timeout: timeout(&table.dial_timeout)?,
+        token_servers: origins(table.token_servers)?,
     })
+}
+
+/// URLs or bare hosts, of which nothing but the origin means anything.
+fn origins(servers: Option<Many>) -> Result<Vec<String>> {
+    let servers = servers.map(Many::into_vec).unwrap_or_default();
+    let origin = |server: String| {
+        let full = match server.contains("://") {
+            true => server,
+            false => format!("https://{server}"),
+        };
+        Ok(Origin::of(&url::parse(&full)?)?.to_string())
+    };
+    servers.into_iter().map(origin).collect()
 }
 
 /// The root of the API of `server`, a URL or a bare host.

@@ -20,6 +20,7 @@ ca = "top.crt"
   client = [["c.cert", "c.key"], "both.pem"]
   skip_verify = true
   dial_timeout = "1m0.5s"
+  token_servers = ["auth.example.test", "http://t.example.test:5001/token"]
   [host."https://z.example.test:8443/mirror".header]
     x-one = "1"
     x-many = ["a", "b"]
@@ -56,6 +57,13 @@ fn every_field_is_understood_and_the_order_kept() {
     assert_eq!(first.client, [pair, (in_dir("both.pem"), None)]);
     assert_eq!(first.skip_verify, Some(true));
     assert_eq!(first.dial_timeout, Some(Duration::from_millis(60_500)));
+    assert_eq!(
+        first.token_servers,
+        [
+            "https://auth.example.test:443",
+            "http://t.example.test:5001"
+        ]
+    );
     let many: Vec<_> = first.headers.get_all("x-many").iter().collect();
     assert_eq!(many, ["a", "b"]);
     assert_eq!(first.headers["x-one"], "1");

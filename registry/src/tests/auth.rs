@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use types::{Code, Error};
 
-use super::{image, opts, read, repository};
+use super::{image, opts, read, repository, with_hosts};
 use crate::testsuite::{Content, Reply, Request, Server};
 use crate::{Credentials, RegistryOpts};
 
@@ -68,6 +68,81 @@ async fn tokens_are_fetched_once_and_used() {
                 .requests()
                 .iter()
                 .all(|r| !r.header("authorization").contains("Basic"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_token_server_elsewhere_gets_a_password_only_where_the_hosts_file_names_it() {
+    for (options, names, is_sent) in [
+        (opts(), false, true),
+        (with_user(), false, false),
+        (with_user(), true, true),
+    ] {
+        let tokens = token_server().await;
+        let (content, manifest, ..) = image();
+        let elsewhere = tokens.host().replace("127.0.0.1", "localhost");
+        let realm = format!("http://{elsewhere}/token");
+        let server = Server::start(guarded(content, realm.clone())).await;
+        let dir = tempfile::tempdir().unwrap();
+        let mut text = format!("server = \"http://{}\"\n", server.host());
+        if names {
+            text += &format!("token_servers = \"http://{elsewhere}\"\n");
+        }
+        let options = RegistryOpts {
+            credentials: options.credentials,
+            ..with_hosts(&text, dir.path(), server.host())
+        };
+        let resolved = repository(&server, ":latest", options).resolve().await;
+        match resolved {
+            Ok(resolved) => assert!(is_sent && resolved == manifest),
+            Err(error) => {
+                assert!(!is_sent && error.is(Code::Unauthenticated), "{error}");
+                assert!(error.to_string().contains(&realm), "{error}");
+                assert!(tokens.requests().is_empty());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_server_may_send_us_elsewhere_and_the_password_stays_at_home() {
+    let basic = "Basic dXNlcjpwYXNz";
+    for (is_home, is_loop, sent) in [
+        (true, false, vec![basic, basic]),
+        (false, false, vec![basic]),
+        (true, true, vec![basic; 11]),
+    ] {
+        let other = token_server().await;
+        let target = match is_home {
+            true => "/moved?k=v".to_owned(),
+            false => format!("http://{}/token?k=v", other.host()),
+        };
+        let tokens = Server::start(move |request| match request.path.as_str() {
+            "/moved" if !is_loop => Reply::status(200).body(r#"{"token":"t0ken"}"#),
+            _ => Reply::status(302).with("location", target.clone()),
+        })
+        .await;
+        let (content, manifest, ..) = image();
+        let realm = format!("http://{}/token", tokens.host());
+        let server = Server::start(guarded(content, realm)).await;
+        let repository = repository(&server, ":latest", with_user());
+        match repository.resolve().await {
+            Ok(found) => assert!(!is_loop && found == manifest),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(is_loop && text.contains("token server redirects"), "{text}");
+            }
+        }
+        let seen = tokens.requests();
+        let headers: Vec<_> = seen.iter().map(|r| r.header("authorization")).collect();
+        assert_eq!(headers, sent);
+        let elsewhere = other.requests();
+        assert_eq!(elsewhere.len(), usize::from(!is_home));
+        assert!(
+            elsewhere
+                .iter()
+                .all(|r| r.header("authorization").is_empty())
         );
     }
 }

@@ -7,7 +7,7 @@ use types::{Code, Descriptor, Error, media_type as mt};
 
 use super::{image, opts, read, repository};
 use crate::testsuite::{Part, Reply, Server};
-use crate::{Credentials, RegistryOpts};
+use crate::{Budget, Credentials, RegistryOpts};
 
 /// A fault is told within this time.
 const SOON: Duration = Duration::from_secs(10);
@@ -41,6 +41,56 @@ async fn a_server_that_sends_single_bytes_is_given_up() {
         Code::Unavailable,
         &[server.host(), digest, "trickles", "read"],
     );
+}
+
+#[tokio::test]
+async fn a_server_without_ranges_that_never_comes_further_is_given_up() {
+    let (content, _, layer, _) = image();
+    let server = Server::start(move |request| {
+        let mut request = request.clone();
+        request.headers.remove("range");
+        Reply {
+            cut: Some(400_000),
+            ..content.reply(&request)
+        }
+    })
+    .await;
+    let repository = repository(&server, "", opts());
+    let error = tokio::time::timeout(SOON, read(&repository, &layer, 0)).await;
+    let error = error.expect("it is asked without end").unwrap_err();
+    let said = [server.host(), layer.digest.as_str(), "at byte 400000"];
+    told(&error, Code::Unavailable, &said);
+    // What came first is progress; then each try counts.
+    assert!(server.requests().len() <= 1 + opts().limits.attempts as usize);
+}
+
+#[tokio::test]
+async fn bytes_passed_over_are_progress_once() {
+    let (content, _, layer, _) = image();
+    for cut in [Some(400_000), None] {
+        let content = content.clone();
+        let server = Server::start(move |request| {
+            let mut request = request.clone();
+            request.headers.remove("range");
+            Reply {
+                cut,
+                rate: Some(800_000),
+                ..content.reply(&request)
+            }
+        })
+        .await;
+        let mut options = opts();
+        options.limits.attempts = 100;
+        options.budget = Some(Budget::new(Duration::from_millis(800), None));
+        // Half a second to each cut, a whole one where there is none.
+        let repository = repository(&server, "", options);
+        let read = read(&repository, &layer, layer.size - 1);
+        let read = tokio::time::timeout(SOON, read).await.expect("it ends");
+        match cut {
+            None => assert_eq!(read.unwrap().len(), 1),
+            Some(_) => told(&read.unwrap_err(), Code::DeadlineExceeded, &["read"]),
+        }
+    }
 }
 
 #[tokio::test]

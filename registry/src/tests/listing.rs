@@ -2,7 +2,7 @@
 
 use types::{Code, Digest, media_type as mt};
 
-use super::{opts, repository};
+use super::{opts, repository, with_hosts};
 use crate::testsuite::{Reply, Request, Server};
 
 fn page(key: &str, names: &[&str], next: Option<&str>) -> Reply {
@@ -57,6 +57,34 @@ async fn lists_without_an_end_or_of_others_are_refused() {
     assert!(error.to_string().contains(junk.host()), "{error}");
 }
 
+/// Hosts that cannot tell by their hosts file are not asked, and nobody is where no host can.
+async fn assert_whose_referrers(digest: &Digest, index: &str) {
+    let index = index.to_owned();
+    let mirror = Server::start(|_| Reply::status(500)).await;
+    let server = Server::start(move |_| Reply::status(200).body(index.clone())).await;
+    for (capabilities, asked) in [
+        (
+            "\"pull\", \"resolve\", \"referrers\"",
+            "/v2/r/referrers/sha256:",
+        ),
+        ("\"pull\", \"resolve\"", "/v2/r/manifests/sha256-"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "server = \"http://{}\"\ncapabilities = [{capabilities}]\n\
+             [host.\"http://{}\"]\ncapabilities = [\"pull\"]\n",
+            server.host(),
+            mirror.host()
+        );
+        let options = with_hosts(&text, dir.path(), server.host());
+        let repository = repository(&server, "", options);
+        assert_eq!(repository.referrers(digest, "").await.unwrap().len(), 2);
+        let last = server.requests().pop().unwrap();
+        assert!(last.path.starts_with(asked), "{}", last.path);
+        assert!(mirror.requests().is_empty());
+    }
+}
+
 #[tokio::test]
 async fn referrers_are_found_by_api_or_by_tag() {
     let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
@@ -87,6 +115,7 @@ async fn referrers_are_found_by_api_or_by_tag() {
         let one = repository.referrers(&digest, "sig").await.unwrap();
         assert_eq!(one, all[1..]);
     }
+    assert_whose_referrers(&digest, &index).await;
     let nothing = Server::start(|_| Reply::status(404)).await;
     let repository = repository(&nothing, "", opts());
     assert!(repository.referrers(&digest, "").await.unwrap().is_empty());

@@ -207,6 +207,81 @@ async fn a_body_that_stalls_goes_on_from_another_host() {
 }
 
 #[tokio::test]
+async fn hosts_that_are_all_slow_are_not_given_up() {
+    let (content, _, layer, data) = image();
+    let late = |content: &Content| {
+        let content = content.clone();
+        Server::start(move |request| Reply {
+            late: Some(Duration::from_millis(900)),
+            ..content.reply(request)
+        })
+    };
+    let (mirror, server) = (late(&content).await, late(&content).await);
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = with_hosts(&mirrors(&[&mirror], Some(&server)), dir.path(), NAME);
+    options.limits.stall = Duration::from_millis(200);
+    options.limits.attempts = 5;
+    assert_eq!(read(&repository(options), &layer, 0).await.unwrap(), data);
+    // 200, 400, 800 ms of each, and 1600: each gets its turn.
+    assert_eq!((mirror.requests().len(), server.requests().len()), (4, 3));
+}
+
+#[tokio::test]
+async fn of_hosts_that_all_hang_each_has_its_turns_and_all_have_but_their_time() {
+    let (content, _, layer, _) = image();
+    let hanging = |content: &Content| {
+        let content = content.clone();
+        Server::start(move |request| Reply {
+            stall: Some(0),
+            ..content.reply(request)
+        })
+    };
+    let (one, two) = (hanging(&content).await, hanging(&content).await);
+    let server = hanging(&content).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = with_hosts(&mirrors(&[&one, &two], Some(&server)), dir.path(), NAME);
+    let limits = &mut options.limits;
+    limits.stall = Duration::from_millis(200);
+    limits.backoff = Duration::from_millis(1);
+    limits.patience = Duration::from_millis(2600);
+    limits.attempts = 2;
+    let most = limits.patience + 2 * limits.stall;
+    let began = Instant::now();
+    let error = read(&repository(options), &layer, 0).await.unwrap_err();
+    let took = began.elapsed();
+    assert!(error.is(Code::Unavailable), "{error}");
+    assert!(took < most, "{took:?}");
+    // 200 and 400 ms of each, and what is left of 2600.
+    for host in [&one, &two, &server] {
+        let turns = host.requests().len();
+        assert!((2..=3).contains(&turns), "{turns}");
+    }
+}
+
+#[tokio::test]
+async fn who_hangs_does_not_keep_a_slow_host_from_its_turn() {
+    let (content, _, layer, data) = image();
+    let (hanging, slow) = (content.clone(), content);
+    let mirror = Server::start(move |request| Reply {
+        stall: Some(0),
+        ..hanging.reply(request)
+    })
+    .await;
+    let server = Server::start(move |request| Reply {
+        late: Some(Duration::from_millis(600)),
+        ..slow.reply(request)
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = with_hosts(&mirrors(&[&mirror], Some(&server)), dir.path(), NAME);
+    options.limits.stall = Duration::from_millis(100);
+    options.limits.attempts = 5;
+    assert_eq!(read(&repository(options), &layer, 0).await.unwrap(), data);
+    // 100, 200, 400, 800 ms of each.
+    assert_eq!((mirror.requests().len(), server.requests().len()), (4, 4));
+}
+
+#[tokio::test]
 async fn a_host_that_recovers_is_asked_again() {
     let (content, manifest, ..) = image();
     let well = Arc::new(AtomicBool::new(false));
@@ -387,6 +462,7 @@ async fn a_blob_that_nobody_gives_names_each_host_and_what_it_said() {
         let mut options = with_hosts(&text, dir.path(), NAME);
         options.limits.stall = Duration::from_millis(200);
         options.limits.hedge = Duration::from_millis(100);
+        options.limits.patience = Duration::from_secs(3);
         let error = read(&repository(options), &layer, 0).await.unwrap_err();
         let said = error.to_string();
         assert!(error.is(code), "{said}");

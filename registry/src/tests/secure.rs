@@ -136,6 +136,29 @@ async fn only_who_is_trusted_is_talked_to() {
 }
 
 #[tokio::test]
+async fn an_expired_certificate_is_refused_and_its_peer_named() {
+    let server = Server::start(|_| Reply::status(404)).await;
+    let expired = front(&server, "expired", false).await;
+    let options = RegistryOpts {
+        tls: TlsFiles {
+            ca: Some(file("expired-ca.crt")),
+            ..TlsFiles::default()
+        },
+        ..secure()
+    };
+    let text = resolve(&expired.host, options)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains(&expired.host) && text.contains("tls: "),
+        "{text}"
+    );
+    assert!(text.contains("expired"), "{text}");
+    assert_eq!(server.requests().len(), 0);
+}
+
+#[tokio::test]
 async fn hosts_files_name_authorities_and_our_certificate() {
     let (content, manifest, layer, data) = image();
     let server = Server::start(move |request| content.reply(request)).await;

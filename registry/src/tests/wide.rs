@@ -277,3 +277,49 @@ async fn without_room_a_blob_has_one_connection_until_there_is_some() {
     let pieces = ranges(&server);
     assert!(pieces.len() > 1, "{pieces:?}");
 }
+
+#[tokio::test]
+async fn pieces_that_came_one_by_one_tell_nothing_of_several() {
+    let room = Arc::new(Semaphore::new(1));
+    let more = Arc::clone(&room);
+    let mut opts = wide();
+    opts.room = Some(room);
+    let asked = AtomicUsize::new(0);
+    let (server, _) = read(0, opts, move |content, request| {
+        // When all of them would have been judged already.
+        if asked.fetch_add(1, Ordering::Relaxed) == 8 {
+            more.add_permits(3);
+        }
+        Reply {
+            rate: Some(4 * RATE),
+            ..content.reply(request)
+        }
+    })
+    .await;
+    let asked = ranges(&server);
+    assert!(asked.len() > 20, "{asked:?}");
+}
+
+#[tokio::test]
+async fn without_a_place_of_the_process_a_blob_keeps_its_chance() {
+    let (content, layer, data) = blob();
+    let server = Server::start(move |request| slow(&content, request)).await;
+    let reference = format!("{}/r", server.host()).parse().unwrap();
+    let mut repository = Repository::new(&reference, wide()).unwrap();
+    // Its own: other tests have blobs, too.
+    let places = Arc::new(Semaphore::new(1));
+    let shared = Arc::get_mut(&mut repository.shared).unwrap();
+    shared.places = Arc::clone(&places);
+    let other = Arc::clone(&places).try_acquire_owned().unwrap();
+    let mut reader = repository.open_wide(&layer, 0).unwrap();
+    while reader.offset() < 4 * RATE as u64 {
+        reader.chunk().await.unwrap();
+    }
+    assert_eq!(ranges(&server), [""]);
+    drop(other);
+    while reader.offset() < data.len() as u64 {
+        reader.chunk().await.unwrap();
+    }
+    let pieces = ranges(&server);
+    assert!(pieces.len() > 1, "{pieces:?}");
+}

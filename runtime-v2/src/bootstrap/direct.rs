@@ -4,16 +4,19 @@
 //! compute, the same files in the bundle, a process in a group of its own. It saves an exec and a
 //! round of parsing per container.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 use sys::process::{Child, Spawn};
-use types::{Any, Error, Result};
+use types::{Any, ContainerId, Error, Namespace, Result};
 
 use crate::client::options::keep_shim_group;
+use crate::tasks::Config;
 
-use super::{Address, DEFAULT_STATE, Target, socket_dir};
+use super::{Address, Target, sockets_of};
 
 /// Annotations that put several containers into one shim: that is for `start` to sort out.
 const GROUPS: [&str; 2] = [
@@ -32,11 +35,23 @@ pub(super) fn fits(target: Target<'_>, spec: &[u8], options: Option<&Any>) -> bo
         && !GROUPS.iter().any(|key| mentions(key))
 }
 
+/// Children whose end nobody watches: who did ended with its runtime, before they did.
+static UNWATCHED: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// A shim's server that was started here.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// Where it listens.
+    pub(crate) address: Address,
+    /// The process, when it is a child of this one.
+    pub(crate) process: Option<OwnedFd>,
+}
+
 /// Starts the server. `None` when somebody listens on its socket already.
 ///
 /// # Errors
 /// The errno of the step that failed; nothing is left then.
-pub(super) fn launch(target: Target<'_>) -> Result<Option<Address>> {
+pub(super) fn launch(target: Target<'_>) -> Result<Option<Started>> {
     let path = socket_path(target);
     let Some(text) = path.to_str() else {
         return Ok(None);
@@ -53,24 +68,25 @@ pub(super) fn launch(target: Target<'_>) -> Result<Option<Address>> {
         address: format!("unix://{text}"),
         protocol: "ttrpc".to_owned(),
     };
-    // Before there is a socket: a daemon that is killed in between leaves a bundle that says what else
-    // there is to remove.
-    write_address(target.bundle, &address)?;
-    let listened = sys::socket::listen(&path, 0o600);
-    let is_taken = listened.as_ref().is_err_and(Error::is_already_exists);
-    let started = listened.and_then(|socket| {
+    let socket = match sys::socket::listen(&path, 0o600) {
+        Err(error) if error.is_already_exists() => return Ok(None),
+        listened => listened?,
+    };
+    // A socket that is named and is not there says nothing about the shim: the name comes second, and
+    // the shim only after that. A daemon that is killed before that leaves a bundle that names none,
+    // and whoever removes it knows where the socket would be.
+    let started = write_address(target.bundle, &address).and_then(|()| {
         let spawned = command(target).fd(socket.into(), SOCKET).spawn();
-        spawned.and_then(reap).inspect_err(|_| {
-            drop(std::fs::remove_file(&path));
-        })
+        spawned.and_then(watched)
     });
-    match started {
-        Ok(()) => Ok(Some(address)),
-        Err(error) => {
-            drop(std::fs::remove_file(address_file(target.bundle)));
-            if is_taken { Ok(None) } else { Err(error) }
-        }
-    }
+    let process = started.inspect_err(|_| {
+        drop(std::fs::remove_file(address_file(target.bundle)));
+        drop(std::fs::remove_file(&path));
+    })?;
+    Ok(Some(Started {
+        address,
+        process: Some(process),
+    }))
 }
 
 fn command(target: Target<'_>) -> Spawn {
@@ -100,55 +116,98 @@ fn address_file(bundle: &Path) -> PathBuf {
     bundle.join(types::bundle_file::ADDRESS)
 }
 
+/// Lets a new child be reaped, and gives out a descriptor of it.
+fn watched(child: Child) -> Result<OwnedFd> {
+    let process = child.pidfd().try_clone_to_owned();
+    let process = process
+        .map_err(|e| Error::os("dup", e))
+        .inspect_err(|_| end(&child))?;
+    reap(child).inspect_err(|_| {
+        // It is among those that a later runtime reaps.
+        drop(sys::pidfd::send_signal(&process, SIGKILL));
+    })?;
+    Ok(process)
+}
+
+fn end(child: &Child) {
+    drop(child.kill(SIGKILL));
+    drop(child.wait());
+}
+
+/// A child that is reaped when it ends, by this runtime or by a later one.
+struct Watched(Option<Child>);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(child) = self.0.take() {
+            unwatched().push(child);
+        }
+    }
+}
+
+fn unwatched() -> MutexGuard<'static, Vec<Child>> {
+    UNWATCHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A child of this process wants to be reaped, whenever it ends.
 fn reap(child: Child) -> Result<()> {
-    let watch = crate::exec::watch(&child).inspect_err(|_| {
-        drop(child.kill(SIGKILL));
-        drop(child.wait());
-    })?;
+    let watch = crate::exec::watch(&child);
+    let mut watched = Watched(Some(child));
+    let watch = watch?;
     tokio::spawn(async move {
         while let Ok(mut ready) = watch.readable().await {
-            match child.try_wait() {
-                Ok(None) => ready.clear_ready(),
-                Ok(Some(_)) | Err(_) => break,
+            match watched.0.as_ref().map(Child::try_wait) {
+                Some(Ok(None)) => ready.clear_ready(),
+                Some(Ok(Some(_)) | Err(_)) | None => {
+                    drop(watched.0.take());
+                    return;
+                }
             }
         }
     });
     Ok(())
 }
 
-/// Parity: shim/util_unix.go SocketAddress hashes the joined path of address, namespace and id.
+/// Watches over the children of an earlier runtime of this process: a daemon that goes on after its
+/// successor has failed.
+pub(crate) fn reap_again() {
+    let children = std::mem::take(&mut *unwatched());
+    for child in children {
+        let pid = child.pid();
+        if let Err(error) = reap(child) {
+            tracing::warn!(%error, pid, "a shim will not be reaped");
+        }
+    }
+}
+
 fn socket_path(target: Target<'_>) -> PathBuf {
-    let joined = Path::new(&target.config.grpc_address)
-        .join(target.namespace.as_str())
-        .join(target.id.as_str());
+    socket_of(target.config, target.namespace, target.id)
+}
+
+/// Where a shim of this task's own listens, or would.
+///
+/// Parity: shim/util_unix.go SocketAddress hashes the joined path of address, namespace and id.
+pub(crate) fn socket_of(config: &Config, namespace: &Namespace, id: &ContainerId) -> PathBuf {
+    let joined = Path::new(&config.grpc_address)
+        .join(namespace.as_str())
+        .join(id.as_str());
     let digest = Sha256::digest(joined.as_os_str().as_encoded_bytes());
     let name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let dir = socket_dir(&target.config.state);
-    let dir = dir.map_or_else(|| Path::new(DEFAULT_STATE).join("s"), PathBuf::from);
-    dir.join(name)
+    sockets_of(&config.state).join(name)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::DEFAULT_STATE;
     use super::*;
-    use crate::tasks::Config;
     use protos::any::pack;
     use protos::runc::Options;
-    use std::sync::Arc;
+    use std::time::Duration;
 
     fn config(sched_core: bool) -> Config {
         Config {
-            root: "/r".into(),
-            state: DEFAULT_STATE.into(),
-            grpc_address: "/run/containerd/containerd.sock".into(),
-            ttrpc_address: String::new(),
-            containerd_binary: PathBuf::new(),
-            default_runtime: String::new(),
-            debug: false,
             sched_core,
-            publisher: Arc::new(|_, _| {}),
-            runtime_of: Arc::new(|_, _| None),
+            ..Config::of(Path::new(DEFAULT_STATE))
         }
     }
 
@@ -186,6 +245,82 @@ mod tests {
             let found = with(&config, |target| fits(target, spec, options.as_ref()));
             assert_eq!(found, fit, "{options:?}");
         }
+    }
+
+    /// True when somebody waits for the lock on this file.
+    fn is_waited_for(file: &std::fs::File) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let inode = format!(":{}", file.metadata().unwrap().ino());
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            line.contains("->") && words.any(|word| word.ends_with(&inode))
+        })
+    }
+
+    #[test]
+    fn a_bundle_names_no_socket_that_is_not_there_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(false);
+        config.state = dir.path().to_owned();
+        let bundle = dir.path().join("bundle");
+        std::fs::create_dir(&bundle).unwrap();
+        let (namespace, id) = ("default".parse().unwrap(), "c1".parse().unwrap());
+        let target = Target {
+            config: &config,
+            namespace: &namespace,
+            id: &id,
+            bundle: &bundle,
+            binary: Path::new("/no/such/shim"),
+        };
+        let socket = socket_path(target);
+        std::fs::create_dir(socket.parent().unwrap()).unwrap();
+        let lock = PathBuf::from(format!("{}{}", socket.display(), sys::socket::LOCK));
+        let held = std::fs::File::create(&lock).unwrap();
+        held.lock().unwrap();
+        std::thread::scope(|scope| {
+            let launching = scope.spawn(|| launch(target));
+            while !is_waited_for(&held) {
+                assert!(!launching.is_finished(), "it waits for its turn");
+                std::thread::yield_now();
+            }
+            assert!(!address_file(&bundle).exists());
+            std::fs::remove_file(&lock).unwrap();
+            drop(held);
+            launching.join().unwrap().unwrap_err();
+        });
+        // There is no such shim: nothing is left.
+        assert!(!address_file(&bundle).exists() && !socket.exists());
+    }
+
+    #[test]
+    fn a_child_of_a_runtime_that_has_ended_is_reaped_by_the_next() {
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+        };
+        let child = Spawn::new("sleep").arg("600").spawn().unwrap();
+        let pid = child.pid();
+        let first = runtime();
+        let process = first.block_on(async { watched(child).unwrap() });
+        drop(first);
+        sys::pidfd::send_signal(&process, SIGKILL).unwrap();
+        assert!(sys::pidfd::ends_within(&process, Duration::from_secs(60)).unwrap());
+        // A zombie has a beginning yet.
+        assert!(sys::process::start_time(pid).is_some());
+        runtime().block_on(async {
+            reap_again();
+            let gone = async {
+                while sys::process::start_time(pid).is_some() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), gone)
+                .await
+                .unwrap();
+        });
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::exec::{self, Ran, Stderr};
 use crate::tasks::Config;
 
 pub(crate) use answer::Address;
+pub(crate) use direct::{Started, reap_again, socket_of};
 pub(crate) use resolve::resolve;
 
 /// A shim that has not answered `start` by then is broken; Go shims take some 30 ms.
@@ -39,6 +40,11 @@ const START: Duration = Duration::from_secs(60);
 /// waits for it. Nobody waits for ours, and one that is killed in the middle on a busy machine leaves
 /// mounts and control groups that nobody takes away any more.
 const DELETE: Duration = Duration::from_secs(30);
+/// Variable that tells `delete` which bundle is meant. One of a daemon that was killed goes on, and by then
+/// there may be another container of the same name.
+const IDENTITY: &str = "BUNDLE_IDENTITY";
+/// So many binaries are known: clients name them.
+const MOST: usize = 64;
 /// Longest `-v` and `-info`.
 const ASK: Duration = Duration::from_secs(10);
 /// Room that the kernel gives a socket path, and the length of the socket's own name in it.
@@ -66,7 +72,10 @@ struct Habits {
     inherits: bool,
 }
 
-type Known = HashMap<(PathBuf, i64), Habits>;
+/// A binary: its path, and when it was changed.
+type Key = (PathBuf, i64);
+
+type Known = HashMap<Key, Habits>;
 
 /// Runs shim binaries and knows their habits.
 #[derive(Debug, Default)]
@@ -86,7 +95,7 @@ pub(crate) struct Target<'a> {
 }
 
 impl Shims {
-    /// Starts a shim, or finds the one of the task's group, and returns its address.
+    /// Starts a shim, or finds the one of the task's group, and returns how to reach it.
     ///
     /// # Errors
     /// Unknown with what the shim printed.
@@ -95,28 +104,43 @@ impl Shims {
         target: Target<'_>,
         spec: &[u8],
         options: Option<&Any>,
-    ) -> Result<Address> {
-        let Habits { form, inherits } = self.habits(target.binary).await;
-        if inherits
+    ) -> Result<Started> {
+        // Of the one that was there before: it may be replaced while it starts.
+        let key = key(target.binary);
+        let habits = self.habits(&key).await;
+        if habits.inherits
             && direct::fits(target, spec, options)
-            && let Some(address) = direct::launch(target)?
+            && let Some(started) = direct::launch(target)?
         {
-            return Ok(address);
+            return Ok(started);
         }
-        let first = match form {
+        let address = self.ask(target, (key, habits), options).await?;
+        Ok(Started {
+            address,
+            process: None,
+        })
+    }
+
+    /// Lets the binary start the shim.
+    async fn ask(
+        &self,
+        target: Target<'_>,
+        (key, habits): (Key, Habits),
+        options: Option<&Any>,
+    ) -> Result<Address> {
+        let first = match habits.form {
             Form::Legacy => return launch(target, &legacy(options)?).await,
             Form::Params | Form::Untried => launch(target, &params(target, options)?).await,
         };
         let (address, form) = match first {
             Ok(address) => (address, Form::Params),
-            Err(error) if form == Form::Untried && !error.is_not_found() => {
+            Err(error) if habits.form == Form::Untried && !error.is_not_found() => {
                 tracing::debug!(binary = %target.binary.display(), %error, "trying legacy start");
                 (launch(target, &legacy(options)?).await?, Form::Legacy)
             }
             Err(error) => return Err(error),
         };
-        self.known()
-            .insert(key(target.binary), Habits { form, inherits });
+        self.learn(key, Habits { form, ..habits });
         Ok(address)
     }
 
@@ -124,20 +148,28 @@ impl Shims {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn learn(&self, key: Key, habits: Habits) {
+        let mut known = self.known();
+        if known.len() >= MOST && !known.contains_key(&key) {
+            known.clear();
+        }
+        known.insert(key, habits);
+    }
+
     /// What is known of the binary; asks it for its version the first time.
-    async fn habits(&self, binary: &Path) -> Habits {
-        let key = key(binary);
-        if let Some(known) = self.known().get(&key) {
+    async fn habits(&self, key: &Key) -> Habits {
+        if let Some(known) = self.known().get(key) {
             return *known;
         }
-        let ran = exec::run(Spawn::new(binary).arg("-v"), b"", Stderr::Merged, ASK).await;
+        let ran = exec::run(Spawn::new(&key.0).arg("-v"), b"", Stderr::Merged, ASK).await;
         let text = ran.map_or(Vec::new(), |ran| ran.stdout);
         let habits = habits_of(&String::from_utf8_lossy(&text));
-        *self.known().entry(key).or_insert(habits)
+        self.learn(key.clone(), habits);
+        habits
     }
 }
 
-fn key(binary: &Path) -> (PathBuf, i64) {
+fn key(binary: &Path) -> Key {
     let changed = std::fs::metadata(binary).map_or(0, |meta| {
         meta.mtime().saturating_mul(1_000_000_000) + meta.mtime_nsec()
     });
@@ -197,6 +229,11 @@ fn params(target: Target<'_>, options: Option<&Any>) -> Result<Vec<u8>> {
         socket_dir: socket_dir(&config.state),
         ..BootstrapParams::default()
     })
+}
+
+/// Where the sockets of the shims of a daemon with this state are.
+pub(crate) fn sockets_of(state: &Path) -> PathBuf {
+    socket_dir(state).map_or_else(|| Path::new(DEFAULT_STATE).join("s"), PathBuf::from)
 }
 
 /// Directory for the shims' sockets when it is not their default one and a socket's path fits.
@@ -264,13 +301,26 @@ fn failed(binary: &Path, action: &str, ran: &Ran) -> Error {
     ))
 }
 
+/// What tells a bundle from a later one of the same name: our shim computes the same. A directory may get
+/// the number of one that is gone; the spec in it is written once, when it is made.
+fn identity(bundle: &Path) -> Option<String> {
+    let directory = std::fs::metadata(bundle).ok()?;
+    let spec = std::fs::metadata(bundle.join(types::bundle_file::CONFIG)).ok()?;
+    let (device, number) = (directory.dev(), directory.ino());
+    let (seconds, rest) = (spec.mtime(), spec.mtime_nsec());
+    Some(format!("{device}:{number}:{seconds}.{rest:09}"))
+}
+
 /// Cleans up after a shim that is gone: kills the container, unmounts its root. Returns the exit that
 /// the action reports.
 ///
 /// # Errors
 /// Unknown with what the shim printed, `DeadlineExceeded`.
 pub(crate) async fn delete(target: Target<'_>) -> Result<Exit> {
-    let spawn = command(target, "delete");
+    let mut spawn = command(target, "delete");
+    if let Some(identity) = identity(target.bundle) {
+        spawn = spawn.env(IDENTITY, identity);
+    }
     let ran = exec::run(spawn, b"", Stderr::Apart, DELETE)
         .await
         .ctx_with(|| format!("delete shim {}", target.binary.display()))?;
@@ -353,6 +403,53 @@ mod tests {
             assert_eq!((habits.form, habits.inherits), (Form::Untried, false));
         }
         assert!(habits_of("shim:\n  Version: 0.1.0\n  Socket: inherited\n").inherits);
+    }
+
+    #[test]
+    fn binaries_without_number_are_not_remembered() {
+        let shims = Shims::default();
+        let habits = habits_of("");
+        let fresh = Habits {
+            form: Form::Params,
+            ..habits
+        };
+        for n in 0..=MOST {
+            let key = (PathBuf::from(n.to_string()), 0);
+            shims.learn(key.clone(), habits);
+            shims.learn(key.clone(), fresh);
+            let known = shims.known();
+            assert!(known.len() <= MOST);
+            assert_eq!(known.get(&key), Some(&fresh));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_learned_of_a_binary_is_not_said_of_the_one_that_replaces_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let binary = dir.path().join("shim");
+        let text = dir.path().join("text");
+        // What it does as it starts is to be replaced.
+        let script = "#!/bin/sh\n[ \"$1\" = -v ] && exit\n\
+                      cp $0 $0.new && mv $0.new $0 && echo unix:///s\n";
+        std::fs::write(&text, script).unwrap();
+        // By another process: none that any test starts in this moment may have it open for writing.
+        let copy = Spawn::new("install").args(["-m", "755"]);
+        let copy = copy.arg(&text).arg(&binary).spawn().unwrap();
+        assert!(copy.wait().unwrap().is_success());
+        let before = key(&binary);
+        let config = Config::of(dir.path());
+        let target = Target {
+            config: &config,
+            namespace: &"ns".parse().unwrap(),
+            id: &"c1".parse().unwrap(),
+            bundle: dir.path(),
+            binary: &binary,
+        };
+        let shims = Shims::default();
+        shims.start(target, b"{}", None).await.unwrap();
+        assert_ne!(key(&binary), before);
+        let known: Vec<_> = shims.known().keys().cloned().collect();
+        assert_eq!(known, [before]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Tests of module `bundle`.
 
+use super::facts::parse_ended;
 use super::*;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, UNIX_EPOCH};
 
 fn setup() -> (tempfile::TempDir, Bundles, Namespace, ContainerId) {
     let dir = tempfile::tempdir().unwrap();
@@ -29,20 +31,31 @@ fn a_bundle_has_the_documented_entries_and_modes() {
     assert_eq!(fs::read(bundle.file("sandbox")).unwrap(), b"pod");
     bundle.write_binary(Path::new("/bin/shim")).unwrap();
     assert_eq!(mode(&bundle.file("shim-binary-path")), 0o600);
-    assert_eq!(bundle.binary().unwrap(), Path::new("/bin/shim"));
+    assert_eq!(bundle.binary().unwrap(), Some("/bin/shim".into()));
+    assert_eq!(bundle.stdio().unwrap(), None);
+    let stdio = crate::Stdio {
+        stdout: "/a \"pipe\"".into(),
+        terminal: true,
+        ..crate::Stdio::default()
+    };
+    bundle.write_stdio(&stdio).unwrap();
+    assert_eq!(mode(&bundle.file("stdio.json")), 0o600);
+    assert_eq!(bundle.stdio().unwrap(), Some(stdio));
+    fs::write(bundle.file("stdio.json"), "{}").unwrap();
+    assert!(bundle.stdio().unwrap_err().is(Code::DataLoss));
     let address = Address::parse(b"unix:///run/x").unwrap();
     bundle.write_address(&address).unwrap();
     assert_eq!(mode(&bundle.file("bootstrap.json")), 0o644);
-    assert_eq!(bundle.address(), Some(address));
+    assert_eq!(bundle.address().unwrap(), Some(address));
 }
 
 #[test]
 fn the_address_file_of_older_shims_is_enough() {
     let (_dir, bundles, ns, id) = setup();
     let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
-    assert_eq!(bundle.address(), None);
+    assert_eq!(bundle.address().unwrap(), None);
     fs::write(bundle.file("address"), "unix:///run/x").unwrap();
-    let address = bundle.address().unwrap();
+    let address = bundle.address().unwrap().unwrap();
     assert_eq!((address.version, &*address.address), (2, "unix:///run/x"));
     // It becomes what newer daemons read, once.
     bundle.migrate_address(&address).unwrap();
@@ -142,7 +155,9 @@ fn sweep_removes_orphans_only() {
 
 #[test]
 fn exit_records_are_read_and_junk_is_not() {
-    let exit = parse_exit(r#"{"pid":7,"status":3,"exited_at":1500000000}"#).unwrap();
+    let ended = parse_ended(r#"{"pid":7,"status":3,"exited_at":1500000000}"#).unwrap();
+    let exit = ended.exit;
+    assert!(!ended.oom);
     assert_eq!((exit.pid, exit.status), (7, 3));
     assert_eq!(exit.at, UNIX_EPOCH + Duration::from_millis(1500));
     for junk in [
@@ -151,7 +166,7 @@ fn exit_records_are_read_and_junk_is_not() {
         "{\"pid\":7",
         r#"{"pid":-1,"status":0,"exited_at":0}"#,
     ] {
-        assert!(parse_exit(junk).is_none(), "{junk}");
+        assert!(parse_ended(junk).is_none(), "{junk}");
     }
 }
 
@@ -160,4 +175,58 @@ fn own_process_is_alive_and_no_process_is_not() {
     assert!(is_alive(std::process::id()));
     assert!(!is_alive(0));
     assert!(!is_alive(u32::MAX));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_not_one_that_is_not_there() {
+    let (_dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+    assert_eq!(bundle.address().unwrap(), None);
+    assert_eq!(bundle.init_pid().unwrap(), None);
+    assert_eq!(bundle.binary().unwrap(), None);
+    assert_eq!(bundle.ended().unwrap(), None);
+    // Names that lead in a circle: the kernel cannot say what is there.
+    let path = bundle.path().to_owned();
+    fs::rename(&path, path.with_file_name("c2")).unwrap();
+    symlink(&path, &path).unwrap();
+    for error in [
+        bundle.address().unwrap_err(),
+        bundle.init_pid().unwrap_err(),
+        bundle.binary().unwrap_err(),
+        bundle.ended().unwrap_err(),
+        bundle.started(1).unwrap_err(),
+    ] {
+        assert!(!error.is_not_found() && error.errno().is_some(), "{error}");
+    }
+}
+
+#[test]
+fn an_address_that_says_nothing_is_told_from_one_of_another_generation() {
+    let (_dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+    let file = bundle.file(bundle_file::BOOTSTRAP);
+    let newer = r#"{"version":9,"address":"unix:///s/x","protocol":"ttrpc"}"#;
+    for (text, code) in [
+        ("", Code::DataLoss),
+        ("{\"version\":", Code::DataLoss),
+        (newer, Code::NotImplemented),
+    ] {
+        fs::write(&file, text).unwrap();
+        let error = bundle.address().unwrap_err();
+        assert!(error.is(code), "{text}: {error}");
+    }
+    fs::write(&file, "").unwrap();
+    fs::write(bundle.file(bundle_file::ADDRESS), "unix:///run/x").unwrap();
+    let older = bundle.address().unwrap().unwrap();
+    assert_eq!(older.address, "unix:///run/x");
+}
+
+#[test]
+fn the_begin_of_a_process_is_that_of_its_pid() {
+    let (_dir, bundles, ns, id) = setup();
+    let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+    assert_eq!(bundle.started(7).unwrap(), None);
+    bundle.write_started(7, 123).unwrap();
+    assert_eq!(bundle.started(7).unwrap(), Some(123));
+    assert_eq!(bundle.started(8).unwrap(), None);
 }

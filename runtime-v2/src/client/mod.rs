@@ -32,6 +32,18 @@ const V2: &str = "containerd.task.v2.Task";
 
 /// Longest answer to `State` and `Stats`, as in Go.
 pub(crate) const STATE: Duration = Duration::from_secs(2);
+/// Longest answer to what the shim does by itself.
+const QUICK: Duration = Duration::from_secs(10);
+/// Longest answer to what a runtime or a freezer does, in the time of a busy machine.
+const BUSY: Duration = Duration::from_secs(60);
+/// Longest answer to what mounts, restores or writes back, on a slow disk. What is not answered by then is
+/// not known to have failed: the state tells.
+const LONG: Duration = Duration::from_secs(10 * 60);
+/// Longest answer to a start: beyond what our shim gives its runtime for that, so that it is the shim that
+/// ends it.
+const START: Duration = Duration::from_secs(3 * 60);
+/// Longest answer to a dump of all memory, and to the start that restores one; the same.
+const DUMP: Duration = Duration::from_secs(65 * 60);
 /// Longest answer to `Shutdown`, as in Go.
 pub(crate) const SHUTDOWN: Duration = Duration::from_secs(3);
 
@@ -62,12 +74,12 @@ impl Failure {
 }
 
 /// What `Connect` answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Peer {
     /// The shim's pid.
     pub(crate) shim: u32,
-    /// Pid of the task's init process; 0 before create.
-    pub(crate) task: u32,
+    /// It says its version, as ours does and Go's do not.
+    pub(crate) has_version: bool,
 }
 
 /// What `Create` wants, beside the ids.
@@ -114,7 +126,7 @@ impl Client {
             service: if version >= 3 { V3 } else { V2 },
             namespace: namespace.clone(),
             id: id.clone(),
-            peer: Peer { shim: 0, task: 0 },
+            peer: Peer::default(),
         };
         let request = wire::ConnectRequest {
             id: id.to_string(),
@@ -133,7 +145,7 @@ impl Client {
         let answer: wire::ConnectResponse = frame::answer(&response).map_err(Failure::Answer)?;
         client.peer = Peer {
             shim: answer.shim_pid,
-            task: answer.task_pid,
+            has_version: !answer.version.is_empty(),
         };
         Ok(client)
     }
@@ -218,19 +230,24 @@ impl Client {
             options: task.options.to_wire(),
             ..Default::default()
         };
-        let answer: wire::CreateTaskResponse = self.call("Create", &request, None).await?;
+        let answer: wire::CreateTaskResponse = self.call("Create", &request, Some(LONG)).await?;
         self.waits.forget(None).await;
         Ok(answer.pid)
     }
 
-    /// Starts a process and returns its pid.
-    pub(crate) async fn start(&self, exec: Option<&ExecId>) -> Result<u32, Failure> {
+    /// Starts a process, or restores it from a checkpoint, and returns its pid.
+    pub(crate) async fn start(
+        &self,
+        exec: Option<&ExecId>,
+        restores: bool,
+    ) -> Result<u32, Failure> {
+        let limit = if restores { DUMP } else { START };
         let request = wire::StartRequest {
             id: self.id.to_string(),
             exec_id: Self::exec_id(exec),
             ..Default::default()
         };
-        let answer: wire::StartResponse = self.call("Start", &request, None).await?;
+        let answer: wire::StartResponse = self.call("Start", &request, Some(limit)).await?;
         Ok(answer.pid)
     }
 
@@ -271,7 +288,7 @@ impl Client {
             spec: Some(opts.spec.clone()).to_wire(),
             ..Default::default()
         };
-        self.call::<_, Empty>("Exec", &request, None).await?;
+        self.call::<_, Empty>("Exec", &request, Some(BUSY)).await?;
         self.waits.forget(Some(id)).await;
         Ok(())
     }
@@ -290,7 +307,7 @@ impl Client {
             all,
             ..Default::default()
         };
-        self.call::<_, Empty>("Kill", &request, None)
+        self.call::<_, Empty>("Kill", &request, Some(BUSY))
             .await
             .map(drop)
     }
@@ -318,7 +335,7 @@ impl Client {
             exec_id: Self::exec_id(exec),
             ..Default::default()
         };
-        let answer: wire::DeleteResponse = self.call("Delete", &request, None).await?;
+        let answer: wire::DeleteResponse = self.call("Delete", &request, Some(LONG)).await?;
         self.waits.forget(exec).await;
         Ok(Exit {
             pid: answer.pid,
@@ -333,7 +350,7 @@ impl Client {
             id: self.id.to_string(),
             ..Default::default()
         };
-        self.call::<_, Empty>("Pause", &request, None)
+        self.call::<_, Empty>("Pause", &request, Some(BUSY))
             .await
             .map(drop)
     }
@@ -344,7 +361,7 @@ impl Client {
             id: self.id.to_string(),
             ..Default::default()
         };
-        self.call::<_, Empty>("Resume", &request, None)
+        self.call::<_, Empty>("Resume", &request, Some(BUSY))
             .await
             .map(drop)
     }
@@ -363,7 +380,7 @@ impl Client {
             height,
             ..Default::default()
         };
-        self.call::<_, Empty>("ResizePty", &request, None)
+        self.call::<_, Empty>("ResizePty", &request, Some(QUICK))
             .await
             .map(drop)
     }
@@ -376,7 +393,7 @@ impl Client {
             stdin: true,
             ..Default::default()
         };
-        self.call::<_, Empty>("CloseIO", &request, None)
+        self.call::<_, Empty>("CloseIO", &request, Some(QUICK))
             .await
             .map(drop)
     }
@@ -387,7 +404,7 @@ impl Client {
             id: self.id.to_string(),
             ..Default::default()
         };
-        let answer: wire::PidsResponse = self.call("Pids", &request, None).await?;
+        let answer: wire::PidsResponse = self.call("Pids", &request, Some(BUSY)).await?;
         let one = |info: protos::task::ProcessInfo| {
             let details = Option::from_wire(info.info).map_err(Failure::Answer)?;
             Ok(ProcessInfo {
@@ -410,7 +427,7 @@ impl Client {
             annotations: annotations.into_iter().collect(),
             ..Default::default()
         };
-        self.call::<_, Empty>("Update", &request, None)
+        self.call::<_, Empty>("Update", &request, Some(BUSY))
             .await
             .map(drop)
     }
@@ -423,7 +440,7 @@ impl Client {
             options: options.to_wire(),
             ..Default::default()
         };
-        self.call::<_, Empty>("Checkpoint", &request, None)
+        self.call::<_, Empty>("Checkpoint", &request, Some(DUMP))
             .await
             .map(drop)
     }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use protos::MessageField;
@@ -68,7 +67,6 @@ impl Container {
             own_pids: config.has_own_pids(),
             mounted,
             init: Arc::new(Process::new("", paths, Vec::new())),
-            doomed: AtomicBool::new(false),
             execs: Mutex::new(BTreeMap::new()),
             cgroup: OnceLock::new(),
             image,

@@ -106,7 +106,7 @@ impl Container {
         tokio::select! {
             biased;
             done = work => done,
-            () = self.runtime.over() => Err(self.not_running()),
+            () = self.runtime.fate().over() => Err(self.not_running()),
         }
     }
 

@@ -36,7 +36,7 @@ fn end_init(shim: &Arc<Shim>, container: &Arc<Container>, status: u8) {
     let (tell, ending) = tokio::sync::oneshot::channel();
     container.watch(shim, &container.init, PID, ending);
     let ended = crate::reap::Ended {
-        status: sys::process::Status::Exited(status),
+        status: Status::Exited(status),
         at: SystemTime::UNIX_EPOCH,
     };
     tell.send(ended).unwrap();
@@ -92,7 +92,6 @@ fn running_with(shim: &Shim, bundle: &Path, options: Options) -> Arc<Container> 
         own_pids: true,
         mounted: false,
         init: Arc::new(init),
-        doomed: AtomicBool::new(false),
         execs: Mutex::default(),
         cgroup: OnceLock::new(),
         image: None,

@@ -10,8 +10,6 @@ const MAKING: Duration = Duration::from_secs(120);
 const ASKING: Duration = Duration::from_secs(30);
 /// A call that writes or reads all memory of a container: 100 GiB at 100 MB/s, twice.
 const SAVING: Duration = Duration::from_secs(3600);
-/// A call that puts a process into a container that has ended: it notices by itself at once, or never.
-pub(super) const IN_VAIN: Duration = Duration::from_secs(1);
 /// How long the end of a killed runtime may take.
 pub(super) const KILLED: Duration = Duration::from_secs(10);
 

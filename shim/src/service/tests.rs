@@ -64,6 +64,25 @@ fn a_change_is_made_although_the_client_has_hung_up() {
 }
 
 #[test]
+fn a_container_in_the_making_is_not_said_to_be_absent() {
+    block_on(async {
+        let shim = Arc::new(Shim::new("ns".parse().unwrap()));
+        let asked = || {
+            shim.state(&api::StateRequest {
+                id: "c1".into(),
+                ..api::StateRequest::default()
+            })
+        };
+        assert!(asked().unwrap_err().is_not_found());
+        let making = shim.reserve("c1").unwrap();
+        let error = asked().unwrap_err();
+        assert!(error.is(types::Code::Unavailable), "{error}");
+        drop(making);
+        assert!(asked().unwrap_err().is_not_found());
+    });
+}
+
+#[test]
 fn a_shim_ends_although_who_told_it_has_hung_up() {
     block_on(async {
         let shim = Arc::new(Shim::new("ns".parse().unwrap()));

@@ -115,3 +115,51 @@ async fn ids_cannot_be_mapped_and_nobody_ignores_that() {
     assert!(error.is(types::Code::NotImplemented), "{error}");
     assert!(sn.capabilities().is_empty());
 }
+
+#[tokio::test]
+async fn what_is_still_mounted_is_committed_when_it_is_given_up() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = config(temp.path(), "ext4", 8, &["-q"]);
+    let sn = Blockfile::open(&temp.path().join("root"), config).unwrap();
+    let mounts = sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    let point = tempfile::tempdir().unwrap();
+    let mounted = TempMount::new(&mounts, point.path()).unwrap();
+    std::fs::write(mounted.path().join("f"), "one").unwrap();
+
+    let name = key("A");
+    let active = key("a");
+    let commit = sn.commit(&name, &active, Labels::new());
+    let give_up = async {
+        tokio::task::yield_now().await;
+        tokio::task::spawn_blocking(move || mounted.unmount().unwrap())
+            .await
+            .unwrap();
+    };
+    let (done, ()) = tokio::join!(commit, give_up);
+    done.unwrap();
+    let view = sn
+        .view(&key("v"), Some(&key("A")), Labels::new())
+        .await
+        .unwrap();
+    within(&view, |path| {
+        assert_eq!(std::fs::read(path.join("f")).unwrap(), b"one");
+    });
+}
+
+#[test]
+fn what_stays_mounted_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = image(temp.path(), "ext4", 8, &["-q"]);
+    let opts = sys::loopdev::LoopOpts {
+        autoclear: true,
+        ..Default::default()
+    };
+    let device = sys::loopdev::LoopDevice::attach(&file, opts).unwrap();
+    let error = given_up(&file, Duration::ZERO).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains(&device.path().display().to_string()),
+        "{text}"
+    );
+    assert!(error.is(types::Code::FailedPrecondition), "{text}");
+}

@@ -240,3 +240,63 @@ async fn a_layer_made_alone_is_settled_on_images() {
     drop(mounted);
     clear(&sn, &["v", "B", "A"]).await;
 }
+
+#[tokio::test]
+async fn a_layer_of_holes_is_refused_before_its_image_is_begun() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let layer = upper(&prepare(&sn, "a", None).await);
+    let file = std::fs::File::create(layer.join("hole")).unwrap();
+    file.set_len(65 << 30).unwrap();
+    let done = sn.commit(&key("A"), &key("a"), Labels::new()).await;
+    let error = done.unwrap_err();
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+    let left = std::fs::read_dir(layer.parent().unwrap()).unwrap();
+    let left: BTreeSet<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, BTreeSet::from([LAYER.into(), WORK.into()]));
+    // It is as good as before.
+    file.set_len(1 << 20).unwrap();
+    commit(&sn, "A", "a").await;
+    clear(&sn, &["A"]).await;
+}
+
+#[tokio::test]
+async fn zeroes_that_unpacking_made_holes_of_take_nothing_in_the_image_and_are_read() {
+    use std::os::unix::fs::FileExt as _;
+    const END: u64 = 1100 << 20;
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let layer = upper(&prepare(&sn, "a", None).await);
+    let file = std::fs::File::create(layer.join("swapfile")).unwrap();
+    file.write_all_at(b"end", END).unwrap();
+    std::fs::write(layer.join("f"), "text").unwrap();
+    commit(&sn, "A", "a").await;
+    let usage = sn.usage(&key("A")).await.unwrap();
+    assert!(usage.size < 64 << 20, "{usage:?}");
+    let mounts = sn
+        .view(&key("v"), Some(&key("A")), Labels::new())
+        .await
+        .unwrap();
+    let shown = PathBuf::from(&mounts[0].source);
+    assert_eq!(std::fs::read(shown.join("f")).unwrap(), b"text");
+    let file = std::fs::File::open(shown.join("swapfile")).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), END + 3);
+    let mut read = [1; 6];
+    file.read_exact_at(&mut read, END - 3).unwrap();
+    assert_eq!(&read, b"\0\0\0end");
+    drop(file);
+    clear(&sn, &["v", "A"]).await;
+}
+
+#[test]
+fn an_image_that_grows_beyond_the_room_that_there_is_ends() {
+    let temp = tempfile::tempdir().unwrap();
+    let [layer, image] = ["layer", "image"].map(|name| temp.path().join(name));
+    std::fs::create_dir(&layer).unwrap();
+    std::fs::write(layer.join("f"), vec![b'x'; 8 << 20]).unwrap();
+    let error = mkfs(&image, &layer, 4 << 20, &[]).unwrap_err();
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+    assert!(std::fs::metadata(&image).unwrap().len() <= 4 << 20);
+    tree::remove(&image).unwrap();
+    mkfs(&image, &layer, 16 << 20, &[]).unwrap();
+}

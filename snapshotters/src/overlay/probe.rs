@@ -1,6 +1,7 @@
 //! Whether and how overlayfs works in a directory: tried, not guessed.
 //!
-//! Invariant: whatever the answer, nothing is left behind.
+//! Invariant: whatever the answer, nothing is left behind; and what a process has left that was killed in the
+//! middle of a trial, the next one takes away.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ use crate::tree;
 /// Whom the trial of an id-mapped layer gives its files to.
 const MAPPED: u32 = 1_000_000;
 
+/// What the names of trials begin with; the process follows.
+const PREFIX: &str = ".probe-";
+
 /// A directory that is removed at the end.
 struct Scratch(PathBuf);
 
@@ -23,7 +27,8 @@ impl Scratch {
     fn new(root: &Path) -> Result<Self> {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let path = root.join(format!(".probe-{}-{serial}", std::process::id()));
+        sweep(root);
+        let path = root.join(format!("{PREFIX}{}-{serial}", std::process::id()));
         tree::remove(&path)?;
         let made = Self(path);
         made.dir("")?;
@@ -48,6 +53,32 @@ impl Drop for Scratch {
             tracing::warn!(%error, "probe directory left behind");
         }
     }
+}
+
+/// Takes away the trials of processes that are no more.
+fn sweep(root: &Path) {
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| {
+            let process = name.strip_prefix(PREFIX)?.split('-').next()?;
+            process.parse().ok()
+        });
+        let is_left = |pid| pid != std::process::id() && sys::process::start_time(pid).is_none();
+        if process.is_some_and(is_left)
+            && let Err(error) = take_away(&entry.path())
+        {
+            tracing::warn!(%error, "what is left of a trial stays");
+        }
+    }
+}
+
+/// Removes a trial with what is mounted in it.
+fn take_away(trial: &Path) -> Result<()> {
+    let fail = |e| Error::os(format_args!("read {}", trial.display()), e);
+    for entry in std::fs::read_dir(trial).map_err(fail)? {
+        sys::mount::detach(&entry.map_err(fail)?.path())?;
+    }
+    tree::remove(trial)
 }
 
 /// Checks that directory entries carry their type: overlayfs finds whiteouts by it.
@@ -152,10 +183,43 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_killed_process_has_left_of_a_trial_goes_and_what_lives_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let child = sys::process::Spawn::new("true").spawn().unwrap();
+        let ended = child.pid();
+        child.wait().unwrap();
+        let [left, living] = [ended, 1].map(|pid| {
+            let trial = root.path().join(format!("{PREFIX}{pid}-0"));
+            std::fs::create_dir_all(trial.join("mounted")).unwrap();
+            trial
+        });
+        let tmpfs = Mount {
+            kind: "tmpfs".into(),
+            source: "tmpfs".into(),
+            ..Mount::default()
+        };
+        sys::mount::mount(&tmpfs, &left.join("mounted")).unwrap();
+        std::fs::write(left.join("mounted/file"), "").unwrap();
+        d_type(root.path()).unwrap();
+        assert!(!left.exists());
+        assert!(living.exists());
+    }
+
+    #[test]
     fn only_the_whole_range_is_the_initial_namespace() {
         assert!(whole_range("         0          0 4294967295\n"));
         assert!(!whole_range("         0     100000      65536\n"));
         assert!(!whole_range(""));
+    }
+
+    #[test]
+    fn a_file_system_that_does_not_tell_types_is_refused() {
+        // As xfs with `ftype=0`, which kernels do not mount any more.
+        let disk = crate::testing::Disk::new("ext4", 16, &["-q", "-O", "^filetype"]);
+        let error = d_type(disk.path()).unwrap_err();
+        assert!(error.is(types::Code::NotImplemented), "{error}");
+        assert!(error.to_string().contains("ftype=1"), "{error}");
+        assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use types::Result;
 
 use super::settle::flushes_in_order;
+use crate::beside;
 use crate::directories::{READY, listing};
 use crate::tree;
 
@@ -96,14 +97,10 @@ impl Inside {
         self.place.join(format!("{READY}{name}"))
     }
 
-    /// Begins to make more, beside whoever asks for one; false without a runtime.
+    /// Begins to make more, beside whoever asks for one; false without a thread for it.
     fn fill(self: &Arc<Self>) -> bool {
         let this = Arc::clone(self);
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return false;
-        };
-        drop(runtime.spawn_blocking(move || this.make_more()));
-        true
+        beside::begin(move || this.make_more())
     }
 
     fn make_more(&self) {
@@ -151,8 +148,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn directories_are_made_beside_and_given_away_once() {
+    #[test]
+    fn directories_are_made_beside_and_given_away_once() {
         let root = tempfile::tempdir().unwrap();
         let ready = Ready::open(root.path(), make);
         for n in 0..3 * FULL {
@@ -173,18 +170,17 @@ mod tests {
     }
 
     #[test]
-    fn without_a_runtime_or_a_place_there_are_none() {
+    fn without_a_place_there_are_none() {
         let root = tempfile::tempdir().unwrap();
-        for ready in [Ready::open(root.path(), make), Ready::default()] {
-            for _ in 0..2 {
-                assert_eq!(ready.take(&root.path().join("x")), None);
-            }
+        let ready = Ready::default();
+        for _ in 0..2 {
+            assert_eq!(ready.take(&root.path().join("x")), None);
         }
         assert_eq!(count(root.path()), 0);
     }
 
-    #[tokio::test]
-    async fn one_that_cannot_be_given_away_is_taken_back() {
+    #[test]
+    fn one_that_cannot_be_given_away_is_taken_back() {
         let root = tempfile::tempdir().unwrap();
         let ready = Ready::open(root.path(), make);
         let there = root.path().join("there");
@@ -197,8 +193,8 @@ mod tests {
         assert_eq!(ready.take(&root.path().join("free")), Some(()));
     }
 
-    #[tokio::test]
-    async fn one_that_cannot_be_made_leaves_nothing() {
+    #[test]
+    fn one_that_cannot_be_made_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
         let fail = |path: &Path| {
             make(path)?;

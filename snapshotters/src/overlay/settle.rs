@@ -7,16 +7,17 @@
 //! only then its mark is gone. Settling twice is settling once: a crash in between costs nothing. No link
 //! is followed.
 
+use std::ffi::CStr;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, StatFs, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, StatFs, Timestamps, Uid};
 use rustix::io::Errno;
 use types::{IMPLIED_DIRECTORY, Result, UNSETTLED_LAYER};
 
 use crate::copy;
-use crate::tree::{self, Relative, at, join, open_deep};
+use crate::tree::{self, Entry, Failure, Visitor, at, join, open_deep};
 
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -30,13 +31,6 @@ const EXT: u64 = 0xef53;
 const XFS: u64 = 0x5846_5342;
 const TMPFS: u64 = 0x0102_1994;
 
-/// A directory still to be looked at.
-struct Left {
-    path: Relative,
-    /// Nothing below shows in it.
-    hides: bool,
-}
-
 /// Settles the layer at `upper` onto `parents`, top first; not yet [`flush`]ed.
 ///
 /// # Errors
@@ -47,11 +41,17 @@ pub(crate) fn settle(upper: &Path, parents: &[PathBuf]) -> Result<()> {
     };
     let top = open(&upper.to_owned())?;
     let lowers = parents.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let done = own(&top, &lowers).and_then(|()| match has(&top, UNSETTLED_LAYER) {
-        true => walk(&top, &lowers),
-        false => Ok(()),
-    });
-    done.map_err(|e| at("settle", upper, e))
+    let fail = |e| at("settle", upper, e);
+    own(&top, &lowers).map_err(fail)?;
+    if !has(&top, UNSETTLED_LAYER) {
+        return Ok(());
+    }
+    let mut settling = Settling {
+        top: &top,
+        lowers: &lowers,
+    };
+    tree::walk(&top, upper, "settle", &mut settling)?;
+    rustix::fs::fremovexattr(&top, UNSETTLED_LAYER).map_err(fail)
 }
 
 /// True for a layer that was never settled, or not to the end.
@@ -99,41 +99,82 @@ fn own(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<(), Errno> {
     rustix::fs::fchown(top, Some(uid), Some(gid))
 }
 
-fn walk(top: &OwnedFd, lowers: &[OwnedFd]) -> Result<(), Errno> {
-    let mut left = vec![Left {
-        path: Vec::new(),
-        hides: false,
-    }];
-    while let Some(Left { path, hides }) = left.pop() {
-        let dir = open_deep(top, &path)?;
-        let hides = hides || has(&dir, OPAQUE);
-        let facts = rustix::fs::fstat(&dir)?;
-        let mut changed = false;
-        tree::list(dir.as_fd(), |listed| {
-            let name = listed.name;
-            let entry = tree::stat(&dir, name)?;
-            let below = join(&path, name);
-            if FileType::from_raw_mode(entry.st_mode) == FileType::Directory {
-                left.push(Left { path: below, hides });
-            } else if is_whiteout(&entry) && (hides || find(lowers, &below)?.is_none()) {
-                // Where nothing is to be hidden, a listing would show the whiteout itself.
-                rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
-                changed = true;
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        if changed {
-            rustix::fs::futimens(&dir, &copy::times(&facts))?;
+/// A layer being settled.
+struct Settling<'a> {
+    top: &'a OwnedFd,
+    lowers: &'a [OwnedFd],
+}
+
+/// What is to be done with a directory when what is below it is done.
+struct Left {
+    /// Nothing below shows in it.
+    hides: bool,
+    /// It has whiteouts of nothing.
+    is_stale: bool,
+    /// Only the names of others imply it.
+    is_implied: bool,
+    times: Timestamps,
+}
+
+impl Settling<'_> {
+    /// Where nothing is to be hidden, a listing would show the whiteout itself.
+    fn is_stale(&self, hides: bool, path: &[u8], name: &CStr, facts: &Stat) -> Result<bool, Errno> {
+        Ok(is_whiteout(facts) && (hides || find(self.lowers, &join(path, name))?.is_none()))
+    }
+
+    fn settle(&self, left: &Left, path: &[u8]) -> Result<(), Errno> {
+        let dir = open_deep(self.top, path)?;
+        if left.is_stale {
+            tree::list(dir.as_fd(), |listed| {
+                let facts = tree::stat(&dir, listed.name)?;
+                if self.is_stale(left.hides, path, listed.name, &facts)? {
+                    rustix::fs::unlinkat(&dir, listed.name, AtFlags::empty())?;
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            rustix::fs::futimens(&dir, &left.times)?;
         }
-        if has(&dir, IMPLIED_DIRECTORY) {
+        if left.is_implied {
             // Parity: archive/tar.go: parents are made like those below, hidden or not.
-            if let Some(source) = directory(lowers, &path)? {
+            if let Some(source) = directory(self.lowers, path)? {
                 imitate(source.as_fd(), dir.as_fd())?;
             }
             rustix::fs::fremovexattr(&dir, IMPLIED_DIRECTORY)?;
         }
+        Ok(())
     }
-    rustix::fs::fremovexattr(top, UNSETTLED_LAYER)
+}
+
+impl Visitor for Settling<'_> {
+    type Kept = Left;
+
+    fn enter(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        _path: &[u8],
+        above: Option<&Left>,
+    ) -> Result<Left, Failure> {
+        Ok(Left {
+            hides: above.is_some_and(|above| above.hides) || has(dir, OPAQUE),
+            is_stale: false,
+            is_implied: has(dir, IMPLIED_DIRECTORY),
+            times: copy::times(&rustix::fs::fstat(dir)?),
+        })
+    }
+
+    fn entry(&mut self, of: &mut Left, entry: Entry<'_>) -> Result<(), Failure> {
+        // To be taken away later: the list of its directory goes on.
+        of.is_stale =
+            of.is_stale || self.is_stale(of.hides, entry.path, entry.name, entry.facts)?;
+        Ok(())
+    }
+
+    fn leave(&mut self, left: Left, path: &[u8]) -> Result<(), Failure> {
+        if left.is_stale || left.is_implied {
+            self.settle(&left, path)?;
+        }
+        Ok(())
+    }
 }
 
 /// Gives a directory what another one has.
@@ -199,4 +240,59 @@ fn find(lowers: &[OwnedFd], path: &[u8]) -> Result<Option<(OwnedFd, Stat)>, Errn
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    use rustix::fs::{CWD, XattrFlags};
+
+    use super::*;
+
+    fn whiteout(path: &Path) {
+        let kind = FileType::CharacterDevice;
+        rustix::fs::mknodat(CWD, path, kind, Mode::empty(), 0).unwrap();
+    }
+
+    fn mark(path: &Path, attribute: &str) {
+        rustix::fs::setxattr(path, attribute, b"y", XattrFlags::empty()).unwrap();
+    }
+
+    #[test]
+    fn a_layer_is_settled_however_wide_and_deep_it_is() {
+        let temp = tempfile::tempdir().unwrap();
+        let [upper, lower] = ["upper", "lower"].map(|name| temp.path().join(name));
+        // More than is remembered at a time, side by side and below each other.
+        let deep = vec!["d"; 300].join("/");
+        let wide: Vec<_> = (0..200).map(|n| format!("wide/{n}")).collect();
+        let all: Vec<_> = wide.iter().chain([&deep]).collect();
+        for path in &all {
+            let (here, below) = (upper.join(path), lower.join(path));
+            for dir in [&here, &below] {
+                std::fs::create_dir_all(dir).unwrap();
+            }
+            std::fs::set_permissions(&below, std::fs::Permissions::from_mode(0o1712)).unwrap();
+            std::fs::write(below.join("hidden"), "").unwrap();
+            whiteout(&here.join("hidden"));
+            whiteout(&here.join("stale"));
+            mark(&here, IMPLIED_DIRECTORY);
+        }
+        let opaque = upper.join("wide/7");
+        mark(&opaque, OPAQUE);
+        mark(&upper, UNSETTLED_LAYER);
+        for _ in 0..2 {
+            settle(&upper, std::slice::from_ref(&lower)).unwrap();
+            assert!(!is_unsettled(&upper));
+            for path in &all {
+                let here = upper.join(path);
+                let hides = here.join("hidden").symlink_metadata().is_ok();
+                assert_eq!(hides, here != opaque, "{path}");
+                assert!(here.join("stale").symlink_metadata().is_err(), "{path}");
+                let mode = std::fs::metadata(&here).unwrap().mode();
+                assert_eq!(mode & 0o7777, 0o1712, "{path}");
+                assert!(!has(sys::fs::open_dir(&here).unwrap(), IMPLIED_DIRECTORY));
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use types::{Error, Result, SnapshotKey};
@@ -59,12 +60,24 @@ fn engine(what: &'static str, error: impl Into<redb::Error>) -> Error {
     made.with_source(error).ctx(what)
 }
 
-/// Never makes the file: one that was cut to nothing must not become an empty index.
+/// How long a file that another process has is waited for, and the pause between two looks.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Never makes the file: one that was cut to nothing must not become an empty index. Who has it is about
+/// to go, as a rule: a daemon that hands over, or a child of one between its fork and its exec.
 fn database(path: &Path) -> Result<Database> {
-    redb::Builder::new()
-        .set_cache_size(CACHE)
-        .open(path)
-        .map_err(|e| engine("open snapshot index", e))
+    patiently(path, || std::thread::sleep(LOOK))
+}
+
+fn patiently(path: &Path, mut wait: impl FnMut()) -> Result<Database> {
+    let begun = Instant::now();
+    loop {
+        match redb::Builder::new().set_cache_size(CACHE).open(path) {
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) if begun.elapsed() < PATIENCE => wait(),
+            opened => return opened.map_err(|e| engine("open snapshot index", e)),
+        }
+    }
 }
 
 impl Db {
@@ -223,5 +236,26 @@ impl Db {
             }
         }
         tx.commit().map_err(|e| engine(WHAT, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_is_about_to_be_closed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let mut held = Some(redb::Builder::new().create(&path).unwrap());
+        let mut waits = 0;
+        let opened = patiently(&path, || {
+            waits += 1;
+            if waits == 3 {
+                held = None;
+            }
+        });
+        drop(opened.unwrap());
+        assert_eq!(waits, 3);
     }
 }

@@ -1,23 +1,17 @@
 //! What a tree takes, and what it looks like: one walk with a bounded memory.
 //!
-//! Invariant: what is remembered of a tree is the way to where the walk is, some of the subdirectories
-//! beside it, and a bit or two for each inode with several names.
+//! Invariant: what is remembered of a tree is a bit or two for each inode with several names.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
-use std::ops::ControlFlow;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::ffi::CStr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, SeekFrom, Stat};
-use rustix::io::Errno;
+use rustix::fs::{FileType, Mode, Stat};
 use types::{Result, Usage};
 
-use super::{DIRECTORY, Listed, Relative, at, join, list, open_deep, stat};
+use super::{DIRECTORY, Failure, Visitor, at, open_deep, stat, walk};
 use crate::print::Print;
-
-/// Subdirectories of one directory that are remembered at a time.
-const SOME: usize = 64;
 
 /// Inodes and bytes below and including `root`; an inode with several names counts once.
 ///
@@ -101,113 +95,37 @@ struct Entry<'a> {
     beside: Option<Stat>,
 }
 
-/// A directory on the way to where a walk is.
-#[derive(Default)]
-struct Level {
-    /// Length of its path.
-    len: usize,
-    /// Subdirectories to go to.
-    some: Vec<CString>,
-    /// Where the list goes on behind those.
-    next: u64,
-    /// There are more of them.
-    has_more: bool,
-}
-
-impl Level {
-    /// Remembers a subdirectory, or that there is one more.
-    fn add(&mut self, entry: &Listed<'_>) {
-        if self.some.len() >= SOME {
-            self.has_more = true;
-        } else if !self.has_more {
-            self.some.push(entry.name.to_owned());
-            self.next = entry.next;
-        }
-    }
-
-    /// Goes on with the list of its directory.
-    fn refill(&mut self, dir: &OwnedFd) -> Result<(), Errno> {
-        self.has_more = false;
-        rustix::fs::seek(dir, SeekFrom::Start(self.next))?;
-        list(dir.as_fd(), |entry| {
-            if gone(entry.is_directory(dir.as_fd()), false)? {
-                self.add(&entry);
-            }
-            Ok(match self.has_more {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            })
-        })
-    }
-}
-
-/// What a call says, or `otherwise` when somebody has removed or replaced the entry meanwhile.
-fn gone<T>(done: Result<T, Errno>, otherwise: T) -> Result<T, Errno> {
-    match done {
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(otherwise),
-        done => done,
-    }
-}
-
 /// What a walk goes through.
 struct Visit<'a> {
-    top: OwnedFd,
     base: Option<OwnedFd>,
+    /// The directory of the base at the path of the one that is shown.
+    beside: Option<OwnedFd>,
     each: &'a mut dyn FnMut(Entry<'_>),
 }
 
-impl Visit<'_> {
-    fn open(&self, path: &[u8]) -> Result<Option<OwnedFd>, Errno> {
-        gone(open_deep(&self.top, path).map(Some), None)
+impl Visitor for Visit<'_> {
+    type Kept = ();
+    const IS_LIVE: bool = true;
+
+    fn enter(
+        &mut self,
+        _dir: BorrowedFd<'_>,
+        path: &[u8],
+        _above: Option<&()>,
+    ) -> Result<(), Failure> {
+        let base = self.base.as_ref();
+        self.beside = base.and_then(|base| open_deep(base, path).ok());
+        Ok(())
     }
 
-    /// Shows the entries of one directory.
-    fn enter(&mut self, path: &[u8]) -> Result<Option<Level>, Errno> {
-        let Some(dir) = self.open(path)? else {
-            return Ok(None);
-        };
-        let beside = self.base.as_ref();
-        let beside = beside.and_then(|base| open_deep(base, path).ok());
-        let mut level = Level {
-            len: path.len(),
-            ..Level::default()
-        };
-        list(dir.as_fd(), |entry| {
-            if let Some(facts) = gone(stat(&dir, entry.name).map(Some), None)? {
-                if FileType::from_raw_mode(facts.st_mode) == FileType::Directory {
-                    level.add(&entry);
-                }
-                let name = entry.name;
-                (self.each)(Entry {
-                    parent: path,
-                    name,
-                    facts: &facts,
-                    beside: beside.as_ref().and_then(|dir| stat(dir, name).ok()),
-                });
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(Some(level))
-    }
-
-    /// Depth first, so that no more is remembered than the way and some of what lies beside it.
-    fn walk(&mut self) -> Result<(), Errno> {
-        let mut path = Relative::new();
-        let mut way: Vec<Level> = self.enter(&path)?.into_iter().collect();
-        while let Some(level) = way.last_mut() {
-            path.truncate(level.len);
-            if let Some(name) = level.some.pop() {
-                path = join(&path, &name);
-                way.extend(self.enter(&path)?);
-            } else if level.has_more {
-                match self.open(&path)? {
-                    Some(dir) => level.refill(&dir)?,
-                    None => level.has_more = false,
-                }
-            } else {
-                way.pop();
-            }
-        }
+    fn entry(&mut self, (): &mut (), entry: super::Entry<'_>) -> Result<(), Failure> {
+        let beside = self.beside.as_ref();
+        (self.each)(Entry {
+            parent: entry.path,
+            name: entry.name,
+            facts: entry.facts,
+            beside: beside.and_then(|dir| stat(dir, entry.name).ok()),
+        });
         Ok(())
     }
 }
@@ -224,8 +142,12 @@ fn visit(root: &Path, base: Option<&Path>, each: &mut dyn FnMut(Entry<'_>)) -> R
         facts: &rustix::fs::fstat(&top).map_err(|e| at("stat", root, e))?,
         beside: base.as_ref().and_then(|base| rustix::fs::fstat(base).ok()),
     });
-    let mut visit = Visit { top, base, each };
-    visit.walk().map_err(|e| at("read", root, e))
+    let mut visit = Visit {
+        base,
+        beside: None,
+        each,
+    };
+    walk(&top, root, "read", &mut visit)
 }
 
 /// True when an inode of a snapshot is that of its base, unchanged.
@@ -237,23 +159,6 @@ fn is_same(base: &Stat, found: &Stat) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_walk_remembers_a_part_of_a_directory_and_sees_all_of_it() {
-        let temp = tempfile::tempdir().unwrap();
-        let root = temp.path().join("t");
-        for n in 0..300 {
-            std::fs::create_dir_all(root.join(format!("many/{n}/inner"))).unwrap();
-            std::fs::write(root.join(format!("many/{n}/inner/file")), "").unwrap();
-        }
-        assert_eq!(usage(&root).unwrap().inodes, 2 + 3 * 300);
-        let top = rustix::fs::open(&root, DIRECTORY, Mode::empty()).unwrap();
-        let (mut seen, base) = (0, None);
-        let each = &mut |_: Entry<'_>| seen += 1;
-        let level = Visit { top, base, each }.enter(b"many").unwrap().unwrap();
-        assert!(level.has_more && level.some.len() == SOME);
-        assert_eq!(seen, 300);
-    }
 
     #[test]
     fn what_is_replaced_while_it_is_measured_is_gone() {

@@ -17,7 +17,7 @@ pub struct TempMount {
 }
 
 impl TempMount {
-    /// Mounts at a new directory below `parent`, which must exist.
+    /// Mounts at a new directory below `parent`, which must exist. An overlay is never `volatile` there.
     ///
     /// # Errors
     /// As [`mount_all`], or the errno of making the directory; nothing is left then.
@@ -38,7 +38,7 @@ impl TempMount {
             path,
             below: below.map(|mount| mount.target.clone().into()).collect(),
         };
-        mount_all(mounts, &made.path)?;
+        mount_all(&without_volatile(mounts), &made.path)?;
         Ok(made)
     }
 
@@ -82,6 +82,16 @@ impl Drop for TempMount {
 pub fn with_temp_mount<T>(mounts: &[Mount], work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let mounted = TempMount::new(mounts, &std::env::temp_dir())?;
     work(mounted.path())
+}
+
+/// The same mounts, with overlays that flush. The kernel marks the work directory of one that does not, and
+/// refuses the next mount of it, which is the container's.
+fn without_volatile(mounts: &[Mount]) -> Vec<Mount> {
+    let mut mounts = mounts.to_vec();
+    for mount in mounts.iter_mut().filter(|mount| mount.kind == "overlay") {
+        mount.options.retain(|option| option != "volatile");
+    }
+    mounts
 }
 
 /// The same mounts for reading only: an overlay's upper layer becomes its topmost lower one (a single
@@ -152,6 +162,36 @@ mod tests {
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
         let failed: Result<()> = with_temp_mount(&[tmpfs()], |_| Err(Error::internal("no")));
         failed.unwrap_err();
+    }
+
+    #[test]
+    fn a_volatile_overlay_can_be_mounted_after_a_temporary_mount_of_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = |name: &str| {
+            let path = parent.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path.display().to_string()
+        };
+        let [lower, upper, work, own] = ["lower", "upper", "work", "own"].map(dir);
+        let overlay = Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            options: vec![
+                format!("lowerdir={lower}"),
+                format!("upperdir={upper}"),
+                format!("workdir={work}"),
+                "volatile".into(),
+            ],
+            ..Mount::default()
+        };
+        let mounted = TempMount::new(std::slice::from_ref(&overlay), parent.path()).unwrap();
+        std::fs::write(mounted.path().join("f"), "").unwrap();
+        mounted.unmount().unwrap();
+        let own = Path::new(&own);
+        super::super::mount(&overlay, own).unwrap();
+        let seen = own.join("f").exists();
+        super::super::unmount(own).unwrap();
+        assert!(seen);
     }
 
     #[test]

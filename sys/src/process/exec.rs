@@ -28,6 +28,8 @@ pub(super) struct Image<'a> {
     pub(super) death_signal: c_int,
     /// Limit of open files, when it is not to be ours.
     pub(super) files: Option<libc::rlimit>,
+    /// Limit of the length of a file.
+    pub(super) length: Option<libc::rlimit>,
 }
 
 /// The step that failed.
@@ -139,6 +141,11 @@ fn prepare_and_exec(image: &mut Image<'_>) -> Result<(), Step> {
     if let Some(files) = &image.files {
         // SAFETY: a valid limit of the parent.
         let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, files) };
+        check(set, Step::Other("setrlimit"))?;
+    }
+    if let Some(length) = &image.length {
+        // SAFETY: a valid limit of the parent.
+        let set = unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, length) };
         check(set, Step::Other("setrlimit"))?;
     }
     if let Some(dir) = image.cwd {

@@ -10,10 +10,13 @@ use types::{Error, Result};
 
 use super::{Child, Spawn, Status};
 use crate::error::op;
-use crate::pipe;
+use crate::{pidfd, pipe};
 
 /// Reads in a row: the content of a pipe.
 const ROUNDS: usize = 32;
+/// How long what a killed program has started may take to end: a signal that nobody can refuse is sent,
+/// but what waits for a device does not see it.
+const LAST_WORK: Duration = Duration::from_secs(5);
 
 /// What a helper left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +45,8 @@ impl Spawn {
     /// Of each of its outputs `limit` bytes are kept; more is read and forgotten.
     ///
     /// # Errors
-    /// As [`Spawn::spawn`]; `DeadlineExceeded`: it is killed with all that it started.
+    /// As [`Spawn::spawn`]; `DeadlineExceeded`. Then, and when it fails in any other way, it is killed with
+    /// all that it started, and nothing of it is at work any more.
     pub fn answer(self, input: &[u8], limit: usize, deadline: Duration) -> Result<Answer> {
         let name = self.program.display().to_string();
         let (their_in, our_in) = pipe::new()?;
@@ -57,6 +61,7 @@ impl Spawn {
         crate::fs::set_nonblocking(&our_in, true)?;
         let mut exchange = Exchange {
             child: &child,
+            is_left: true,
             stdin: Some(File::from(our_in)),
             input,
             outputs: vec![
@@ -64,10 +69,19 @@ impl Spawn {
                 Collected::new(our_err, limit, false)?,
             ],
         };
-        let status = exchange.run(Instant::now() + deadline).inspect_err(|_| {
+        let status = exchange.run(Instant::now() + deadline);
+        let is_fine = status.as_ref().is_ok_and(|status| status.is_success());
+        if !is_fine {
+            // Not reaped yet: the group is its own.
             drop(super::kill_tree(child.pid()));
-            drop(child.wait());
-        });
+        }
+        drop(child.wait());
+        if !is_fine && !super::tree::group_ends_within(child.pid(), LAST_WORK) {
+            tracing::warn!(
+                program = name,
+                "what a failed program has started does not end"
+            );
+        }
         let status = status.map_err(|e| e.ctx(name))?;
         let errors = exchange.outputs.pop().map(|o| o.text).unwrap_or_default();
         let output = exchange.outputs.pop();
@@ -100,6 +114,7 @@ impl Spawn {
         crate::fs::set_nonblocking(&our_in, true)?;
         let mut exchange = Exchange {
             child: &child,
+            is_left: false,
             stdin: Some(File::from(our_in)),
             input,
             outputs: vec![Collected::new(our_out, limit, true)?],
@@ -119,6 +134,8 @@ impl Spawn {
 
 struct Exchange<'a> {
     child: &'a Child,
+    /// Its end is seen, but to reap it is left to the caller.
+    is_left: bool,
     stdin: Option<File>,
     input: &'a [u8],
     outputs: Vec<Collected>,
@@ -139,7 +156,12 @@ impl Exchange<'_> {
         loop {
             self.feed()?;
             self.collect()?;
-            if let Some(status) = self.child.try_wait()? {
+            let ended = if self.is_left {
+                pidfd::peek(self.child.pidfd())?
+            } else {
+                self.child.try_wait()?
+            };
+            if let Some(status) = ended {
                 self.collect()?;
                 return Ok(status);
             }

@@ -239,3 +239,48 @@ fn who_answers_too_late_is_killed_with_its_children() {
     let mut rest = Vec::new();
     File::from(hold).read_to_end(&mut rest).unwrap();
 }
+
+#[test]
+fn whatever_way_a_program_fails_nothing_of_it_is_left_at_work() {
+    for end in ["kill -9 $$", "exit 3"] {
+        let (hold, released) = pipe::new().unwrap();
+        let script = format!("sleep 1000 >/dev/null 2>&1 & {end}");
+        let said = shell(&script)
+            .fd(released, 9)
+            .answer(b"", 10, SOON)
+            .unwrap();
+        assert!(!said.status.is_success(), "{end}");
+        // Already: nobody waits for it. An open end would be told as one that nothing was written to.
+        crate::fs::set_nonblocking(&hold, true).unwrap();
+        let read = File::from(hold).read(&mut [0]);
+        assert_eq!(read.unwrap(), 0, "{end}");
+    }
+    // Whoever ends well may leave somebody behind.
+    let (hold, released) = pipe::new().unwrap();
+    let script = shell("sleep 1000 >/dev/null 2>&1 & echo $!").fd(released, 9);
+    let said = script.answer(b"", 10, SOON).unwrap();
+    let pid = String::from_utf8(said.text)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    crate::fs::set_nonblocking(&hold, true).unwrap();
+    let mut hold = File::from(hold);
+    let error = hold.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    pidfd::send_signal(pidfd::open(pid).unwrap(), libc::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_file_that_grows_too_long_ends_its_writer() {
+    let temp = tempfile::tempdir().unwrap();
+    for (length, status) in [("4096", Status::Exited(0)), ("4097", Status::Signaled(25))] {
+        let child = Spawn::new("/bin/sh")
+            .args(["-c", "exec head -c $0 /dev/zero >f", length])
+            .cwd(temp.path())
+            .longest_file(4096)
+            .spawn()
+            .unwrap();
+        assert_eq!(child.wait().unwrap(), status);
+    }
+}

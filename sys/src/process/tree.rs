@@ -5,6 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 use types::Result;
@@ -14,6 +15,9 @@ use crate::pidfd;
 
 /// More levels than a helper has; what is deeper dies with the namespace or is the reaper's.
 const DEEPEST: usize = 16;
+
+/// Between two looks at a group, which nothing else tells about.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Kills a process that leads a group of its own, its group, and every descendant, also those that
 /// left the group. To be called while the process is an unreaped child of the caller.
@@ -31,6 +35,27 @@ pub fn kill_tree(pid: u32) -> Result<()> {
         drop(pidfd::send_signal(descendant, libc::SIGKILL));
     }
     Ok(())
+}
+
+/// Waits until nobody is in the group that a process led which was killed and reaped, for no longer than
+/// `limit`; whether it came. Blocks.
+///
+/// Of those who have ended, too, the number of the group is kept until they are reaped: while this waits
+/// for members, nobody else can have it.
+pub(super) fn group_ends_within(pid: u32, limit: Duration) -> bool {
+    let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return true;
+    };
+    let until = Instant::now() + limit;
+    loop {
+        if rustix::process::test_kill_process_group(group) == Err(rustix::io::Errno::SRCH) {
+            return true;
+        }
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// The pids of a process's children.

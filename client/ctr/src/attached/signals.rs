@@ -18,6 +18,8 @@ pub(super) const WINDOW_CHANGED: i32 = 28;
 #[derive(Debug)]
 pub(crate) struct Signals {
     pub(super) arrived: mpsc::UnboundedReceiver<i32>,
+    /// One of them has ended a wait.
+    heeded: bool,
     _listeners: JoinSet<()>,
 }
 
@@ -36,8 +38,14 @@ impl Signals {
         }
         Ok(Self {
             arrived,
+            heeded: false,
             _listeners: listeners,
         })
+    }
+
+    /// True when one of them has told us to end before a call did.
+    pub(super) fn were_heeded(&self) -> bool {
+        self.heeded
     }
 
     /// Before the process runs there is nobody to pass a signal on to: it is meant for us.
@@ -73,6 +81,7 @@ impl Signals {
             biased;
             done = call => Ok(done?),
             () = interrupted => {
+                self.heeded = true;
                 let text = "interrupted; what was asked for may be done all the same";
                 Err(Failure::after_start(Error::cancelled(text)))
             }
@@ -97,6 +106,7 @@ mod tests {
             numbers.iter().for_each(|n| sender.send(*n).unwrap());
             let mut signals = Signals {
                 arrived,
+                heeded: false,
                 _listeners: JoinSet::new(),
             };
             let checked = signals.check();
@@ -109,6 +119,7 @@ mod tests {
         let (sender, arrived) = mpsc::unbounded_channel();
         let mut signals = Signals {
             arrived,
+            heeded: false,
             _listeners: JoinSet::new(),
         };
         for number in [WINDOW_CHANGED, 10] {
@@ -119,10 +130,12 @@ mod tests {
             Ok(7)
         });
         assert_eq!(done.await.unwrap(), 7);
+        assert!(!signals.were_heeded());
         sender.send(2).unwrap();
         let for_ever = std::future::pending::<Result<()>>();
         let failure = signals.unless_interrupted(for_ever).await.unwrap_err();
         // Nobody knows what becomes of it: nothing may be taken away.
         assert!(failure.started && failure.error.is(Code::Cancelled));
+        assert!(signals.were_heeded());
     }
 }

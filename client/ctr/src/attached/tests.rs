@@ -5,6 +5,8 @@ use super::*;
 #[test]
 fn a_start_that_took_too_long_may_run_on() {
     assert!(Failure::from(Error::deadline_exceeded("")).started);
+    assert!(Failure::from(Error::unknown("transport error")).started);
+    assert!(Failure::from(Error::unavailable("")).started);
     assert!(!Failure::from(Error::not_found("shim")).started);
     let base = tempfile::tempdir().unwrap();
     for (error, kept) in [

@@ -6,6 +6,7 @@ mod basics;
 mod content;
 mod events;
 mod fsck;
+mod networks;
 mod records;
 mod snapshots;
 mod tasks;
@@ -75,7 +76,7 @@ impl Daemon {
             .unwrap();
         let engine = Engine::open(store, &config).unwrap();
         let exchange = Arc::clone(&engine.store.ground.events);
-        let checker = Checker::new(&engine.store.metadata, &config);
+        let checker = Checker::new(&engine.store.metadata, &config).with_mounts(&engine.mounts);
         let routes = face::routes(&engine, &checker, &config).unwrap();
         let ttrpc = config.ttrpc_address();
         let shims_socket = Socket::bind(ttrpc.as_ref(), 0, 0).unwrap();

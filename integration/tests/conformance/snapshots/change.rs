@@ -153,6 +153,25 @@ async fn a_commit_onto_another_parent_is_not_offered_by_native(peer: &Peer) {
     snapshots.client.prepare(prepare).await.expect("prepare");
     let answer = onto(&mut snapshots, "native", "a", "one").await;
     refused(Code::Unimplemented, answer);
+
+    let commit = snapshots.request(CommitSnapshotRequest {
+        snapshotter: "native".into(),
+        key: "a".into(),
+        name: "one".into(),
+        ..CommitSnapshotRequest::default()
+    });
+    snapshots.client.commit(commit).await.expect("commit");
+    let child = snapshots.request(PrepareSnapshotRequest {
+        snapshotter: "native".into(),
+        key: "b".into(),
+        parent: "one".into(),
+        ..PrepareSnapshotRequest::default()
+    });
+    snapshots.client.prepare(child).await.expect("prepare");
+    // The parent that it has anyway is no other.
+    onto(&mut snapshots, "native", "b", "one")
+        .await
+        .expect("commit");
 }
 
 async fn onto(

@@ -46,6 +46,7 @@ fn cut() -> Fault {
         cut: Some(100),
         ..reply
     })
+    .keeping(Some(500))
 }
 
 fn slow() -> Fault {
@@ -55,6 +56,7 @@ fn slow() -> Fault {
             ..reply
         }
     })
+    .keeping(None)
 }
 
 fn ill() -> Fault {

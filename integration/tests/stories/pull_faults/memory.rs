@@ -70,5 +70,9 @@ fn all_faults_together_cost_the_daemon_a_bounded_amount() {
         grown <= GROWTH,
         "{count} faults cost {grown} KiB, {GROWTH} may be"
     );
-    finish(host);
+    let stay: Vec<_> = faults
+        .iter()
+        .filter_map(|fault| fault.stays.clone())
+        .collect();
+    finish(host, &stay);
 }

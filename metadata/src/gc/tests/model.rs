@@ -215,7 +215,7 @@ fn record_key(ns: &Namespace, node: &Node) -> Vec<u8> {
         Node::Snapshot(sn, name) => key(Bucket::Snapshot, &[ns.as_str(), sn, name]),
         Node::Image(name) => own(Bucket::Image, ns, name),
         Node::Ingest(reference) => own(Bucket::Ingest, ns, reference),
-        Node::Stream(_) | Node::Mount(_) => unreachable!("these have no records"),
+        Node::Stream(_) | Node::Mount(_) | Node::Network(_) => unreachable!("no records"),
         Node::Container(id) => own(Bucket::Container, ns, id),
         Node::Lease(id) => own(Bucket::Lease, ns, id),
     }

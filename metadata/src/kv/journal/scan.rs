@@ -1,14 +1,23 @@
 //! Reading a journal, frame by frame.
+//!
+//! Invariant: a frame that the power cut off is an unfinished end; a journal is damaged when a frame is not
+//! as it was written and something that was written later is there.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, ErrorKind, Read as _};
+use std::io::{BufReader, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use types::Result;
 
+use super::tail::Behind;
 use super::{HEAD, Kind, MAGIC, MAX_FRAME, PART, VERSION};
 use crate::codec::{Decoder, damaged};
 use crate::kv::os;
+
+/// A disk writes no less than this at once.
+const SECTOR: u64 = 512;
+/// Length of a frame's length.
+const LENGTH: u64 = 4;
 
 /// A key, and its value unless it was removed.
 pub(super) type Entry<'a> = (&'a [u8], Option<&'a [u8]>);
@@ -23,6 +32,8 @@ pub(super) struct Scan {
     pub(super) torn: bool,
     /// It is torn, and more than its last frame is: something that was answered cannot be read.
     pub(super) damaged: bool,
+    /// Where what is torn ends: zeros follow.
+    pub(super) end: u64,
     is_ended: bool,
     /// Commit of the frame before.
     last: u64,
@@ -37,7 +48,7 @@ pub(super) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    fn parse(payload: &'a [u8]) -> Result<Self> {
+    pub(super) fn parse(payload: &'a [u8]) -> Result<Self> {
         let (version, mut rest) = Decoder::new(payload)?;
         let kind = match (version, rest.number()?) {
             (VERSION, 0) => Kind::Base,
@@ -75,6 +86,7 @@ impl Scan {
             at: 0,
             torn: false,
             damaged: false,
+            end: 0,
             is_ended: false,
             last: 0,
             payload: Vec::new(),
@@ -96,26 +108,26 @@ impl Scan {
         if !self.read(&mut head)? {
             return Ok(None);
         }
-        if head == [0; HEAD] {
-            self.torn = !self.rests()?;
-            self.damaged = self.torn;
-            return Ok(None);
-        }
         let [l0, l1, l2, l3, c0, c1, c2, c3] = head;
-        let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let len = u32::from_le_bytes([l0, l1, l2, l3]);
+        if len == 0 {
+            return self.rest(None).map(|()| None);
+        }
+        // Room is on the disk before what is written into it.
         let left = self.size.saturating_sub(self.at + HEAD as u64);
-        if len > MAX_FRAME || len as u64 > left {
+        if len as usize > MAX_FRAME || u64::from(len) > left {
             return Ok(None);
         }
         let mut payload = std::mem::take(&mut self.payload);
-        payload.resize(len, 0);
+        payload.resize(len as usize, 0);
         let whole = self.read(&mut payload)?
             && crc32fast::hash(&payload) == u32::from_le_bytes([c0, c1, c2, c3]);
         self.payload = payload;
         if !whole {
-            // Each frame waits for the flush of the one before: one alone can be half there.
-            self.damaged = !self.rests()?;
-            return Ok(None);
+            // A length that is there, and in one piece, is the true one.
+            let is_known = self.at % SECTOR <= SECTOR - LENGTH;
+            let end = self.at + HEAD as u64 + u64::from(len);
+            return self.rest(is_known.then_some(end)).map(|()| None);
         }
         let Ok(frame) = Frame::parse(&self.payload) else {
             return Ok(None);
@@ -126,27 +138,24 @@ impl Scan {
         }
         self.last = frame.commit;
         (self.torn, self.damaged) = (false, false);
-        self.at += (HEAD + len) as u64;
+        self.at += HEAD as u64 + u64::from(len);
         Ok(Some(frame))
     }
 
-    /// At its end: true when nothing but room follows. Something else is frames behind a hole.
-    fn rests(&mut self) -> Result<bool> {
+    /// Judges what follows the last whole frame: room, or a frame that ends at `end`, if that is known.
+    fn rest(&mut self, end: Option<u64>) -> Result<()> {
         self.is_ended = true;
-        loop {
-            let part = self
-                .file
-                .fill_buf()
-                .map_err(|e| os("read", &self.path, e))?;
-            if part.iter().any(|byte| *byte != 0) {
-                return Ok(false);
-            }
-            let len = part.len();
-            if len == 0 {
-                return Ok(true);
-            }
-            self.file.consume(len);
-        }
+        let behind = Behind {
+            file: self.file.get_ref(),
+            size: self.size,
+            at: self.at,
+            last: self.last,
+        };
+        let tail = behind.look().map_err(|e| os("read", &self.path, e))?;
+        self.end = tail.end;
+        self.torn = tail.end > self.at;
+        self.damaged = tail.has_frame || end.is_some_and(|end| tail.end > end);
+        Ok(())
     }
 
     /// False when the file ends before `buffer` is full.

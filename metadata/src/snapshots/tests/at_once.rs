@@ -88,3 +88,25 @@ async fn who_waited_for_an_unpacking_that_failed_unpacks_itself() {
         .await
         .unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_waits_long_for_those_below_is_not_unpacked_once_more() {
+    let house = House::new().await;
+    let a = house.snapshots(&scope("a"));
+    let first = name("extract-1 chain");
+    a.prepare(&first, None, of("chain")).await.unwrap();
+    a.attended(&first);
+    let (key, ours) = (name("extract-2 chain"), of("chain"));
+    let second = a.prepare(&key, None, ours);
+    tokio::pin!(second);
+    let early = timeout(Duration::from_secs(3600), &mut second).await;
+    assert!(early.is_err(), "it waits");
+    a.remove(&first).await.unwrap();
+    second.await.unwrap();
+    // Also when somebody else has removed it.
+    a.attended(&key);
+    a.remove(&key).await.unwrap();
+    assert_eq!(code(a.remove(&key).await), Code::NotFound);
+    let third = name("extract-3 chain");
+    a.prepare(&third, None, of("chain")).await.unwrap();
+}

@@ -8,10 +8,16 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod cut;
+mod empty;
+mod group;
+mod making;
+mod unknown;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use protos::Message as _;
@@ -30,6 +36,8 @@ const PID: u32 = 4242;
 /// A shim with one running task, or with none.
 struct Fake {
     has_task: bool,
+    shim: u32,
+    init: u32,
 }
 
 fn unknown() -> ttrpc::Error {
@@ -40,11 +48,19 @@ fn unknown() -> ttrpc::Error {
 }
 
 impl Fake {
+    fn new(has_task: bool) -> Self {
+        Self {
+            has_task,
+            // One that has no task may be killed: it must not be this process.
+            shim: if has_task { std::process::id() } else { 0 },
+            init: PID,
+        }
+    }
+
     fn connect(&self) -> wire::ConnectResponse {
         wire::ConnectResponse {
-            // One that has no task may be killed: it must not be this process.
-            shim_pid: if self.has_task { std::process::id() } else { 0 },
-            task_pid: PID,
+            shim_pid: self.shim,
+            task_pid: self.init,
             ..Default::default()
         }
     }
@@ -54,7 +70,7 @@ impl Fake {
             return Err(unknown());
         }
         Ok(wire::StateResponse {
-            pid: PID,
+            pid: self.init,
             status: protos::task::Status::RUNNING.into(),
             stdout: "/out".into(),
             ..Default::default()
@@ -78,6 +94,35 @@ impl task_v3_ttrpc::Task for Fake {
         _: wire::StateRequest,
     ) -> ttrpc::Result<wire::StateResponse> {
         Fake::state(self)
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        _: wire::DeleteRequest,
+    ) -> ttrpc::Result<wire::DeleteResponse> {
+        Ok(wire::DeleteResponse {
+            pid: self.init,
+            ..Default::default()
+        })
+    }
+
+    /// Hears it and never answers.
+    async fn start(
+        &self,
+        _: &TtrpcContext,
+        _: wire::StartRequest,
+    ) -> ttrpc::Result<wire::StartResponse> {
+        std::future::pending().await
+    }
+
+    /// The same.
+    async fn kill(
+        &self,
+        _: &TtrpcContext,
+        _: wire::KillRequest,
+    ) -> ttrpc::Result<protos::well_known::Empty> {
+        std::future::pending().await
     }
 }
 
@@ -118,12 +163,6 @@ impl Home {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (sender, receiver) = unbounded_channel();
-        let answer = wire::DeleteResponse {
-            pid: PID,
-            exit_status: 137,
-            ..Default::default()
-        };
-        std::fs::write(dir.path().join("answer"), answer.write_to_bytes().unwrap()).unwrap();
         let script = format!(
             "#!/bin/sh\necho \"$*\" >> {0}/calls\necho noise >&2\ncat {0}/answer\n",
             dir.path().display()
@@ -143,11 +182,24 @@ impl Home {
             publisher: Arc::new(move |namespace, event| drop(sender.send((namespace, event)))),
             runtime_of: Arc::new(|_, _| None),
         };
-        Self {
+        let home = Self {
             dir,
             events: Mutex::new(receiver),
             config,
-        }
+        };
+        home.answer(PID);
+        home
+    }
+
+    /// What `delete` tells of the container's process.
+    fn answer(&self, pid: u32) {
+        let answer = wire::DeleteResponse {
+            pid,
+            exit_status: 137,
+            ..Default::default()
+        };
+        let text = answer.write_to_bytes().unwrap();
+        std::fs::write(self.dir.path().join("answer"), text).unwrap();
     }
 
     fn bundle(&self, name: &str) -> PathBuf {
@@ -187,6 +239,12 @@ impl Home {
         drop(std::os::unix::net::UnixListener::bind(self.socket(name)).unwrap());
     }
 
+    /// Makes a bundle one of before the machine was started.
+    fn age(&self, name: &str) {
+        let spec = std::fs::File::create(self.bundle(name).join("config.json")).unwrap();
+        spec.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    }
+
     async fn recover(&self) -> Arc<Tasks> {
         let tasks = Tasks::open(self.config.clone()).unwrap();
         within(tasks.recover()).await;
@@ -222,11 +280,11 @@ async fn serve(path: &Path, services: Vec<Services>) -> Server {
 type Services = std::collections::HashMap<String, ttrpc::asynchronous::Service>;
 
 fn v3(has_task: bool) -> Services {
-    task_v3_ttrpc::create_task(Arc::new(Fake { has_task }))
+    task_v3_ttrpc::create_task(Arc::new(Fake::new(has_task)))
 }
 
 fn v2(has_task: bool) -> Services {
-    task_v2_ttrpc::create_task(Arc::new(Fake { has_task }))
+    task_v2_ttrpc::create_task(Arc::new(Fake::new(has_task)))
 }
 
 #[tokio::test]
@@ -301,12 +359,19 @@ async fn the_exit_that_the_shim_recorded_is_told() {
     home.dead_socket("c1");
     let exit = r#"{"pid":77,"status":3,"exited_at":1700000000000000000,"oom":true}"#;
     std::fs::write(home.bundle("c1").join("exit"), exit).unwrap();
+    let stdio = r#"{"stdin":"","stdout":"/fifo/out","stderr":"/fifo/err","terminal":false}"#;
+    std::fs::write(home.bundle("c1").join("stdio.json"), stdio).unwrap();
     let tasks = home.recover().await;
     let task = tasks.get(&ns(), &id("c1")).await.unwrap();
     let exit = within(task.wait(None)).await.unwrap();
     assert_eq!((exit.pid, exit.status), (77, 3));
     let state = task.state(None).await.unwrap();
     assert_eq!((state.status, state.stale), (Status::Stopped, false));
+    // Whoever deletes it removes its pipes, too.
+    assert_eq!(
+        (&*state.stdio.stdout, &*state.stdio.stderr),
+        ("/fifo/out", "/fifo/err")
+    );
     assert!(home.calls().ends_with("delete\n"), "{}", home.calls());
     assert!(!home.bundle("c1").exists());
     assert!(!home.socket("c1").exists());
@@ -320,12 +385,16 @@ async fn the_exit_that_the_shim_recorded_is_told() {
 #[tokio::test]
 async fn without_a_record_the_clean_up_tells_the_exit() {
     let home = Home::new();
+    // Of an earlier boot.
     home.leave("c1", 3);
+    home.age("c1");
     home.leave("c2", 3);
     home.dead_socket("c2");
-    // No binary known, none in the container's record.
+    // Never started; no binary known, none in the container's record.
     home.leave("c3", 3);
-    std::fs::remove_file(home.bundle("c3").join("shim-binary-path")).unwrap();
+    for file in ["shim-binary-path", "bootstrap.json"] {
+        std::fs::remove_file(home.bundle("c3").join(file)).unwrap();
+    }
     let tasks = home.recover().await;
     let mut told = Vec::new();
     for name in ["c1", "c2", "c3"] {
@@ -337,25 +406,6 @@ async fn without_a_record_the_clean_up_tells_the_exit() {
     let mut topics: Vec<_> = home.events().iter().map(Event::topic).collect();
     topics.sort_unstable();
     assert_eq!(topics, [["/tasks/delete"; 3], ["/tasks/exit"; 3]].concat());
-}
-
-#[tokio::test]
-async fn a_shim_without_the_task_is_cleaned_up_silently() {
-    let home = Home::new();
-    home.leave("c1", 3);
-    let server = serve(&home.socket("c1"), vec![v3(false)]).await;
-    std::fs::create_dir_all(home.bundle("empty")).unwrap();
-    let orphan = home
-        .config
-        .root
-        .join("io.containerd.runtime.v2.task/ns/orphan");
-    std::fs::create_dir_all(orphan.join("data")).unwrap();
-    let tasks = home.recover().await;
-    assert!(tasks.list(None).await.unwrap().is_empty());
-    assert!(!home.bundle("c1").exists() && !home.bundle("empty").exists());
-    assert!(!orphan.exists());
-    assert!(home.events().is_empty());
-    drop(server);
 }
 
 /// Passes connections on to a shim, until it is told to cut them.
@@ -405,6 +455,7 @@ async fn a_cut_connection_is_made_again_and_a_dead_shim_is_noticed() {
 async fn an_id_is_taken_while_its_shim_is_looked_for_and_free_when_it_is_gone() {
     let home = Home::new();
     home.leave("c1", 3);
+    home.dead_socket("c1");
     let tasks = Tasks::open(home.config.clone()).unwrap();
     let scope = types::Scope::new(ns());
     let opts = |runtime: &Path| runtime_v2::CreateOpts {

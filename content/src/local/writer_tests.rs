@@ -1,0 +1,82 @@
+//! What is accepted comes to the file, and waits in memory within bounds.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::super::Local;
+use super::super::layout::ticket_name;
+use super::*;
+use crate::testsuite::spec;
+
+/// A writer of a store of its own; how long its file is tells the receiver.
+fn writer() -> (tempfile::TempDir, Box<LocalIngest>, watch::Receiver<u64>) {
+    let root = tempfile::tempdir().unwrap();
+    let local = Local::open(root.path().join("content")).unwrap();
+    let spec = spec("r");
+    let name = ticket_name(&spec.reference).unwrap();
+    let claim = Claim::take(&local.0, name.into()).unwrap();
+    let ingest = LocalIngest::open(claim, &spec).unwrap();
+    let written = ingest.shared.written().subscribe();
+    (root, Box::new(ingest), written)
+}
+
+/// Keeps the blocking thread at its work until what is returned is dropped.
+fn held(shared: &Arc<Shared>) -> mpsc::Sender<()> {
+    let (release, released) = mpsc::channel::<()>();
+    let (is_held, holding) = mpsc::channel();
+    let shared = Arc::clone(shared);
+    std::thread::spawn(move || {
+        let _written = shared.written();
+        is_held.send(()).unwrap();
+        let _dropped = released.recv();
+    });
+    holding.recv().unwrap();
+    release
+}
+
+async fn until_taken(shared: &Shared) {
+    while shared.queue().bytes > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_comes_while_a_piece_is_written_is_written_without_another_call() {
+    for second in [GATHER, 1] {
+        let (_root, mut ingest, mut written) = writer();
+        let release = held(&ingest.shared);
+        ingest.write(vec![1; GATHER].into()).await.unwrap();
+        until_taken(&ingest.shared).await;
+        ingest.write(vec![2; second].into()).await.unwrap();
+        drop(release);
+        let all = (GATHER + second) as u64;
+        let grown = written.wait_for(|there| *there == all);
+        let grown = tokio::time::timeout(Duration::from_secs(10), grown).await;
+        assert!(
+            grown.is_ok(),
+            "{} of {all}",
+            *ingest.shared.written().borrow()
+        );
+        ingest.abandon().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn no_more_than_two_gatherings_are_accepted_at_a_time() {
+    let (_root, mut ingest, mut written) = writer();
+    let release = held(&ingest.shared);
+    ingest.write(vec![1; GATHER].into()).await.unwrap();
+    until_taken(&ingest.shared).await;
+    ingest.write(vec![2; GATHER].into()).await.unwrap();
+    let third = ingest.write(vec![3; GATHER].into());
+    let third = tokio::time::timeout(Duration::from_millis(20), third).await;
+    assert!(third.is_err(), "a third one was accepted");
+    assert_eq!(ingest.status().offset, 2 * GATHER as u64);
+    drop(release);
+    ingest.write(vec![3; GATHER].into()).await.unwrap();
+    let all = 3 * GATHER as u64;
+    written.wait_for(|there| *there == all).await.unwrap();
+    let digest = ingest.commit(Some(all), None, Labels::new()).await.unwrap();
+    let text = [vec![1; GATHER], vec![2; GATHER], vec![3; GATHER]].concat();
+    assert_eq!(digest, Hasher::digest(&text).unwrap());
+}

@@ -1,0 +1,101 @@
+//! Shims that are silent over a restart: they hold up nobody, and are there again when they speak.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use integration::{Host, figure, until};
+
+/// Shims of the story; by hand more, `SHIMS=206`.
+const VARIABLE: &str = "SHIMS";
+const SHIMS: usize = 30;
+const SILENT: usize = 6;
+const SIGSTOP: i32 = 19;
+const SIGCONT: i32 = 18;
+
+fn signal(pid: u32, signal: i32) {
+    let process = sys::pidfd::open(pid).expect("a process");
+    sys::pidfd::send_signal(process, signal).expect("a signal");
+}
+
+fn parent(pid: u32) -> u32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let rest = stat.rsplit(')').next().expect("fields");
+    let parent = rest.split_whitespace().nth(1).expect("a parent");
+    parent.parse().expect("a number")
+}
+
+/// Pids of all tasks that are listed, by id.
+fn listed(host: &Host) -> BTreeMap<String, u32> {
+    let told = host.ctr(["tasks", "ls"]).ok();
+    let lines = told.lines().skip(1);
+    let words = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
+    words
+        .filter(|words| words.get(2) == Some(&"RUNNING"))
+        .map(|words| (words[0].to_owned(), words[1].parse().expect("a pid")))
+        .collect()
+}
+
+#[test]
+fn silent_shims_hold_up_nobody_and_are_adopted_when_they_speak() {
+    let count = std::env::var(VARIABLE).ok();
+    let count = count.map_or(SHIMS, |count| count.parse().expect("a number"));
+    let mut host = Host::new("silent-shims");
+    host.image();
+    let ids: Vec<_> = (0..count).map(|n| format!("c{n}")).collect();
+    for id in &ids {
+        host.sleeper(id);
+    }
+    let before = listed(&host);
+    assert_eq!(before.len(), count);
+    // A start without any, to compare with.
+    host.kill();
+    let begun = Instant::now();
+    host.start();
+    let quick = begun.elapsed();
+    until("all are adopted", || listed(&host) == before);
+    let whole = begun.elapsed();
+
+    let silent: Vec<_> = ids.iter().step_by(count / SILENT).take(SILENT).collect();
+    let begun = Instant::now();
+    for id in &silent {
+        drop(host.ctr(["tasks", "ps", id]).ok());
+    }
+    let asked = begun.elapsed();
+    let shims: Vec<_> = silent.iter().map(|id| parent(before[*id])).collect();
+    shims.iter().for_each(|shim| signal(*shim, SIGSTOP));
+    host.kill();
+    let begun = Instant::now();
+    host.start();
+    let first = begun.elapsed();
+    // What is not known from a shim is known from its bundle.
+    until("all are listed", || listed(&host) == before);
+    let all = begun.elapsed();
+    for id in ids.iter().filter(|id| !silent.contains(id)) {
+        drop(host.ctr(["tasks", "ps", id]).ok());
+    }
+    shims.iter().for_each(|shim| signal(*shim, SIGCONT));
+    let begun = Instant::now();
+    for id in &silent {
+        drop(host.ctr(["tasks", "ps", id]).ok());
+    }
+    let adopted = begun.elapsed();
+    figure(format_args!(
+        "{SILENT} of {count} shims silent: first answer after {first:?} (without: {quick:?}), all listed \
+         after {all:?} ({whole:?}), the {SILENT} adopted after {adopted:?} ({asked:?})"
+    ));
+    // Five seconds are those of a start that waits for silent shims. What this machine takes for the same
+    // without them counts besides: it may have other things to do.
+    for (what, took, without) in [
+        ("first answer", first, quick),
+        ("all listed", all, whole),
+        ("adopted", adopted, asked),
+    ] {
+        let limit = without * 3 + Duration::from_secs(4);
+        assert!(took < limit, "{what}: {took:?}, without {without:?}");
+    }
+    assert_eq!(listed(&host), before);
+    for id in &ids {
+        host.remove(id);
+    }
+    host.finish();
+}
