@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sys::netns::{self, NetNs};
 use sys::process::Spawn;
@@ -97,4 +97,13 @@ pub(crate) fn reach(net: &Net, to: &str, server: &TcpListener) -> SocketAddr {
     client.read_exact(&mut said).unwrap();
     assert_eq!(&said, b"hello");
     peer
+}
+
+/// Waits until something has happened in another process, or in the kernel.
+pub(crate) fn until(what: &str, mut has_happened: impl FnMut() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while !has_happened() {
+        assert!(Instant::now() < give_up, "{what}");
+        std::thread::yield_now();
+    }
 }

@@ -3,6 +3,7 @@
 use types::{Fault, Repair};
 
 use super::*;
+use crate::testing::until;
 
 /// What is found: fault, object, what can be done.
 fn look(place: &Place, lost: &[&NetRequest], repair: bool) -> Vec<(Fault, String, Repair)> {
@@ -42,6 +43,23 @@ fn nothing_is_found_where_everything_is_as_it_was_made() {
     place.check(&wanted).unwrap();
 }
 
+/// What `what_has_lost_its_other_side_is_named_and_taken_down` is to find; `orphan` is the wire without a record.
+fn sides(orphan: &str, repair: Repair) -> Vec<(Fault, &str, Repair)> {
+    let (missing, dangling, orphaned) = (Fault::Missing, Fault::Dangling, Fault::Orphan);
+    [
+        (missing, "network-attachment default/cut eth0"),
+        (missing, "network-attachment default/gone eth0"),
+        (dangling, "network-attachment default/half eth0"),
+        (dangling, "network-attachment default/lone eth0"),
+        (orphaned, "interface br8"),
+        (orphaned, orphan),
+        (orphaned, "network-attachment default/nobody eth0"),
+        (orphaned, "packet filters of bridge br9"),
+    ]
+    .map(|(fault, object)| (fault, object, repair))
+    .into()
+}
+
 #[test]
 fn what_has_lost_its_other_side_is_named_and_taken_down() {
     let place = Place::new();
@@ -61,6 +79,10 @@ fn what_has_lost_its_other_side_is_named_and_taken_down() {
     // a container.
     let mut nets = nets.into_iter();
     drop(nets.next());
+    let wire = format!("ip link show {}", outer(&all[0]));
+    until("a namespace's wire goes with it", || {
+        !place.host.try_run(&wire).0
+    });
     place.host.run(&format!("ip link del {}", outer(&all[1])));
     let mut half = records.find(&outer(&all[2])).unwrap().unwrap();
     half.phase = record::Phase::Going;
@@ -79,42 +101,10 @@ fn what_has_lost_its_other_side_is_named_and_taken_down() {
         .host
         .run(&format!("ip link add br8 group {group} type bridge"));
     let orphan = format!("interface {}", outer(&all[3]));
-    let wanted = |repair| {
-        vec![
-            (
-                Fault::Missing,
-                "network-attachment default/cut eth0",
-                repair,
-            ),
-            (
-                Fault::Missing,
-                "network-attachment default/gone eth0",
-                repair,
-            ),
-            (
-                Fault::Dangling,
-                "network-attachment default/half eth0",
-                repair,
-            ),
-            (
-                Fault::Dangling,
-                "network-attachment default/lone eth0",
-                repair,
-            ),
-            (Fault::Orphan, "interface br8", repair),
-            (Fault::Orphan, orphan.as_str(), repair),
-            (
-                Fault::Orphan,
-                "network-attachment default/nobody eth0",
-                repair,
-            ),
-            (Fault::Orphan, "packet filters of bridge br9", repair),
-        ]
-    };
     let lost = [&all[3], &all[4]];
     let state = place.state();
     let order = |found: &mut Vec<(Fault, &str, Repair)>| found.sort_by_key(|one| one.1.to_owned());
-    let mut expected = wanted(Repair::Possible);
+    let mut expected = sides(&orphan, Repair::Possible);
     order(&mut expected);
     let found = look(&place, &lost, false);
     let mut found = told(&found);

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sys::netns::NetNs;
@@ -13,6 +13,7 @@ use types::{Code, Error};
 
 use super::{Cni, CniOpts};
 use crate::NetworkDriver as _;
+use crate::testing::until;
 
 mod broken;
 mod chains;
@@ -143,15 +144,6 @@ pub(super) fn request() -> NetRequest {
         ports: Vec::new(),
         args: [].into(),
         capabilities: [].into(),
-    }
-}
-
-/// Waits until something has happened in another process.
-pub(super) fn until(what: &str, mut has_happened: impl FnMut() -> bool) {
-    let give_up = Instant::now() + Duration::from_secs(60);
-    while !has_happened() {
-        assert!(Instant::now() < give_up, "{what}");
-        std::thread::yield_now();
     }
 }
 
