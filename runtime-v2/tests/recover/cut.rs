@@ -96,47 +96,30 @@ fn who_cleans_up_is_told_which_bundle_is_meant() {
     assert_eq!(meant.trim_end(), want);
 }
 
-#[test]
-fn the_others_of_a_dead_group_go_although_the_first_took_the_socket() {
-    let home = Home::new();
-    let names = ["c1", "c2"];
+/// Containers of one shim that is dead.
+fn dead_group(home: &Home, names: &[impl AsRef<str>]) {
+    let first = names[0].as_ref();
     for name in names {
-        home.leave(name, 3);
+        home.leave(name.as_ref(), 3);
     }
-    let of_first = home.bundle("c1").join("bootstrap.json");
-    std::fs::copy(of_first, home.bundle("c2").join("bootstrap.json")).unwrap();
-    home.dead_socket("c1");
-    script(&home, "c1", "exec sleep 600");
-    killed_when(&home, || !home.socket("c1").exists());
-    script(&home, "c1", ANSWER);
+    let of_first = home.bundle(first).join("bootstrap.json");
+    for name in &names[1..] {
+        let here = home.bundle(name.as_ref()).join("bootstrap.json");
+        std::fs::copy(&of_first, here).unwrap();
+    }
+    home.dead_socket(first);
+}
+
+/// A daemon is killed when it has taken the socket of the first of them; the next finds all of them killed.
+fn end_although_cut_off(home: &Home, names: &[impl AsRef<str>]) {
+    let first = names[0].as_ref();
+    script(home, first, "exec sleep 600");
+    killed_when(home, || !home.socket(first).exists());
+    script(home, first, ANSWER);
     runtime().block_on(async {
         let tasks = home.recover().await;
         for name in names {
-            let task = tasks.get(&ns(), &id(name)).await.unwrap();
-            assert_eq!(within(task.wait(None)).await.unwrap().status, 137);
-        }
-    });
-}
-
-#[test]
-fn all_of_a_dead_group_go_although_there_are_more_than_are_recovered_at_once() {
-    /// More than have their turn when the first of them is buried.
-    const ALL: usize = 80;
-    let home = Home::new();
-    home.leave("c0", 3);
-    let of_first = home.bundle("c0").join("bootstrap.json");
-    let names: Vec<_> = (0..ALL).map(|n| format!("c{n}")).collect();
-    for name in &names[1..] {
-        home.leave(name, 3);
-        std::fs::copy(&of_first, home.bundle(name).join("bootstrap.json")).unwrap();
-    }
-    home.dead_socket("c0");
-    script(&home, "c0", "exec sleep 600");
-    killed_when(&home, || !home.socket("c0").exists());
-    script(&home, "c0", ANSWER);
-    runtime().block_on(async {
-        let tasks = home.recover().await;
-        for name in &names {
+            let name = name.as_ref();
             let task = tasks.get(&ns(), &id(name)).await.unwrap();
             assert_eq!(within(task.wait(None)).await.unwrap().status, 137, "{name}");
         }
@@ -144,29 +127,35 @@ fn all_of_a_dead_group_go_although_there_are_more_than_are_recovered_at_once() {
 }
 
 #[test]
+fn the_others_of_a_dead_group_go_although_the_first_took_the_socket() {
+    let home = Home::new();
+    let names = ["c1", "c2"];
+    dead_group(&home, &names);
+    end_although_cut_off(&home, &names);
+}
+
+#[test]
+fn all_of_a_dead_group_go_although_there_are_more_than_are_recovered_at_once() {
+    /// More than have their turn when the first of them is buried.
+    const ALL: usize = 80;
+    let home = Home::new();
+    let names: Vec<_> = (0..ALL).map(|n| format!("c{n}")).collect();
+    dead_group(&home, &names);
+    end_although_cut_off(&home, &names);
+}
+
+#[test]
 fn containers_that_outlive_a_dead_group_are_ended_by_the_next() {
     let home = Home::new();
     let names = ["c1", "c2"];
+    dead_group(&home, &names);
     let inits = names.map(|name| {
-        home.leave(name, 3);
         let init = Spawn::new("sleep").arg("600").spawn().unwrap();
         let pid = init.pid().to_string();
         std::fs::write(home.bundle(name).join("init.pid"), pid).unwrap();
         init
     });
-    let of_first = home.bundle("c1").join("bootstrap.json");
-    std::fs::copy(of_first, home.bundle("c2").join("bootstrap.json")).unwrap();
-    home.dead_socket("c1");
-    script(&home, "c1", "exec sleep 600");
-    killed_when(&home, || !home.socket("c1").exists());
-    script(&home, "c1", ANSWER);
-    runtime().block_on(async {
-        let tasks = home.recover().await;
-        for name in names {
-            let task = tasks.get(&ns(), &id(name)).await.unwrap();
-            assert_eq!(within(task.wait(None)).await.unwrap().status, 137);
-        }
-    });
+    end_although_cut_off(&home, &names);
     for init in inits {
         init.kill(9).unwrap();
         init.wait().unwrap();
