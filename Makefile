@@ -3,7 +3,8 @@
 # make test    everything that CI runs
 # make fuzz    every fuzz target for a few thousand inputs
 # make soak    a mixed load for MINUTES (20), looked at every minute; stops at the first drift
-# make bench   figures beside Debian's containerd, in one interleaved run; PARTS="life exec" for some
+# make bench   figures beside Debian's containerd, in one interleaved run; PARTS="life exec" for some; fails
+#              when a bar is missed
 # make plots   docs/plots from the rows that `make bench` wrote
 # make install real use: binaries, systemd unit
 # make deb     the same as a Debian package, in out/

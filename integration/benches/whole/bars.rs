@@ -42,7 +42,8 @@ impl Table {
         Line(&mut self.rows[last])
     }
 
-    pub(crate) fn print(&self) {
+    /// Prints all lines; how many bars were missed.
+    pub(crate) fn print(&self) -> usize {
         println!(
             "{:46} {:>9} {:>9} {:>9} {:>8}  bar",
             "", "ours", "debian", "floor", "ours/deb"
@@ -61,12 +62,9 @@ impl Table {
             );
         }
         let judged = self.rows.iter().filter(|row| row.judged.is_some());
-        let missed = judged.clone().filter(|row| !row.is_met());
-        println!(
-            "\n{} of {} bars missed",
-            missed.count(),
-            judged.clone().count()
-        );
+        let missed = judged.clone().filter(|row| !row.is_met()).count();
+        println!("\n{missed} of {} bars missed", judged.count());
+        missed
     }
 }
 

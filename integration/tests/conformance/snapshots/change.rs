@@ -5,7 +5,7 @@ use std::fs;
 
 use integration::until;
 use protos::events::{SnapshotCommit, SnapshotRemove};
-use protos::services::snapshots::{CommitSnapshotRequest, Kind, PrepareSnapshotRequest};
+use protos::services::snapshots::{CommitSnapshotRequest, Kind};
 use protos::well_known::Empty;
 use tonic::{Code, Response, Status};
 
@@ -144,30 +144,12 @@ async fn a_commit_onto_another_parent_makes_a_child_of_it(peer: &Peer) {
 
 /// A copy of its parent has no layer of its own that could go elsewhere.
 async fn a_commit_onto_another_parent_is_not_offered_by_native(peer: &Peer) {
-    let mut snapshots = Snapshots::of(peer);
-    let prepare = snapshots.request(PrepareSnapshotRequest {
-        snapshotter: "native".into(),
-        key: "a".into(),
-        ..PrepareSnapshotRequest::default()
-    });
-    snapshots.client.prepare(prepare).await.expect("prepare");
+    let mut snapshots = Snapshots::in_snapshotter(peer, "native");
+    snapshots.prepare("a", "").await.expect("prepare");
     let answer = onto(&mut snapshots, "native", "a", "one").await;
     refused(Code::Unimplemented, answer);
-
-    let commit = snapshots.request(CommitSnapshotRequest {
-        snapshotter: "native".into(),
-        key: "a".into(),
-        name: "one".into(),
-        ..CommitSnapshotRequest::default()
-    });
-    snapshots.client.commit(commit).await.expect("commit");
-    let child = snapshots.request(PrepareSnapshotRequest {
-        snapshotter: "native".into(),
-        key: "b".into(),
-        parent: "one".into(),
-        ..PrepareSnapshotRequest::default()
-    });
-    snapshots.client.prepare(child).await.expect("prepare");
+    snapshots.commit("one", "a").await.expect("commit");
+    snapshots.prepare("b", "one").await.expect("prepare");
     // The parent that it has anyway is no other.
     onto(&mut snapshots, "native", "b", "one")
         .await
@@ -185,6 +167,8 @@ async fn onto(
         name: "two".into(),
         key: key.into(),
         parent: parent.into(),
+        // No collection takes it away.
+        labels: labels(&[(stock::ROOT, "yes")]),
         ..CommitSnapshotRequest::default()
     });
     snapshots.client.commit(request).await

@@ -16,8 +16,9 @@ use crate::record::IngestRecord;
 
 /// References of the ingests of namespace `a`, in order.
 async fn ingests(house: &House) -> Vec<String> {
-    let all = house.content(&scope("a")).statuses(&Filter::default());
-    let all = all.await.unwrap().into_iter();
+    let content = house.content(&scope("a"));
+    let all = content.statuses(&Filter::default()).await.unwrap();
+    let all = all.into_iter();
     let mut all: Vec<_> = all.map(|one| one.reference.to_string()).collect();
     all.sort();
     all
