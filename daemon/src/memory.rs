@@ -1,9 +1,9 @@
-//! What a burst of calls has left in the allocator goes back to the kernel.
+//! What a burst of calls has left behind goes back to the kernel: blocks of the allocator that nobody uses,
+//! and code that only the burst has run.
 //!
 //! Invariant: a daemon that does nothing does not stay as large as it once had to be, and is not woken for
 //! that: it looks after calls, a while later, and not without. What is used is not touched, and as long as
-//! the daemon is small the look at it is one small read. The code that only the start has needed goes once,
-//! behind it.
+//! the daemon is small the look at it is one small read. The start is a burst like another.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,12 +22,8 @@ const SLACK: u64 = 8 << 20;
 pub(crate) fn watch() {
     tokio::spawn(async {
         tokio::time::sleep(STARTED).await;
-        // It is no loss where that fails, for lack of descriptors or else.
-        drop(sys::program::unmap_code());
-    });
-    tokio::spawn(async {
-        let least = &AtomicU64::new(u64::MAX);
-        let error = after_work(grpc::meter::used, || look(least)).await;
+        let small = &Small::default();
+        let error = after_work(grpc::meter::used, || small.look()).await;
         tracing::warn!(%error, "the daemon does not know its own size");
     });
 }
@@ -46,22 +42,38 @@ async fn after_work<W: Future<Output = ()>, L: Future<Output = Result<()>>>(
     }
 }
 
-/// Gives back what nobody uses, when the daemon is larger than it has been.
-async fn look(least: &AtomicU64) -> Result<()> {
-    let now = Memory::of_this_process()?;
-    let before = least.fetch_min(now.resident, Ordering::Relaxed);
-    if now.resident <= before.saturating_add(SLACK) {
-        return Ok(());
-    }
-    // Takes as long as there are blocks to look at.
-    let work = tokio::task::spawn_blocking(move || {
-        let unused = unused(now, sys::limits::heap_in_use());
-        if unused > SLACK {
-            sys::limits::trim_heap();
-            tracing::debug!(unused, "memory was given back");
+/// How small the daemon can be: resident bytes when all was given back that could be, or fewer since. None
+/// before the first look.
+#[derive(Debug, Default)]
+struct Small(AtomicU64);
+
+impl Small {
+    /// Gives back what nobody uses, when the daemon is larger than it has to be.
+    async fn look(&self) -> Result<()> {
+        let mut now = Memory::of_this_process()?.resident;
+        let small = self.0.load(Ordering::Relaxed);
+        if now > small.saturating_add(SLACK) {
+            // Takes as long as there are blocks to look at.
+            let work = tokio::task::spawn_blocking(give_back);
+            now = work.await.map_err(types::Error::internal)??;
+        } else {
+            now = now.min(small);
         }
-    });
-    work.await.map_err(types::Error::internal)
+        self.0.store(now, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Gives back what nobody uses; how much stays resident, in bytes.
+fn give_back() -> Result<u64> {
+    // It is no loss where that fails, for lack of descriptors or else.
+    drop(sys::program::unmap_code());
+    let unused = unused(Memory::of_this_process()?, sys::limits::heap_in_use());
+    if unused > SLACK {
+        sys::limits::trim_heap();
+        tracing::debug!(unused, "memory was given back");
+    }
+    Ok(Memory::of_this_process()?.resident)
 }
 
 /// What is resident for no use.
@@ -95,16 +107,16 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_freed_is_given_back_and_what_is_used_stays() {
-        let least = AtomicU64::new(u64::MAX);
-        look(&least).await.unwrap();
-        assert!(least.load(Ordering::Relaxed) < u64::MAX);
+        let small = Small::default();
+        small.look().await.unwrap();
+        assert!(small.0.load(Ordering::Relaxed) > 0);
         // Small blocks, some of which stay: large ones go back by themselves.
         let made = (0..=255_u8).cycle().take(40_000);
         let made: Vec<Box<[u8; 2000]>> = made.map(|n| Box::new([n; 2000])).collect();
         let made = made.into_iter().enumerate();
         let (kept, freed): (Vec<_>, Vec<_>) = made.partition(|(n, _)| n % 8 == 7);
         drop(freed);
-        look(&least).await.unwrap();
+        small.look().await.unwrap();
         let now = Memory::of_this_process().unwrap();
         let unused = unused(now, sys::limits::heap_in_use());
         assert!(unused <= 4 * SLACK, "{unused} of {now:?}");

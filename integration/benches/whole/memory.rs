@@ -1,11 +1,15 @@
 //! Memory of a daemon after it has worked, and whether it grows when it works on.
 
+use std::time::Duration;
+
 use crate::bars::Table;
 use crate::peer::Peer;
 use crate::{Bench, content, records, usage};
 
 /// How often the work is repeated.
 const ROUNDS: usize = 100;
+/// How long after the load is looked: what it took is given back a while later, by either daemon.
+const REST: Duration = Duration::from_secs(15);
 /// What is written, read and deleted each time.
 const BLOB: usize = 8 << 20;
 
@@ -14,12 +18,14 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) {
     for peer in [&bench.ours, &bench.debian] {
         work(bench, peer, ROUNDS / 10);
     }
+    std::thread::sleep(REST);
     let before = [&bench.ours, &bench.debian].map(rss);
     let line = table.add("daemon RSS after the load, KiB", before[0]);
     line.debian(before[1]).of_debian_at_most(0.4);
     for peer in [&bench.ours, &bench.debian] {
         work(bench, peer, ROUNDS);
     }
+    std::thread::sleep(REST);
     let after = [&bench.ours, &bench.debian].map(rss);
     let line = table.add(
         "the same after 100 times the load, growth",
