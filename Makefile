@@ -113,8 +113,10 @@ doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps -q
 
 # The same cases in every run: a new seed belongs to a search, not to a gate. `make search` looks
-# further, with a seed of its own.
+# further, with a seed of its own. What the build wrote goes to the disk first: no test waits behind it.
 unit: deps-unit
+	$(CARGO) test --locked --workspace --exclude integration --no-run
+	sync
 	PROPTEST_RNG_SEED=1 $(CARGO) test --locked --workspace --exclude integration
 
 search:
