@@ -33,16 +33,19 @@ fn opts() -> RegistryOpts {
     }
 }
 
-/// Each test with what it knows about hosts: a port may have been another server before.
+/// Each test with what it knows about hosts: a port may have been another server before. Who is to answer
+/// has time for it, so that nobody else is asked because the machine is busy.
 fn with_hosts(text: &str, dir: &std::path::Path, host: &str) -> RegistryOpts {
     let of_host = dir.join(host);
     std::fs::create_dir_all(&of_host).unwrap();
     std::fs::write(of_host.join("hosts.toml"), text).unwrap();
+    let mut opts = opts();
+    opts.limits.hedge = Duration::from_secs(10);
     RegistryOpts {
         plain_http: false,
         host_dirs: vec![dir.to_owned()],
         health: crate::Health::new(),
-        ..opts()
+        ..opts
     }
 }
 

@@ -346,6 +346,8 @@ async fn answer(mut stream: TcpStream, request: &Request, reply: Reply) {
 /// Sends a piece after each pause.
 async fn trickle(stream: &mut TcpStream, body: &[u8], piece: usize, pause: Duration) {
     let mut tick = tokio::time::interval(pause);
+    // A machine that was busy elsewhere makes the line slower, never faster for a moment.
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tick.tick().await;
     for piece in body.chunks(piece) {
         tick.tick().await;

@@ -98,10 +98,13 @@ async fn where_one_connection_is_slow_several_are_faster() {
 
 #[tokio::test]
 async fn a_line_that_is_full_gets_one_connection_back() {
-    let (server, _) = read(0, wide(), |content, request| Reply {
+    let mut opts = wide();
+    opts.limits.wide.after = Duration::from_millis(400);
+    // Four get less than one got: so much less that a moment's pause of the machine is no matter.
+    let (server, _) = read(0, opts, |content, request| Reply {
         rate: Some(match request.header("range") {
             range if range.is_empty() || range.ends_with('-') => 8 * RATE,
-            _ => 2 * RATE,
+            _ => RATE / 2,
         }),
         ..content.reply(request)
     })
