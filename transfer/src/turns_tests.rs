@@ -43,6 +43,17 @@ async fn a_layer_waits_for_a_place_and_documents_do_not() {
     };
     let mut pulling = std::pin::pin!(pull(&reference, &deps, opts));
     let place = places.find().unwrap();
+    let waiting = |all: &[Progress]| all.iter().filter(|p| p.status == Status::Waiting).count();
+    // Told when the layer's turn has not come, and again when there is no place for it.
+    let waits = async {
+        while waiting(&told.lock().unwrap()) < 2 {
+            sleep(LOOKS[0]).await;
+        }
+    };
+    tokio::select! {
+        done = &mut pulling => panic!("it has a place: {done:?}"),
+        waits = timeout(LONG, waits) => waits.expect("it waits, and says so"),
+    }
     let waited = timeout(Duration::from_millis(300), &mut pulling).await;
     assert!(waited.is_err(), "it has a place");
     let of_layer = |server: &Server| {
