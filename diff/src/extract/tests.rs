@@ -395,7 +395,7 @@ fn a_directory_is_emptied_once() {
     merge(&named(&tar), &plain).unwrap();
     onto(&named(&tar), &upper, &[&base]).unwrap();
     // Ten million looks at files took minutes.
-    assert!(started.elapsed().as_secs() < 20);
+    assert!(started.elapsed().as_secs() < 60);
     for root in [&plain, &upper] {
         assert_eq!(std::fs::read_dir(root.join("d")).unwrap().count(), 1000);
     }

@@ -228,20 +228,20 @@ mod tests {
     fn a_header_full_of_attributes_is_read_in_one_pass() {
         let mut data = Vec::new();
         for _ in 0..2 {
-            for number in 10_000..27_000 {
+            for number in 10_000..70_000 {
                 data.extend_from_slice(format!("26 SCHILY.xattr.u.{number}=v\n").as_bytes());
             }
         }
         data.extend_from_slice(b"26 SCHILY.xattr.u.10000=w\n");
         let started = std::time::Instant::now();
         let records = Records::parse(&data).unwrap();
-        assert_eq!(records.xattrs.len(), 17_000);
+        assert_eq!(records.xattrs.len(), 60_000);
         assert_eq!(
             records.xattrs.last().unwrap(),
             &(b"u.10000".to_vec(), b"w".to_vec())
         );
-        // One comparison with each other took tens of seconds here.
-        assert!(started.elapsed().as_secs() < 5);
+        // One comparison with each other took tens of seconds for a fourth of them.
+        assert!(started.elapsed().as_secs() < 30);
     }
 
     #[test]
