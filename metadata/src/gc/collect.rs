@@ -64,7 +64,7 @@ impl Swept {
 }
 
 /// How long a run, and all who wait for it, wait for another program's snapshots.
-const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 10 });
 
 /// [`snapshots`], for no longer than [`PATIENCE`] where it is another program that removes them.
 async fn patiently(metadata: &Metadata, name: &str, backend: &Backend) -> Result<u64> {

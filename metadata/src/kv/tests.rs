@@ -88,6 +88,16 @@ async fn a_second_open_is_refused_and_names_the_path() {
     open(&path).unwrap();
 }
 
+/// How often a store is made ready: each time a disk may be so slow that its thread sets out meanwhile.
+const TRIES: u8 = 20;
+
+/// Makes a change, and takes the disk for a quick one. From then on, until its thread looks after the file
+/// a second after the change began, others may make changes.
+async fn ready(kv: &Kv, n: u8) {
+    put(kv, b"ready", &[n]).await;
+    kv.0.writer.set_pace(Duration::ZERO);
+}
+
 /// The thread that makes a change.
 async fn maker(kv: &Kv) -> std::thread::ThreadId {
     kv.write(|tx| {
@@ -105,8 +115,13 @@ async fn whom_nobody_is_before_needs_no_other_thread() {
     let me = std::thread::current().id();
     // The thread that sleeps for good makes the first one, and looks after the file from then on.
     assert_ne!(maker(&kv).await, me);
-    kv.0.writer.set_pace(Duration::ZERO);
-    assert_eq!(maker(&kv).await, me);
+    for n in 0.. {
+        assert!(n < TRIES, "another thread made each of them");
+        ready(&kv, n).await;
+        if maker(&kv).await == me {
+            break;
+        }
+    }
     // On a slow disk that thread waits for it; so it does for what may take long.
     kv.0.writer.set_pace(Duration::from_secs(1));
     assert_ne!(maker(&kv).await, me);
@@ -122,15 +137,19 @@ async fn whom_nobody_is_before_needs_no_other_thread() {
 async fn those_who_come_together_share_a_commit() {
     let (_root, path) = place();
     let kv = open(&path).unwrap();
-    put(&kv, b"a", b"1").await;
-    kv.0.writer.set_pace(Duration::ZERO);
-    let before = kv.0.writer.commits();
-    let all = (0..16_u8).map(|n| {
-        let kv = kv.clone();
-        async move { put(&kv, &[n], b"x").await }
-    });
-    futures::future::join_all(all).await;
-    assert_eq!(kv.0.writer.commits(), before + 1);
+    for n in 0.. {
+        assert!(n < TRIES, "each time there were several commits");
+        ready(&kv, n).await;
+        let before = kv.0.writer.commits();
+        let all = (0..16_u8).map(|n| {
+            let kv = kv.clone();
+            async move { put(&kv, &[n], b"x").await }
+        });
+        futures::future::join_all(all).await;
+        if kv.0.writer.commits() == before + 1 {
+            break;
+        }
+    }
 }
 
 #[tokio::test]
