@@ -32,7 +32,7 @@ pub use docker::{Docker, alone, layer};
 pub use host::{Host, IMAGE, archive, layers};
 pub use inventory::snapshots_in;
 pub use memory::{figure, forget_peak, peak, resident};
-pub use program::{Output, PATIENCE, Program, bin_dir, need, until, until_told};
+pub use program::{Output, PATIENCE, Program, bin_dir, copy, need, script, until, until_told};
 pub use proxy::Proxy;
 pub use registry::Registry;
 pub use trap::Trap;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -193,6 +193,28 @@ pub fn until_told<T: std::fmt::Display>(
         assert!(!is_over, "waited {PATIENCE:?} in vain: {what} {}", found());
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Makes a program of this text, interpreter and all; its path, as others are told it.
+///
+/// # Panics
+/// When it cannot be written.
+#[must_use]
+pub fn script(path: &Path, text: &str) -> String {
+    // By another process: whatever is forked here meanwhile would hold our descriptor for a moment, and
+    // what is open for writing cannot be run.
+    let write = ["-c", "cat >\"$0\" && chmod 755 \"$0\""];
+    let write = Program::new("/bin/sh").args(write).args([path]);
+    drop(write.input(text.as_bytes()).run().ok());
+    path.display().to_string()
+}
+
+/// Copies a program; by another process, as [`script`] writes one.
+///
+/// # Panics
+/// When it cannot be copied.
+pub fn copy(from: &Path, to: &Path) {
+    drop(Program::new(need("cp")).args([from, to]).run().ok());
 }
 
 /// Directory of the binaries under test: `BIN_DIR`, which `make` sets.

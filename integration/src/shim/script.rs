@@ -2,7 +2,6 @@
 //! arguments of its calls.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use super::Driver;
@@ -45,9 +44,7 @@ impl Driver {
         };
         fs::create_dir_all(&script.dir).expect("mkdir");
         let text = SCRIPT.replace("@RUNTIME@", &self.binary().to_string_lossy());
-        fs::write(script.path(), text).expect("write the script");
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(script.path(), mode).expect("chmod");
+        drop(crate::script(&script.path(), &text));
         script
     }
 }

@@ -2,7 +2,6 @@
 //! another container of the same shim goes on, and what was half made is taken away.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,9 +13,7 @@ use types::{Code, Result};
 use crate::bad_requests::{SOON, Shared, nothing_of, refused};
 
 fn script(path: &Path, text: &str) -> String {
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("write");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
-    path.display().to_string()
+    integration::script(path, &format!("#!/bin/sh\n{text}\n"))
 }
 
 #[test]

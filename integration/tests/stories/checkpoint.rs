@@ -2,7 +2,6 @@
 //! way from a running task to another one and back with a runtime that stands in for both.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use integration::{Host, IMAGE, Program, need, until};
@@ -170,9 +169,8 @@ fn stand_in(host: &Host) -> PathBuf {
     let dir = host.path("bin");
     fs::create_dir(&dir).expect("make a directory");
     let path = dir.join("runc");
-    let script = STAND_IN.replace("RUNC", &need("runc").to_string_lossy());
-    fs::write(&path, script).expect("write the script");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let text = STAND_IN.replace("RUNC", &need("runc").to_string_lossy());
+    drop(integration::script(&path, &text));
     path
 }
 

@@ -2,12 +2,10 @@
 //! goes, or when a step fails.
 
 use std::collections::BTreeSet;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use integration::net::{fetch, within};
-use integration::{Host, IMAGE, until};
+use integration::{Host, IMAGE, script, until};
 use serde_json::Value;
 
 use crate::network_drivers::{CHAIN, SERVER, ctr, home, state, words};
@@ -170,10 +168,9 @@ fn cni(dir: &Path) -> String {
         .replace("\"portmap\"", "\"broken\"");
     std::fs::write(conf.join("10-real.conflist"), chain).expect("a configuration");
     std::fs::write(conf.join("20-broken.conflist"), broken).expect("a configuration");
-    let script = "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\n\
-                  echo '{\"cniVersion\":\"1.0.0\",\"code\":100,\"msg\":\"never\"}'\nexit 1\n";
-    std::fs::write(bin.join("broken"), script).expect("a plugin");
-    std::fs::set_permissions(bin.join("broken"), Permissions::from_mode(0o755)).expect("a program");
+    let text = "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\n\
+                echo '{\"cniVersion\":\"1.0.0\",\"code\":100,\"msg\":\"never\"}'\nexit 1\n";
+    drop(script(&bin.join("broken"), text));
     format!(
         "[plugins.\"io.containerd.network.v1.cni\"]\nconf_dir = \"{}\"\n\
          bin_dirs = [\"{}\", \"/usr/lib/cni\"]\n",

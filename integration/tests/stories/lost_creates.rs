@@ -1,10 +1,9 @@
 //! The daemon is killed while a runtime makes a container: what becomes of it decides, not how long it takes.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use integration::{Host, IMAGE, Output, need, until};
+use integration::{Host, IMAGE, Output, need, script, until};
 
 /// A runtime whose creations wait until they are told how to go on.
 struct Slow {
@@ -23,9 +22,7 @@ impl Slow {
             runc = need("runc").display(),
         );
         let slow = Self { dir };
-        fs::write(slow.program(), text).expect("write the runtime");
-        let mode = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(slow.program(), mode).expect("chmod");
+        drop(script(&slow.program(), &text));
         slow
     }
 

@@ -1,11 +1,8 @@
 //! Containers joined to networks by the drivers, in network namespaces of the test: they reach each other,
 //! are reached by mapped ports, and leave nothing.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt as _;
-
 use integration::net::{fetch, within};
-use integration::{Host, IMAGE, until};
+use integration::{Host, IMAGE, script, until};
 use serde_json::Value;
 
 /// Serves `hello` at port 80, of both families.
@@ -167,8 +164,7 @@ fn a_cni_plugin_is_asked_to_check_to_collect_and_how_it_is() {
     let dir = tempfile::tempdir().expect("a directory");
     let at = dir.path().display().to_string();
     let plugin = dir.path().join("noting");
-    std::fs::write(&plugin, NOTING.replace("DIR", &at)).expect("a plugin");
-    std::fs::set_permissions(&plugin, Permissions::from_mode(0o755)).expect("a program");
+    drop(script(&plugin, &NOTING.replace("DIR", &at)));
     let chain = r#"{"cniVersion":"1.1.0","name":"n","plugins":[{"type":"noting"}]}"#;
     std::fs::write(dir.path().join("n.conflist"), chain).expect("a configuration");
     let sections = format!(
@@ -219,15 +215,14 @@ fn a_cni_plugin_is_asked_to_check_to_collect_and_how_it_is() {
 fn what_a_plugin_could_not_take_away_is_tried_again_while_the_daemon_runs() {
     let dir = tempfile::tempdir().expect("a directory");
     let (stuck, gone) = (dir.path().join("stuck"), dir.path().join("gone"));
-    let script = format!(
+    let text = format!(
         "#!/bin/sh\ncase $CNI_COMMAND in\nADD) echo '{{\"cniVersion\":\"1.0.0\"}}' ;;\n\
          DEL) [ ! -e {} ] && touch {} ;;\nesac\n",
         stuck.display(),
         gone.display()
     );
     let plugin = dir.path().join("sticky");
-    std::fs::write(&plugin, script).expect("a plugin");
-    std::fs::set_permissions(&plugin, Permissions::from_mode(0o755)).expect("a program");
+    drop(script(&plugin, &text));
     let chain = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"sticky"}]}"#;
     std::fs::write(dir.path().join("n.conflist"), chain).expect("a configuration");
     let at = dir.path().display();

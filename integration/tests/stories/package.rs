@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use integration::{Output, Program, bin_dir, need, until};
+use integration::{Output, Program, bin_dir, need, script, until};
 
 /// A file of the repository.
 fn ours(name: &str) -> PathBuf {
@@ -138,12 +138,14 @@ const NOTES: &str = "#!/bin/sh\necho \"$(basename \"$0\") $*\" >>\"$FAKE/done\"\
 
 /// Runs the package's script as on a machine with systemd; what it says, and what it did.
 fn postinst(scripts: &Path, words: &str, next: &str, states: &str) -> (Output, String) {
-    use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().expect("make a directory");
     let file = |name: &str, text: &str| {
         let path = dir.path().join(name);
-        fs::write(&path, text).expect("write");
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        if text.starts_with("#!") {
+            drop(script(&path, text));
+        } else {
+            fs::write(path, text).expect("write");
+        }
     };
     for (name, text) in [
         ("systemctl", SYSTEMCTL),

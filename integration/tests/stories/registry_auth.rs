@@ -1,6 +1,6 @@
 //! A registry that wants to know who comes: the daemon asks its client.
 
-use integration::{Host, IMAGE, Program, Registry, bin_dir};
+use integration::{Host, IMAGE, Program, Registry, bin_dir, script};
 
 use crate::push::digest;
 
@@ -78,10 +78,8 @@ fn a_credential_helper_of_the_client_knows_the_password() {
     let remote = format!("{}/mine/d:1", registry.host());
     let (helper, asked) = (host.path("docker-credential-story"), host.path("asked"));
     let answer = r#"{"Username":"me","Secret":"s3:cret"}"#;
-    let script = format!("#!/bin/sh\ncat >>{}\necho '{answer}'\n", asked.display());
-    // By another process: what somebody has open for writing cannot be run.
-    let write = Program::new("sh").args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]);
-    drop(write.args([&helper]).input(script.as_bytes()).run().ok());
+    let text = format!("#!/bin/sh\ncat >>{}\necho '{answer}'\n", asked.display());
+    drop(script(&helper, &text));
     std::fs::write(host.path("config.json"), r#"{"credsStore":"story"}"#).expect("write");
     let path = std::env::var("PATH").expect("PATH");
     let path = format!("{}:{path}", host.dir().display());

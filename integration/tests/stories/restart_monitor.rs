@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use integration::{Host, Whose, bin_dir, until};
+use integration::{Host, Whose, bin_dir, copy, until};
 
 /// Looks once a second.
 const SECTION: &str =
@@ -201,7 +201,7 @@ fn a_failure_whose_restart_was_cut_off_is_tried_again() {
     let mut host = host("restart-cut-off");
     // A runtime that can be taken away: what is begun without it comes to nothing.
     let runtime = host.path("containerd-shim-runc-v2");
-    std::fs::copy(bin_dir().join("containerd-shim-runc-v2"), &runtime).expect("copy the shim");
+    copy(&bin_dir().join("containerd-shim-runc-v2"), &runtime);
     let gate = host.path("gate");
     std::fs::create_dir(&gate).expect("mkdir");
     let mount = format!(

@@ -2,7 +2,6 @@
 //! the command.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use integration::shim::{Bundle, Driver, Io, Task};
@@ -45,8 +44,7 @@ impl Place {
     fn new(name: &str) -> Self {
         let driver = Driver::new(name);
         let runtime = driver.path("runc");
-        fs::write(&runtime, RUNTIME).expect("write the runtime");
-        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("chmod");
+        drop(integration::script(&runtime, RUNTIME));
         let image = driver.path("image");
         fs::create_dir(&image).expect("mkdir");
         Self {

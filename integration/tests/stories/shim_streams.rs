@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,9 +14,7 @@ use protos::task::Status;
 use protos::well_known::Any;
 
 fn script(path: &Path, text: &str) -> String {
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("write");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
-    path.display().to_string()
+    integration::script(path, &format!("#!/bin/sh\n{text}\n"))
 }
 
 fn text(path: &Path) -> String {

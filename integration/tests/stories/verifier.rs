@@ -1,17 +1,14 @@
 //! Image verifiers: programs that are asked before anything of an image is fetched.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use integration::{Host, Registry, Whose};
+use integration::{Host, Registry, Whose, script};
 
 fn program(directory: &Path, text: &str) {
-    let path = directory.join("judge");
-    // Another name first: a file that is open for writing cannot be run.
+    // Another name first: the one before may still run.
     let made = directory.with_file_name("made");
-    std::fs::write(&made, format!("#!/bin/sh\n{text}\n")).expect("write");
-    std::fs::set_permissions(&made, std::fs::Permissions::from_mode(0o755)).expect("chmod");
-    std::fs::rename(&made, &path).expect("rename");
+    drop(script(&made, &format!("#!/bin/sh\n{text}\n")));
+    std::fs::rename(&made, directory.join("judge")).expect("rename");
 }
 
 #[test]

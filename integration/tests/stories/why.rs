@@ -1,10 +1,9 @@
 //! Something takes long: `ctr why` and `ctr inflight` name what is waited for, and say afterwards what
 //! took the time.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 
-use integration::{Host, IMAGE, bin_dir, need, until};
+use integration::{Host, IMAGE, bin_dir, need, script, until};
 use registry::testsuite::{Reply, Server};
 
 /// A `ctr` that is not waited for.
@@ -24,17 +23,13 @@ fn background(host: &Host, args: &[&str]) -> Child {
 
 /// A runtime that stops in each `create` until the file `go` is there.
 fn waiting_runtime(host: &Host) -> String {
-    let script = host.path("waiting-runtime");
     let text = format!(
         "#!/bin/sh\ncase \" $* \" in *' create '*) until test -e {}; do sleep 0.02; done ;; esac\n\
          exec {} \"$@\"\n",
         host.path("go").display(),
         need("runc").display()
     );
-    std::fs::write(&script, text).expect("write the runtime");
-    let mode = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(&script, mode).expect("chmod");
-    script.display().to_string()
+    script(&host.path("waiting-runtime"), &text)
 }
 
 #[test]
