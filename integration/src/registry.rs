@@ -1,6 +1,6 @@
 //! Debian's docker-registry on a loopback port, with a data directory of its own.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -8,6 +8,8 @@ use std::time::Duration;
 use crate::host::archive;
 use crate::{Program, need, until};
 
+/// A socket's state that listens, in the kernel's table.
+const LISTENS: &str = "0A";
 /// How long a push of a few hundred MB may take on a busy machine.
 const PUSH: Duration = Duration::from_secs(120);
 
@@ -147,9 +149,10 @@ impl Registry {
             .spawn()
             .expect("start docker-registry");
         let mut ended = false;
+        // Not that somebody serves there: it may be who took the port.
         until("the registry serves", || {
             ended = child.try_wait().expect("wait").is_some();
-            ended || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+            ended || listens(child.id(), port)
         });
         (!ended).then_some((port, child))
     }
@@ -171,6 +174,29 @@ impl Registry {
     pub fn host(&self) -> &str {
         &self.host
     }
+}
+
+/// Whether this process listens on that port.
+fn listens(pid: u32, port: u16) -> bool {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    let end = format!(":{port:04X}");
+    let sockets = table.lines().filter_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let &[_, address, _, state, _, _, _, _, _, inode, ..] = words.as_slice() else {
+            return None;
+        };
+        let is_it = address.ends_with(&end) && state == LISTENS;
+        is_it.then(|| format!("socket:[{inode}]"))
+    });
+    let sockets: Vec<_> = sockets.collect();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    let mut open = open.into_iter().flatten().flatten();
+    open.any(|fd| {
+        let target = std::fs::read_link(fd.path()).unwrap_or_default();
+        sockets
+            .iter()
+            .any(|socket| target.as_os_str() == socket.as_str())
+    })
 }
 
 /// Serves only the users of this file.

@@ -3,9 +3,9 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
-use integration::{Host, Whose, until};
+use integration::{Host, Whose, net, until};
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago; nobody takes it in a network namespace of its own.
 fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
     listener.local_addr().expect("address").port()
@@ -50,6 +50,10 @@ const LEAST: &[(&str, f64)] = &[
 
 #[test]
 fn what_was_called_is_counted_and_what_runs_is_told() {
+    net::apart(calls_are_counted);
+}
+
+fn calls_are_counted() {
     let port = free_port();
     let section = format!("[metrics]\naddress = \"127.0.0.1:{port}\"\ngrpc_histogram = true\n");
     let host = Host::configured("metrics", Whose::Ours, &section);
@@ -106,6 +110,10 @@ fn what_was_called_is_counted_and_what_runs_is_told() {
 
 #[test]
 fn who_keeps_connections_open_keeps_nobody_from_calling() {
+    net::apart(idle_connections);
+}
+
+fn idle_connections() {
     let port = free_port();
     let section = format!("[metrics]\naddress = \"127.0.0.1:{port}\"\n");
     let host = Host::configured("metrics-idle", Whose::Ours, &section);

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use integration::{Host, Program, Whose, figure, need, resident, until};
+use integration::{Host, Program, Whose, figure, need, net, resident, until};
 
 /// Connections that lie there.
 const IDLE: usize = 5000;
@@ -345,6 +345,11 @@ fn send(to: &str, stream: OwnedFd, bytes: &[u8]) {
 
 #[test]
 fn bytes_that_are_no_protocol_end_their_connection_and_nothing_else() {
+    // Where nobody else takes the port of the metrics.
+    net::apart(bytes_of_no_protocol);
+}
+
+fn bytes_of_no_protocol() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
     let metrics = listener.local_addr().expect("address");
     drop(listener);
