@@ -302,7 +302,7 @@ async fn a_view_is_whole_or_not_there(peer: &Peer) {
             ..Default::default()
         };
         let told = in_time(client.view(hasty(step, view.clone())).await);
-        once(told, client.view(hasty(1000, view)).await);
+        once(told, client.view(scoped(view)).await);
         let mounts = snapshots::MountsRequest {
             snapshotter: SNAPSHOTTER.into(),
             key: key.clone(),

@@ -9,14 +9,13 @@
 //! driver, from when it has a namespace; only a round counts in which somebody died with work to do. `KILLS=200` adds so many moments that chance
 //! chooses, from `SEED`.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use client::{Client, Joining};
-use integration::{Host, Whose, figure, net, until};
+use integration::{Host, Whose, figure, net, script, until};
 use types::network::{NetRequest, PortMapping, Protocol, TenantId};
 use types::{Code, Context as _, Error, Labels, Result};
 
@@ -34,6 +33,8 @@ const PLUGINS: [&str; 3] = ["bridge", "host-local", "portmap"];
 const MANY: usize = 1000;
 /// A kill of every so many is that of a client, too: the collector is waited for, which takes its time.
 const ORPHANED: usize = 4;
+/// How often a kill that came too late is tried at half its time.
+const EARLIER: usize = 16;
 
 /// Stands for a plugin: counts down what is in the file beside it, two for each call, and dies when it comes
 /// to the end: before the plugin's work, or after it and before anybody hears of it.
@@ -206,10 +207,8 @@ impl Sweep {
         let chain = CHAIN.replace("DATA", &dir.path().join("data").display().to_string());
         fs::write(conf.join("real.conflist"), chain).expect("a configuration");
         for plugin in PLUGINS {
-            let script = STAND_IN.replace("DIR", &dir.path().display().to_string());
-            let path = bin.join(plugin);
-            fs::write(&path, script.replace("NAME", plugin)).expect("a plugin");
-            fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("a program");
+            let text = STAND_IN.replace("DIR", &dir.path().display().to_string());
+            drop(script(&bin.join(plugin), &text.replace("NAME", plugin)));
         }
         let sections = format!(
             "[plugins.\"io.containerd.network.v1.cni\"]\nconf_dir = \"{}\"\nbin_dirs = [\"{}\"]\n",
@@ -324,9 +323,11 @@ impl Sweep {
         lived.is_cut
     }
 
-    /// Kills the daemon at a moment, or earlier, if a life was over by then.
+    /// Kills the daemon at a moment, or earlier, if a life was over by then: how long one takes varies with
+    /// what else the machine does.
     fn kill_daemon(&mut self, driver: &'static str, moment: Duration, before: &str) {
-        let mut moments = [moment, moment / 2, moment / 4, moment / 8].into_iter();
+        let mut moments =
+            std::iter::successors(Some(moment), |moment| Some(*moment / 2)).take(EARLIER);
         let cut = moments.find(|moment| self.kill(driver, Victim::Daemon(*moment), before));
         assert!(cut.is_some(), "{driver}: it was over each time");
     }

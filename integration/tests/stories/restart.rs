@@ -99,13 +99,7 @@ fn a_killed_shim_is_noticed_and_cleaned_up() {
     until("the process is gone", || {
         !std::path::Path::new(&format!("/proc/{pid}")).exists()
     });
-    until("the task is stopped or gone", || {
-        host.task("s", "STOPPED").is_some()
-            || host.ctr(["tasks", "ls", "-q"]).ok().trim().is_empty()
-    });
-    drop(host.ctr(["tasks", "rm", "s"]));
-    drop(host.ctr(["containers", "rm", "s"]).ok());
-    host.finish();
+    forget(host);
 }
 
 #[test]
@@ -120,6 +114,15 @@ fn shim_and_daemon_killed_together_leave_nothing() {
     host.start();
     until("the process is gone", || {
         !std::path::Path::new(&format!("/proc/{pid}")).exists()
+    });
+    forget(host);
+}
+
+/// Removes a container whose shim is gone, once that is known.
+fn forget(host: Host) {
+    until("the task is stopped or gone", || {
+        host.task("s", "STOPPED").is_some()
+            || host.ctr(["tasks", "ls", "-q"]).ok().trim().is_empty()
     });
     drop(host.ctr(["tasks", "rm", "s"]));
     drop(host.ctr(["containers", "rm", "s"]).ok());

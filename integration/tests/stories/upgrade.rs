@@ -4,8 +4,8 @@
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use client::{Client, Heard};
@@ -30,8 +30,10 @@ const EVENTS: u32 = 100;
 /// Hand-overs, and the time that is served before, between and after them.
 const HAND_OVERS: u32 = 3;
 const BETWEEN: Duration = Duration::from_secs(3);
-/// Longest that a call may take when it falls into a hand-over.
-const LIMIT: Duration = Duration::from_secs(10);
+/// Longest that a call may take when it falls into a hand-over; how long it takes on a machine that does
+/// nothing else is looked at where its rates are.
+const LIMIT: Duration = integration::PATIENCE;
+const QUICK: usize = 5_000;
 const SIGUSR2: i32 = 12;
 
 async fn connect(host: &Host) -> Client {
@@ -49,6 +51,8 @@ struct Seen {
     connections: AtomicUsize,
     /// In milliseconds.
     slowest: AtomicUsize,
+    /// Events, when there will be no more.
+    published: OnceLock<usize>,
 }
 
 impl Seen {
@@ -116,8 +120,8 @@ async fn reader(client: Client, seen: Arc<Seen>) {
     }
 }
 
-/// Publishes numbers; how many.
-async fn publisher(client: Client, seen: Arc<Seen>) -> usize {
+/// Publishes numbers, and says how many.
+async fn publisher(client: Client, seen: Arc<Seen>) {
     let topic = Topic::try_from("/story".to_owned()).expect("a topic");
     let mut tick = tokio::time::interval(Duration::from_secs(1) / EVENTS);
     let mut number = 0;
@@ -130,7 +134,7 @@ async fn publisher(client: Client, seen: Arc<Seen>) -> usize {
         call(&seen, "publish", client.events().publish(&topic, event)).await;
         number += 1;
     }
-    number
+    seen.published.set(number).expect("one publisher");
 }
 
 /// Connects, asks nothing, and goes: refused it must never be.
@@ -155,19 +159,27 @@ fn go_client(address: &Path, seen: &Seen) -> usize {
     calls
 }
 
-/// Hears every number once and in order, up to what was published.
+/// Hears every number once and in order, up to what was published, and nothing more; how many.
 async fn follower(client: Client, seen: Arc<Seen>) -> usize {
     let ours = Filter::parse(&["topic==\"/story\""]).expect("a filter");
     let mut follow = client.events().follow(ours, LIMIT);
     let mut next: Option<usize> = None;
+    let mut last = Instant::now();
     loop {
         let heard = tokio::time::timeout(Duration::from_millis(500), follow.next()).await;
         let Ok(heard) = heard else {
-            if seen.goes_on() {
-                continue;
+            let published = seen.published.get().copied();
+            if published.is_some() && published == next {
+                return next.expect("events");
             }
-            return next.expect("events");
+            let waited = last.elapsed();
+            assert!(
+                waited < LIMIT,
+                "{published:?} published, heard up to {next:?}"
+            );
+            continue;
         };
+        last = Instant::now();
         match heard.expect("events") {
             Heard::Event(envelope) => {
                 let number = envelope.event.expect("an event").type_url;
@@ -184,7 +196,7 @@ async fn follower(client: Client, seen: Arc<Seen>) -> usize {
 /// The clients at their work; what they saw is in `seen`.
 struct Load {
     callers: Vec<JoinHandle<()>>,
-    publisher: JoinHandle<usize>,
+    publisher: JoinHandle<()>,
     follower: JoinHandle<usize>,
 }
 
@@ -209,12 +221,10 @@ impl Load {
         for caller in self.callers {
             runtime.block_on(caller).expect("no call fails");
         }
-        let published = runtime.block_on(self.publisher).expect("no call fails");
-        let heard = runtime
+        runtime.block_on(self.publisher).expect("no call fails");
+        runtime
             .block_on(self.follower)
-            .expect("no event is missing");
-        assert_eq!(heard, published);
-        heard
+            .expect("no event is missing")
     }
 }
 
@@ -279,6 +289,7 @@ fn calls_events_and_containers_go_through_a_hand_over() {
             rate_of_events >= 0.95 * f64::from(EVENTS),
             "only {rate_of_events:.0} events a second"
         );
+        assert!(slowest < QUICK, "a call took {slowest} ms");
     }
     // Who waits is told to ask again, and not that something has ended.
     let told = runtime
@@ -286,7 +297,6 @@ fn calls_events_and_containers_go_through_a_hand_over() {
         .expect("a wait")
         .expect_err("the daemon went");
     assert!(told.is(Code::Unavailable), "{told}");
-    assert!(slowest < 5_000, "a call took {slowest} ms");
     assert_eq!(host.task("stays", "RUNNING"), Some(pid));
     new_shims_know_nothing_of_it(&host);
     host.remove("stays");

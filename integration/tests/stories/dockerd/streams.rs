@@ -59,24 +59,26 @@ fn input(docker: &Docker) {
     prints(docker, &["rm", "-f", "input"], "input\n", 0);
 }
 
-/// Lets a container end that waits for a file. With it, who made the file may be killed before it ends.
-fn go_on(docker: &Docker, name: &str) {
-    let told = docker.run(["exec", name, "touch", "/go"]);
+/// Makes the file that a container waits for. If that ends, who made the file may be killed before it does.
+fn go_on(docker: &Docker, name: &str, file: &str) {
+    let told = docker.run(["exec", name, "touch", file]);
     assert!([0, 137].contains(&told.code), "{told:?}");
 }
 
 fn logs(docker: &Docker) {
     // It lives until it is followed: a follower that comes at its end may be told of nothing more.
-    // What is said to two streams at once has no order.
+    // What is said to two streams at once has no order: the second is used when the first has arrived.
     let script = "echo 1; until test -e /go; do usleep 10000; done; echo 2; echo 3; \
-                  usleep 100000; echo err >&2";
+                  until test -e /go2; do usleep 10000; done; echo err >&2";
     docker.script("", "log", script);
     // Follows it to its end.
     let followed = std::thread::scope(|scope| {
         let follower = docker.program().args(["logs", "-f", "log"]);
         let followed = scope.spawn(|| follower.run());
         docker.until_asked("/logs?follow=1");
-        go_on(docker, "log");
+        go_on(docker, "log", "/go");
+        until("it is in the log", || docker.ok("logs log").contains('3'));
+        go_on(docker, "log", "/go2");
         followed.join().expect("join")
     });
     assert_eq!(
@@ -96,7 +98,7 @@ fn attached(docker: &Docker) {
     let mut lines = BufReader::new(attach.stdout.take().expect("piped")).lines();
     let first = lines.next().expect("a line").expect("text");
     assert_eq!(first, "tick");
-    go_on(docker, "attached");
+    go_on(docker, "attached", "/go");
     let last = lines.last().expect("a line").expect("text");
     assert_eq!(last, "seen");
     assert_eq!(attach.wait().expect("wait").code(), Some(8));
