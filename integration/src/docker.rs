@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::host::{archive, kill_traces};
 use crate::inventory::{Places, traces};
-use crate::{Host, Output, Program, apart, bin_dir, need, until};
+use crate::{Host, Output, PATIENCE, Program, apart, bin_dir, need, until};
 
 /// Name of the image that [`Docker::image`] imports.
 const IMAGE: &str = "busybox";
@@ -330,7 +330,7 @@ impl Docker {
             let _told = Program::new(need("umount")).args([kept]).run();
         }
         // A shim or a proxy may still be on its way out.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         let mut found = self.traces();
         while !found.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));

@@ -8,13 +8,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use clients::{archive, layers};
 
 use crate::daemon::{Parts, pinned_namespaces};
 use crate::inventory::{Places, traces};
-use crate::{Oci, Whose, until};
+use crate::{Oci, PATIENCE, Whose, until};
 
 /// The service manager's socket, in a host's directory.
 const NOTIFY: &str = "notify.sock";
@@ -365,12 +365,12 @@ impl Host {
         };
         let (mut found, mut open);
         // The last shim may still be on its way out, and collection is asynchronous.
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             // Counted once: a directory that is being emptied is open for a moment.
             (found, open) = (self.leftovers(), self.descriptors());
             let settled = found.is_empty() && open <= limit;
-            if settled || std::time::Instant::now() > deadline {
+            if settled || Instant::now() > deadline {
                 break;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -426,7 +426,8 @@ fn writeln_stderr(line: &str) -> std::io::Result<()> {
 
 /// Kills by pid what the failed test started, and unmounts what it mounted.
 pub(crate) fn kill_traces(dir: &Path, root: &Path, namespace: &str) {
-    for _ in 0..50 {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
         // The thread may have mounts of its own.
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         let places = Places {

@@ -19,7 +19,7 @@ use crate::need;
 const HOLD: u32 = 4000;
 
 /// How long `strace` may take until it has all threads.
-const ATTACH: Duration = Duration::from_secs(20);
+const ATTACH: Duration = crate::PATIENCE;
 
 /// The trap.
 #[derive(Debug)]

@@ -275,7 +275,7 @@ impl Driver {
         self.reap();
         self.deafen();
         let mut found = Vec::new();
-        let until = std::time::Instant::now() + Duration::from_secs(5);
+        let until = std::time::Instant::now() + crate::PATIENCE;
         while std::time::Instant::now() < until {
             found = self.left();
             if found.is_empty() {
@@ -378,7 +378,7 @@ fn make_rootfs(rootfs: &Path) {
         fs::create_dir_all(rootfs.join(dir)).expect("mkdir");
     }
     let busybox = rootfs.join("bin/busybox");
-    fs::copy(need("busybox"), &busybox).expect("copy busybox");
+    crate::copy(&need("busybox"), &busybox);
     let applets = Program::new(&busybox).args(["--list"]).run().ok();
     for applet in applets.lines().filter(|name| *name != "busybox") {
         std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).expect("link");

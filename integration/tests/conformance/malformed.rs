@@ -20,7 +20,7 @@ rules! {
 }
 
 /// Longest answer to one. A stream of those who wait has none when it takes the message.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = integration::PATIENCE;
 /// Streams that only end when there is something to tell.
 const WAIT: Duration = Duration::from_millis(500);
 

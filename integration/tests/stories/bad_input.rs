@@ -165,7 +165,7 @@ fn refused(mut command: Command) -> String {
 
 fn daemon(dir: &Path, address: &Path) -> Command {
     let mut command = Command::new("timeout");
-    command.arg("10").arg(bin_dir().join("containerd"));
+    command.arg("60").arg(bin_dir().join("containerd"));
     command
         .arg("--root")
         .arg(dir.join("root"))

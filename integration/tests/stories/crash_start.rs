@@ -7,7 +7,6 @@
 //! ```
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use client::Client;
 use integration::{Disk, FileSystem, Host, IMAGE, Output, apart, figure};
@@ -104,7 +103,7 @@ pub(crate) fn asked(
     let work = async {
         let address = host.address();
         let namespace = host.namespace().parse().expect("a namespace");
-        let limit = Duration::from_secs(5);
+        let limit = integration::PATIENCE;
         ask(Client::connect(&address.to_string_lossy(), namespace, limit).await?).await
     };
     let runtime = tokio::runtime::Builder::new_current_thread()

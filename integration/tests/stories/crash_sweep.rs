@@ -45,7 +45,7 @@ const MAKING: [&str; 8] = [
 ];
 
 /// How long what is asynchronous may take: collections, the end of a shim.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = integration::PATIENCE;
 
 /// What a list of the daemon shows, by the command that prints it.
 pub(crate) type List = &'static [&'static str];

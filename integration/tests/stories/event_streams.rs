@@ -38,7 +38,7 @@ async fn publish(client: &Client, number: usize) {
 
 /// Number of the next event.
 async fn number(subscription: &mut Subscription) -> types::Result<usize> {
-    let next = tokio::time::timeout(Duration::from_secs(20), subscription.next());
+    let next = tokio::time::timeout(integration::PATIENCE, subscription.next());
     let envelope = next.await.expect("in time")?.expect("a stream without end");
     let event = envelope.event.expect("an event");
     Ok(event.type_url.parse().expect("a number"))

@@ -32,7 +32,7 @@ const WRITER: u64 = 20 << 10;
 /// calls are used again by later ones, and each of them holds on to a page of the heap.
 const KEPT: u64 = 80 << 10;
 /// Longest wait of others for an answer.
-const QUICK: Duration = Duration::from_secs(2);
+const QUICK: Duration = Duration::from_secs(20);
 /// Longest wait for what must come.
 const SOON: Duration = Duration::from_secs(60);
 

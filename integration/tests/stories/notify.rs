@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use integration::{Host, until};
 
 /// What a start takes at most; a runtime that waits for a notification waits for ever.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = integration::PATIENCE;
 
 #[test]
 fn what_the_daemon_runs_knows_of_no_service_manager() {

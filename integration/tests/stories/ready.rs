@@ -17,7 +17,7 @@ use types::Code;
 
 /// How long somebody waits in vain.
 const VAIN: Duration = Duration::from_millis(500);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = integration::PATIENCE;
 
 /// The mark of a daemon that runs, which is read behind the sockets and before all stores.
 const MARK: &str = "running";

@@ -6,7 +6,7 @@ use protos::task::Status;
 use types::Code;
 
 /// Seconds that a runtime has: more than an honest call takes on a busy machine.
-const LIMIT: u32 = 5;
+const LIMIT: u32 = 15;
 
 /// A container whose runtime has only so many seconds for a call.
 fn prepare(driver: &Driver) -> (Task, Script) {

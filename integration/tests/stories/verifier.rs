@@ -18,7 +18,7 @@ fn an_image_that_is_not_welcome_is_not_fetched() {
     std::fs::create_dir(&programs).expect("directory");
     let sections = format!(
         "[plugins.\"io.containerd.image-verifier.v1.bindir\"]\n\
-         bin_dir = \"{}\"\nper_verifier_timeout = \"2s\"\n",
+         bin_dir = \"{}\"\nper_verifier_timeout = \"10s\"\n",
         programs.display()
     );
     let host = Host::configured("verifier", Whose::Ours, &sections);

@@ -20,12 +20,13 @@ use types::{Descriptor, media_type as mt};
 
 use crate::many_streams::abort;
 
-/// For a fault that no retry can help.
-const AT_ONCE: Duration = Duration::from_secs(5);
-/// For one that is tried again a few times.
-const AFTER_TRIES: Duration = Duration::from_secs(20);
-/// For silence, which is listened to for 30 seconds, twice.
-const AFTER_SILENCE: Duration = Duration::from_secs(100);
+/// For a fault that no retry can help: not as long as an answer is waited for, 30 seconds.
+const AT_ONCE: Duration = Duration::from_secs(20);
+/// For one that is tried again a few times, which takes seconds: not until all patience is over, which has
+/// 45 and is not begun when a pause is longer.
+const AFTER_TRIES: Duration = Duration::from_secs(30);
+/// For silence, which is listened to for 30 seconds, twice: not at each of five tries.
+const AFTER_SILENCE: Duration = Duration::from_secs(130);
 /// Length of the layer.
 const LAYER: usize = 10_240;
 
