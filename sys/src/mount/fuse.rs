@@ -1,7 +1,8 @@
-//! File systems of FUSE, mounted by its own helper.
+//! File systems of FUSE, mounted and unmounted by its own helpers.
 //!
 //! ```text
 //! type fuse3.fuse-overlayfs -> mount.fuse3 SOURCE TARGET -o OPTION.. -t fuse-overlayfs
+//!                              fusermount3 -u TARGET
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -13,8 +14,16 @@ use crate::process::Spawn;
 
 /// A file system that does not come up in this time is not waited for.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// The same when it goes: the kernel is asked then.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// Most of them that are taken from one place.
+const STACKED: usize = 16;
 /// What is kept of the helper's words.
 const WORDS: usize = 4096;
+/// What statfs(2) says of each of them.
+const MAGIC: u64 = 0x6573_5546;
+/// What unmounts them, the newer one first.
+pub(super) const UNMOUNTERS: [&str; 2] = ["fusermount3", "fusermount"];
 
 /// One of the two helpers, and the program that it is to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +72,37 @@ impl<'a> Helper<'a> {
     }
 }
 
+/// Unmounts the file system at `target` by the first of these programs that can, when it is one of FUSE;
+/// false leaves it to the kernel.
+pub(super) fn unmount(target: &Path, helpers: &[&str]) -> bool {
+    unmount_within(target, helpers, FAREWELL)
+}
+
+/// As [`unmount`], as long as one of FUSE is on top.
+pub(super) fn unmount_all(target: &Path, helpers: &[&str]) {
+    // A helper that says that it did and did not is not asked for ever.
+    let _taken = (0..STACKED)
+        .take_while(|_| unmount(target, helpers))
+        .count();
+}
+
+fn unmount_within(target: &Path, helpers: &[&str], deadline: Duration) -> bool {
+    let is_one = rustix::fs::statfs(target)
+        .is_ok_and(|facts| u64::try_from(facts.f_type).is_ok_and(|kind| kind == MAGIC));
+    if !is_one {
+        return false;
+    }
+    let Ok(target) = seen_from_outside(target) else {
+        return false;
+    };
+    // Parity: mount_linux.go: what it says is nobody's concern, the kernel says more.
+    helpers.iter().any(|helper| {
+        let spawn = Spawn::new(*helper).arg("-u").arg(&target);
+        let done = spawn.answer(&[], WORDS, deadline);
+        done.is_ok_and(|answer| answer.status.is_success())
+    })
+}
+
 /// The path as another process finds it: `self` is somebody else there.
 fn seen_from_outside(path: &Path) -> Result<PathBuf> {
     if let Ok(rest) = path.strip_prefix("/proc/self") {
@@ -87,16 +127,15 @@ mod tests {
         assert_eq!(Helper::of("fuseblk"), None);
     }
 
-    #[test]
-    fn an_overlay_of_fuse_is_mounted_by_its_helper() {
-        let dir = tempfile::tempdir().unwrap();
+    /// Where an overlay of FUSE's is mounted in `dir`, with a file `f`.
+    fn overlay(dir: &Path) -> PathBuf {
         let path = |name: &str| {
-            let path = dir.path().join(name);
+            let path = dir.join(name);
             std::fs::create_dir_all(&path).unwrap();
             path.display().to_string()
         };
         std::fs::write(Path::new(&path("lower")).join("f"), "text").unwrap();
-        let to = path("to/sub");
+        let to = PathBuf::from(path("to/sub"));
         let overlay = Mount {
             kind: "fuse3.fuse-overlayfs".into(),
             source: "overlay".into(),
@@ -107,16 +146,78 @@ mod tests {
                 format!("workdir={}", path("work")),
             ],
         };
-        mount(&overlay, &dir.path().join("to")).unwrap();
-        let to = Path::new(&to);
-        assert!(is_mount_point(to).unwrap());
+        mount(&overlay, &dir.join("to")).unwrap();
+        to
+    }
+
+    #[test]
+    fn an_overlay_of_fuse_is_mounted_by_its_helper() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = overlay(dir.path());
+        assert!(is_mount_point(&to).unwrap());
         assert_eq!(std::fs::read(to.join("f")).unwrap(), b"text");
         let real = to.canonicalize().unwrap();
         let there = info::load().unwrap();
         let kind = there.iter().find(|m| m.mount_point == real).unwrap();
         assert!(kind.kind.starts_with("fuse"), "{kind:?}");
-        unmount(to).unwrap();
-        assert!(!is_mount_point(to).unwrap());
+        unmount(&to).unwrap();
+        assert!(!is_mount_point(&to).unwrap());
+    }
+
+    /// A program that leaves a mark with its arguments, and ends as `text` says.
+    fn helper(dir: &Path, name: &str, text: &str) -> String {
+        let path = dir.join(name);
+        let text = format!("#!/bin/sh\necho \"$*\" >\"$0.told\"\n{text}\n");
+        // Not written here: what is forked meanwhile would hold it open, and it could not be run.
+        let write = ["-c", "cat >\"$0\" && chmod 755 \"$0\""];
+        let write = Spawn::new("/bin/sh").args(write).arg(&path);
+        let written = write.output(text.as_bytes(), WORDS, Duration::from_secs(60));
+        assert!(written.unwrap().status.is_success());
+        path.display().to_string()
+    }
+
+    fn told(helper: &str) -> Option<String> {
+        std::fs::read_to_string(format!("{helper}.told")).ok()
+    }
+
+    #[test]
+    fn the_first_helper_that_can_unmounts_and_none_is_asked_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let cannot = helper(dir.path(), "cannot", "exit 1");
+        let hangs = helper(dir.path(), "hangs", "exec sleep 1000");
+        let can = helper(dir.path(), "can", "exit 0");
+        let none = dir.path().join("none").display().to_string();
+        let all = [&*none, &*cannot, &*can];
+        assert!(!super::unmount(dir.path(), &all));
+        assert_eq!(told(&cannot), None);
+
+        let mounted = overlay(dir.path());
+        assert!(super::unmount(&mounted, &all));
+        let want = format!("-u {}\n", mounted.display());
+        for helper in [&cannot, &can] {
+            assert_eq!(told(helper).as_ref(), Some(&want));
+        }
+        assert!(is_mount_point(&mounted).unwrap(), "it only said so");
+        // Without any, or with none that can, the kernel does it.
+        assert!(!super::unmount(&mounted, &[&none, &cannot]));
+        let moment = Duration::from_millis(100);
+        assert!(!unmount_within(&mounted, &[&hangs], moment));
+        unmount_all(&mounted, &all);
+        super::super::detach(&mounted).unwrap();
+        assert!(!is_mount_point(&mounted).unwrap());
+    }
+
+    #[test]
+    fn the_helper_of_this_machine_unmounts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = overlay(dir.path());
+        assert!(super::unmount(&mounted, &UNMOUNTERS));
+        assert!(!is_mount_point(&mounted).unwrap());
+        // Two at one place.
+        let mounted = overlay(dir.path());
+        overlay(dir.path());
+        super::super::unmount_all(&mounted).unwrap();
+        assert!(!is_mount_point(&mounted).unwrap());
     }
 
     #[test]

@@ -180,11 +180,15 @@ pub fn set_propagation(target: &Path, flags: MountPropagationFlags) -> Result<()
     rustix::mount::mount_change(target, flags).map_err(|e| at("set propagation of", target, e))
 }
 
-/// Unmounts the top mount at `target`; waits while it is busy. Nothing mounted there is no error.
+/// Unmounts the top mount at `target`; waits while it is busy. Nothing mounted there is no error. One of
+/// FUSE is left to its helper first.
 ///
 /// # Errors
 /// The errno, with the path: `EBUSY` after 2.5 s.
 pub fn unmount(target: &Path) -> Result<()> {
+    if fuse::unmount(target, &fuse::UNMOUNTERS) {
+        return Ok(());
+    }
     for _ in 0..BUSY_RETRIES {
         match unmount_once(target, UnmountFlags::empty()) {
             Err(rustix::io::Errno::BUSY) => pause(),
@@ -238,11 +242,13 @@ pub fn is_overlay(fd: impl AsFd) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|found| u64::try_from(found.f_type) == Ok(MAGIC))
 }
 
-/// Unmounts everything stacked at `target`.
+/// Unmounts everything stacked at `target`, each as [`unmount`] does.
 ///
 /// # Errors
 /// The errno, with the path.
 pub fn unmount_all(target: &Path) -> Result<()> {
+    fuse::unmount_all(target, &fuse::UNMOUNTERS);
+    // The kernel has the rest, and tells the end.
     repeat(target, UnmountFlags::empty())
 }
 
