@@ -120,3 +120,18 @@ fn contents_are_read_only_where_facts_do_not_tell() {
         assert_eq!(is_to_be_read(old, new, copied_up), want);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attribute_that_a_layer_cannot_hold_is_left_out() {
+    let bench = Bench::new();
+    let [old, new, to] = ["old", "new", "to"].map(|name| bench.dir(name));
+    write(&new.join("f"), "text", 0);
+    for name in ["user.a=b", "user.k"] {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::lsetxattr(new.join("f"), name, b"v", flags).unwrap();
+    }
+    let layer = diff(&bench, &bind(&old), &bind(&new)).await;
+    bench.apply(&layer, &bind(&to)).await.unwrap();
+    let kept = crate::extract::list_xattrs(&to.join("f"), false).unwrap();
+    assert_eq!(kept, [(b"user.k".to_vec(), b"v".to_vec())]);
+}

@@ -65,12 +65,23 @@ fn taken(name: &[u8]) -> usize {
 /// The extended attributes that belong into a layer, sorted: the others are the host's or overlayfs'.
 pub(super) fn wanted_xattrs(path: &Path, ids: &Ids) -> Result<Xattrs, Errno> {
     let mut all = list_xattrs(path, false)?;
-    all.retain(|(name, _)| {
-        let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
-        user || name == b"security.capability" || name.starts_with(b"system.posix_acl_")
-    });
+    all.retain(|(name, _)| is_wanted(name));
     all.sort();
     Ok(ids.attributes(all))
+}
+
+fn is_wanted(name: &[u8]) -> bool {
+    let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+    let is_wanted =
+        user || name == b"security.capability" || name.starts_with(b"system.posix_acl_");
+    if is_wanted && name.contains(&b'=') {
+        // A record's name ends at its first `=`: it would come out as another one. Go's layers have no
+        // attributes of users at all.
+        let name = String::from_utf8_lossy(name);
+        tracing::warn!(%name, "a layer cannot hold this extended attribute");
+        return false;
+    }
+    is_wanted
 }
 
 fn kind(stat: &Stat) -> Kind {

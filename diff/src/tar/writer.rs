@@ -34,9 +34,14 @@ impl<W: Write> Writer<W> {
     /// Begins an entry; for a file, `entry.size` bytes of data must follow.
     ///
     /// # Errors
-    /// Those of the stream; `InvalidInput` when data of the entry before is missing.
+    /// Those of the stream; `InvalidInput` when data of the entry before is missing, and for an extended
+    /// attribute whose name would be read as another one.
     pub(crate) fn entry(&mut self, entry: &Entry) -> Result<()> {
         self.close()?;
+        // Parity: archive/tar: what would not be read back is not written.
+        if entry.xattrs.iter().any(|(name, _)| name.contains(&b'=')) {
+            return Err(Error::new(ErrorKind::InvalidInput, "invalid PAX record"));
+        }
         let records = records(entry);
         if !records.is_empty() {
             let name = [b"PaxHeaders.0/".as_slice(), base(&entry.name)].concat();
@@ -323,6 +328,16 @@ mod tests {
             prop_assert_eq!(bytes.len() % BLOCK, 0);
             prop_assert_eq!(read_back(&bytes), entries);
         }
+    }
+
+    #[test]
+    fn an_attribute_that_would_be_read_as_another_one_is_refused() {
+        let file = Entry {
+            name: b"f".to_vec(),
+            xattrs: vec![(b"user.a=b".to_vec(), b"c".to_vec())],
+            ..special()
+        };
+        assert!(Writer::new(Vec::new()).entry(&file).is_err());
     }
 
     #[test]
