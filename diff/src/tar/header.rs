@@ -80,6 +80,10 @@ impl<'a> Block<'a> {
         let prefix = match self.dialect() {
             Dialect::Ustar => self.text(345, 155),
             Dialect::Star => self.text(345, 131),
+            Dialect::Gnu if self.has_prefix_over_times() => {
+                let text = self.text(345, 155);
+                if text.is_ascii() { text } else { &[] }
+            }
             Dialect::V7 | Dialect::Gnu => &[],
         };
         if prefix.is_empty() {
@@ -87,6 +91,16 @@ impl<'a> Block<'a> {
         } else {
             [prefix, b"/", name].concat()
         }
+    }
+
+    /// Parity: archive/tar: before Go 1.8 the writer put a prefix into headers of GNU's format, where times
+    /// stand. One that reads as two times cannot be told from them.
+    fn has_prefix_over_times(&self) -> bool {
+        let is_time = |at| {
+            let field = self.bytes(at, 12);
+            field[0] == 0 || number(field).is_ok()
+        };
+        self.dialect() == Dialect::Gnu && !(is_time(345) && is_time(357))
     }
 
     pub(super) fn link(&self) -> Vec<u8> {
@@ -124,7 +138,7 @@ impl<'a> Block<'a> {
             Dialect::V7 | Dialect::Ustar => return Ok(None),
         };
         let field = self.bytes(at, 12);
-        if field[0] == 0 {
+        if field[0] == 0 || self.has_prefix_over_times() {
             return Ok(None);
         }
         Ok(Some(Time {
@@ -147,6 +161,9 @@ impl<'a> Block<'a> {
 
     /// The sparse map of an old GNU header: entries, whether more blocks follow, the real size.
     pub(super) fn gnu_sparse(&self) -> Result<GnuSparse> {
+        if self.has_prefix_over_times() {
+            return Err(damaged("sparse entry without a GNU header"));
+        }
         let entries = sparse_entries(self.bytes(386, 96))?;
         let real = size(number(self.bytes(483, 12))?)?;
         Ok((entries, self.0[482] != 0, real))
