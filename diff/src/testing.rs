@@ -105,14 +105,20 @@ pub(crate) fn onto(tar: &[u8], upper: &Path, lowers: &[&Path]) -> Result<()> {
         lowers,
         userxattr: false,
     };
-    apply_tar(
-        tar,
-        &Root::open(upper)?,
-        &TreeOpts {
-            target,
-            ..TreeOpts::default()
-        },
-    )
+    into(tar, upper, target)
+}
+
+/// Extracts into an upper directory of which nobody knows yet what is below.
+pub(crate) fn alone(tar: &[u8], upper: &Path) -> Result<()> {
+    into(tar, upper, Target::Detached)
+}
+
+fn into(tar: &[u8], to: &Path, target: Target) -> Result<()> {
+    let opts = TreeOpts {
+        target,
+        ..TreeOpts::default()
+    };
+    apply_tar(tar, &Root::open(to)?, &opts)
 }
 
 /// One node of a tree as a value.

@@ -1,4 +1,5 @@
-//! Any bytes as a layer: onto a plain tree and into an upper directory over a small lower layer.
+//! Any bytes as a layer: onto a plain tree, into an upper directory over a small lower layer, and into one
+//! of which nobody knows yet what is below.
 //!
 //! Invariant under test: no panic, every refusal has a class that blames the archive or a limit, and
 //! a canary beside the tree stays as it was. Run as root on a tmpfs.
@@ -18,7 +19,7 @@ fn facts(path: &Path) -> (u32, u64, i64, i64) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    for upper in [false, true] {
+    for way in 0..3 {
         let temp = tempfile::tempdir().expect("tempdir");
         let [root, outside, lower] = ["root", "outside", "lower"].map(|name| {
             let path = temp.path().join(name);
@@ -30,10 +31,10 @@ fuzz_target!(|data: &[u8]| {
         std::fs::write(outside.join("canary"), "alive").expect("write");
         let all = || [facts(&outside), facts(&outside.join("canary")), facts(&lower), facts(&lower.join("d/f"))];
         let before = all();
-        let target = if upper {
-            Target::Upper { lowers: vec![lower.clone()], userxattr: false }
-        } else {
-            Target::Merged
+        let target = match way {
+            0 => Target::Merged,
+            1 => Target::Upper { lowers: vec![lower.clone()], userxattr: false },
+            _ => Target::Detached,
         };
         let limits = Limits { bytes: 64 << 20, entries: 4096, ..Limits::default() };
         let opts = TreeOpts { target, limits, skip_devices: false, ..TreeOpts::default() };

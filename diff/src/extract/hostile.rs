@@ -11,7 +11,7 @@ use types::Code;
 use super::naive::Naive;
 use crate::root::MAX_NAME;
 use crate::tar::{Entry, Kind};
-use crate::testing::{Bench, dir, entry, file, link, merge, named, onto, symlink, tree};
+use crate::testing::{Bench, alone, dir, entry, file, link, merge, named, onto, symlink, tree};
 
 /// Hostile archives, each with what becomes of it: refused, or contained.
 #[expect(clippy::too_many_lines, reason = "a table")]
@@ -161,10 +161,21 @@ fn corpus() -> Vec<(&'static str, Vec<u8>, bool)> {
     ]
 }
 
+/// Where a layer goes.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Into a plain tree.
+    Plain,
+    /// Into an overlay's upper directory.
+    Upper,
+    /// The same, and what is below is not known.
+    Alone,
+}
+
 #[test]
 fn hostile_archives_are_refused_or_contained() {
     for (name, tar, contained) in corpus() {
-        for upper in [false, true] {
+        for way in [Way::Plain, Way::Upper, Way::Alone] {
             let temp = tempfile::tempdir().unwrap();
             let [root, outside, lower] = ["root", "outside", "lower"].map(|dir| {
                 let path = temp.path().join(dir);
@@ -190,10 +201,10 @@ fn hostile_archives_are_refused_or_contained() {
                 ]
             };
             let before = all();
-            let done = if upper {
-                onto(&tar, &root, &[&lower])
-            } else {
-                merge(&tar, &root)
+            let done = match way {
+                Way::Plain => merge(&tar, &root),
+                Way::Upper => onto(&tar, &root, &[&lower]),
+                Way::Alone => alone(&tar, &root),
             };
             match &done {
                 Ok(()) => assert!(contained, "{name} was not refused"),
@@ -272,11 +283,11 @@ fn below() -> impl Strategy<Value = Vec<Entry>> {
     proptest::collection::vec(one, 0..6)
 }
 
-/// Extracts `layer` over `lower` into a plain tree and into an upper directory.
+/// Extracts `layer` over `lower` into a plain tree and into an upper directory, and into one on nothing.
 fn contained_and_alike(lower: &[Entry], layer: &[Entry]) {
     let bench = Bench::new();
-    let [outside, base, plain, upper] =
-        ["outside", "base", "plain", "upper"].map(|name| bench.dir(name));
+    let [outside, base, plain, upper, detached] =
+        ["outside", "base", "plain", "upper", "detached"].map(|name| bench.dir(name));
     std::fs::write(outside.join("canary"), "alive").unwrap();
     for root in [&base, &plain] {
         // A layer that does not unpack is no layer.
@@ -303,10 +314,16 @@ fn contained_and_alike(lower: &[Entry], layer: &[Entry]) {
     let (before, lower_tree) = (all(), tree(&base, true));
     let tar = named(layer);
     let done = [merge(&tar, &plain), onto(&tar, &upper, &[&base])];
+    // What becomes of it on its parents is seen where it is settled on them.
+    let early = alone(&tar, &detached);
     let is_alike = as_the_naive_one(lower, layer, &plain, &done[0]);
     assert_eq!(all(), before, "outside was touched");
     assert_eq!(tree(&base, true), lower_tree, "the lower layer was touched");
-    for error in done.iter().filter_map(|done| done.as_ref().err()) {
+    for error in done
+        .iter()
+        .chain([&early])
+        .filter_map(|done| done.as_ref().err())
+    {
         assert!(error.is(Code::InvalidArgument), "{error}");
     }
     if !is_alike {

@@ -3,6 +3,7 @@
 //! Invariant: a deletion acts on the layers below; what its own layer holds stays, whichever came first
 //! in the archive (OCI image-spec, layer.md, Whiteouts).
 
+use std::hash::BuildHasher as _;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, XattrFlags};
@@ -27,7 +28,7 @@ impl Tree<'_> {
         };
         match stat(&dir.fd, target)? {
             // Where nothing is to be hidden, a listing would show the whiteout itself.
-            None if !self.is_detached() && !self.hides(&dir.fd, target)? => Ok(()),
+            None if !self.may_hide(dir, target)? => Ok(()),
             None => {
                 rustix::fs::mknodat(&dir.fd, target, FileType::CharacterDevice, Mode::empty(), 0)?;
                 let owner = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
@@ -62,6 +63,15 @@ impl Tree<'_> {
         let is_left = stat(&dir, base)?.is_none_or(|facts| is_whiteout(&facts));
         let inode = rustix::fs::fstat(&dir)?.st_ino;
         Ok(is_left && self.devices.contains(self.hash(inode, base)))
+    }
+
+    /// True when a whiteout `target` in `dir` hides something, or that cannot be told.
+    fn may_hide(&mut self, dir: &Directory, target: &[u8]) -> Result<bool, Errno> {
+        if self.is_detached() {
+            // In what this archive has emptied nothing shows, and a whiteout would keep it from being removed.
+            return Ok(!self.emptied.contains(self.hasher.hash_one(dir.inode)));
+        }
+        self.hides(&dir.fd, target)
     }
 
     /// True when a whiteout `target` in `dir` has something below it, or that cannot be told.
