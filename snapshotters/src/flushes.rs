@@ -1,20 +1,23 @@
 //! Flushes of a file system, shared by all who wait for one at the same time.
 //!
-//! Invariant: whoever has his answer was there before a flush that has ended without an error began.
+//! Invariant: whoever has his answer was there before the flush began that it is of. An error is told to
+//! all whom that flush was for: the kernel tells it once, and a later flush of the same says nothing of it.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use types::Result;
+use types::{Code, Error, Result};
+
+/// What became of one flush: empty as long as it has not ended.
+type Round = OnceLock<Result<(), (Code, String)>>;
 
 /// The flushes of one file system.
 #[derive(Debug, Default)]
 pub(crate) struct Flushes {
-    /// How many have asked.
-    asked: AtomicU64,
-    /// How many of these have been served. Held by whoever flushes.
-    served: Mutex<u64>,
+    /// The one that has not begun.
+    coming: Mutex<Arc<Round>>,
+    /// Held by whoever flushes.
+    turn: Mutex<()>,
 }
 
 impl Flushes {
@@ -27,22 +30,38 @@ impl Flushes {
     }
 
     fn share(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
-        let mine = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        if *served >= mine {
-            return Ok(());
+        let mine = Arc::clone(&self.coming());
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(done) = mine.get() {
+            let again = |(code, text): &(Code, String)| Error::from_wire(*code, text);
+            return done.as_ref().copied().map_err(again);
         }
-        let upto = self.asked.load(Ordering::SeqCst);
-        flush()?;
-        *served = upto;
-        Ok(())
+        // Whoever comes from here on may have written what this one does not take.
+        *self.coming() = Arc::default();
+        let done = flush();
+        let told = done.as_ref().copied();
+        // Set by nobody else: that takes the turn.
+        let _first = mine.set(told.map_err(|error| (error.code(), error.to_string())));
+        done
+    }
+
+    fn coming(&self) -> MutexGuard<'_, Arc<Round>> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
-    use types::Error;
+
+    /// Waits until so many wait for the flush that has not begun.
+    fn joined(flushes: &Flushes, count: usize) {
+        while Arc::strong_count(&flushes.coming()) < 1 + count {
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn all_who_wait_share_the_next_flush_and_none_that_had_begun() {
@@ -56,9 +75,7 @@ mod tests {
                 for _ in 0..8 {
                     scope.spawn(|| flushes.share(done).unwrap());
                 }
-                while flushes.asked.load(Ordering::SeqCst) < 9 {
-                    std::thread::yield_now();
-                }
+                joined(&flushes, 8);
                 done()
             });
             first.unwrap();
@@ -68,5 +85,32 @@ mod tests {
         failed.unwrap_err();
         flushes.share(done).unwrap();
         assert_eq!(count.load(Ordering::SeqCst), 3);
+    }
+
+    #[test]
+    fn an_error_is_told_to_all_who_waited_for_that_flush_and_to_nobody_else() {
+        let (flushes, count) = (Flushes::default(), AtomicU64::new(0));
+        // As the kernel has it: whoever asks first hears of it.
+        let flush = || match count.fetch_add(1, Ordering::SeqCst) {
+            0 => Err(Error::data_loss("disk")),
+            _ => Ok(()),
+        };
+        std::thread::scope(|scope| {
+            let (mut waiting, mut later) = (Vec::new(), None);
+            let first = flushes.share(|| {
+                waiting.extend((0..4).map(|_| scope.spawn(|| flushes.share(flush))));
+                joined(&flushes, 4);
+                Ok(())
+            });
+            first.unwrap();
+            for one in waiting {
+                let error = one.join().unwrap().unwrap_err();
+                assert!(error.is(Code::DataLoss), "{error}");
+                // Whoever comes when that is over is served anew.
+                later.get_or_insert_with(|| flushes.share(flush));
+            }
+            later.unwrap().unwrap();
+        });
+        assert_eq!(count.load(Ordering::SeqCst), 2);
     }
 }
