@@ -20,8 +20,9 @@ use types::{Code, Fields, Filter, Labels, Mount, SnapshotInfo, SnapshotKey, Snap
 use crate::Snapshotter;
 
 pub use files::{
-    deep_chains, layers_are_seen_from_above_and_never_from_below, views_refuse_to_be_written_to,
-    what_is_mounted_disturbs_nobody, what_was_made_alone_gets_a_parent,
+    deep_chains, layers_are_seen_from_above_and_never_from_below, usage_is_stored_at_commit,
+    views_refuse_to_be_written_to, what_is_mounted_disturbs_nobody,
+    what_was_made_alone_gets_a_parent,
 };
 pub use varied::{AsItIs, Variation, Varied};
 
@@ -280,19 +281,6 @@ pub async fn lists_filter_and_are_ordered(sn: &dyn Snapshotter) {
     for name in ["b", "w", "m", "z"] {
         sn.remove(&key(name)).await.unwrap();
     }
-}
-
-/// Usage of a committed snapshot is there and does not change.
-pub async fn usage_is_stored_at_commit(sn: &dyn Snapshotter) {
-    sn.prepare(&key("u"), None, Labels::new()).await.unwrap();
-    sn.usage(&key("u")).await.unwrap();
-    sn.commit(&key("U"), &key("u"), Labels::new())
-        .await
-        .unwrap();
-    let stored = sn.usage(&key("U")).await.unwrap();
-    assert!(stored.inodes > 0, "{stored:?}");
-    assert_eq!(sn.usage(&key("U")).await.unwrap(), stored);
-    sn.remove(&key("U")).await.unwrap();
 }
 
 /// Mounts of one snapshot are always the same; those of a view are read-only.

@@ -99,6 +99,38 @@ pub async fn layers_are_seen_from_above_and_never_from_below(sn: &dyn Snapshotte
     }
 }
 
+/// Usage of a committed snapshot is what its files take, and does not change.
+pub async fn usage_is_stored_at_commit(sn: &dyn Snapshotter) {
+    const LEN: usize = 512 << 10;
+    // Without any order, so that nothing makes less of it.
+    let mut bits = 1_u64;
+    let mut byte = || {
+        bits ^= bits << 13;
+        bits ^= bits >> 7;
+        bits ^= bits << 17;
+        bits.to_le_bytes()[0]
+    };
+    let data: Vec<u8> = (0..LEN).map(|_| byte()).collect();
+    let mounts = sn.prepare(&key("u"), None, Labels::new()).await.unwrap();
+    let empty = sn.usage(&key("u")).await.unwrap();
+    within(&mounts, |path| {
+        std::fs::write(path.join("one"), &data[..LEN / 2]).unwrap();
+        std::fs::write(path.join("two"), &data[LEN / 2..]).unwrap();
+    });
+    sn.commit(&key("U"), &key("u"), Labels::new())
+        .await
+        .unwrap();
+    let stored = sn.usage(&key("U")).await.unwrap();
+    // Metadata of a file system on top, no multiple of the data.
+    let len = LEN as u64;
+    assert!((len..8 * len).contains(&stored.size), "{stored:?}");
+    // Where files are not in one, each counts.
+    let is_each = stored.inodes == empty.inodes + 2;
+    assert!(is_each || stored.inodes == 1, "{empty:?} {stored:?}");
+    assert_eq!(sn.usage(&key("U")).await.unwrap(), stored);
+    sn.remove(&key("U")).await.unwrap();
+}
+
 /// Nothing can be written through the mounts of a view, on a parent or on none.
 pub async fn views_refuse_to_be_written_to(sn: &dyn Snapshotter) {
     filled(sn, "ro", None, |path| {
