@@ -320,6 +320,16 @@ impl Applier for Differs {
     fn follows(&self) -> bool {
         self.ordered.iter().all(|differ| differ.follows())
     }
+
+    /// As above.
+    fn settles(&self) -> bool {
+        self.ordered.iter().all(|differ| differ.settles())
+    }
+
+    /// As above.
+    fn flushes(&self) -> bool {
+        self.ordered.iter().all(|differ| differ.flushes())
+    }
 }
 
 impl fmt::Debug for Differs {

@@ -133,6 +133,14 @@ impl Applier for Walking {
     fn follows(&self) -> bool {
         true
     }
+
+    fn settles(&self) -> bool {
+        true
+    }
+
+    fn flushes(&self) -> bool {
+        true
+    }
 }
 
 /// One apply.

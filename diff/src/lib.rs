@@ -90,6 +90,19 @@ pub trait Applier: Send + Sync + fmt::Debug {
     fn follows(&self) -> bool {
         false
     }
+
+    /// True when a layer may be given to it without its parents: it takes an overlay of an upper directory
+    /// and nothing below, and marks there what it cannot decide ([`types::UNSETTLED_LAYER`]). Others would
+    /// try to mount that, or leave what nobody settles.
+    fn settles(&self) -> bool {
+        false
+    }
+
+    /// True when [`ApplyOpts::sync`] can be relied on: what it has answered for is on the disk. Others may
+    /// not know the wish, or take it lightly.
+    fn flushes(&self) -> bool {
+        false
+    }
 }
 
 /// Makes layer archives.

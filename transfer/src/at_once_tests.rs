@@ -51,17 +51,20 @@ fn layer(lines: &[Line<'_>]) -> Vec<u8> {
 
 /// One entry of a layer's directory.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    mode: u32,
+pub(super) struct Seen {
+    pub(super) mode: u32,
     owner: (u32, u32),
     rdev: u64,
     text: Vec<u8>,
     /// Absent where it is the moment of unpacking.
     mtime: Option<i64>,
-    opaque: bool,
+    pub(super) opaque: bool,
 }
 
-fn seen(root: &Path) -> BTreeMap<PathBuf, Seen> {
+/// All entries of a layer's directory.
+pub(super) type Shown = BTreeMap<PathBuf, Seen>;
+
+fn seen(root: &Path) -> Shown {
     let mut found = BTreeMap::new();
     let mut left = vec![root.to_owned()];
     while let Some(path) = left.pop() {
@@ -108,7 +111,7 @@ impl Variation for Foreign {
 
 /// How layers are unpacked.
 #[derive(Clone, Copy, PartialEq)]
-enum How {
+pub(super) enum How {
     AtOnce,
     InSeries,
     /// By a snapshotter that knows nothing of our marks, though it rebases.
@@ -116,7 +119,12 @@ enum How {
 }
 
 /// What the layers' directories hold, top first.
-async fn unpacked(layers: &[Vec<u8>], how: How) -> Vec<BTreeMap<PathBuf, Seen>> {
+async fn unpacked(layers: &[Vec<u8>], how: How) -> Vec<Shown> {
+    made(layers, how).await.unwrap()
+}
+
+/// The same of layers that may be refused.
+pub(super) async fn made(layers: &[Vec<u8>], how: How) -> Result<Vec<Shown>> {
     let temp = tempfile::tempdir().unwrap();
     let overlay = Overlay::open(&temp.path().join("o"), OverlayConfig::default()).unwrap();
     let store = Store::default();
@@ -136,8 +144,8 @@ async fn unpacked(layers: &[Vec<u8>], how: How) -> Vec<BTreeMap<PathBuf, Seen>> 
         ..crate::fake::World::new().deps()
     };
     let on = OnProgress::default();
-    let top = unpack_image(&deps, &root, &PlatformSet::All, &on).await;
-    let top = key_of(&top.unwrap().unwrap()).unwrap();
+    let top = unpack_image(&deps, &root, &PlatformSet::All, &on).await?;
+    let top = key_of(&top.unwrap())?;
     let all = overlay.list(&Filter::default()).await.unwrap();
     assert_eq!(all.len(), layers.len(), "no extraction stays: {all:?}");
     let view = "view".parse().unwrap();
@@ -145,11 +153,8 @@ async fn unpacked(layers: &[Vec<u8>], how: How) -> Vec<BTreeMap<PathBuf, Seen>> 
         .view(&view, Some(&top), Labels::new())
         .await
         .unwrap();
-    let lowers = mounts[0].option("lowerdir").unwrap();
-    lowers
-        .split(':')
-        .map(|path| seen(Path::new(path)))
-        .collect()
+    let lowers = mounts[0].option("lowerdir").unwrap().split(':');
+    Ok(lowers.map(|path| seen(Path::new(path))).collect())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -89,6 +89,8 @@ pub(crate) struct Snapshots(
     /// Keys of which it was told that somebody will end them.
     Mutex<BTreeSet<String>>,
     pub(crate) OutOfOrder,
+    /// How often it was told that all of a snapshot is on the disk.
+    pub(crate) AtomicUsize,
 );
 
 /// Layers that are prepared before what is below them.
@@ -197,6 +199,10 @@ impl Snapshotter for Snapshots {
         self.3.is_on.load(Ordering::Relaxed)
     }
 
+    fn flushed(&self, _: &SnapshotKey) {
+        self.4.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn attended(&self, key: &SnapshotKey) {
         assert!(self.2.lock().unwrap().insert(key.to_string()));
     }
@@ -232,6 +238,8 @@ impl Snapshotter for Snapshots {
 #[derive(Debug, Default)]
 pub(crate) struct Hasher {
     pub(crate) applied: Mutex<Vec<u64>>,
+    /// It is another program's, of which nothing is known.
+    pub(crate) is_foreign: AtomicBool,
 }
 
 #[async_trait]
@@ -265,6 +273,14 @@ impl Applier for Hasher {
             digest: images::digest_of(&data)?,
             ..layer.clone()
         })
+    }
+
+    fn settles(&self) -> bool {
+        !self.is_foreign.load(Ordering::Relaxed)
+    }
+
+    fn flushes(&self) -> bool {
+        !self.is_foreign.load(Ordering::Relaxed)
     }
 }
 

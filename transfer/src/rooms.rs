@@ -24,9 +24,15 @@ impl Rooms {
     }
 }
 
+/// True when layers can be extracted before those below them are there: who writes them marks what he
+/// cannot decide, and who keeps them knows the marks.
+pub(crate) fn at_once(deps: &Deps) -> bool {
+    deps.snapshotter.settles() && deps.applier.settles()
+}
+
 /// How many layers are extracted at a time.
 pub(crate) fn width(deps: &Deps) -> usize {
-    if !deps.snapshotter.settles() {
+    if !at_once(deps) {
         return 1;
     }
     // Decoder, hash and files of one layer have a thread each, and wait for the disk now and then.

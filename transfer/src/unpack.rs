@@ -23,7 +23,7 @@ use crate::Deps;
 use crate::extract::{Extraction, Incoming, apply, arrived, labels, prepare};
 use crate::fetch::Started;
 use crate::progress::{OnProgress, Status};
-use crate::rooms::Rooms;
+use crate::rooms::{Rooms, at_once};
 
 /// Unpacks the image `root` for the best of the wanted platforms and returns the chain id, which is
 /// the name of its top snapshot; `None` when it has no layers to unpack.
@@ -284,7 +284,7 @@ impl<'a> Layers<'a> {
         let Some(chain) = self.chains.get(at) else {
             return Ok(Early::There);
         };
-        if !self.deps.snapshotter.settles() {
+        if !at_once(self.deps) {
             self.below(at).await?;
         }
         // The next in order takes none: who has them may wait for another transfer's layers, and that one
@@ -362,7 +362,10 @@ impl<'a> Layers<'a> {
         let _unpacking = recorder::stage("unpacking layer", named);
         match apply(self.deps, layer, diff_id, mounts, incoming).await {
             Ok(()) => {
-                self.deps.snapshotter.flushed(&extraction.key);
+                // Another's word is not enough: the commit flushes what he may have left in memory.
+                if self.deps.applier.flushes() {
+                    self.deps.snapshotter.flushed(&extraction.key);
+                }
                 Ok(extraction)
             }
             Err(error) => {
@@ -409,6 +412,12 @@ pub(crate) fn key_of(chain: &Digest) -> Result<SnapshotKey> {
 #[cfg(test)]
 #[path = "at_once_tests.rs"]
 mod at_once;
+#[cfg(test)]
+#[path = "foreign_tests.rs"]
+mod foreign;
+#[cfg(test)]
+#[path = "settled_tests.rs"]
+mod settled;
 #[cfg(test)]
 mod tests {
     use images::testsuite::image;

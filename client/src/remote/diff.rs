@@ -19,13 +19,23 @@ use crate::call::{Caller, done, present};
 #[derive(Clone, Debug)]
 pub struct RemoteDiff {
     caller: Caller,
+    settles: bool,
 }
 
 impl RemoteDiff {
     /// The differ that `caller` reaches.
     #[must_use]
     pub fn new(caller: Caller) -> Self {
-        Self { caller }
+        Self {
+            caller,
+            settles: false,
+        }
+    }
+
+    /// The same, when layers may be given to it without their parents.
+    #[must_use]
+    pub fn with_settling(self, settles: bool) -> Self {
+        Self { settles, ..self }
     }
 
     /// Who calls: on behalf of `scope`, if that is said.
@@ -61,6 +71,10 @@ impl Applier for RemoteDiff {
         let caller = self.caller(opts.scope);
         let answer = done(self.stub().apply(caller.endless(message)?).await)?;
         Descriptor::from_wire(present(answer.applied, "descriptor")?)
+    }
+
+    fn settles(&self) -> bool {
+        self.settles
     }
 }
 

@@ -170,3 +170,29 @@ async fn the_first_differ_in_the_configured_order_that_can_do_it_does_it() {
         assert_eq!(answer, (Err(Code::NotImplemented), vec!["first", "second"]));
     }
 }
+
+#[test]
+fn they_promise_what_each_of_them_does() {
+    let ours = || Arc::new(Walking::new("/nowhere".into())) as Arc<dyn Differ>;
+    let foreign = || {
+        let knows = Knows {
+            name: "first",
+            media_type: "both",
+            fault: None,
+            asked: Arc::default(),
+        };
+        Arc::new(knows) as Arc<dyn Differ>
+    };
+    for (ordered, want) in [
+        (vec![ours()], true),
+        (vec![ours(), foreign()], false),
+        (vec![foreign(), ours()], false),
+    ] {
+        let differs = Differs {
+            ordered,
+            sync: false,
+        };
+        let promised = [differs.settles(), differs.flushes(), differs.follows()];
+        assert_eq!(promised, [want; 3], "{differs:?}");
+    }
+}

@@ -37,4 +37,12 @@ impl Applier for Noted {
     fn follows(&self) -> bool {
         self.applier.follows()
     }
+
+    fn settles(&self) -> bool {
+        self.applier.settles()
+    }
+
+    fn flushes(&self) -> bool {
+        self.applier.flushes()
+    }
 }
