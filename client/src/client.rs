@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use content::ContentStore;
 use diff::{Applier, Comparer};
-use snapshotters::Snapshotter;
+use snapshotters::{SETTLES, Snapshotter};
 use tonic::transport::Channel;
 use types::{Context as _, DEFAULT_RUNTIME, Filter, LeaseId, Namespace, Result, Scope, label};
 
@@ -18,6 +18,10 @@ use crate::services::{
 
 /// Snapshotter where neither the caller nor the namespace names one.
 pub const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
+
+/// Differs of daemons, ours and Go's, that a layer may be given to without its parents: the second takes
+/// none that is not for its own snapshotter.
+const DIFFERS: [&str; 2] = ["walking", "erofs"];
 
 /// A connection to a daemon, in one namespace. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -151,18 +155,31 @@ impl Client {
         let wanted = format!("type==io.containerd.snapshotter.v1,id=={name}");
         let filter = Filter::parse(&[wanted])?;
         let found = self.introspection().plugins(&filter).await?;
-        let rebases = found
-            .iter()
-            .any(|plugin| plugin.capabilities.iter().any(|word| word == "rebase"));
+        let words = found.iter().flat_map(|plugin| &plugin.capabilities);
+        let words: Vec<_> = words.map(String::as_str).collect();
+        let (rebases, settles) = unpacks_at_once(name, &words);
         let made = RemoteSnapshotter::new(self.caller.clone(), name);
-        // What unpacks is the daemon's as well.
-        Ok(Arc::new(made.with_rebase(rebases).with_settling(rebases)))
+        Ok(Arc::new(made.with_rebase(rebases).with_settling(settles)))
     }
 
     /// The daemon's differ, unpacking.
     #[must_use]
     pub fn applier(&self) -> Arc<dyn Applier> {
         Arc::new(RemoteDiff::new(self.caller.clone()))
+    }
+
+    /// The daemon's differ for a transfer: the daemon is asked which ones there are.
+    ///
+    /// # Errors
+    /// Of the call.
+    pub async fn transfer_applier(&self) -> Result<Arc<dyn Applier>> {
+        let filter = Filter::parse(&["type==io.containerd.differ.v1"])?;
+        let found = self.introspection().plugins(&filter).await?;
+        let ready = found.iter().filter(|plugin| plugin.fault.is_none());
+        // Another program's may come before the daemon's own, whatever the layer.
+        let settles = are_ours(ready.map(|plugin| plugin.id.as_str()));
+        let made = RemoteDiff::new(self.caller.clone());
+        Ok(Arc::new(made.with_settling(settles)))
     }
 
     /// The daemon's differ, packing.
@@ -216,5 +233,43 @@ impl Client {
             tracing::warn!(%error, "cannot remove lease");
         }
         done
+    }
+}
+
+/// Whether a daemon's snapshotter with these capabilities rebases, and whether it knows what the daemon's
+/// differ leaves in a layer whose parent is not there. By this name it is the daemon's own; others that say
+/// nothing of it may be another program's.
+fn unpacks_at_once(name: &str, words: &[&str]) -> (bool, bool) {
+    let settles = words.contains(&SETTLES);
+    let rebases = words.contains(&"rebase");
+    (
+        rebases || settles,
+        settles || (rebases && name == DEFAULT_SNAPSHOTTER),
+    )
+}
+
+/// True when layers may be given to a daemon's differs without their parents, whichever is asked.
+fn are_ours<'a>(mut differs: impl Iterator<Item = &'a str>) -> bool {
+    differs.all(|id| DIFFERS.contains(&id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_unpacked_at_once_where_all_is_the_daemons_own() {
+        for (name, words, want) in [
+            ("overlayfs", &["rebase"][..], (true, true)),
+            ("overlayfs", &["remap-ids"], (false, false)),
+            ("erofs", &["remap-ids", "settle"], (true, true)),
+            ("somebodys", &["rebase"], (true, false)),
+            ("ours", &["rebase", "settle"], (true, true)),
+            ("native", &[], (false, false)),
+        ] {
+            assert_eq!(unpacks_at_once(name, words), want, "{name} {words:?}");
+        }
+        assert!(are_ours(["erofs", "walking"].into_iter()));
+        assert!(!are_ours(["far", "walking"].into_iter()));
     }
 }

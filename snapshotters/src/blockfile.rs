@@ -212,7 +212,17 @@ impl Layout for Files {
         given_up(&block, PATIENCE)?;
         flush(&block)?;
         sys::fs::fsync_dir(&store.directory(chain.id))?;
-        self.usage(store, chain).map(Sealed::from)
+        let usage = self.usage(store, chain)?;
+        let print = self.print(store, chain.id)?;
+        Ok(Sealed {
+            print,
+            ..Sealed::from(usage)
+        })
+    }
+
+    /// The length of the file: one that was cut is no file system any more.
+    fn print(&self, store: &Store, id: u64) -> Result<Option<u64>> {
+        tree::length(&block(store, id)).map(Some)
     }
 }
 

@@ -22,7 +22,7 @@ use types::{Code, Context as _, Error, Mount, Result, SnapshotKind, Usage};
 
 use crate::gate::Gate;
 use crate::local::{Layout, Local, New};
-use crate::overlay::settle::settle;
+use crate::overlay::settle::{is_unsettled, settle};
 use crate::overlay::stack::{LAYER, Stack, WORK};
 use crate::storage::{Chain, Sealed};
 use crate::store::{Keeping, Notes, Store, nameable, text};
@@ -292,7 +292,17 @@ impl Layout for Images {
 
     fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
         let made = self.make_image(&store.directory(chain.id));
-        made.map(Sealed::from).ctx("make image of layer")
+        let usage = made.ctx("make image of layer")?;
+        let print = self.print(store, chain.id)?;
+        Ok(Sealed {
+            print,
+            ..Sealed::from(usage)
+        })
+    }
+
+    /// The length of the image: one that was cut is no layer any more.
+    fn print(&self, store: &Store, id: u64) -> Result<Option<u64>> {
+        tree::length(&store.directory(id).join(IMAGE)).map(Some)
     }
 
     fn unseal(&self, store: &Store, chain: &Chain) -> Result<()> {
@@ -318,6 +328,10 @@ impl Layout for Images {
     /// As that of an overlay: layers are independent.
     fn rebases(&self) -> bool {
         !self.stack.userxattr
+    }
+
+    fn is_unsettled(&self, store: &Store, id: u64) -> bool {
+        is_unsettled(&store.directory(id).join(LAYER))
     }
 
     fn settle(&self, store: &Store, id: u64, parents: &[u64]) -> Result<()> {

@@ -62,6 +62,15 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
         None
     }
 
+    /// What [`Layout::seal`] has told as the print of a committed snapshot, taken anew; none where it tells
+    /// none.
+    fn print(&self, store: &Store, id: u64) -> Result<Option<u64>> {
+        let Some(tree) = self.tree(store, id) else {
+            return Ok(None);
+        };
+        Ok(Some(tree::measure(&tree)?.1.number()))
+    }
+
     /// Where the files of an active snapshot are, when they are the committed one's as well: they are to be
     /// flushed before it is sealed.
     fn loose(&self, _store: &Store, _id: u64) -> Option<PathBuf> {
@@ -82,12 +91,26 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
         false
     }
 
+    /// By which word those are told of it who can make use of it.
+    ///
+    /// Parity: core/unpack: where clients find `rebase` they unpack layers at the same time, and only for
+    /// `overlayfs` so that a layer's deletions become whiteouts.
+    fn rebase_word(&self) -> &'static str {
+        crate::SETTLES
+    }
+
+    /// True for an active one that was unpacked without its parents, and is not settled.
+    fn is_unsettled(&self, _store: &Store, _id: u64) -> bool {
+        false
+    }
+
     /// Settles what was made without a parent onto `parents`, nearest first, durably.
     fn settle(&self, _store: &Store, _id: u64, _parents: &[u64]) -> Result<()> {
         Err(Error::not_implemented("commit onto another parent"))
     }
 
-    /// What it can do beyond its contract, in words that clients look for (`rebase` is not among them).
+    /// What it can do beyond its contract, in words that clients look for ([`Layout::rebase_word`] is not
+    /// among them).
     fn capabilities(&self) -> Vec<&'static str> {
         Vec::new()
     }

@@ -41,6 +41,10 @@ pub use native::Native;
 pub use overlay::{Overlay, OverlayConfig};
 pub use store::index_files;
 
+/// Capability of a snapshotter for which our unpacker, and no other, may unpack layers without their
+/// parents: it knows what that leaves in them ([`Snapshotter::settles`]).
+pub const SETTLES: &str = "settle";
+
 /// A snapshot that is not whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {

@@ -27,7 +27,6 @@ pub(crate) use crate::layout::{Layout, New};
 use crate::note;
 use crate::storage::Chain;
 use crate::store::{Durable, Store, Wanted, blocking};
-use crate::tree;
 use crate::{Broken, Redo, Redone, Snapshotter};
 
 /// A snapshotter in a directory of this machine. Cheap to clone.
@@ -60,11 +59,9 @@ impl Inside {
         can_note: bool,
     ) -> Result<Option<Redo>> {
         let (store, layout) = (&self.store, &*self.layout);
+        let mut is_placed = false;
         let seal = |chain: &Chain, alone: bool| {
-            if let (true, true, Some(parent)) = (alone, onto.is_some(), chain.parents.first()) {
-                note::settle(&store.directory(chain.id), *parent)?;
-                layout.settle(store, chain.id, &chain.parents)?;
-            }
+            is_placed = alone && self.place(chain)?;
             let on_disk = self.flush(chain.id)?;
             let mut sealed = layout.seal(store, chain)?;
             if on_disk == OnDisk::Bare {
@@ -79,12 +76,30 @@ impl Inside {
         };
         let unseal = |chain: &Chain| layout.unseal(store, chain);
         let (id, redo) = store.commit((name, key), onto, labels, seal, unseal)?;
-        if onto.is_some() {
+        if is_placed {
             note::settled(&store.directory(id));
         }
         self.flushed().remove(&id);
         layout.sealed(store, id);
         Ok(redo)
+    }
+
+    /// Settles what was made without a parent onto those that it gets, or onto none; false when there was
+    /// nothing to do.
+    fn place(&self, chain: &Chain) -> Result<bool> {
+        let Self { store, layout, .. } = self;
+        let (id, directory) = (chain.id, store.directory(chain.id));
+        let parent = chain.parents.first().copied();
+        if parent.is_none() {
+            if !layout.is_unsettled(store, id) && !note::is_settled(&directory) {
+                return Ok(false);
+            }
+            // What is changed now was not flushed.
+            self.flushed().remove(&id);
+        }
+        note::settle(&directory, parent)?;
+        layout.settle(store, id, &chain.parents)?;
+        Ok(true)
     }
 
     fn flushed(&self) -> MutexGuard<'_, HashSet<u64>> {
@@ -162,12 +177,13 @@ impl Local {
         this
     }
 
-    /// What it can do beyond its contract, in the words that clients look for: `rebase`, and
+    /// What it can do beyond its contract, in the words that clients look for: `rebase` where Go's clients
+    /// may unpack layers at the same time, [`SETTLES`](crate::SETTLES) where only ours may, and
     /// `remap-ids` when the labels of id mappings work.
     #[must_use]
     pub fn capabilities(&self) -> Vec<&'static str> {
         let mut all = self.0.layout.capabilities();
-        all.extend(self.rebases().then_some("rebase"));
+        all.extend(self.rebases().then(|| self.0.layout.rebase_word()));
         all
     }
 
@@ -357,11 +373,7 @@ impl Snapshotter for Local {
         let this = Arc::clone(&self.0);
         blocking(move || {
             let Inside { store, layout, .. } = &*this;
-            let print = |id| {
-                let tree = layout.tree(store, id);
-                let measured = tree.map(|tree| tree::measure(&tree)).transpose()?;
-                Ok(measured.map(|(_, print)| print.number()))
-            };
+            let print = |id| layout.print(store, id);
             let flaw = |directory: &Path, kind| layout.flaw(directory, kind);
             Ok(store.broken(since, |kind| layout.parts(kind), flaw, print))
         })

@@ -104,16 +104,26 @@ impl Note {
     }
 }
 
-/// Notes that what is in a directory gets its place on `parent`. Half settled or not committed in the end,
-/// it is of use on no other.
+/// True when something in a directory was given its place, half perhaps, and is not committed.
+pub(crate) fn is_settled(directory: &Path) -> bool {
+    place(directory).is_some()
+}
+
+fn place(directory: &Path) -> Option<u64> {
+    let mut text = [0; 24];
+    let len = rustix::fs::lgetxattr(directory, SETTLED, &mut text[..]).ok()?;
+    str::from_utf8(text.get(..len)?).ok()?.parse().ok()
+}
+
+/// Notes that what is in a directory gets its place on `parent`, or on nothing. Half settled or not
+/// committed in the end, it is of use on no other.
 ///
 /// # Errors
 /// `FailedPrecondition` when it was to stand on another one.
-pub(crate) fn settle(directory: &Path, parent: u64) -> Result<()> {
-    let mut text = [0; 24];
-    let had = rustix::fs::lgetxattr(directory, SETTLED, &mut text[..]).ok();
-    let had = had.and_then(|len| str::from_utf8(text.get(..len)?).ok()?.parse().ok());
-    if had.is_some_and(|had: u64| had != parent) {
+pub(crate) fn settle(directory: &Path, parent: Option<u64>) -> Result<()> {
+    // Ids begin with one.
+    let parent = parent.unwrap_or(0);
+    if place(directory).is_some_and(|had| had != parent) {
         return Err(Error::failed_precondition(
             "snapshot was settled on another parent, it cannot be committed onto this one",
         ));

@@ -138,6 +138,14 @@ impl Layout for Layers {
         !self.stack.userxattr
     }
 
+    fn rebase_word(&self) -> &'static str {
+        "rebase"
+    }
+
+    fn is_unsettled(&self, store: &Store, id: u64) -> bool {
+        settle::is_unsettled(&upper(store, id))
+    }
+
     fn settle(&self, store: &Store, id: u64, parents: &[u64]) -> Result<()> {
         let upper = upper(store, id);
         settle::settle(&upper, &uppers(store, parents))?;

@@ -38,6 +38,15 @@ pub(crate) fn at(call: &str, path: &Path, errno: Errno) -> Error {
     }
 }
 
+/// How long a file is.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn length(path: &Path) -> Result<u64> {
+    let facts = rustix::fs::lstat(path).map_err(|e| at("stat", path, e))?;
+    Ok(u64::try_from(facts.st_size).unwrap_or(0))
+}
+
 /// A path below a root: components joined by `/`, empty for the root.
 pub(crate) type Relative = Vec<u8>;
 

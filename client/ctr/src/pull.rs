@@ -58,12 +58,13 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     let name = client.snapshotter_name(&args.snapshotter).await?;
     let start = Instant::now();
     let work = async |client: Client| {
-        let deps = Deps {
-            snapshotter: client.transfer_snapshotter(&name).await?,
-            ..deps(&client, &name)
-        };
         let display = Display::new();
         let pulled = if args.local {
+            let deps = Deps {
+                snapshotter: client.transfer_snapshotter(&name).await?,
+                applier: client.transfer_applier().await?,
+                ..deps(&client, &name)
+            };
             interruptible(here(&args, &deps, &display)).await
         } else {
             interruptible(there(&client, &name, &args, &display)).await

@@ -6,17 +6,13 @@ use std::sync::Arc;
 use client::remote::RemoteSnapshotter;
 use snapshotters::{
     Blockfile, BlockfileConfig, Btrfs, Erofs, ErofsConfig, Local, Native, Overlay, OverlayConfig,
-    Snapshotter,
+    SETTLES, Snapshotter,
 };
 use types::{Error, Result};
 
 use super::{SNAPSHOTTER, proxies};
 use crate::config::{self, Config, ProxyKind};
 use crate::point::{Candidate, Facts, Point};
-
-/// Capability of a proxied snapshotter that is one of ours: layers may be unpacked for it without their
-/// parents, for it knows what the unpacker leaves in them.
-const SETTLES: &str = "settle";
 
 /// What makes one of ours, or looks at it by a copy of its index in that directory.
 type Open = fn(&Config, &Path, Option<&Path>) -> Result<(Local, Facts)>;
@@ -56,7 +52,9 @@ pub(super) fn open(config: &Config, scratch: Option<&Path>) -> Result<Point<dyn 
         ProxyKind::Snapshot,
         |caller, name, plugin| -> Arc<dyn Snapshotter> {
             let has = |wanted: &str| plugin.capabilities.iter().any(|word| word == wanted);
-            let made = RemoteSnapshotter::new(caller, name).with_rebase(has("rebase"));
+            let made = RemoteSnapshotter::new(caller, name);
+            // One of ours under another name than overlayfs says the one word alone.
+            let made = made.with_rebase(has("rebase") || has(SETTLES));
             Arc::new(made.with_settling(has(SETTLES)).as_backend())
         },
     ));

@@ -41,6 +41,16 @@ async fn a_proxied_snapshotter_is_there_before_its_program_is() {
     assert_eq!(row.facts.platforms[0].to_string(), "linux/arm64");
     let error = far.list(&types::Filter::default()).await.unwrap_err();
     assert!(error.is(Code::Unavailable), "{error:?}");
+    // One of ours behind a socket says so, by the one word or by both.
+    for words in [&["settle"][..], &["rebase", "settle"]] {
+        let root = tempfile::tempdir().unwrap();
+        let mut config = self::config(root.path(), &[("ours", ProxyKind::Snapshot)], &[]);
+        let plugin = config.proxy_plugins.get_mut("ours").unwrap();
+        plugin.capabilities = words.iter().map(|&word| word.to_owned()).collect();
+        let ground = Ground::open(&config).unwrap();
+        let ours = &ground.snapshotters.ready()["ours"];
+        assert!(ours.rebases() && ours.settles(), "{words:?}");
+    }
     // Ours tell what they can do.
     let row = ground.rows.iter().find(|row| row.id == "native").unwrap();
     assert_eq!(row.facts.capabilities, ["remap-ids"]);

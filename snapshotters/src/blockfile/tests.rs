@@ -163,3 +163,25 @@ fn what_stays_mounted_is_named() {
     );
     assert!(error.is(types::Code::FailedPrecondition), "{text}");
 }
+
+#[tokio::test]
+async fn a_file_that_was_cut_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = config(temp.path(), "ext4", 8, &["-q"]);
+    let sn = Blockfile::open(&temp.path().join("root"), config).unwrap();
+    sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
+    sn.commit(&key("A"), &key("a"), Labels::new())
+        .await
+        .unwrap();
+    assert_eq!(sn.verify(None).await.unwrap(), []);
+    let id = sn.store().row(&key("A")).unwrap().id;
+    let block = std::fs::OpenOptions::new()
+        .write(true)
+        .open(block(sn.store(), id));
+    block.unwrap().set_len(4 << 20).unwrap();
+    let broken = sn.verify(None).await.unwrap();
+    assert!(
+        broken.len() == 1 && broken[0].key == key("A") && !broken[0].is_gone,
+        "{broken:?}"
+    );
+}

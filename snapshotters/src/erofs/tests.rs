@@ -300,3 +300,46 @@ fn an_image_that_grows_beyond_the_room_that_there_is_ends() {
     tree::remove(&image).unwrap();
     mkfs(&image, &layer, 16 << 20, &[]).unwrap();
 }
+
+#[tokio::test]
+async fn a_layer_made_alone_that_gets_no_parent_hides_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    assert!(sn.rebases());
+    // Not the word upon which Go's clients write a layer as if it stood on nothing.
+    assert_eq!(sn.capabilities().last(), Some(&crate::SETTLES));
+    let layer = upper(&prepare(&sn, "alone", None).await);
+    std::fs::write(layer.join("f"), "text").unwrap();
+    let (kind, mode) = (FileType::CharacterDevice, Mode::empty());
+    rustix::fs::mknodat(CWD, layer.join("gone"), kind, mode, 0).unwrap();
+    rustix::fs::setxattr(&layer, types::UNSETTLED_LAYER, b"y", XattrFlags::empty()).unwrap();
+    commit(&sn, "A", "alone").await;
+    let mounts = sn.view(&key("v"), Some(&key("A")), Labels::new()).await;
+    let shown = PathBuf::from(&mounts.unwrap()[0].source);
+    let names = std::fs::read_dir(&shown).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["f"]);
+    let mark = rustix::fs::lgetxattr(&shown, types::UNSETTLED_LAYER, &mut [0; 4][..]);
+    mark.unwrap_err();
+    clear(&sn, &["v", "A"]).await;
+}
+
+#[tokio::test]
+async fn an_image_that_was_cut_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let layer = upper(&prepare(&sn, "a", None).await);
+    std::fs::write(layer.join("f"), vec![b'x'; 1 << 20]).unwrap();
+    commit(&sn, "A", "a").await;
+    assert_eq!(sn.verify(None).await.unwrap(), []);
+    let id = sn.store().row(&key("A")).unwrap().id;
+    let image = sn.store().directory(id).join(IMAGE);
+    let image = std::fs::OpenOptions::new().write(true).open(image);
+    image.unwrap().set_len(64 << 10).unwrap();
+    let broken = sn.verify(None).await.unwrap();
+    assert!(
+        broken.len() == 1 && broken[0].key == key("A") && !broken[0].is_gone,
+        "{broken:?}"
+    );
+    clear(&sn, &["A"]).await;
+}

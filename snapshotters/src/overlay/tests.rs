@@ -1,5 +1,6 @@
 //! Overlay: the suite, the mount forms, what a crash leaves.
 
+mod alone;
 mod maps;
 mod renew;
 
@@ -426,7 +427,7 @@ async fn a_layer_made_alone_is_committed_onto_its_parent_as_if_made_there() {
     layer(&sn, "other-base", None, "f").await;
     let base_id = sn.store().row(&key("other-base")).unwrap().id;
     let directory = upper.parent().unwrap();
-    crate::note::settle(directory, base_id).unwrap();
+    crate::note::settle(directory, Some(base_id)).unwrap();
     let error = rebase("top", "alone", "base").await.unwrap_err();
     assert!(error.is(types::Code::FailedPrecondition), "{error}");
     upper.join("never").symlink_metadata().unwrap();
