@@ -1,6 +1,7 @@
 //! `snapshots diff`: what one snapshot changed over another, as a layer archive on stdout.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use client::Client;
 use diff::CompareOpts;
@@ -8,6 +9,9 @@ use snapshotters::Snapshotter;
 use types::{Context as _, Descriptor, Labels, Mount, Result, SnapshotKey, SnapshotKind};
 
 use crate::{content, snapshots, text};
+
+/// Variable of the environment with the seconds since 1970 that no time in a layer is beyond.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// Arguments of the command.
 #[derive(Debug, clap::Args)]
@@ -33,7 +37,7 @@ pub(crate) struct Args {
 /// Makes the archive under a lease, writes it to stdout and forgets it unless it is to be kept.
 pub(crate) async fn run(client: &Client, snapshotter: &str, args: Args) -> Result<()> {
     let work = async |client: Client| {
-        let archive = compare(&client, snapshotter, &args).await?;
+        let archive = compare(&client, snapshotter, &args, epoch()).await?;
         content::get(&*client.content(), &archive.digest).await
     };
     client.with_lease(work).await
@@ -53,10 +57,38 @@ pub(crate) async fn over_parent(
         first: key,
         second: None,
     };
-    compare(client, snapshotter, &args).await
+    // What goes on from there is to find the times that it left.
+    compare(client, snapshotter, &args, None).await
 }
 
-async fn compare(client: &Client, snapshotter: &str, args: &Args) -> Result<Descriptor> {
+/// The latest time that a layer may have, where the environment says one: builds that are to give the same
+/// bytes each time do.
+fn epoch() -> Option<SystemTime> {
+    let text = std::env::var_os(EPOCH)?;
+    let text = text.to_string_lossy();
+    let parsed = parse_epoch(&text);
+    if parsed.is_none() && !text.is_empty() {
+        // Parity: ctr: it is told and does not count.
+        tracing::warn!(
+            "{EPOCH}={text:?} is not a number of seconds since 1970: times stay as they are"
+        );
+    }
+    parsed
+}
+
+/// Before 1970 is 1970, as everywhere in layers.
+fn parse_epoch(text: &str) -> Option<SystemTime> {
+    let seconds: i64 = text.parse().ok()?;
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    UNIX_EPOCH.checked_add(since)
+}
+
+async fn compare(
+    client: &Client,
+    snapshotter: &str,
+    args: &Args,
+    epoch: Option<SystemTime>,
+) -> Result<Descriptor> {
     let mut labels = text::parse_labels(&args.label);
     if args.keep {
         labels.extend(
@@ -69,7 +101,7 @@ async fn compare(client: &Client, snapshotter: &str, args: &Args) -> Result<Desc
         media_type: args.media_type.clone(),
         reference: args.reference.as_ref().map(|r| r.parse()).transpose()?,
         labels,
-        source_date_epoch: None,
+        source_date_epoch: epoch,
         ..CompareOpts::default()
     };
     let mut views = Views::new(client, snapshotter);
@@ -134,6 +166,27 @@ impl Views {
             if let Err(error) = self.snapshotter.remove(&key).await.absent_ok() {
                 tracing::warn!(%error, %key, "cannot remove a view");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_a_number_of_seconds() {
+        let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
+        for (text, want) in [
+            ("0", at(0)),
+            ("1700000000", at(1_700_000_000)),
+            ("-1", at(0)),
+            ("", None),
+            ("yesterday", None),
+            ("1.5", None),
+            ("99999999999999999999", None),
+        ] {
+            assert_eq!(parse_epoch(text), want, "{text:?}");
         }
     }
 }

@@ -218,17 +218,7 @@ fn ctr_takes_a_snapshot_through_its_life() {
     std::fs::remove_file(point.join("bin/busybox")).expect("remove");
     drop(Program::new("umount").args([&point]).run().ok());
 
-    let diff = host.ctr_program().args(["snapshots", "diff"]);
-    let diff = diff.args([
-        "--media-type",
-        "application/vnd.oci.image.layer.v1.tar",
-        "active",
-    ]);
-    let out = diff.run();
-    assert_eq!(out.code, 0, "{}", out.stderr);
-    for name in ["added", "bin/.wh.busybox"] {
-        assert!(out.stdout.contains(name), "{name}");
-    }
+    compared(&host);
 
     drop(snapshots(&["label", "active", "a=b"]).ok());
     let info: serde_json::Value =
@@ -265,6 +255,31 @@ fn ctr_takes_a_snapshot_through_its_life() {
     assert_eq!(snapshots(&["tree"]).ok(), format!(" {base}\n"));
     unpacked(&host, &base);
     host.finish();
+}
+
+/// `snapshots diff` of `active`, with the times that it found and with those that a build wants.
+fn compared(host: &Host) {
+    // Long ago, and as headers have it.
+    let (early, header) = ("1000000000", "07346545000");
+    for (epoch, is_clamped) in [(None, false), (Some(early), true), (Some("soon"), false)] {
+        let diff = host.ctr_program().args(["snapshots", "diff"]);
+        let mut diff = diff.args([
+            "--media-type",
+            "application/vnd.oci.image.layer.v1.tar",
+            "active",
+        ]);
+        if let Some(epoch) = epoch {
+            diff = diff.env("SOURCE_DATE_EPOCH", epoch);
+        }
+        let out = diff.run();
+        assert_eq!(out.code, 0, "{}", out.stderr);
+        for name in ["added", "bin/.wh.busybox"] {
+            assert!(out.stdout.contains(name), "{name}");
+        }
+        assert_eq!(out.stdout.contains(header), is_clamped, "{epoch:?}");
+        let is_told = out.stderr.contains("SOURCE_DATE_EPOCH");
+        assert_eq!(is_told, epoch == Some("soon"), "{}", out.stderr);
+    }
 }
 
 /// `snapshots unpack` of an image that has lost its layers.
