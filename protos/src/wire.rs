@@ -20,6 +20,11 @@ use crate::well_known::{Any, FieldMask, Timestamp};
 /// Seconds of a valid timestamp: the years 1 (Go's zero time) to 9999.
 const SECONDS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
+/// Paths of a field mask, and bytes of all of them: clients name a label for every child of a blob, and
+/// an index can have thousands.
+const MAX_PATHS: usize = 10_000;
+const MAX_PATHS_TEXT: usize = 1 << 20;
+
 /// A value that travels as a message.
 pub trait Wire: Sized {
     /// The message.
@@ -154,6 +159,12 @@ impl Wire for Fields {
     }
 
     fn from_wire(proto: FieldMask) -> Result<Self> {
+        let (count, bytes) = (proto.paths.len(), proto.paths.iter().map(String::len).sum());
+        if count > MAX_PATHS || MAX_PATHS_TEXT < bytes {
+            return Err(Error::invalid_argument(format_args!(
+                "a field mask of {count} paths and {bytes} bytes, the limits are {MAX_PATHS} and {MAX_PATHS_TEXT}"
+            )));
+        }
         Ok(Self::new(proto.paths))
     }
 }
@@ -161,7 +172,8 @@ impl Wire for Fields {
 /// The mask in a field; without one, all fields.
 ///
 /// # Errors
-/// None today; masks are checked against the record that they update.
+/// `InvalidArgument` for more paths than there may be; else masks are checked against the record that they
+/// update.
 pub fn mask(field: MessageField<FieldMask>) -> Result<Fields> {
     Fields::from_wire(field.unwrap_or_default())
 }
@@ -330,6 +342,21 @@ mod tests {
             let made = time.to_wire();
             assert_eq!((made.seconds, made.nanos), (seconds, nanos));
             assert_eq!(SystemTime::from_wire(made).unwrap(), time);
+        }
+    }
+
+    #[test]
+    fn a_mask_of_too_many_or_too_long_paths_is_refused() {
+        let read = |count: usize, length: usize| {
+            let mut made = FieldMask::new();
+            made.paths = vec!["p".repeat(length); count];
+            mask(MessageField::some(made))
+        };
+        read(MAX_PATHS, 50).unwrap();
+        read(1, MAX_PATHS_TEXT).unwrap();
+        for (count, length) in [(MAX_PATHS + 1, 1), (1, MAX_PATHS_TEXT + 1)] {
+            let refused = read(count, length).unwrap_err();
+            assert!(refused.is(domain::Code::InvalidArgument), "{refused}");
         }
     }
 

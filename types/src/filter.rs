@@ -45,10 +45,29 @@ const MAX_FILTER: usize = 64 * 1024;
 const OPERATORS: [char; 3] = ['=', '!', '~'];
 /// Limits of a compiled regular expression, in bytes. The smallest that it keeps is what it costs.
 const REGEX_SIZES: [usize; 4] = [16 << 10, 64 << 10, 256 << 10, 1 << 20];
-/// What all expressions of a request may cost together, and about what the tables of one may take that are
-/// made while it is looked for.
-const REGEX_BUDGET: usize = 16 << 20;
-const REGEX_TABLES: usize = 256 << 10;
+
+/// What the regular expressions of filters may take in memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Patterns {
+    /// All of them together, compiled.
+    pub compiled: usize,
+    /// About what the tables of one may take that are made while it is looked for, twice, for each
+    /// thread that does.
+    pub tables: usize,
+}
+
+impl Patterns {
+    /// Of filters that last as long as their request.
+    pub const REQUEST: Self = Self {
+        compiled: 16 << 20,
+        tables: 256 << 10,
+    };
+    /// Of filters that are kept, for days perhaps, and looked for by one thread after the other.
+    pub const KEPT: Self = Self {
+        compiled: 1 << 20,
+        tables: 32 << 10,
+    };
+}
 
 impl Filter {
     /// Parses the filter strings of a request.
@@ -56,8 +75,15 @@ impl Filter {
     /// # Errors
     /// `InvalidArgument` naming the filter and the position.
     pub fn parse<S: AsRef<str>>(filters: &[S]) -> Result<Self> {
-        let mut budget = REGEX_BUDGET;
-        let parse = |f: &S| Parser::new(f.as_ref(), &mut budget)?.selectors();
+        Self::parse_within(filters, Patterns::REQUEST)
+    }
+
+    /// The same with other limits for its regular expressions.
+    ///
+    /// # Errors
+    /// As [`Filter::parse`].
+    pub fn parse_within<S: AsRef<str>>(filters: &[S], mut limits: Patterns) -> Result<Self> {
+        let parse = |f: &S| Parser::new(f.as_ref(), &mut limits)?.selectors();
         Ok(Self {
             any: filters.iter().map(parse).collect::<Result<_>>()?,
             texts: filters.iter().map(|f| f.as_ref().to_owned()).collect(),
@@ -105,11 +131,11 @@ struct Parser<'a> {
     text: &'a str,
     rest: Peekable<CharIndices<'a>>,
     /// What expressions may still cost.
-    budget: &'a mut usize,
+    budget: &'a mut Patterns,
 }
 
 impl<'a> Parser<'a> {
-    fn new(text: &'a str, budget: &'a mut usize) -> Result<Self> {
+    fn new(text: &'a str, budget: &'a mut Patterns) -> Result<Self> {
         if text.len() > MAX_FILTER {
             return Err(Error::invalid_argument("filter is too long"));
         }
@@ -176,16 +202,16 @@ impl<'a> Parser<'a> {
 
     fn regex(&mut self, pattern: &str) -> Result<regex::Regex> {
         for size in REGEX_SIZES {
-            if size > *self.budget {
+            if size > self.budget.compiled {
                 return self.fail("the regular expressions are too many and too large");
             }
             let made = regex::RegexBuilder::new(pattern)
                 .size_limit(size)
-                .dfa_size_limit(REGEX_TABLES)
+                .dfa_size_limit(self.budget.tables)
                 .build();
             match made {
                 Ok(regex) => {
-                    *self.budget -= size;
+                    self.budget.compiled -= size;
                     return Ok(regex);
                 }
                 Err(regex::Error::CompiledTooBig(_)) => {}
@@ -440,6 +466,23 @@ mod tests {
         let list = vec!["name~=\\pL{15}".to_owned(); 1000];
         let error = Filter::parse(&list).unwrap_err();
         assert!(error.is(crate::Code::InvalidArgument), "{error}");
+    }
+
+    #[test]
+    fn patterns_that_are_kept_have_less_room() {
+        let filters = |count| vec!["name~=\\pL{15}".to_owned(); count];
+        Filter::parse(&filters(5)).unwrap();
+        let refused = Filter::parse_within(&filters(5), Patterns::KEPT).unwrap_err();
+        assert!(refused.is(crate::Code::InvalidArgument), "{refused}");
+        let kept = Filter::parse_within(&filters(1), Patterns::KEPT).unwrap();
+        assert!(!kept.matches(&Thing(Labels::new())));
+        // Tables that are too small are done without.
+        let none = Patterns {
+            tables: 0,
+            ..Patterns::KEPT
+        };
+        let kept = Filter::parse_within(&["name~=^al.*e$"], none).unwrap();
+        assert!(kept.matches(&Thing(Labels::new())));
     }
 
     proptest! {

@@ -33,7 +33,7 @@ pub use duration::go_duration;
 pub use error::{Code, Context, Error, Errors, Result};
 pub use event::{Event, Topic};
 pub use fields::Fields;
-pub use filter::{Filter, Filterable};
+pub use filter::{Filter, Filterable, Patterns};
 pub use id::{ContainerId, ExecId, Identifier, IngestRef, LeaseId, Namespace, SnapshotKey};
 pub use info::{BlobInfo, IngestStatus, SnapshotInfo, SnapshotKind, Usage};
 pub use json::{MAX_JSON, bound_json};

@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use events::{Envelope, Exchange, Gap, Position, Subscription};
 use futures::stream::{Stream, try_unfold};
 use grpc::events::Events as Service;
-use grpc::{EVENTS_POSITION, ResponseStream, peer_pid, serve, serve_unscoped, serve_unscoped_pull};
+use grpc::{
+    EVENTS_POSITION, ResponseStream, kept_filter, peer_pid, serve, serve_unscoped,
+    serve_unscoped_pull,
+};
 use protos::MessageField;
 use protos::services::events::{ForwardRequest, PublishRequest, SubscribeRequest};
 use protos::shim::events as shim;
@@ -19,8 +22,6 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::{Request, Response, Status};
 use ttrpc::r#async::TtrpcContext;
 use types::{Any, Error, Result, Topic};
-
-use super::filter;
 
 /// Publishes, forwards and subscribes.
 #[derive(Clone, Debug)]
@@ -51,7 +52,7 @@ impl Events {
         request: &SubscribeRequest,
         pid: Option<u32>,
     ) -> Result<Result<Subscription, Gap>> {
-        let filter = filter(&request.filters)?;
+        let filter = kept_filter(&request.filters)?;
         Ok(match (request.after.as_str(), request.positions) {
             // One that asks for the state of things first must not be told what led to it as news.
             ("", false) => Ok(self

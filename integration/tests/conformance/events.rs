@@ -39,6 +39,7 @@ rules! {
         a_filter_that_does_not_parse_has_its_class
         a_subscription_is_answered_before_the_first_event
         an_event_that_nobody_can_read_passes
+        a_subscription_has_sixteen_patterns_at_most
     }
 }
 
@@ -303,6 +304,18 @@ async fn a_filter_that_does_not_parse_has_its_class(peer: &Peer) {
     for status in refusals(peer).await {
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     }
+}
+
+/// They are kept, and asked for every event.
+async fn a_subscription_has_sixteen_patterns_at_most(peer: &Peer) {
+    let mut client = Events::of(peer).0;
+    let pattern = "topic~=^/tasks/";
+    let answer = client.subscribe(Request::new(subscribe(&[pattern; 16])));
+    drop(answer.await.expect("subscribe"));
+    let answer = client.subscribe(Request::new(subscribe(&[pattern; 17])));
+    let refused = crate::peer::all(answer.await).await.expect_err("a refusal");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("the limit is 16"), "{refused}");
 }
 
 async fn subscribers_hear_all_in_one_order(peer: &Peer) {

@@ -15,6 +15,7 @@ rules! {
     }
     ours {
         a_pattern_that_cannot_be_compiled_is_refused
+        more_than_a_request_may_hold_is_refused
     }
 }
 
@@ -160,4 +161,24 @@ async fn a_pattern_that_cannot_be_compiled_is_refused(peer: &Peer) {
     for filter in ["name~=[", "name~=(", "name~=\"a{2,1}\""] {
         refused(Code::InvalidArgument, images.list(&[filter]).await);
     }
+}
+
+/// Go parses as many as fit into a message.
+async fn more_than_a_request_may_hold_is_refused(peer: &Peer) {
+    let mut images = choice(peer).await;
+    let long = format!("name=={}", "x".repeat(32 << 10));
+    let joined = vec!["name"; 4001].join(",");
+    for (filters, limit) in [
+        (vec!["name"; 1001], "filters, the limit is 1000"),
+        (vec![&*long; 2], "bytes of filters, the limit is 65536"),
+        (vec![&*joined], "conditions in filters, the limit is 4000"),
+        (
+            vec!["name~=a"; 257],
+            "regular expressions in filters, the limit is 256",
+        ),
+    ] {
+        let text = refused(Code::InvalidArgument, images.list(&filters).await);
+        assert!(text.contains(limit), "{text}");
+    }
+    assert_eq!(images.names(&vec!["name==alpine"; 1000]).await, ["alpine"]);
 }

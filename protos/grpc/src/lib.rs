@@ -22,7 +22,7 @@ mod written;
 pub use call::peer_pid;
 pub use codec::{Codec, MessageDecoder, MessageEncoder, Outgoing};
 pub use pull::serve_unscoped_pull;
-pub use request::{filter, known};
+pub use request::{filter, kept_filter, known};
 pub use routes::{Asked, Routes};
 pub use scope::{Anybody, LEASE, NAMESPACE, Tenant, request, scope, unscoped};
 pub use serve::{
