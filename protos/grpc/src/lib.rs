@@ -9,6 +9,7 @@ mod call;
 mod codec;
 pub mod connections;
 mod detached;
+mod halves;
 pub mod meter;
 mod pull;
 mod request;

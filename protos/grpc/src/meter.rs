@@ -150,6 +150,8 @@ pub(crate) struct Messages {
     have: usize,
     /// What is to come of this one.
     left: usize,
+    /// All of this one.
+    length: usize,
 }
 
 impl Messages {
@@ -169,12 +171,21 @@ impl Messages {
             part = rest;
             if self.have == self.head.len() {
                 let [_, length @ ..] = self.head;
-                self.left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                self.length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                self.left = self.length;
                 self.have = 0;
                 count += 1;
             }
         }
         count
+    }
+
+    /// What has come of a message that is not whole yet.
+    pub(crate) fn half(&self) -> usize {
+        match self.left {
+            0 => 0,
+            left => self.length - left,
+        }
     }
 }
 
@@ -285,6 +296,13 @@ mod tests {
             let begun: u64 = all.chunks(size).map(|part| messages.begun(part)).sum();
             assert_eq!(begun, 4, "in parts of {size}");
         }
+        let mut halves = Messages::default();
+        let parts = all.chunks(100).map(|part| {
+            halves.begun(part);
+            halves.half()
+        });
+        // A head of five bytes, one of five and three more, another head: 82 of 200, 182, all.
+        assert_eq!(parts.collect::<Vec<_>>(), [82, 182, 0]);
         let mut cut = Messages::default();
         assert_eq!((cut.begun(&[0; 4]), cut.begun(&[])), (0, 0));
         // Longer than anything that comes.

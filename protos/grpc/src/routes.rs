@@ -30,12 +30,15 @@ use tonic::server::NamedService;
 use types::Error;
 
 use crate::call::{Method, timeout};
+use crate::halves::Half;
 use crate::meter::{self, Messages, Meter, Metered};
 use crate::{status, written};
 
 /// How much later than a call's own end its deadline is kept here: the call knows better words.
 const BEHIND: Duration = Duration::from_millis(5);
 
+/// What a body fails with: the connection's error, or the status of a refusal.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// What a generated server makes of a call.
 type Running = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 type Serve = dyn Fn(Request<Asked>) -> Running + Send + Sync;
@@ -103,6 +106,7 @@ impl Routes {
                     body,
                     meter,
                     heard: Messages::default(),
+                    half: Half::new(),
                 });
                 request.extensions_mut().insert(Method(route.meter.path));
                 (route.serve)(request)
@@ -197,30 +201,34 @@ impl Future for Answer {
     }
 }
 
-/// The body of a question, whose messages are counted.
+/// The body of a question, whose messages are counted, and what has come of one that is not whole.
 #[derive(Debug)]
 pub struct Asked {
     body: Incoming,
     meter: &'static Meter,
     heard: Messages,
+    half: Half,
 }
 
 impl http_body::Body for Asked {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {
             this.meter.hear(&mut this.heard, data);
+            if let Err(refused) = this.half.come(this.heard.half()) {
+                return Poll::Ready(Some(Err(refused.into())));
+            }
         }
-        polled
+        polled.map_err(BoxError::from)
     }
 
     fn is_end_stream(&self) -> bool {
