@@ -12,6 +12,7 @@
 
 mod content;
 mod diff;
+mod pace;
 mod snapshots;
 mod write;
 

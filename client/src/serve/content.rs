@@ -20,10 +20,9 @@ use protos::wire::{Wire as _, mask, signed};
 use tonic::{Request, Response, Status, Streaming};
 use types::{BlobInfo, Error, Result};
 
+use super::pace::{Pace, ROOM, hold};
 use super::write;
 
-/// Bytes that are read at once.
-const CHUNK: usize = 1 << 20;
 /// Bytes in one message of `Read`: with what is around them they stay in the heap, and in its caches.
 /// A larger one is mapped by the kernel, page by page, for the length of one message.
 const MESSAGE: usize = 96 << 10;
@@ -120,7 +119,7 @@ impl<C: Contents> Service for Content<C> {
             request,
             |tenant, request: ReadContentRequest, sender| async move {
                 let blob = all.content(&tenant)?.open(&request.digest.parse()?).await?;
-                read(blob, request.offset, request.size, sender).await
+                read(blob, request.offset, request.size, sender, Pace::new(&ROOM)).await
             },
         )
     }
@@ -187,11 +186,12 @@ impl<C: Contents> Service for Content<C> {
 
 /// Sends a section of a blob. Parity: contentserver.go: the offsets that are sent count from the
 /// start of the section; a size of zero or past the end means to the end.
-async fn read(
+pub(super) async fn read(
     blob: Arc<dyn Blob>,
     offset: i64,
     size: i64,
     sender: Sender<ReadContentResponse>,
+    mut pace: Pace,
 ) -> Result<()> {
     let start = u64::try_from(offset).unwrap_or(0);
     let rest = blob.size().checked_sub(start).ok_or_else(|| {
@@ -206,8 +206,8 @@ async fn read(
     };
     let mut at = 0;
     while at < end {
-        let wanted = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
-        let data = blob.read_at(start + at, wanted).await?;
+        let (wanted, room) = pace.next(end - at, &sender).await;
+        let data = hold(blob.read_at(start + at, wanted).await?, room);
         if data.is_empty() {
             return Err(Error::data_loss("blob ended before its length"));
         }

@@ -27,8 +27,11 @@ pub(super) struct LocalBlob {
 #[derive(Debug, Default)]
 struct Pool(Mutex<Vec<Vec<u8>>>);
 
-/// Buffers that are kept: what a reader may be ahead of who sends.
-const KEPT: usize = 6;
+/// Buffers that are kept: the one before the one that is being sent, when the next is read. Who bounds
+/// what is read counts on no more.
+const KEPT: usize = 1;
+/// A buffer is used for what is not much smaller: it is held as a whole as long as any of it is.
+const SLACK: usize = 2;
 
 /// A buffer that goes back when nobody looks at it any more.
 struct Pooled {
@@ -40,7 +43,7 @@ struct Pooled {
 impl Pooled {
     fn take(pool: Arc<Pool>, len: usize) -> Self {
         let mut data = pool.free().pop().unwrap_or_default();
-        if data.len() < len {
+        if data.len() < len || data.len() > SLACK * len {
             data = vec![0; len];
         }
         Self { data, len, pool }
@@ -118,5 +121,26 @@ impl Blob for LocalBlob {
 
     fn file(&self) -> Option<&File> {
         Some(&self.file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_piece_does_not_hold_a_large_buffer_and_one_is_kept() {
+        let pool = Arc::<Pool>::default();
+        let take = |len| Pooled::take(Arc::clone(&pool), len);
+        let both = [take(1 << 20), take(1 << 20)];
+        let first = both[0].data.as_ptr();
+        drop(both);
+        assert_eq!(pool.free().len(), 1);
+        let again = take((1 << 20) - 1);
+        assert_eq!(again.data.as_ptr(), first);
+        drop(again);
+        let small = take(1000);
+        assert_eq!(small.data.capacity(), 1000);
+        assert!(pool.free().is_empty());
     }
 }

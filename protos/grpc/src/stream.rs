@@ -16,18 +16,19 @@ pub const PAGE: usize = 100;
 pub type ResponseStream<R> =
     Pin<Box<dyn Stream<Item = std::result::Result<R, Status>> + Send + 'static>>;
 
-/// A list in messages of [`PAGE`] items; no message at all for an empty list.
-pub fn pages<T, R>(list: Vec<T>, mut message: impl FnMut(Vec<T>) -> R) -> ResponseStream<R>
+/// A list in messages of [`PAGE`] items; no message at all for an empty list. Each message is made when the
+/// client has taken what came before it.
+pub fn pages<T, R, F>(list: Vec<T>, mut message: F) -> ResponseStream<R>
 where
-    R: Send + 'static,
+    T: Send + 'static,
+    R: 'static,
+    F: FnMut(Vec<T>) -> R + Send + 'static,
 {
     let mut list = list.into_iter();
-    let made: Vec<R> = std::iter::from_fn(|| {
+    items(std::iter::from_fn(move || {
         let page: Vec<T> = list.by_ref().take(PAGE).collect();
         (!page.is_empty()).then(|| message(page))
-    })
-    .collect();
-    items(made)
+    }))
 }
 
 /// One message per item.
@@ -103,6 +104,9 @@ pub(crate) fn channel<R: Send + 'static>(capacity: usize) -> (Sender<R>, Respons
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[tokio::test]
@@ -117,6 +121,17 @@ mod tests {
             let sizes: Vec<usize> = stream.map(|page| page.unwrap()).collect().await;
             assert_eq!(sizes, want);
         }
+    }
+
+    #[tokio::test]
+    async fn a_page_is_made_when_it_is_asked_for() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&made);
+        let mut stream = pages(vec![(); 1000], move |page| {
+            counted.fetch_add(page.len(), Ordering::Relaxed);
+        });
+        stream.next().await.unwrap().unwrap();
+        assert_eq!(made.load(Ordering::Relaxed), 100);
     }
 
     #[tokio::test]
