@@ -166,7 +166,7 @@ pub trait Ingest: Send + fmt::Debug {
     ///
     /// # Errors
     /// I/O.
-    fn digest(&self) -> Result<Digest>;
+    async fn digest(&mut self) -> Result<Digest>;
 
     /// Appends.
     ///

@@ -126,7 +126,10 @@ pub async fn small_and_large_writes_arrive_in_order(store: &dyn ContentStore) {
         ingest.write(piece.into()).await.unwrap();
         assert_eq!(ingest.status().offset, all.len() as u64);
         if n == 31 {
-            assert_eq!(ingest.digest().unwrap(), hash(Algorithm::Sha256, &all));
+            assert_eq!(
+                ingest.digest().await.unwrap(),
+                hash(Algorithm::Sha256, &all)
+            );
         }
     }
     let digest = ingest.commit(None, None, Labels::new()).await.unwrap();

@@ -225,7 +225,7 @@ impl Checkpoints {
         let mut ingest = store.ingest(spec_of).await.ctx("write spec")?;
         ingest.truncate(0).await?;
         ingest.write(spec.into()).await?;
-        let digest = ingest.digest()?;
+        let digest = ingest.digest().await?;
         match ingest.commit(Some(size), None, Labels::new()).await {
             Err(error) if !error.is_already_exists() => return Err(error.ctx("write spec")),
             _ => {}

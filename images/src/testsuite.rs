@@ -250,7 +250,7 @@ impl Ingest for Writer {
         status(&self.spec.reference, self.data().len(), self.spec.total)
     }
 
-    fn digest(&self) -> Result<Digest> {
+    async fn digest(&mut self) -> Result<Digest> {
         digest_of(&self.data())
     }
 

@@ -198,9 +198,9 @@ impl Ingest for ScopedIngest {
         status
     }
 
-    fn digest(&self) -> Result<Digest> {
-        match &self.source {
-            Source::Own(writer) => writer.digest(),
+    async fn digest(&mut self) -> Result<Digest> {
+        match &mut self.source {
+            Source::Own(writer) => writer.digest().await,
             Source::Shared { digest, .. } => Ok(digest.clone()),
         }
     }
@@ -237,7 +237,7 @@ impl Ingest for ScopedIngest {
     }
 
     async fn commit(
-        self: Box<Self>,
+        mut self: Box<Self>,
         size: Option<u64>,
         expected: Option<Digest>,
         labels: Labels,
@@ -257,7 +257,7 @@ impl Ingest for ScopedIngest {
                 return Err(self.mismatch("unexpected digest"));
             }
             (Some(expected), _) => expected.clone(),
-            (None, _) => self.digest()?,
+            (None, _) => self.digest().await?,
         };
         let gate = self
             .content

@@ -147,7 +147,7 @@ impl Ingest for RemoteIngest {
         self.status.clone()
     }
 
-    fn digest(&self) -> Result<Digest> {
+    async fn digest(&mut self) -> Result<Digest> {
         if let Some(hash) = &self.hash {
             return Digest::from_bytes(Algorithm::Sha256, &hash.clone().finalize());
         }

@@ -146,7 +146,7 @@ async fn large_writes_arrive_whole_and_in_order() {
     let mut ingest = store.ingest(spec()).await.unwrap();
     ingest.write(Bytes::from(data.clone())).await.unwrap();
     assert_eq!(ingest.status().offset, data.len() as u64);
-    let hash = ingest.digest().unwrap();
+    let hash = ingest.digest().await.unwrap();
     let digest = ingest
         .commit(Some(data.len() as u64), None, Labels::new())
         .await

@@ -40,7 +40,7 @@ pub(super) async fn serve(
             return session.give_up().await;
         }
         let reply = match request.action.enum_value() {
-            Ok(WriteAction::STAT) => session.reply(WriteAction::STAT)?,
+            Ok(WriteAction::STAT) => session.reply(WriteAction::STAT).await?,
             Ok(WriteAction::WRITE) => session.write(request).await?,
             Ok(WriteAction::COMMIT) => return replies.send(session.commit(request).await?).await,
             Err(number) => {
@@ -131,12 +131,13 @@ impl Session {
         Err(Error::aborted("blob was removed while it was written"))
     }
 
-    fn reply(&self, action: WriteAction) -> Result<WriteContentResponse> {
+    async fn reply(&mut self, action: WriteAction) -> Result<WriteContentResponse> {
+        let digest = self.ingest.digest().await?;
         let status = self.ingest.status();
         Ok(WriteContentResponse {
             action: action.into(),
             offset: signed(status.offset),
-            digest: self.ingest.digest()?.to_string(),
+            digest: digest.to_string(),
             started_at: Some(status.started_at.to_wire()).into(),
             updated_at: Some(status.updated_at.to_wire()).into(),
             total: signed(self.total.unwrap_or(0)),
@@ -146,12 +147,12 @@ impl Session {
 
     async fn write(&mut self, request: WriteContentRequest) -> Result<WriteContentResponse> {
         self.append(request.offset, request.data).await?;
-        self.reply(WriteAction::WRITE)
+        self.reply(WriteAction::WRITE).await
     }
 
     async fn commit(mut self, request: WriteContentRequest) -> Result<WriteContentResponse> {
         self.append(request.offset, request.data).await?;
-        let reply = self.reply(WriteAction::COMMIT)?;
+        let reply = self.reply(WriteAction::COMMIT).await?;
         let labels = Labels::from_wire(request.labels)?;
         let digest = self
             .ingest

@@ -175,8 +175,8 @@ mod tests {
         }
 
         async fn digest(&self) -> Digest {
-            let ingest = self.local.ingest(self.spec.clone()).await.unwrap();
-            ingest.digest().unwrap()
+            let mut ingest = self.local.ingest(self.spec.clone()).await.unwrap();
+            ingest.digest().await.unwrap()
         }
     }
 
@@ -215,7 +215,7 @@ mod tests {
             ingest.write(piece.clone()).await.unwrap();
             data.extend_from_slice(&piece);
         }
-        let whole = ingest.digest().unwrap();
+        let whole = ingest.digest().await.unwrap();
         let ticket = Ticket::new(begun.path.clone());
         let file = File::open(ticket.data()).unwrap();
         let (offset, hasher) = recall(&ticket, &file, Algorithm::Sha256).unwrap();

@@ -28,6 +28,8 @@ use crate::{Blob, Hasher, Ingest, IngestSpec};
 
 /// Gathered bytes that are worth a hop to a blocking thread (some 20 µs).
 const GATHER: usize = 256 * 1024;
+/// What is hashed and written where it is asked for: no longer than a hop takes, or two.
+const INLINE: usize = 64 * 1024;
 
 /// A writer on one ingest of the local store.
 pub(super) struct LocalIngest {
@@ -272,7 +274,17 @@ impl Ingest for LocalIngest {
         self.status.clone()
     }
 
-    fn digest(&self) -> Result<Digest> {
+    async fn digest(&mut self) -> Result<Digest> {
+        // Who writes already goes on until nothing is left: no second hop.
+        self.settle().await?;
+        if self.shared.queue().bytes > INLINE {
+            let shared = Arc::clone(&self.shared);
+            blocking(move || {
+                drop(shared.drain());
+                Ok(())
+            })
+            .await?;
+        }
         let sink = self.shared.drain();
         sink.check()?;
         sink.hasher.current()
@@ -428,13 +440,30 @@ impl LocalIngest {
                 .set_permissions(Permissions::from_mode(0o444))
                 .and_then(|()| sink.file.set_times(times))
                 .and_then(|()| sink.file.sync_all());
-            sink.doubt(synced).map_err(|e| os("sync", &data, e))?;
+            if let Err(error) = sink.doubt(synced) {
+                drop(sink);
+                self.lose();
+                return Err(os("sync", &data, error));
+            }
         }
         fs::rename(&data, &target).map_err(|e| os("rename", &data, e))?;
         self.committed = true;
         sync_dir(&layout.blobs(digest.algorithm()))?;
         self.ticket.remove();
         Ok(())
+    }
+}
+
+impl LocalIngest {
+    /// Gives up data of which nobody knows what the disk has. Left where it is, a later writer would
+    /// resume it from the page cache, where all looks well, and its flush would fail no more: the kernel
+    /// tells of a failure once. So the client sends it again.
+    fn lose(&mut self) {
+        self.committed = true;
+        if let Err(error) = discard(self.ticket.path()) {
+            let path = self.ticket.path().display();
+            tracing::error!(%path, %error, "data that the disk has refused stays in an ingest");
+        }
     }
 }
 

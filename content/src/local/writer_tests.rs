@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::super::Local;
 use super::super::layout::ticket_name;
 use super::*;
+use crate::ContentStore as _;
 use crate::testsuite::spec;
 
 /// A writer of a store of its own; how long its file is tells the receiver.
@@ -79,4 +80,46 @@ async fn no_more_than_two_gatherings_are_accepted_at_a_time() {
     let digest = ingest.commit(Some(all), None, Labels::new()).await.unwrap();
     let text = [vec![1; GATHER], vec![2; GATHER], vec![3; GATHER]].concat();
     assert_eq!(digest, Hasher::digest(&text).unwrap());
+}
+
+#[tokio::test]
+async fn a_digest_is_waited_for_without_holding_up_others() {
+    for size in [GATHER, INLINE + 1] {
+        let (_root, mut ingest, _written) = writer();
+        let release = held(&ingest.shared);
+        ingest.write(vec![1; size].into()).await.unwrap();
+        // Others have this one thread.
+        {
+            let mut digest = std::pin::pin!(ingest.digest());
+            let early = tokio::time::timeout(Duration::from_millis(20), digest.as_mut()).await;
+            assert!(early.is_err(), "nothing was written yet");
+            drop(release);
+            let hash = Hasher::digest(&vec![1; size]).unwrap();
+            assert_eq!(digest.await.unwrap(), hash);
+        }
+        ingest.abandon().await.unwrap();
+    }
+}
+
+/// A pipe cannot be flushed: it stands for a file on a disk that fails.
+#[tokio::test]
+async fn data_that_could_not_be_flushed_is_sent_again() {
+    let (root, mut ingest, _written) = writer();
+    ingest.write(vec![1; 1000].into()).await.unwrap();
+    ingest.digest().await.unwrap();
+    let (_reader, pipe) = std::io::pipe().unwrap();
+    let disk = std::mem::replace(
+        &mut ingest.shared.sink().file,
+        File::from(std::os::fd::OwnedFd::from(pipe)),
+    );
+    let error = ingest.commit(None, None, Labels::new()).await.unwrap_err();
+    assert!(error.to_string().contains("sync"), "{error}");
+    // Its data is there for who has it open, and for nobody else.
+    assert_eq!(disk.metadata().unwrap().len(), 1000);
+    let local = Local::open(root.path().join("content")).unwrap();
+    let status = local.status(&"r".parse().unwrap()).await;
+    assert!(status.unwrap_err().is_not_found());
+    let again = local.ingest(spec("r")).await.unwrap();
+    assert_eq!(again.status().offset, 0);
+    again.abandon().await.unwrap();
 }

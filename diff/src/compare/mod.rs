@@ -75,7 +75,7 @@ impl Comparer for Walking {
             let diff_id = fill(&mut *ingest, room, walk)
                 .await
                 .ctx("failed to write diff")?;
-            let digest = ingest.digest()?;
+            let digest = ingest.digest().await?;
             let labels = opts.labels.with(label::UNCOMPRESSED, diff_id.as_str());
             match ingest.commit(None, None, labels).await {
                 Err(error) if !error.is_already_exists() => Err(error.ctx("failed to commit")),

@@ -95,14 +95,14 @@ async fn a_shared_blob_is_linked_without_data() {
     )
     .await;
     let b = house.content(&scope("b"));
-    let ingest = b.ingest(expecting("r", &digest)).await.unwrap();
+    let mut ingest = b.ingest(expecting("r", &digest)).await.unwrap();
     let status = ingest.status();
     assert_eq!(
         (status.offset, status.total),
         (6, 6),
         "nothing is left to send"
     );
-    assert_eq!(ingest.digest().unwrap(), digest);
+    assert_eq!(ingest.digest().await.unwrap(), digest);
     assert_eq!(
         code(b.info(&digest).await),
         Code::NotFound,
