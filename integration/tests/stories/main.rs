@@ -77,6 +77,7 @@ mod sockets;
 mod stdio;
 mod task_mounts;
 mod true_exits;
+mod unread_streams;
 mod upgrade;
 mod verifier;
 mod why;

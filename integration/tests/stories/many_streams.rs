@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use grpc::content::ContentClient;
 use grpc::events::EventsClient;
 use grpc::version::VersionClient;
-use integration::{Host, forget_peak, peak, resident, until};
+use integration::{Host, figure, forget_peak, peak, resident, until};
 use protos::services::content::{
     AbortRequest, ListStatusesRequest, WriteAction, WriteContentRequest,
 };
@@ -24,7 +24,7 @@ use tonic::{Code, Request, Streaming};
 use types::Scope;
 
 /// Streams that are open at once.
-const STREAMS: usize = 10_000;
+pub(crate) const STREAMS: usize = 10_000;
 /// What one of them may cost the daemon, in bytes, in a build without optimisation.
 const SUBSCRIBER: u64 = 13 << 10;
 const WRITER: u64 = 20 << 10;
@@ -34,7 +34,7 @@ const KEPT: u64 = 80 << 10;
 /// Longest wait of others for an answer.
 const QUICK: Duration = Duration::from_secs(20);
 /// Longest wait for what must come.
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Runs clients; at its end all of them are gone at once, in the middle of what they do.
 pub(crate) fn run(work: impl Future<Output = ()>) {
@@ -61,7 +61,7 @@ fn used(host: &Host) -> u64 {
 }
 
 /// Waits until the daemon has done what it was given: a tick in a tenth of a second is none of that.
-fn settle(host: &Host) {
+pub(crate) fn settle(host: &Host) {
     until("the daemon has nothing to do", || {
         let before = used(host);
         std::thread::sleep(Duration::from_millis(100));
@@ -69,7 +69,7 @@ fn settle(host: &Host) {
     });
 }
 
-async fn connect(host: &Host) -> Channel {
+pub(crate) async fn connect(host: &Host) -> Channel {
     let address = host.address().to_string_lossy().into_owned();
     client::connect(&address, SOON).await.expect("connect")
 }
@@ -78,12 +78,12 @@ fn scope(host: &Host) -> Scope {
     Scope::new(host.namespace().parse().expect("a namespace"))
 }
 
-fn scoped<T>(host: &Host, message: T) -> Request<T> {
+pub(crate) fn scoped<T>(host: &Host, message: T) -> Request<T> {
     grpc::request(&scope(host), message).expect("a request")
 }
 
 /// Others do not notice.
-async fn is_quick(host: &Host) {
+pub(crate) async fn is_quick(host: &Host) {
     let mut version = VersionClient::new(connect(host).await);
     for _ in 0..20 {
         let begin = Instant::now();
@@ -96,13 +96,13 @@ async fn is_quick(host: &Host) {
 }
 
 /// What the daemon had before there were streams.
-struct Cost {
+pub(crate) struct Cost {
     before: u64,
     descriptors: usize,
 }
 
 impl Cost {
-    fn new(host: &Host) -> Self {
+    pub(crate) fn new(host: &Host) -> Self {
         settle(host);
         Self {
             before: resident(host.daemon_pid()),
@@ -110,14 +110,24 @@ impl Cost {
         }
     }
 
-    fn is_within(&self, host: &Host, each: u64) {
+    pub(crate) fn is_within(&self, host: &Host, streams: usize, each: u64) {
         settle(host);
-        let grown = resident(host.daemon_pid()).saturating_sub(self.before);
-        let bound = STREAMS as u64 * each / 1024;
+        self.check(resident(host.daemon_pid()), streams, each);
+    }
+
+    /// The same of the most that it had since its peak was forgotten.
+    pub(crate) fn peak_is_within(&self, host: &Host, streams: usize, each: u64) {
+        self.check(peak(host.daemon_pid()), streams, each);
+    }
+
+    fn check(&self, now: u64, streams: usize, each: u64) {
+        let grown = now.saturating_sub(self.before);
+        let bound = streams as u64 * each / 1024;
+        figure(format_args!("{grown} KiB for {streams} streams"));
         assert!(grown <= bound, "{grown} KiB more, the bound is {bound}");
     }
 
-    fn is_over(&self, host: &Host) {
+    pub(crate) fn is_over(&self, host: &Host) {
         until("descriptors are given back", || {
             host.descriptors() <= self.descriptors
         });
@@ -165,7 +175,7 @@ fn event(topic: &str, size: usize) -> PublishRequest {
 
 async fn subscribers(host: &Host, cost: &Cost, connections: usize) {
     let mut streams = subscribe(host, connections).await;
-    cost.is_within(host, SUBSCRIBER);
+    cost.is_within(host, STREAMS, SUBSCRIBER);
     is_quick(host).await;
     let mut publisher = EventsClient::new(connect(host).await);
     let request = scoped(host, event("/all", 10));
@@ -226,7 +236,7 @@ async fn writers(host: &Host, cost: &Cost, connections: usize) {
     for (n, client) in clients.iter_mut().enumerate() {
         have_arrived(host, client, format!("ref-{connections}-{n}")).await;
     }
-    cost.is_within(host, WRITER);
+    cost.is_within(host, STREAMS, WRITER);
     is_quick(host).await;
     if let Some(ended) = open.try_join_next() {
         panic!("one of them has ended: {ended:?}");
