@@ -32,6 +32,8 @@ pub mod pty;
 pub mod reaper;
 pub mod signal;
 pub mod socket;
+#[cfg(test)]
+mod testing;
 pub mod tun;
 pub mod usage;
 pub mod userns;

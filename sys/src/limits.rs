@@ -270,6 +270,12 @@ mod tests {
 
     #[test]
     fn open_files_reach_the_hard_limit_for_us_and_not_for_children() {
+        // The limit is that of all tests of a process.
+        let name = "limits::tests::open_files_reach_the_hard_limit_for_us_and_not_for_children";
+        crate::testing::alone(name, raise_a_low_limit);
+    }
+
+    fn raise_a_low_limit() {
         let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
         let low = Rlimit {
             current: Some(640),

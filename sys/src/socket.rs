@@ -292,6 +292,8 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream;
 
+    use crate::testing::{dead_socket, deserted};
+
     #[test]
     fn a_dead_socket_file_is_replaced_and_a_live_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
@@ -300,6 +302,7 @@ mod tests {
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert!(listen(&path, 0o600).unwrap_err().is_already_exists());
         drop(live);
+        deserted(&path);
         listen(&path, 0o600).unwrap();
         let long = dir.path().join("x".repeat(120));
         assert!(
@@ -317,12 +320,12 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         assert!(!remove_deserted(&path).unwrap());
         std::fs::remove_file(&path).unwrap();
-        drop(UnixListener::bind(&path).unwrap());
+        dead_socket(&path);
         std::fs::write(dir.path().join("s.lock"), "").unwrap();
         assert!(remove_deserted(&path).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         // Somebody takes the place of a dead socket: the remover has its turn after him.
-        drop(UnixListener::bind(&path).unwrap());
+        dead_socket(&path);
         let turn = Turn::take(&path).unwrap();
         let remover = std::thread::spawn({
             let path = path.clone();
@@ -340,7 +343,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         for _ in 0..20 {
-            drop(UnixListener::bind(&path).unwrap());
+            dead_socket(&path);
             let listeners: Vec<_> = std::thread::scope(|scope| {
                 let all: Vec<_> = (0..8)
                     .map(|_| scope.spawn(|| listen(&path, 0o600)))
@@ -360,7 +363,9 @@ mod tests {
     fn one_that_is_too_busy_to_be_connected_to_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let _listener = listen(&path, 0o600).unwrap();
+        let listener = listen(&path, 0o600).unwrap();
+        // One waits, or two: not thousands, each with a descriptor.
+        rustix::net::listen(&listener, 1).unwrap();
         let mut held = Vec::new();
         // Until its backlog is full.
         loop {

@@ -214,6 +214,8 @@ mod tests {
                 assert!(path.join(name).exists(), "{}", path.display());
             }
         }
+        // A child of another test may have a copy of the descriptor, and with it the lock.
+        rustix::fs::flock(&held, FlockOperation::Unlock).unwrap();
         drop((used, next, held));
         sweep(&parent);
         assert_eq!(std::fs::read_dir(&parent).unwrap().count(), 0);

@@ -244,14 +244,17 @@ fn who_answers_too_late_is_killed_with_its_children() {
 fn whatever_way_a_program_fails_nothing_of_it_is_left_at_work() {
     for end in ["kill -9 $$", "exit 3"] {
         let (hold, released) = pipe::new().unwrap();
-        let script = format!("sleep 1000 >/dev/null 2>&1 & {end}");
+        let script = format!("sleep 1000 >/dev/null 2>&1 & echo $!; {end}");
         let said = shell(&script)
             .fd(released, 9)
             .answer(b"", 10, SOON)
             .unwrap();
         assert!(!said.status.is_success(), "{end}");
-        // Already: nobody waits for it. An open end would be told as one that nothing was written to.
-        crate::fs::set_nonblocking(&hold, true).unwrap();
+        // Already: nobody waits for it.
+        let sleeper = String::from_utf8(said.text).unwrap();
+        assert!(is_exiting(sleeper.trim().parse().unwrap()), "{end}");
+        // And it lets go of what it had. A child of another test may have that a moment longer.
+        assert!(pipe::is_readable_within(&hold, SOON), "{end}");
         let read = File::from(hold).read(&mut [0]);
         assert_eq!(read.unwrap(), 0, "{end}");
     }

@@ -4,29 +4,10 @@
 use super::*;
 use crate::process::Spawn;
 use std::io::Read as _;
-use std::time::Duration;
 
-/// Runs `scenario` alone in a new process unless this is that process.
+/// Runs `scenario` in a process of its own.
 fn alone(name: &str, scenario: fn()) {
-    if std::env::var_os("SYS_REAPER_SCENARIO").is_some_and(|v| v == name) {
-        scenario();
-        return;
-    }
-    let output = Spawn::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            &format!("reaper::tests::{name}"),
-            "--test-threads=1",
-            "--nocapture",
-        ])
-        .env("SYS_REAPER_SCENARIO", name)
-        .output(b"", 1 << 20, Duration::from_secs(60))
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.text);
-    assert!(
-        output.status.is_success() && text.contains("1 passed"),
-        "{text}"
-    );
+    crate::testing::alone(&format!("reaper::tests::{name}"), scenario);
 }
 
 /// A grandchild that ends at once with code 7, and its pid.
