@@ -164,7 +164,10 @@ fn prepare_and_exec(image: &mut Image<'_>) -> Result<(), Step> {
     Err(Step::Exec)
 }
 
-/// Moves the descriptors to their numbers; everything else is closed by `exec`.
+/// Moves the descriptors to their numbers, and closes everything else.
+///
+/// Here and not by `exec`, which does it after the parent has been woken: until then a pipe or a listener that
+/// the parent closes is still open, a lock still held, and a file still written to, in a child that is none of theirs.
 fn place_fds(fds: &mut [(RawFd, RawFd)]) -> Result<(), Step> {
     let dup = Step::Other("dup2");
     let highest = fds
@@ -182,11 +185,6 @@ fn place_fds(fds: &mut [(RawFd, RawFd)]) -> Result<(), Step> {
             *source = moved;
         }
     }
-    let rest = (highest + 1).cast_unsigned();
-    let cloexec = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
-    // A kernel without it has only our own descriptors to close, and those are close-on-exec.
-    // SAFETY: changes a flag of descriptors that belong to this child's own table.
-    unsafe { libc::close_range(rest, libc::c_uint::MAX, cloexec) };
     for target in 0..=highest {
         let result = match fds.iter().find(|(_, number)| *number == target) {
             // SAFETY: acts on descriptor numbers only.
@@ -204,6 +202,10 @@ fn place_fds(fds: &mut [(RawFd, RawFd)]) -> Result<(), Step> {
         };
         check(result, dup)?;
     }
+    let rest = (highest + 1).cast_unsigned();
+    // Where that may not be called `exec` closes them: our own are close-on-exec.
+    // SAFETY: the descriptors belong to this child's own table, and nothing uses them until its `exec`.
+    unsafe { libc::close_range(rest, libc::c_uint::MAX, 0) };
     Ok(())
 }
 

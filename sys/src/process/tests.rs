@@ -53,6 +53,28 @@ fn only_the_given_descriptors_arrive_also_when_numbers_cross() {
 }
 
 #[test]
+fn a_child_that_runs_has_nothing_more_of_ours() {
+    // Those of other tests would have it.
+    let name = "process::tests::a_child_that_runs_has_nothing_more_of_ours";
+    crate::testing::alone(name, || {
+        // So many that to close them takes a while.
+        let most = crate::limits::raise_open_files().unwrap() / 2;
+        let some = null().unwrap();
+        let many: Vec<_> = { 0..most.min(10_000) }
+            .map(|_| some.try_clone().unwrap())
+            .collect();
+        for _ in 0..20 {
+            let (read, write) = pipe::new().unwrap();
+            let child = Spawn::new("true").spawn().unwrap();
+            drop(write);
+            assert!(!pipe::has_writer(&read));
+            assert!(child.wait().unwrap().is_success());
+        }
+        drop(many);
+    });
+}
+
+#[test]
 fn environment_and_directory_are_as_asked() {
     let said = text(
         Spawn::new("/bin/sh")
