@@ -182,12 +182,7 @@ mod tests {
         let called = dir.path().join("called");
         let runtime = dir.path().join("runtime.sh");
         let text = format!("#!/bin/sh\ntouch {}\n", called.display());
-        // By another process: one that any test starts in this moment must not have it open for writing.
-        let write = Spawn::new("install").args(["-m", "755", "/dev/stdin"]);
-        let write = write
-            .arg(&runtime)
-            .output(text.as_bytes(), 1024, RUNTIME_TIME);
-        assert!(write.unwrap().status.is_success());
+        crate::testing::program(&runtime, &text);
         let make = |name: &str| {
             let bundle = dir.path().join(name);
             std::fs::create_dir(&bundle).unwrap();
@@ -261,7 +256,7 @@ mod tests {
     fn the_recorded_end_is_told_and_a_dead_socket_removed() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
-        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        crate::testing::dead_socket(&socket);
         std::fs::write(
             dir.path().join("address"),
             format!("unix://{}", socket.display()),

@@ -201,8 +201,6 @@ fn decode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::Permissions;
-    use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
 
     #[test]
@@ -222,8 +220,7 @@ mod tests {
     /// A logger that is ready, and then does this.
     async fn ready(reap: &Arc<Reap>, dir: &Path, then: &str) -> Logger {
         let path = dir.join("logger.sh");
-        std::fs::write(&path, format!("#!/bin/sh\n{then}\n")).unwrap();
-        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        crate::testing::program(&path, &format!("#!/bin/sh\n{then}\n"));
         let uri = format!("binary-v2://{}", path.display());
         let (logger, _ends) = Logger::start(reap, &uri, "ns", "c1").await.unwrap();
         logger
@@ -236,7 +233,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(Duration::from_secs(10), gone).await.unwrap();
+        timeout(Duration::from_secs(60), gone).await.unwrap();
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -67,7 +67,7 @@ mod tests {
             let look = |file: &File| file.read_at(&mut [0; 256], 0).unwrap();
             look(&file);
             let file = watch_for(file, Interest::PRIORITY).unwrap();
-            let next = || timeout(Duration::from_secs(10), file.ready(Interest::PRIORITY));
+            let next = || timeout(Duration::from_secs(60), file.ready(Interest::PRIORITY));
             for _ in 0..3 {
                 let child = sys::process::Spawn::new("sleep").arg("60").spawn().unwrap();
                 std::fs::write(group.0.join("cgroup.procs"), child.pid().to_string()).unwrap();

@@ -6,10 +6,13 @@ use crate::options::Options;
 use crate::process::Attached;
 use crate::runc::Limits;
 use crate::stdio::{Paths, Streams};
-use crate::testing::block_on;
+use crate::testing::{block_on, program};
 use protos::shim::task::{CreateTaskRequest, ExecProcessRequest};
 use std::path::Path;
 use std::time::SystemTime;
+
+/// Longer than anything here takes on the slowest machine.
+const SOON: Duration = Duration::from_secs(60);
 
 /// A pid that nobody has.
 const PID: u32 = i32::MAX.unsigned_abs();
@@ -49,23 +52,22 @@ fn group(dir: &Path, kills: u64) -> Cgroup {
     Cgroup::V2(dir.to_owned())
 }
 
-/// Blocks until there is such a file.
+/// Waits until there is such a file.
 async fn appears(file: &Path) {
-    while !file.exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let there = async {
+        while !file.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, there).await.unwrap();
 }
 
 /// One whose runtime is a script; what has ended is reaped.
 fn scripted(shim: &Arc<Shim>, bundle: &Path, script: &str) -> Arc<Container> {
-    let (text, program) = (bundle.join("script.sh"), bundle.join("runtime.sh"));
-    std::fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
-    // By another process: one that any test starts in this moment must not have it open for writing.
-    let copy = sys::process::Spawn::new("install").args(["-m", "755"]);
-    let copy = copy.arg(&text).arg(&program).spawn().unwrap();
-    assert!(copy.wait().unwrap().is_success());
+    let runtime = bundle.join("runtime.sh");
+    program(&runtime, &format!("#!/bin/sh\n{script}\n"));
     let options = Options {
-        binary_name: program.display().to_string(),
+        binary_name: runtime.display().to_string(),
         ..Options::default()
     };
     let reap = Arc::clone(&shim.reap);
@@ -209,7 +211,7 @@ fn the_execs_of_a_frozen_init_that_ended_thaw() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(Duration::from_secs(10), thawed).await.unwrap();
+        timeout(SOON, thawed).await.unwrap();
     });
 }
 
@@ -327,7 +329,7 @@ fn who_waits_for_an_exec_that_never_started_learns_of_the_containers_deletion() 
         tokio::task::yield_now().await;
         container.ended(&shim, &container.init, exit(3));
         assert_eq!(container.delete(&shim, "").await.unwrap(), exit(3));
-        let told = timeout(Duration::from_secs(5), waiting).await.unwrap();
+        let told = timeout(SOON, waiting).await.unwrap();
         assert!(told.unwrap().unwrap_err().is_not_found());
         assert!(container.process("e1").unwrap_err().is_not_found());
     });
@@ -346,7 +348,8 @@ async fn is_not_held_back(container: &Arc<Container>, shim: &Arc<Shim>, begun: &
     };
     appears(begun).await;
     end_init(shim, container, 3);
-    let told = timeout(Duration::from_secs(10), container.init.wait()).await;
+    // Before a logger is given up.
+    let told = timeout(Duration::from_secs(25), container.init.wait()).await;
     assert_eq!(told.unwrap().unwrap(), exit(3));
     let error = start.await.unwrap().unwrap_err();
     assert!(error.is(Code::FailedPrecondition), "{error}");
@@ -418,7 +421,7 @@ fn memory_is_watched_where_the_loop_cannot_wait_for_the_file_itself() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(Duration::from_secs(10), told).await.unwrap();
+        timeout(SOON, told).await.unwrap();
         container.stop_watching_oom();
     });
 }

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Serves a client that sent this and closed its connection at once.
 async fn ask_and_go(shim: &Arc<Shim>, method: &str, request: &impl Message) {

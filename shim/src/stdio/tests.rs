@@ -1,7 +1,7 @@
 //! Fifos, files and loggers, with the test as client and as process.
 
 use super::*;
-use crate::testing::{block_on, soon};
+use crate::testing::{block_on, program, soon, until};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 
@@ -229,9 +229,7 @@ fn a_logger_gets_the_output_and_its_environment() {
         let (script, result) = (dir.path().join("logger"), dir.path().join("result"));
         let body = "#!/bin/sh\nexec 5>&-\necho \"$CONTAINER_ID $CONTAINER_NAMESPACE $1 $2\" > $2\n\
                     /bin/cat <&3 >> $2\n/bin/cat <&4 >> $2\n";
-        std::fs::write(&script, body).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&script, mode).unwrap();
+        program(&script, body);
         let uri = format!("binary://{}?out={}", script.display(), result.display());
         let reap = Arc::new(Reap::default());
         let options = Options::default();
@@ -291,7 +289,7 @@ fn a_process_that_reads_no_input_has_none_for_clients() {
             let (mut streams, io) = open(&paths).await.unwrap();
             assert!(streams.stdin().unwrap().is_some());
             drop(io);
-            assert!(streams.stdin().unwrap().is_none());
+            until("nobody reads", || streams.stdin().unwrap().is_none());
         }
     });
 }
@@ -311,7 +309,7 @@ fn a_client_that_goes_is_not_the_end_of_input() {
         drop((client, attached));
         assert!(sys::pipe::has_writer(&io.stdin));
         streams.close_stdin();
-        assert!(!sys::pipe::has_writer(&io.stdin));
+        until("the end comes", || !sys::pipe::has_writer(&io.stdin));
     });
 }
 
