@@ -29,6 +29,8 @@ mod shims;
 mod sockets;
 mod task;
 mod tasks;
+#[cfg(test)]
+mod testing;
 mod undo;
 
 use std::fmt;

@@ -86,16 +86,16 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+    use crate::testing::dead_socket;
 
     #[test]
     fn only_an_old_socket_that_nobody_has_is_left_behind() {
         let dir = tempfile::tempdir().unwrap();
         let path = |letter: &str| dir.path().join(letter.repeat(NAME));
-        let dead = |path: &Path| drop(UnixListener::bind(path).unwrap());
-        dead(&path("a"));
-        dead(&path("b"));
+        dead_socket(&path("a"));
+        dead_socket(&path("b"));
         // Somebody else's.
-        dead(&dir.path().join("other.sock"));
+        dead_socket(&dir.path().join("other.sock"));
         fs::write(path("c"), "").unwrap();
         let _live = UnixListener::bind(path("d")).unwrap();
         let named = HashSet::from([path("b")]);

@@ -427,15 +427,10 @@ mod tests {
     async fn what_is_learned_of_a_binary_is_not_said_of_the_one_that_replaces_it() {
         let dir = tempfile::tempdir().unwrap();
         let binary = dir.path().join("shim");
-        let text = dir.path().join("text");
         // What it does as it starts is to be replaced.
         let script = "#!/bin/sh\n[ \"$1\" = -v ] && exit\n\
                       cp $0 $0.new && mv $0.new $0 && echo unix:///s\n";
-        std::fs::write(&text, script).unwrap();
-        // By another process: none that any test starts in this moment may have it open for writing.
-        let copy = Spawn::new("install").args(["-m", "755"]);
-        let copy = copy.arg(&text).arg(&binary).spawn().unwrap();
-        assert!(copy.wait().unwrap().is_success());
+        crate::testing::program(&binary, script);
         let before = key(&binary);
         let config = Config::of(dir.path());
         let target = Target {

@@ -67,6 +67,7 @@ mod tests {
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
         assert!(matches!(dial(&at(&path)).await.unwrap(), Dialed::Up(_)));
         drop(listener);
+        crate::testing::deserted(&path);
         assert!(matches!(dial(&at(&path)).await.unwrap(), Dialed::Refused));
     }
 
@@ -74,7 +75,10 @@ mod tests {
     async fn a_full_backlog_says_nothing_about_the_shim() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let listener = tokio::net::UnixSocket::new_stream().unwrap();
+        listener.bind(&path).unwrap();
+        // One waits, or two: not thousands, each with a descriptor.
+        let listener = listener.listen(1).unwrap();
         let mut held = Vec::new();
         let full = loop {
             match dial(&at(&path)).await.unwrap() {

@@ -10,9 +10,11 @@
 )]
 
 mod home;
+#[path = "../../src/testing.rs"]
+#[expect(dead_code, reason = "some helpers are for other tests")]
+mod testing;
 
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -198,8 +200,7 @@ async fn a_create_whose_caller_goes_away_is_undone() {
          exec runc \"$@\"\n",
         started.display()
     );
-    std::fs::write(&stuck, script).unwrap();
-    std::fs::set_permissions(&stuck, std::fs::Permissions::from_mode(0o755)).unwrap();
+    testing::program(&stuck, &script);
     let mut opts = home.opts("true");
     let options = protos::runc::Options {
         binary_name: stuck.display().to_string(),

@@ -19,8 +19,7 @@ fn script(home: &Home, name: &str, more: &str) {
     let (text, binary) = (text.replace("{home}", &dir), home.dir.path().join("shim"));
     // Another file: one that runs cannot be written to.
     let fresh = home.dir.path().join("fresh");
-    std::fs::write(&fresh, text).unwrap();
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program(&fresh, &text);
     std::fs::rename(fresh, binary).unwrap();
 }
 
@@ -238,7 +237,7 @@ fn a_socket_that_no_bundle_names_yet_goes_with_its_bundle() {
     std::fs::remove_file(home.bundle("c1").join("bootstrap.json")).unwrap();
     let socket = own_socket(&home, "c1");
     std::fs::create_dir(socket.parent().unwrap()).unwrap();
-    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    dead_socket(&socket);
     ends_with_the_next(&home, "c1");
     assert!(!socket.exists());
 }
@@ -256,7 +255,7 @@ fn whenever_a_recovery_is_cut_off_and_again_the_next_comes_to_an_end() {
             home.leave(name, 3);
             let bundle = home.bundle(name);
             let socket = home.socket(&format!("{name}-socket"));
-            drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+            dead_socket(&socket);
             let address = format!("unix://{}", socket.display());
             std::fs::write(bundle.join("address"), address).unwrap();
             std::fs::remove_file(bundle.join("bootstrap.json")).unwrap();

@@ -12,9 +12,10 @@ mod cut;
 mod empty;
 mod group;
 mod making;
+#[path = "../../src/testing.rs"]
+mod testing;
 mod unknown;
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -30,7 +31,9 @@ use tokio::sync::{Notify, Semaphore};
 use ttrpc::asynchronous::{Server, TtrpcContext};
 use types::{ContainerId, Event, Namespace};
 
-const SOON: Duration = Duration::from_secs(30);
+use testing::{dead_socket, program};
+
+const SOON: Duration = Duration::from_secs(60);
 const PID: u32 = 4242;
 
 /// A shim with one running task, or with none.
@@ -168,8 +171,7 @@ impl Home {
             dir.path().display()
         );
         let binary = dir.path().join("shim");
-        std::fs::write(&binary, script).unwrap();
-        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+        program(&binary, &script);
         let config = Config {
             root: dir.path().join("root"),
             state: dir.path().join("state"),
@@ -236,7 +238,7 @@ impl Home {
 
     /// A socket that nobody listens on any more.
     fn dead_socket(&self, name: &str) {
-        drop(std::os::unix::net::UnixListener::bind(self.socket(name)).unwrap());
+        dead_socket(&self.socket(name));
     }
 
     /// Makes a bundle one of before the machine was started.
