@@ -13,7 +13,7 @@ use super::{Index, Row, State, mirror};
 /// Beyond this length the log is folded into the file at the next change.
 pub(super) const LOG_FOLD: u64 = 256 * 1024;
 /// How long a copy that failed is not tried again: each try writes all of it.
-const PAUSE: Duration = Duration::from_secs(5);
+pub(super) const PAUSE: Duration = Duration::from_secs(5);
 
 /// The index at one moment, for a copy.
 #[derive(Debug)]

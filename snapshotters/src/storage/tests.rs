@@ -244,7 +244,7 @@ fn who_asks_does_not_wait_for_the_disk() {
             told.send((rows, asking.get(&key(0)).is_ok(), asking.chain(&key(0))))
                 .unwrap();
         });
-        let answer = answers.recv_timeout(std::time::Duration::from_secs(10));
+        let answer = answers.recv_timeout(std::time::Duration::from_secs(60));
         // The disk is there again.
         rustix::io::ioctl_fionbio(&read, true).unwrap();
         while !waiting.is_finished() {

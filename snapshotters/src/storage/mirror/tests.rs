@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use types::{Filter, Labels, SnapshotInfo, SnapshotKind};
 
@@ -98,9 +98,13 @@ fn a_copy_that_fails_is_nobodys_error_and_is_tried_again_after_a_pause() {
     let obstacle = temp.path().join("metadata.copy-new");
     std::fs::create_dir(&obstacle).unwrap();
     index.state().has_gap = true;
+    let begun = Instant::now();
     layer(&index, "a");
-    assert!(index.state().retry.is_some());
+    let after = begun + flush::PAUSE;
+    assert!(index.state().retry.is_some_and(|retry| retry >= after));
     std::fs::remove_dir(&obstacle).unwrap();
+    // However slow the machine is.
+    index.state().retry = Some(after + Duration::from_secs(3600));
     layer(&index, "b");
     let copy = temp.path().join("metadata.copy");
     assert!(!copy.exists(), "the pause is over at once");
