@@ -9,6 +9,9 @@ use sys::netns::{self, NetNs};
 use sys::process::Spawn;
 use types::Result;
 
+/// Longer than anything here takes on the slowest machine.
+const SOON: Duration = Duration::from_secs(60);
+
 /// A network namespace that goes with its test.
 pub(crate) struct Net {
     pub(crate) path: PathBuf,
@@ -56,7 +59,7 @@ impl Net {
     /// Whether a shell command works inside, and what it says.
     pub(crate) fn try_run(&self, command: &str) -> (bool, String) {
         let spawn = Spawn::new("/bin/sh").arg("-c").arg(command);
-        let done = self.within(|| spawn.output(b"", 1 << 20, Duration::from_secs(60)));
+        let done = self.within(|| spawn.output(b"", 1 << 20, SOON));
         let done = done.unwrap();
         let text = String::from_utf8_lossy(&done.text).into_owned();
         (done.status.is_success(), text)
@@ -87,9 +90,13 @@ pub(crate) fn server(net: &Net, at: &str) -> TcpListener {
 /// Connects from inside `net`, says something, and returns whom the server saw.
 pub(crate) fn reach(net: &Net, to: &str, server: &TcpListener) -> SocketAddr {
     let to: SocketAddr = to.parse().unwrap();
-    let connected = net.within(|| TcpStream::connect_timeout(&to, Duration::from_secs(10)));
+    let connected = net.within(|| TcpStream::connect_timeout(&to, SOON));
     let mut client = connected.unwrap_or_else(|e| panic!("{to}: {e}"));
+    assert!(sys::pipe::is_readable_within(server, SOON), "{to}: nobody");
     let (mut accepted, peer) = server.accept().unwrap();
+    for end in [&client, &accepted] {
+        end.set_read_timeout(Some(SOON)).unwrap();
+    }
     client.write_all(b"hello").unwrap();
     let mut said = [0; 5];
     accepted.read_exact(&mut said).unwrap();
@@ -101,7 +108,7 @@ pub(crate) fn reach(net: &Net, to: &str, server: &TcpListener) -> SocketAddr {
 
 /// Waits until something has happened in another process, or in the kernel.
 pub(crate) fn until(what: &str, mut has_happened: impl FnMut() -> bool) {
-    let give_up = Instant::now() + Duration::from_secs(60);
+    let give_up = Instant::now() + SOON;
     while !has_happened() {
         assert!(Instant::now() < give_up, "{what}");
         std::thread::yield_now();

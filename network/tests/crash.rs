@@ -68,9 +68,12 @@ fn sweep(role: &str, kills: u32, step: Duration) {
     let place = dir.path();
     prepare(place);
     if role == "cni" {
-        // This plugin leaves its bridge: the first one has it made.
-        kill_after(role, place, &host, &inside, Duration::from_millis(600));
-        look(role, place, &host);
+        // This plugin leaves its bridge: one of the first has it made.
+        testing::until("there is a bridge", || {
+            kill_after(role, place, &host, &inside, Duration::from_millis(600));
+            look(role, place, &host);
+            host.try_run("ip link show cni-test0").0
+        });
     }
     let before = state(place, &host, &inside);
     for moment in 0..kills {

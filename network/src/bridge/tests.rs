@@ -230,7 +230,7 @@ fn a_mapped_port_is_reached_from_everywhere() {
         .outside
         .within(|| std::net::UdpSocket::bind("192.0.2.2:0"))
         .unwrap();
-    let patience = Some(Duration::from_secs(10));
+    let patience = Some(Duration::from_secs(60));
     for socket in [&datagrams, &client] {
         socket.set_read_timeout(patience).unwrap();
     }
@@ -269,7 +269,7 @@ fn the_hosts_own_loopback_is_not_reached_from_a_container() {
     place
         .host
         .run("nft flush chain inet $(nft list tables | awk '/containerd/{print $3}') guard");
-    let patience = Duration::from_secs(10);
+    let patience = Duration::from_secs(60);
     one.within(|| std::net::TcpStream::connect_timeout(&to, patience))
         .unwrap();
 }

@@ -325,7 +325,7 @@ fn datagrams_go_where_a_port_leads_now() {
     let hears = |net: &Net, at: &str| {
         let socket = net.within(|| std::net::UdpSocket::bind(at)).unwrap();
         socket
-            .set_read_timeout(Some(Duration::from_secs(10)))
+            .set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
         socket
     };

@@ -171,7 +171,7 @@ fn addresses_come_back_when_the_namespace_is_gone() {
     real.host.block_on(real.place.cni.setup(&request)).unwrap();
     // As after a reboot, which plugins keep their files through.
     drop(std::mem::replace(&mut real.inside, Net::new()));
-    let next = Cni::new(Place::opts(real.place.dir.path(), Duration::from_secs(20)));
+    let next = Cni::new(Place::opts(real.place.dir.path(), Duration::from_secs(60)));
     let left = real.host.block_on(next.reconcile(|_| true)).unwrap();
     assert!(left.is_empty(), "{left:?}");
     // Its rules for masquerade this plugin finds by the addresses inside only: they stay.

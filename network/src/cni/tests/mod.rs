@@ -52,7 +52,7 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn new() -> Self {
-        Self::with(Duration::from_secs(20))
+        Self::with(Duration::from_secs(60))
     }
 
     pub(super) fn with(patience: Duration) -> Self {
