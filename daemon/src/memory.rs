@@ -107,6 +107,17 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_freed_is_given_back_and_what_is_used_stays() {
+        /// The heap is that of all tests here: what another one frees in the same moment is no fault.
+        const TRIES: usize = 10;
+        let mut unused = Vec::new();
+        while unused.last().is_none_or(|unused| *unused > 4 * SLACK) {
+            assert!(unused.len() < TRIES, "{unused:?}");
+            unused.push(left_unused().await);
+        }
+    }
+
+    /// What is resident for no use after a look behind a burst.
+    async fn left_unused() -> u64 {
         let small = Small::default();
         small.look().await.unwrap();
         assert!(small.0.load(Ordering::Relaxed) > 0);
@@ -118,11 +129,10 @@ mod tests {
         drop(freed);
         small.look().await.unwrap();
         let now = Memory::of_this_process().unwrap();
-        let unused = unused(now, sys::limits::heap_in_use());
-        assert!(unused <= 4 * SLACK, "{unused} of {now:?}");
         assert!(
             kept.iter()
                 .all(|(n, block)| usize::from(block[1999]) == n % 256)
         );
+        unused(now, sys::limits::heap_in_use())
     }
 }

@@ -228,7 +228,7 @@ mod tests {
             queue: 3,
             delay: Duration::from_millis(10),
             batch: 2,
-            timeout: Duration::from_secs(10),
+            timeout: Duration::from_secs(60),
         }
     }
 
@@ -306,9 +306,13 @@ mod tests {
         );
         let counts = &queue.counts;
         // One found no room, one was refused.
-        while counts.dropped.load(Ordering::Relaxed) < 2 {
-            tokio::task::yield_now().await;
-        }
+        let counted = async {
+            while counts.dropped.load(Ordering::Relaxed) < 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let limit = Duration::from_secs(60);
+        timeout(limit, counted).await.unwrap();
         assert_eq!(counts.sent.load(Ordering::Relaxed), 2);
         running.abort();
     }

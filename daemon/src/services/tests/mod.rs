@@ -32,7 +32,7 @@ use crate::ttrpc_server;
 /// The namespace of every test: each has a daemon of its own.
 const NAMESPACE: &str = "test";
 /// Longest wait for something that must come.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A daemon's services. Gone with the value.
 struct Daemon {
