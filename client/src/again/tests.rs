@@ -71,7 +71,7 @@ fn server(dir: &std::path::Path, refusal: Vec<u8>, count: u32) -> Again {
             tokio::spawn(async move { stream.read_to_end(&mut Vec::new()).await });
         }
     });
-    let channel = crate::connect_lazily(&path.to_string_lossy(), Duration::from_secs(10));
+    let channel = crate::connect_lazily(&path.to_string_lossy(), Duration::from_secs(60));
     Again::new(channel.unwrap())
 }
 

@@ -124,7 +124,7 @@ async fn store(fake: Fake) -> (RemoteContent, tempfile::TempDir) {
         std::future::pending(),
     ));
     let address = path.to_str().unwrap();
-    let client = Client::connect(address, "ns".parse().unwrap(), Duration::from_secs(5)).await;
+    let client = Client::connect(address, "ns".parse().unwrap(), Duration::from_secs(60)).await;
     (RemoteContent::new(client.unwrap().caller().clone()), dir)
 }
 

@@ -52,7 +52,7 @@ async fn what_comes_while_a_piece_is_written_is_written_without_another_call() {
         drop(release);
         let all = (GATHER + second) as u64;
         let grown = written.wait_for(|there| *there == all);
-        let grown = tokio::time::timeout(Duration::from_secs(10), grown).await;
+        let grown = tokio::time::timeout(Duration::from_secs(60), grown).await;
         assert!(
             grown.is_ok(),
             "{} of {all}",

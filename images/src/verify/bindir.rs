@@ -149,7 +149,7 @@ mod tests {
         // what is open for writing cannot be run.
         let write = ["-c", "cat >\"$0\" && chmod 755 \"$0\""];
         let write = Spawn::new("/bin/sh").args(write).arg(&path);
-        let written = write.output(text.as_bytes(), 1 << 10, Duration::from_secs(20));
+        let written = write.output(text.as_bytes(), 1 << 10, Duration::from_secs(60));
         assert!(written.unwrap().status.is_success());
     }
 
@@ -166,7 +166,7 @@ mod tests {
         let opts = BinDirOpts {
             directory: directory.to_owned(),
             most,
-            patience: Duration::from_secs(20),
+            patience: Duration::from_secs(60),
         };
         judge(&opts, "r.test/a:1", &target())
     }

@@ -131,7 +131,7 @@ async fn follow(
         std::future::pending(),
     ));
     let address = path.to_str().unwrap();
-    let limit = Duration::from_secs(5);
+    let limit = Duration::from_secs(60);
     let client = Client::connect(address, "n".parse().unwrap(), limit).await;
     let events = client.unwrap().events();
     (events.follow(Filter::default(), patience), asked, dir)
@@ -148,7 +148,7 @@ async fn next(follow: &mut Follow) -> String {
     }
 }
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_broken_stream_is_taken_up_behind_the_last_event_or_mark() {
