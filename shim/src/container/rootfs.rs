@@ -116,11 +116,12 @@ mod tests {
     use rustix::fs::inotify;
     use std::sync::mpsc;
 
-    /// Takes until it is told to go, but not for ever.
+    /// Says when it begins to go, takes until it is told to, but not for ever, and says whether it was.
     struct Slow(mpsc::Receiver<()>, mpsc::Sender<bool>);
 
     impl Drop for Slow {
         fn drop(&mut self) {
+            self.1.send(true).unwrap();
             let told = self.0.recv_timeout(Duration::from_secs(60)).is_ok();
             self.1.send(told).unwrap();
         }
@@ -145,9 +146,19 @@ mod tests {
         block_on(async {
             let ((go, wait), (say, said)) = (mpsc::channel(), mpsc::channel());
             let_go(Slow(wait, say));
-            tokio::time::sleep(LET_GO * 10).await;
+            // Nothing blocks here: on a busy machine it is the loop that has yet to begin with it.
+            let hears = async || {
+                loop {
+                    match said.try_recv() {
+                        Ok(told) => break told,
+                        Err(_) => tokio::time::sleep(LET_GO).await,
+                    }
+                }
+            };
+            let soon = Duration::from_secs(60);
+            tokio::time::timeout(soon, hears()).await.unwrap();
             go.send(()).unwrap();
-            assert!(said.recv().unwrap());
+            assert!(tokio::time::timeout(soon, hears()).await.unwrap());
         });
     }
 
