@@ -46,6 +46,8 @@ async fn blob(host: &Host, name: &str, size: usize) -> String {
         ref_: name.into(),
         offset: at.try_into().expect("an offset"),
         data: piece.slice(..MIB.min(size - at)),
+        // No collection takes it away.
+        labels: [("containerd.io/gc.root".to_owned(), "story".to_owned())].into(),
         ..WriteContentRequest::default()
     });
     let mut messages: Vec<_> = pieces.collect();
