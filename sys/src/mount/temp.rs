@@ -1,5 +1,6 @@
 //! Temporary mounts: a directory of their own, gone when the guard is dropped.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,6 +8,11 @@ use types::{Mount, Result};
 
 use super::{detach_all, detach_mount, mount_all};
 use crate::error::at;
+
+/// Mode of a directory that others cannot enter.
+const PRIVATE: u32 = 0o700;
+/// Options of a mount that is only looked at.
+const HARMLESS: [&str; 4] = ["ro", "nosuid", "nodev", "noexec"];
 
 /// A list of mounts at a directory of its own. Dropping it detaches them and removes the directory.
 #[derive(Debug)]
@@ -22,16 +28,7 @@ impl TempMount {
     /// # Errors
     /// As [`mount_all`], or the errno of making the directory; nothing is left then.
     pub fn new(mounts: &[Mount], parent: &Path) -> Result<Self> {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let path = loop {
-            let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-            let path = parent.join(format!("containerd-mount{}-{serial}", std::process::id()));
-            match std::fs::create_dir(&path) {
-                Ok(()) => break path,
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(at("mkdir", &path, e)),
-            }
-        };
+        let path = new_directory(parent)?;
         // The guard exists from here on: it removes the directory also when a mount fails.
         let below = mounts.iter().filter(|mount| !mount.target.is_empty());
         let made = Self {
@@ -75,12 +72,42 @@ impl Drop for TempMount {
     }
 }
 
-/// Runs `work` with the mounts at a temporary directory (below the system's).
+/// Makes a directory of its own below `parent`, which nobody else may enter.
+fn new_directory(parent: &Path) -> Result<PathBuf> {
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    let mut builder = std::fs::DirBuilder::new();
+    builder.mode(PRIVATE);
+    loop {
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("containerd-mount{}-{serial}", std::process::id()));
+        match builder.create(&path) {
+            Ok(()) => return Ok(path),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(at("mkdir", &path, e)),
+        }
+    }
+}
+
+/// A directory that is removed when it is empty.
+struct Private(PathBuf);
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        // What is left in it was told already.
+        drop(std::fs::remove_dir(&self.0));
+    }
+}
+
+/// Runs `work` with the mounts below a temporary directory (of the system's) that is the caller's alone:
+/// the mount's own root hides the mode of what it is mounted on, and what a container has made of its files
+/// is for no user of the host.
 ///
 /// # Errors
 /// The error of mounting or of `work`.
 pub fn with_temp_mount<T>(mounts: &[Mount], work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    let mounted = TempMount::new(mounts, &std::env::temp_dir())?;
+    let private = Private(new_directory(&std::env::temp_dir())?);
+    // Dropped before the directory that it is in.
+    let mounted = TempMount::new(mounts, &private.0)?;
     work(mounted.path())
 }
 
@@ -95,7 +122,8 @@ fn without_volatile(mounts: &[Mount]) -> Vec<Mount> {
 }
 
 /// The same mounts for reading only: an overlay's upper layer becomes its topmost lower one (a single
-/// lower layer alone cannot be mounted) and its ids are those on the disk, everything else becomes `ro`.
+/// lower layer alone cannot be mounted) and its ids are those on the disk. Nothing in them can be run, is a
+/// device, or gives anybody another's rights.
 #[must_use]
 pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
     mounts
@@ -113,12 +141,12 @@ pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
                         *option = format!("lowerdir={upper}:{lower}");
                     }
                 }
-            } else {
-                mount
-                    .options
-                    .retain(|option| option != "rw" && option != "ro");
-                mount.options.push("ro".into());
             }
+            let opposite = ["rw", "suid", "dev", "exec"];
+            mount.options.retain(|option| {
+                !HARMLESS.contains(&option.as_str()) && !opposite.contains(&option.as_str())
+            });
+            mount.options.extend(HARMLESS.map(str::to_owned));
             mount
         })
         .collect()
@@ -126,8 +154,14 @@ pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Duration;
+
+    use rustix::fs::StatVfsMountFlags as Flags;
     use types::Error;
+
+    use super::*;
+    use crate::process::Spawn;
 
     fn tmpfs() -> Mount {
         Mount {
@@ -145,7 +179,77 @@ mod tests {
         })
         .unwrap();
         assert!(mounted);
-        assert!(!seen.exists());
+        assert!(!seen.exists() && !seen.parent().unwrap().exists());
+    }
+
+    /// The root of a container is everybody's to enter; the way to it is not.
+    #[test]
+    fn no_other_user_of_the_host_reaches_what_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let everybody = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), everybody).unwrap();
+        std::fs::write(dir.path().join("f"), "text").unwrap();
+        let bind = Mount {
+            kind: "bind".into(),
+            source: dir.path().display().to_string(),
+            options: ["rbind", "rw", "suid"].map(Into::into).into(),
+            ..Mount::default()
+        };
+        let stat = |path: &Path, user: &str| {
+            Spawn::new("setpriv")
+                .args(["--reuid", user, "--regid", user, "--clear-groups", "stat"])
+                .arg(path)
+                .output(&[], 4096, Duration::from_secs(60))
+                .unwrap()
+        };
+        with_temp_mount(&read_only(&[bind]), |path| {
+            assert!(stat(&dir.path().join("f"), "65534").status.is_success());
+            for there in [path.to_owned(), path.join("f")] {
+                let told = stat(&there, "65534");
+                let text = String::from_utf8_lossy(&told.text).into_owned();
+                assert!(text.contains("Permission denied"), "{text}");
+                assert!(stat(&there, "0").status.is_success());
+            }
+            let all = super::super::info::load()?;
+            let real = path.canonicalize().unwrap();
+            let mount = all.iter().find(|mount| mount.mount_point == real).unwrap();
+            let options: Vec<_> = mount.options.split(',').collect();
+            for harmless in HARMLESS {
+                assert!(options.contains(&harmless), "{options:?}");
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn an_overlay_that_is_looked_at_is_as_harmless() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = |name: &str| {
+            let path = parent.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path.display().to_string()
+        };
+        let [lower, upper, work] = ["lower", "upper", "work"].map(dir);
+        std::fs::write(Path::new(&upper).join("f"), "text").unwrap();
+        let overlay = Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            options: vec![
+                format!("lowerdir={lower}"),
+                format!("upperdir={upper}"),
+                format!("workdir={work}"),
+            ],
+            ..Mount::default()
+        };
+        with_temp_mount(&read_only(&[overlay]), |path| {
+            assert_eq!(std::fs::read(path.join("f")).unwrap(), b"text");
+            let flags = rustix::fs::statvfs(path).unwrap().f_flag;
+            let harmless = Flags::RDONLY | Flags::NOSUID | Flags::NODEV | Flags::NOEXEC;
+            assert!(flags.contains(harmless), "{flags:?}");
+            Ok(())
+        })
+        .unwrap();
     }
 
     #[test]
@@ -234,11 +338,14 @@ mod tests {
         };
         let bind = Mount {
             kind: "bind".into(),
-            options: ["rbind", "rw"].map(Into::into).into(),
+            options: ["rbind", "rw", "exec"].map(Into::into).into(),
             ..Mount::default()
         };
         let got = read_only(&[overlay, bind]);
-        assert_eq!(got[0].options, ["lowerdir=/u:/l"]);
-        assert_eq!(got[1].options, ["rbind", "ro"]);
+        let harmless = ["ro", "nosuid", "nodev", "noexec"];
+        assert_eq!(got[0].options[0], "lowerdir=/u:/l");
+        assert_eq!(got[0].options[1..], harmless);
+        assert_eq!(got[1].options[0], "rbind");
+        assert_eq!(got[1].options[1..], harmless);
     }
 }
