@@ -6,11 +6,15 @@
 //! is told which of the new streams takes the place of which. Runtimes have no flag for that; CRIU reads
 //! it from a file of options that its environment names.
 //!
-//! Invariant: what goes into that file are numbers, whatever an image from elsewhere says.
+//! Invariant: what goes into that file are numbers, whatever an image from elsewhere says, and no more of
+//! an image is read than what a shim writes into one.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +30,8 @@ const WORK: &str = "criu-work";
 const STDIO: &str = "stdio.json";
 /// The same, until the image is made.
 const STAGED: &str = "stdio.json.new";
+/// Longest such file that is read: three pairs of numbers are far shorter.
+const MAX_STDIO: u64 = 64 * 1024;
 /// As runtimes make an image's directory: it holds the container's memory.
 const IMAGE_MODE: u32 = 0o700;
 /// Only the end of a log is of interest.
@@ -173,13 +179,18 @@ impl Streams {
     /// Those that an image was made with.
     ///
     /// # Errors
-    /// `InvalidArgument` for a file that says something else.
+    /// `InvalidArgument` for a file that says something else, is none, or is too long.
     pub(crate) fn load(image: &Path) -> Result<Self> {
-        match std::fs::read(image.join(STDIO)) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|e| Error::invalid_argument(format_args!("{STDIO} of checkpoint: {e}"))),
+        let bad = |why: &dyn Display| {
+            Error::invalid_argument(format_args!("{STDIO} of checkpoint: {why}"))
+        };
+        match short_file(&image.join(STDIO), MAX_STDIO) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|e| bad(&e)),
             // Made by another shim, or without such streams.
-            Err(_) => Ok(Self::default()),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                Ok(Self::default())
+            }
+            Err(e) => Err(bad(&e)),
         }
     }
 
@@ -278,6 +289,25 @@ fn outside(process: &Path, mounts: &str, stream: usize) -> Option<Name> {
         return None;
     }
     Some((mount, facts.ino()))
+}
+
+/// A file that somebody else has made, when it is one and no longer than `most`. A fifo or a device is not
+/// waited for.
+fn short_file(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("not a regular file"));
+    }
+    let mut text = Vec::new();
+    file.take(most + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > most {
+        let why = format!("longer than {most} bytes");
+        return Err(std::io::Error::other(why));
+    }
+    Ok(text)
 }
 
 /// The end of a log; `None` when there is none.
@@ -411,6 +441,35 @@ mod tests {
             let error = Streams::load(image.path()).unwrap_err();
             assert!(error.is(types::Code::InvalidArgument), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_no_short_file_is_not_read() {
+        let image = tempfile::tempdir().unwrap();
+        let file = image.path().join(STDIO);
+        let load = |why: &str| {
+            let error = Streams::load(image.path()).unwrap_err();
+            assert!(error.is(types::Code::InvalidArgument), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+            if file.is_dir() {
+                std::fs::remove_dir(&file).unwrap();
+            } else {
+                std::fs::remove_file(&file).unwrap();
+            }
+        };
+        // Eight GiB, of which the disk has none.
+        File::create(&file).unwrap().set_len(1 << 33).unwrap();
+        load("longer than 65536 bytes");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &file, rustix::fs::Mode::RUSR).unwrap();
+        load("not a regular file");
+        std::fs::create_dir(&file).unwrap();
+        load("not a regular file");
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+        load("symbolic links");
+        let mut long = b"[null,null,null]".to_vec();
+        long.resize(usize::try_from(MAX_STDIO).unwrap(), b' ');
+        std::fs::write(&file, &long).unwrap();
+        assert_eq!(Streams::load(image.path()).unwrap(), Streams::default());
     }
 
     #[test]
