@@ -176,7 +176,8 @@ impl Call {
     }
 
     /// Redirects followed, challenges answered; `None` when the host has just been found to speak no
-    /// TLS. Only the host itself can show that, not who it sends us to.
+    /// TLS. Only the host itself can show that, not who it sends us to. Credentials and the host's own
+    /// headers go as far as the host itself sends us to itself.
     async fn walk(&self, host: &Host) -> Result<Option<Response<Incoming>>> {
         let start = self.url(host)?;
         // Taken from the URL: the host may turn out to speak no TLS at any moment.
@@ -185,9 +186,11 @@ impl Call {
             Target::Url(_) => host.origin().clone(),
         };
         let mut url = start.clone();
-        let (mut redirects, mut challenges) = (0, 0);
+        let (mut redirects, mut challenges, mut strayed) = (0, 0, false);
         loop {
-            let home = Origin::of(&url)? == *origin;
+            // Where a stranger sends us is its choice, also when it is back: no word of ours goes with it.
+            strayed |= Origin::of(&url)? != *origin;
+            let home = !strayed;
             let header = if home {
                 let header = host.auth.header(&host.http, origin, &self.scopes).await;
                 header.map_err(|error| error.ctx("authorization failed"))?

@@ -281,6 +281,42 @@ async fn redirects_to_another_origin_carry_no_authorization() {
     );
 }
 
+/// Where it goes then is the stranger's choice: another repository, or a request that does something.
+#[tokio::test]
+async fn who_is_sent_back_by_another_origin_has_no_authorization_any_more() {
+    let home = Arc::new(std::sync::OnceLock::<String>::new());
+    let known = Arc::clone(&home);
+    let other = Server::start(move |_| {
+        let back = format!("http://{}/v2/secret/blobs/x", known.get().unwrap());
+        Reply::status(307).with("location", back)
+    })
+    .await;
+    let away = format!("http://{}/x", other.host());
+    let server = Server::start(move |request| {
+        let is_known = request.header("authorization") == "Basic dXNlcjpwYXNz";
+        match request.path.contains("/secret/") {
+            // Asked for a password by itself, with which it begins anew.
+            true if is_known => Reply::status(200).body("secret"),
+            _ if !is_known => Reply::status(401).with("www-authenticate", "Basic realm=x"),
+            _ => Reply::status(307).with("location", away.clone()),
+        }
+    })
+    .await;
+    home.set(server.host().to_owned()).unwrap();
+    let layer = image().2;
+    let read = read(&repository(&server, "", with_user()), &layer, 0).await;
+    assert!(read.unwrap_err().is(Code::Unauthenticated));
+    let asked = server.requests();
+    let of = |part: &str| {
+        let of = asked.iter().filter(|request| request.path.contains(part));
+        of.map(|request| request.header("authorization").to_owned())
+            .collect::<Vec<_>>()
+    };
+    // Neither that, nor the answer to what it asks for then.
+    assert_eq!(of("/secret/"), [""]);
+    assert!(of("/v2/r/").contains(&"Basic dXNlcjpwYXNz".to_owned()));
+}
+
 #[tokio::test]
 async fn a_challenge_from_another_origin_is_not_answered() {
     let evil =
