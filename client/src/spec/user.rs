@@ -56,11 +56,9 @@ impl std::str::FromStr for UserSpec {
         if user.is_empty() {
             return Err(bad(""));
         }
-        let user = id(user).ok_or_else(|| bad(": uid out of range"))?;
-        let group = match group {
-            Some(group) => Some(id(group).ok_or_else(|| bad(": gid out of range"))?),
-            None => None,
-        };
+        let user = id(user).map_err(|why| bad(&format!(": uid {why}")))?;
+        let group = group.map(id).transpose();
+        let group = group.map_err(|why| bad(&format!(": gid {why}")))?;
         Ok(Self {
             text: text.to_owned(),
             user,
@@ -69,14 +67,20 @@ impl std::str::FromStr for UserSpec {
     }
 }
 
-/// `None` for a number that is out of range.
-fn id(text: &str) -> Option<Id> {
+/// A name or a number, or what is wrong with it. What is almost a number is no name: an entry of that name
+/// in an image's own file would make somebody else of it.
+fn id(text: &str) -> Result<Id, &'static str> {
+    if text.starts_with(|c: char| c == '_' || c.is_alphabetic()) {
+        return Ok(Id::Name(text.to_owned()));
+    }
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Some(Id::Name(text.to_owned()));
+        return Err("is neither a name nor a number");
     }
-    let number = text.parse::<u32>().ok()?;
-    (number <= MAX_ID).then_some(Id::Number(number))
+    match text.parse::<u32>() {
+        Ok(number) if number <= MAX_ID => Ok(Id::Number(number)),
+        _ => Err("out of range"),
+    }
 }
 
 impl UserSpec {
@@ -245,6 +249,10 @@ impl Spec {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+
     use super::*;
 
     const PASSWD: &str = "\
@@ -252,6 +260,8 @@ mod tests {
 root:x:0:0:root:/root:/bin/sh
 web:x:33:44::/srv:/bin/sh
 broken:x:a:b
+0x0:x:0:0::/:
+1000x:x:0:0::/:
 huge:x:4294967295:1::/:
 ";
     const GROUP: &str =
@@ -295,9 +305,17 @@ huge:x:4294967295:1::/:
             ("2147483648", InvalidArgument),
             ("0:4294967295", InvalidArgument),
             ("99999999999999999999", InvalidArgument),
+            ("4294967296 ", InvalidArgument),
+            ("0x0", InvalidArgument),
+            ("1000x", InvalidArgument),
+            (" root", InvalidArgument),
+            ("-", InvalidArgument),
+            ("root:0x0", InvalidArgument),
+            ("root:", InvalidArgument),
             ("huge", InvalidArgument),
             ("nobody", NotFound),
             ("broken", NotFound),
+            ("_apt", NotFound),
             ("root:nogroup", NotFound),
         ] {
             assert_eq!(resolve(text).unwrap_err().code(), code, "{text:?}");
@@ -317,17 +335,38 @@ huge:x:4294967295:1::/:
         assert_eq!((number.uid, number.gid), (7, 0));
     }
 
+    /// Neither is waited for, nor read to its end.
     #[test]
-    fn a_file_without_end_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("etc")).unwrap();
-        let file = File::create(dir.path().join("etc/passwd")).unwrap();
-        file.set_len(MAX_FILE + 1).unwrap();
-        let error = "root"
-            .parse::<UserSpec>()
-            .unwrap()
-            .resolve(dir.path())
-            .unwrap_err();
-        assert!(error.is(types::Code::InvalidArgument), "{error}");
+    fn what_is_no_file_or_has_no_end_is_refused_at_once() {
+        const SPARSE: u64 = 256 << 20;
+        let length = |path: &Path, length| File::create(path).unwrap().set_len(length).unwrap();
+        let make = |kind, path: &Path| match kind {
+            "fifo" => node(path, FileType::Fifo, 0),
+            "device" => node(path, FileType::CharacterDevice, makedev(1, 5)),
+            "directory" => std::fs::create_dir(path).unwrap(),
+            "sparse" => length(path, SPARSE),
+            _ => length(path, MAX_FILE + 1),
+        };
+        for name in ["passwd", "group"] {
+            for kind in ["fifo", "device", "directory", "sparse", "long"] {
+                let dir = tempfile::tempdir().unwrap();
+                std::fs::create_dir_all(dir.path().join("etc")).unwrap();
+                make(kind, &dir.path().join("etc").join(name));
+                let root = dir.path().to_owned();
+                let (done, told) = std::sync::mpsc::channel();
+                std::thread::spawn(move || {
+                    let user = "root:wheel".parse::<UserSpec>().unwrap();
+                    done.send(user.resolve(&root))
+                });
+                let told = told.recv_timeout(Duration::from_secs(60));
+                let error = told.expect("it waits").unwrap_err();
+                assert!(error.is(types::Code::InvalidArgument), "{kind}: {error}");
+                assert!(error.to_string().contains(name), "{kind}: {error}");
+            }
+        }
+    }
+
+    fn node(path: &Path, kind: FileType, device: u64) {
+        mknodat(CWD, path, kind, Mode::RUSR | Mode::WUSR, device).unwrap();
     }
 }
