@@ -8,6 +8,7 @@
 
 mod index;
 mod restore;
+mod trust;
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};

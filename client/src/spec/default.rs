@@ -8,7 +8,7 @@ use super::OCI_VERSION;
 const OPEN_FILES: u64 = 1024;
 
 /// What a process in a container may do by default. None is inheritable or ambient.
-const CAPABILITIES: [&str; 14] = [
+pub(super) const CAPABILITIES: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_FSETID",
@@ -25,7 +25,8 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
 ];
 
-const MASKED: [&str; 11] = [
+/// Files of the kernel that a container does not see.
+pub(super) const MASKED: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/kcore",
@@ -39,7 +40,8 @@ const MASKED: [&str; 11] = [
     "/proc/scsi",
 ];
 
-const READ_ONLY: [&str; 5] = [
+/// Those that it does not change.
+pub(super) const READ_ONLY: [&str; 5] = [
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",
@@ -48,7 +50,7 @@ const READ_ONLY: [&str; 5] = [
 ];
 
 /// Character devices that may be used: null, random, full, tty, zero, urandom, console, any pty, ptmx.
-const DEVICES: [(u32, Option<u32>); 9] = [
+pub(super) const DEVICES: [(u32, Option<u32>); 9] = [
     (1, Some(3)),
     (1, Some(8)),
     (1, Some(7)),

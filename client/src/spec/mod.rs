@@ -8,6 +8,7 @@
 mod capability;
 mod default;
 mod edit;
+mod foreign;
 mod image;
 mod user;
 

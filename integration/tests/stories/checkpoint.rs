@@ -228,8 +228,8 @@ fn a_container_is_made_from_the_checkpoint_of_another() {
     assert!(taken.contains("already exists"), "{taken}");
 
     let log = host.path("b.log");
-    let restore = ["containers", "restore", "--live", "--rw", "--log-uri"];
-    let restore = host.ctr_program().args(restore);
+    let restore = ["containers", "restore", "--trust-spec", "--live", "--rw"];
+    let restore = host.ctr_program().args(restore).args(["--log-uri"]);
     drop(restore.args([&uri(&log), "b", "saved"]).run().ok());
     let restored = fs::read_to_string(runtime.with_extension("restored")).expect("restored");
     assert_eq!(restored, "image of a\n");
@@ -285,6 +285,7 @@ fn a_task_checkpoint_goes_to_a_directory_or_an_image_and_may_end_the_task() {
     let restore = [
         "containers",
         "restore",
+        "--trust-spec",
         "--live",
         "--rw",
         "--log-uri",
@@ -330,7 +331,14 @@ fn a_checkpoint_that_ends_the_task_is_refused_before_or_saved_as_far_as_it_goes(
     let saved = images.lines().find(|name| name.contains("/checkpoint/"));
     let saved = saved.expect("an image").to_owned();
     let log = uri(&host.path("b.log"));
-    let restore = ["containers", "restore", "--live", "--log-uri", &log];
+    let restore = [
+        "containers",
+        "restore",
+        "--trust-spec",
+        "--live",
+        "--log-uri",
+        &log,
+    ];
     let restore = host.ctr_program().args(restore);
     drop(restore.args(["b", &saved]).run().ok());
     fs::write(host.path("gate/open"), "").expect("open the gate");
@@ -394,7 +402,14 @@ fn a_refused_dump_or_restore_says_why_and_leaves_nothing() {
     }
     assert!(!image.exists() && host.task("a", "RUNNING").is_some());
     let told = host
-        .ctr(["containers", "restore", "--live", "b", "saved"])
+        .ctr([
+            "containers",
+            "restore",
+            "--trust-spec",
+            "--live",
+            "b",
+            "saved",
+        ])
         .err();
     assert!(
         told.contains("OCI runtime restore failed: criu failed"),
@@ -407,7 +422,14 @@ fn a_refused_dump_or_restore_says_why_and_leaves_nothing() {
     // The same checkpoint serves once nothing stands in its way.
     fs::remove_file(&refuse).expect("relent");
     let log = uri(&host.path("b.log"));
-    let restore = ["containers", "restore", "--live", "--log-uri", &log];
+    let restore = [
+        "containers",
+        "restore",
+        "--trust-spec",
+        "--live",
+        "--log-uri",
+        &log,
+    ];
     drop(
         host.ctr_program()
             .args(restore)
@@ -445,7 +467,15 @@ fn debians_client_checkpoints_and_restores() {
     assert!(host.task("b", "RUNNING").is_some());
     // Either client restores what the other has saved.
     let log = uri(&host.path("c.log"));
-    let restore = ["containers", "restore", "--live", "--rw", "--log-uri", &log];
+    let restore = [
+        "containers",
+        "restore",
+        "--trust-spec",
+        "--live",
+        "--rw",
+        "--log-uri",
+        &log,
+    ];
     drop(
         host.ctr_program()
             .args(restore)

@@ -15,6 +15,7 @@ mod bad_requests;
 mod budget;
 mod cancelled_pull;
 mod checkpoint;
+mod checkpoint_trust;
 mod container_networks;
 mod crash_start;
 mod crash_sweep;

@@ -13,6 +13,7 @@ use types::{
     Runtime, media_type,
 };
 
+use super::trust::Trust;
 use crate::changes;
 
 /// Annotations of a checkpoint's index: the image's name, for a container and for a task; runtime;
@@ -218,7 +219,15 @@ impl Checkpoint {
     }
 
     /// The container's record, without a snapshot.
-    pub(super) async fn record(&self, client: &Client, id: &ContainerId) -> Result<Container> {
+    ///
+    /// # Errors
+    /// `PermissionDenied` when it asks for what it is not trusted with.
+    pub(super) async fn record(
+        &self,
+        client: &Client,
+        id: &ContainerId,
+        trust: Trust,
+    ) -> Result<Container> {
         let store = client.content();
         let config = self.need(
             media_type::CHECKPOINT_CONFIG,
@@ -233,15 +242,16 @@ impl Checkpoint {
                 &read_blob(&*store, blob, LIMIT).await?,
             )?),
         };
+        let name = self.note(&[RUNTIME], "runtime name")?.to_owned();
+        let beyond = spec.beyond_default(client.namespace(), id);
+        let runtime = trust.judge(beyond, Runtime { name, options });
+        let runtime = runtime.ctx_with(|| format!("checkpoint {:?}", self.name))?;
         let now = SystemTime::UNIX_EPOCH;
         Ok(Container {
             id: id.clone(),
             labels: Labels::new(),
             image: self.note(&[IMAGE, TASK_IMAGE], "image name")?.to_owned(),
-            runtime: Runtime {
-                name: self.note(&[RUNTIME], "runtime name")?.to_owned(),
-                options,
-            },
+            runtime,
             spec: Some(spec.to_any()?),
             snapshotter: self.note(&[SNAPSHOTTER], "snapshotter name")?.to_owned(),
             snapshot_key: id.to_string(),

@@ -3,7 +3,8 @@
 //! ```text
 //! index -> spec, runtime, snapshot of the image (+ layer) -> container -> task (from the dump)
 //! ```
-//! Invariant: what was made for a task that never ran is removed again.
+//! Invariant: what was made for a task that never ran is removed again; an image from elsewhere gets no more
+//! of the host than any other container has, unless the user says so.
 
 use ::images::PlatformSet;
 use client::Client;
@@ -14,6 +15,7 @@ use types::{
 };
 
 use super::index::Checkpoint;
+use super::trust::Trust;
 use crate::attached::{Failure, IoFlags, Kind, Signals};
 use crate::context::Context;
 use crate::create;
@@ -29,6 +31,10 @@ pub(crate) struct RestoreArgs {
     /// Restore the runtime and memory data from the checkpoint
     #[arg(long)]
     live: bool,
+    // Beyond Go's: whoever has written the image would be root on this host.
+    /// Let the checkpoint have hooks, mounts, devices and rights of the host, and name the runtime
+    #[arg(long)]
+    trust_spec: bool,
     // Beyond Go's: a process that had a file as its output cannot go on with a pipe.
     #[command(flatten)]
     io: IoFlags,
@@ -50,7 +56,11 @@ pub(crate) async fn restore(ctx: &Context, args: RestoreArgs) -> Result<u8> {
             true => Some(checkpoint.need(media_type::CHECKPOINT, "task")?.clone()),
             false => None,
         };
-        let record = checkpoint.record(&client, &id).await?;
+        let trust = match args.trust_spec {
+            true => Trust::All,
+            false => Trust::Default,
+        };
+        let record = checkpoint.record(&client, &id, trust).await?;
         let (record, mounts) = make(&client, &checkpoint, record, args.rw).await?;
         Ok((record, mounts, dump))
     };
