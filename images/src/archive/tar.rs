@@ -2,6 +2,9 @@
 //!
 //! The `tar` crate parses the headers; the stream is walked here because long names and PAX records
 //! must not be read into memory without a limit.
+//!
+//! Invariant: where an entry begins and ends is what the reader of layers says too, or the archive is
+//! refused: nobody shall see other files in it than those that were looked at.
 
 use std::io::{self, Read};
 
@@ -13,6 +16,11 @@ const BLOCK: usize = 512;
 const MAX_SPECIAL: u64 = 1 << 20;
 /// Longest name that an image archive has use for.
 const MAX_NAME: usize = 4096;
+/// Largest size, as everywhere in the kernel. Larger ones are negative numbers that were misread.
+const MAX_SIZE: u64 = i64::MAX.unsigned_abs();
+/// Where the size and the type of an entry stand in its header.
+const SIZE: std::ops::Range<usize> = 124..136;
+const FLAG: usize = 156;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +47,14 @@ pub(super) struct Header {
 /// Names and sizes that special entries give to the next one.
 #[derive(Default)]
 struct Overrides {
+    name: Option<String>,
+    link: Option<String>,
+    pax: Pax,
+}
+
+/// What a PAX record says; the next one has it all to say again.
+#[derive(Default)]
+struct Pax {
     name: Option<String>,
     link: Option<String>,
     size: Option<u64>,
@@ -74,54 +90,49 @@ impl<R: Read> Tar<R> {
             let Some(header) = self.header()? else {
                 return Ok(None);
             };
-            let size = match overrides.size {
-                Some(size) => size,
-                None => header.entry_size().map_err(|e| self.damaged(&e))?,
-            };
             let kind = header.entry_type();
-            let special = kind.is_gnu_longname()
-                || kind.is_gnu_longlink()
-                || kind.is_pax_local_extensions()
-                || kind.is_pax_global_extensions();
-            if special {
-                let size = header.entry_size().map_err(|e| self.damaged(&e))?;
-                self.set_left(size);
-                let data = self.special(size)?;
+            if is_special(kind) {
+                let data = self.special(size_of(&header)?)?;
                 if kind.is_gnu_longname() {
                     overrides.name = Some(text(&data));
                 } else if kind.is_gnu_longlink() {
                     overrides.link = Some(text(&data));
                 } else if kind.is_pax_local_extensions() {
-                    pax(&data, &mut overrides)?;
+                    overrides.pax = pax(&data)?;
                 }
                 continue;
             }
-            let name = overrides.name.unwrap_or_else(|| text(&header.path_bytes()));
-            let link = overrides
-                .link
-                .or_else(|| header.link_name_bytes().map(|link| text(&link)))
-                .unwrap_or_default();
-            if name.len() > MAX_NAME || link.len() > MAX_NAME {
-                return Err(Error::invalid_argument(
-                    "archive has a name that is too long",
-                ));
-            }
-            let kind = match kind {
-                k if k.is_file() || k.is_contiguous() => Kind::File,
-                k if k.is_symlink() => Kind::Symlink,
-                k if k.is_hard_link() => Kind::Hardlink,
-                _ => Kind::Other,
-            };
-            // A hard link may carry the size of its file, but never its data.
-            let size = if kind == Kind::Hardlink { 0 } else { size };
-            self.set_left(size);
-            return Ok(Some(Header {
-                name,
-                kind,
-                link,
-                size,
-            }));
+            return self.entry(&header, overrides).map(Some);
         }
+    }
+
+    fn entry(&mut self, header: &::tar::Header, overrides: Overrides) -> Result<Header> {
+        let Overrides { name, link, pax } = overrides;
+        let name = name.or(pax.name);
+        let name = name.unwrap_or_else(|| text(&header.path_bytes()));
+        let link = link
+            .or(pax.link)
+            .or_else(|| header.link_name_bytes().map(|link| text(&link)))
+            .unwrap_or_default();
+        if name.len() > MAX_NAME || link.len() > MAX_NAME {
+            return Err(Error::invalid_argument(
+                "archive has a name that is too long",
+            ));
+        }
+        let kind = kind(header.as_bytes()[FLAG], &name)?;
+        // Only files have data, whatever the size field says.
+        let size = match (kind, pax.size) {
+            (Kind::File, Some(size)) => size,
+            (Kind::File, None) => size_of(header)?,
+            _ => 0,
+        };
+        self.set_left(size)?;
+        Ok(Header {
+            name,
+            kind,
+            link,
+            size,
+        })
     }
 
     /// Reads data of the current entry; 0 at its end.
@@ -133,10 +144,10 @@ impl<R: Read> Tar<R> {
         let mut filled = 0;
         while filled < want {
             match self.reader.read(&mut buffer[filled..want]) {
-                Ok(0) => return Err(self.damaged(&io::ErrorKind::UnexpectedEof.into())),
+                Ok(0) => return Err(self.damaged(io::ErrorKind::UnexpectedEof.into())),
                 Ok(n) => filled += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.damaged(&e)),
+                Err(e) => return Err(self.damaged(e)),
             }
         }
         self.left -= filled as u64;
@@ -148,9 +159,15 @@ impl<R: Read> Tar<R> {
         let _rest = io::copy(&mut (&mut self.reader).take(limit), &mut io::sink());
     }
 
-    fn set_left(&mut self, size: u64) {
+    fn set_left(&mut self, size: u64) -> Result<()> {
+        if size > MAX_SIZE {
+            return Err(Error::invalid_argument(
+                "archive is damaged: size out of range",
+            ));
+        }
         self.left = size;
-        self.padding = size.next_multiple_of(BLOCK as u64).saturating_sub(size);
+        self.padding = size.next_multiple_of(BLOCK as u64) - size;
+        Ok(())
     }
 
     fn skip(&mut self) -> Result<()> {
@@ -163,21 +180,34 @@ impl<R: Read> Tar<R> {
         Ok(())
     }
 
+    /// Reads a block; false at the end of the stream.
+    fn block(&mut self, block: &mut [u8; BLOCK]) -> Result<bool> {
+        let mut filled = 0;
+        while filled < BLOCK {
+            match self.reader.read(&mut block[filled..]) {
+                Ok(0) if filled == 0 => return Ok(false),
+                Ok(0) => return Err(self.damaged(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.damaged(e)),
+            }
+        }
+        Ok(true)
+    }
+
     /// The next header block; `None` at the end mark or at the end of the stream.
     fn header(&mut self) -> Result<Option<::tar::Header>> {
         let mut header = ::tar::Header::new_old();
         let block = header.as_mut_bytes();
-        let mut filled = 0;
-        while filled < BLOCK {
-            match self.reader.read(&mut block[filled..]) {
-                Ok(0) if filled == 0 => return Ok(None),
-                Ok(0) => return Err(self.damaged(&io::ErrorKind::UnexpectedEof.into())),
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.damaged(&e)),
-            }
+        let is_empty = |block: &[u8; BLOCK]| block.iter().all(|b| *b == 0);
+        if !self.block(block)? {
+            return Ok(None);
         }
-        if block.iter().all(|b| *b == 0) {
+        if is_empty(block) {
+            // The end mark has two of them; without the other there is nothing more.
+            if self.block(block)? && !is_empty(block) {
+                return Err(self.damaged(io::Error::other("archive/tar: invalid tar header")));
+            }
             return Ok(None);
         }
         // The checksum: all bytes, its own field taken as blanks.
@@ -187,7 +217,7 @@ impl<R: Read> Tar<R> {
             .map(|b| u32::from(*b))
             .sum();
         if header.cksum().ok() != Some(sum + 8 * 32) {
-            return Err(self.damaged(&io::Error::other("archive/tar: invalid tar header")));
+            return Err(self.damaged(io::Error::other("archive/tar: invalid tar header")));
         }
         self.begun = true;
         Ok(Some(header))
@@ -199,12 +229,18 @@ impl<R: Read> Tar<R> {
                 "archive has a name record that is too long",
             ));
         }
+        self.set_left(size)?;
         let mut data = vec![0; usize::try_from(size).unwrap_or_default()];
         self.read(&mut data)?;
         Ok(data)
     }
 
-    fn damaged(&self, error: &io::Error) -> Error {
+    /// What a stage before has said, or that these bytes are no archive.
+    fn damaged(&self, error: io::Error) -> Error {
+        let error = match error.downcast::<Error>() {
+            Ok(error) => return error,
+            Err(error) => error,
+        };
         if !self.begun {
             return unrecognized().with_source(io::Error::other(error.to_string()));
         }
@@ -225,13 +261,64 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
+fn is_special(kind: ::tar::EntryType) -> bool {
+    kind.is_gnu_longname()
+        || kind.is_gnu_longlink()
+        || kind.is_pax_local_extensions()
+        || kind.is_pax_global_extensions()
+}
+
+/// The size field: octal text, or base 256 when the first bit is set. The crate looks at the last eight bytes
+/// only, and a negative number becomes a large one.
+fn size_of(header: &::tar::Header) -> Result<u64> {
+    let field = &header.as_bytes()[SIZE];
+    let size = match field.split_first_chunk() {
+        Some(([0x80, 0, 0, 0], low)) => low.try_into().ok().map(u64::from_be_bytes),
+        _ => {
+            let end = field.iter().position(|b| *b == 0).unwrap_or(field.len());
+            let digits = std::str::from_utf8(field[..end].trim_ascii()).ok();
+            let digits = digits.filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+            digits.and_then(|text| u64::from_str_radix(text, 8).ok())
+        }
+    };
+    size.ok_or_else(|| Error::invalid_argument("archive is damaged: invalid size in tar header"))
+}
+
+/// What an entry is. Of other types nobody knows where they end.
+fn kind(flag: u8, name: &str) -> Result<Kind> {
+    Ok(match flag {
+        // Before types existed a directory was a name with a slash at its end.
+        0 if name.ends_with('/') => Kind::Other,
+        0 | b'0' | b'7' => Kind::File,
+        b'1' => Kind::Hardlink,
+        b'2' => Kind::Symlink,
+        b'3'..=b'6' => Kind::Other,
+        other => {
+            return Err(Error::invalid_argument(format_args!(
+                "archive is damaged: unhandled tar header type {other}"
+            )));
+        }
+    })
+}
+
 /// Records `length key=value\n`.
-fn pax(data: &[u8], overrides: &mut Overrides) -> Result<()> {
+fn pax(data: &[u8]) -> Result<Pax> {
     let bad = || Error::invalid_argument("archive has a damaged PAX record");
-    let mut rest = data;
+    let number = |text: &[u8]| -> Option<u64> {
+        let text = std::str::from_utf8(text).ok()?;
+        text.bytes()
+            .all(|b| b.is_ascii_digit())
+            .then(|| text.parse().ok())?
+    };
+    let name = |value: &[u8]| match value.contains(&0) {
+        true => Err(bad()),
+        false => Ok(Some(text(value))),
+    };
+    let (mut found, mut rest) = (Pax::default(), data);
     while !rest.is_empty() {
         let space = rest.iter().position(|b| *b == b' ').ok_or_else(bad)?;
-        let length: usize = text(&rest[..space]).parse().map_err(|_| bad())?;
+        let length = number(&rest[..space]).and_then(|length| usize::try_from(length).ok());
+        let length = length.ok_or_else(bad)?;
         if length <= space + 1 || length > rest.len() || rest[length - 1] != b'\n' {
             return Err(bad());
         }
@@ -239,101 +326,15 @@ fn pax(data: &[u8], overrides: &mut Overrides) -> Result<()> {
         let equals = record.iter().position(|b| *b == b'=').ok_or_else(bad)?;
         let value = &record[equals + 1..];
         match &record[..equals] {
-            b"path" => overrides.name = Some(text(value)),
-            b"linkpath" => overrides.link = Some(text(value)),
-            b"size" => overrides.size = Some(text(value).parse().map_err(|_| bad())?),
+            b"path" => found.name = name(value)?,
+            b"linkpath" => found.link = name(value)?,
+            b"size" => found.size = Some(number(value).ok_or_else(bad)?),
             _ => {}
         }
         rest = &rest[length..];
     }
-    Ok(())
+    Ok(found)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn names(data: &[u8]) -> Result<Vec<(String, u64)>> {
-        let mut tar = Tar::new(data);
-        let mut all = Vec::new();
-        while let Some(header) = tar.next()? {
-            all.push((header.name, header.size));
-        }
-        Ok(all)
-    }
-
-    fn archive(name: &str, data: &[u8]) -> Vec<u8> {
-        let mut builder = ::tar::Builder::new(Vec::new());
-        let mut header = ::tar::Header::new_gnu();
-        header.set_size(data.len() as u64);
-        builder.append_data(&mut header, name, data).unwrap();
-        builder.into_inner().unwrap()
-    }
-
-    #[test]
-    fn long_names_and_pax_records_are_followed() {
-        let long = "d/".repeat(90) + "file";
-        assert_eq!(names(&archive(&long, b"abc")).unwrap(), [(long, 3)]);
-        let mut builder = ::tar::Builder::new(Vec::new());
-        builder
-            .append_pax_extensions([("path", b"other".as_slice()), ("size", b"2")])
-            .unwrap();
-        let mut header = ::tar::Header::new_ustar();
-        header.set_path("x").unwrap();
-        header.set_size(0);
-        header.set_cksum();
-        let mut data = builder.into_inner().unwrap();
-        data.truncate(data.len() - 1024);
-        data.extend_from_slice(header.as_bytes());
-        data.extend_from_slice(&[b'a'; 512]);
-        assert_eq!(names(&data).unwrap(), [("other".to_owned(), 2)]);
-    }
-
-    #[test]
-    fn damage_is_named() {
-        let good = archive("a", &[7; 2000]);
-        for (data, want) in [
-            (&b"no archive at all"[..], "unrecognized image format"),
-            (&[0x55; 4096], "unrecognized image format"),
-            (&good[..700], "truncated"),
-            (&good[..513], "truncated"),
-        ] {
-            let error = names(data).unwrap_err();
-            assert!(error.is(types::Code::InvalidArgument));
-            assert!(error.to_string().contains(want), "{error}");
-        }
-        assert!(names(b"").unwrap().is_empty());
-        let mut flipped = good.clone();
-        flipped.splice(2560..2560, [0x55; 512]);
-        assert!(names(&flipped).unwrap_err().to_string().contains("damaged"));
-    }
-
-    #[test]
-    fn name_bombs_are_refused() {
-        let mut header = ::tar::Header::new_gnu();
-        header.set_entry_type(::tar::EntryType::GNULongName);
-        header.set_size(1 << 40);
-        header.set_cksum();
-        let error = names(header.as_bytes()).unwrap_err();
-        assert!(error.to_string().contains("too long"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn reading_never_panics(
-            mut data in proptest::collection::vec(any::<u8>(), 0..3000),
-            flips in proptest::collection::vec((0usize..2560, any::<u8>()), 0..8),
-        ) {
-            drop(names(&data));
-            let mut near = archive("a/b", &data);
-            for (at, value) in flips {
-                if let Some(byte) = near.get_mut(at) {
-                    *byte = value;
-                }
-            }
-            drop(names(&near));
-            data.clear();
-        }
-    }
-}
+mod tests;
