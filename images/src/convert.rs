@@ -21,10 +21,11 @@ use types::{
     media_type as mt,
 };
 
-use crate::archive::{decompress, descriptor_json};
+use crate::archive::descriptor_json;
 use crate::blob::{put_blob, read_blob};
 use crate::media::{is_config, is_docker, is_index, is_layer, is_manifest, is_non_distributable};
 use crate::model::{Entry, json as parse};
+use crate::plain::{Ceilings, PlainOpts, decompress};
 use crate::platforms::PlatformSet;
 use crate::walk::{read_config, read_manifest};
 use crate::{MAX_CONFIG, MAX_MANIFEST, label_children};
@@ -73,7 +74,8 @@ pub struct ConvertOpts {
 /// changes. Its blobs are in the store; the caller holds a lease and makes the record.
 ///
 /// # Errors
-/// `NotFound` for a blob or when no platform is left; `InvalidArgument` for a damaged layer or document.
+/// `NotFound` for a blob or when no platform is left; `InvalidArgument` for a damaged layer or document;
+/// `ResourceExhausted` for a layer that holds too much for its length.
 pub async fn convert(
     store: &Arc<dyn ContentStore>,
     target: &Descriptor,
@@ -284,10 +286,21 @@ pub(crate) async fn recode(
     id: Option<&Digest>,
     wanted: Compress,
 ) -> Result<Descriptor> {
+    recode_within(store, old, id, wanted, Ceilings::default()).await
+}
+
+async fn recode_within(
+    store: &Arc<dyn ContentStore>,
+    old: &Descriptor,
+    id: Option<&Digest>,
+    wanted: Compress,
+    ceilings: Ceilings,
+) -> Result<Descriptor> {
     let blob = store.open(&old.digest).await?;
+    let total = blob.size();
     let (feed, input) = mpsc::channel::<Bytes>(QUEUE);
     let (output, mut made) = mpsc::channel::<Bytes>(QUEUE);
-    let worker = on_thread(move || recode_blocking(input, output, wanted))?;
+    let worker = on_thread(move || recode_blocking(input, output, wanted, (ceilings, total)))?;
     let reference: IngestRef =
         format!("convert-{:016x}-{}", rand::random::<u64>(), old.digest).try_into()?;
     let spec = IngestSpec {
@@ -298,7 +311,7 @@ pub(crate) async fn recode(
     let mut ingest = store.ingest(spec).await?;
     let feeding = async {
         let mut at = 0;
-        while at < blob.size() {
+        while at < total {
             let piece = blob.read_at(at, PIECE).await?;
             if piece.is_empty() {
                 return Err(Error::data_loss(format_args!(
@@ -330,7 +343,7 @@ pub(crate) async fn recode(
     let worked = worked.map_err(|_| Error::internal("convert thread panicked"))?;
     let done = async {
         // What the decoder says is why the rest failed.
-        let plain = worked.map_err(|e| Error::invalid_argument(format_args!("layer: {e}")))?;
+        let plain = worked.map_err(of_layer)?;
         let (size, ingest) = moved?.1;
         if id.is_some_and(|id| *id != plain) {
             return Err(Error::invalid_argument(format_args!(
@@ -377,17 +390,33 @@ fn on_thread<T: Send + 'static>(
     Ok(outcome)
 }
 
+/// Why a layer cannot be written anew: what a stage has said, or that it is damaged.
+fn of_layer(error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => error.ctx("layer"),
+        Err(error) => Error::invalid_argument(format_args!("layer: {error}")),
+    }
+}
+
 /// Decodes and encodes; returns the digest of what is in between.
 fn recode_blocking(
     input: mpsc::Receiver<Bytes>,
     output: mpsc::Sender<Bytes>,
     wanted: Compress,
+    (ceilings, total): (Ceilings, u64),
 ) -> io::Result<Digest> {
     let source = Source {
         input,
         held: Bytes::new(),
     };
-    let mut plain = decompress(Box::new(source)).map_err(io::Error::other)?;
+    let unwanted = output.clone();
+    let opts = PlainOpts {
+        ceilings,
+        total,
+        is_unwanted: Box::new(move || unwanted.is_closed()),
+    };
+    let plain = decompress(Box::new(source), opts).map_err(io::Error::other)?;
+    let mut plain = plain.ok_or(io::ErrorKind::UnexpectedEof)?;
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let sink = io::BufWriter::with_capacity(PIECE, Sink(output));
     match wanted {

@@ -19,6 +19,7 @@ mod gc;
 mod media;
 mod model;
 pub mod name;
+mod plain;
 mod platforms;
 mod rootfs;
 mod store;

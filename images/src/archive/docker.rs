@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use types::{Context as _, Descriptor, Digest, Error, Labels, Result, media_type as mt};
 
 use super::import::{File, Found};
-use super::stream::Compression;
 use crate::blob::put_blob;
 use crate::convert::{Compress, recode};
 use crate::model::Entry;
 use crate::name::{ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, normalize, tag_of};
+use crate::plain::Compression;
 use crate::walk::read_config;
 
 /// Most layers of an image: overlayfs stops at 500, and a manifest must stay below its limit.

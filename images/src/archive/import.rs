@@ -13,10 +13,11 @@ use types::{
 };
 
 use super::docker;
-use super::stream::{Compression, Part, parts};
+use super::stream::{Part, parts};
 use super::tar::{Header, Kind, unrecognized};
 use crate::blob::{digest_of, put_blob};
 use crate::model::{Entry, Index, json};
+use crate::plain::{Ceilings, Compression};
 use crate::{Compress, MAX_CONFIG, MAX_MANIFEST};
 
 /// Told about each blob as it goes in: name in the archive, bytes so far, length.
@@ -72,17 +73,32 @@ impl Archive {
 /// # Errors
 /// `InvalidArgument` "unrecognized image format" for what is no image archive, and for damaged or
 /// hostile ones; `FailedPrecondition` for a blob that does not have the digest it is named after;
-/// `ResourceExhausted` when a document is too large. No ingest stays behind.
+/// `ResourceExhausted` when a document is too large, or what a compressed archive holds ([`Ceilings`]). No
+/// ingest stays behind.
 pub async fn import(
     reader: Box<dyn Read + Send>,
     store: &Arc<dyn ContentStore>,
     compress: Option<Compress>,
     on_bytes: OnBytes<'_>,
 ) -> Result<Archive> {
+    import_within(reader, store, compress, on_bytes, Ceilings::default()).await
+}
+
+/// [`import`] with other ceilings.
+///
+/// # Errors
+/// As [`import`].
+pub async fn import_within(
+    reader: Box<dyn Read + Send>,
+    store: &Arc<dyn ContentStore>,
+    compress: Option<Compress>,
+    on_bytes: OnBytes<'_>,
+    ceilings: Ceilings,
+) -> Result<Archive> {
     let mut import = Import {
         store,
         on_bytes,
-        parts: parts(reader),
+        parts: parts(reader, ceilings),
         held: None,
         found: Found::default(),
         serial: 0,

@@ -1,19 +1,18 @@
 //! The blocking end of an import: decompresses, reads tar, and hands parts over a bounded channel.
 
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::Read;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use types::{Error, Result};
 
 use super::tar::{Header, Tar, unrecognized};
+use crate::plain::{Ceilings, Plain, PlainOpts, decompress};
 
 /// Bytes handed over at a time; with [`QUEUE`] the most that an import holds in memory.
 const CHUNK: usize = 1 << 20;
 /// Chunks on their way.
 const QUEUE: usize = 4;
-/// log2 of the largest zstd window: 128 MiB, what `zstd --ultra` writes.
-const ZSTD_WINDOW: u32 = 27;
 /// What may follow the end mark: padding, for the benefit of a writer on a pipe.
 const TAIL: u64 = 1 << 20;
 
@@ -29,11 +28,22 @@ pub(super) enum Part {
 }
 
 /// Starts reading `reader` on a thread of its own; it ends when the receiver is dropped.
-pub(super) fn parts(reader: Box<dyn Read + Send>) -> mpsc::Receiver<Result<Part>> {
+pub(super) fn parts(
+    reader: Box<dyn Read + Send>,
+    ceilings: Ceilings,
+) -> mpsc::Receiver<Result<Part>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let failed = sender.clone();
     let work = move || {
-        if let Err(error) = decompress(reader).and_then(|plain| read(plain, &sender)) {
+        let wanted = sender.clone();
+        let opts = PlainOpts {
+            ceilings,
+            // A pipe may have any length.
+            total: 0,
+            is_unwanted: Box::new(move || wanted.is_closed()),
+        };
+        let plain = decompress(reader, opts).and_then(|plain| plain.ok_or_else(unrecognized));
+        if let Err(error) = plain.and_then(|plain| read(plain, &sender)) {
             // The receiver may be gone already: then nobody wants to know.
             let _gone = sender.blocking_send(Err(error));
         }
@@ -50,7 +60,7 @@ pub(super) fn parts(reader: Box<dyn Read + Send>) -> mpsc::Receiver<Result<Part>
     receiver
 }
 
-fn read(reader: Box<dyn Read>, sender: &mpsc::Sender<Result<Part>>) -> Result<()> {
+fn read(reader: Plain, sender: &mpsc::Sender<Result<Part>>) -> Result<()> {
     let send = |part| sender.blocking_send(Ok(part)).is_ok();
     let mut tar = Tar::new(reader);
     let mut buffer = vec![0; CHUNK];
@@ -75,48 +85,4 @@ fn read(reader: Box<dyn Read>, sender: &mpsc::Sender<Result<Part>>) -> Result<()
     tar.drain(TAIL);
     send(Part::End);
     Ok(())
-}
-
-/// Undoes gzip or zstd around the whole archive.
-pub(crate) fn decompress(reader: Box<dyn Read + Send>) -> Result<Box<dyn Read>> {
-    let mut buffered = BufReader::with_capacity(256 * 1024, reader);
-    let head = buffered
-        .fill_buf()
-        .map_err(|e| Error::os("read archive", e))?;
-    Ok(match Compression::of(head) {
-        _ if head.is_empty() => return Err(unrecognized()),
-        Compression::None => Box::new(buffered),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(buffered)),
-        Compression::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered)
-                .map_err(|e| Error::os("zstd", e))?;
-            decoder
-                .window_log_max(ZSTD_WINDOW)
-                .map_err(|e| Error::os("zstd", e))?;
-            Box::new(decoder)
-        }
-    })
-}
-
-/// How data is compressed, by its first bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Compression {
-    /// Not.
-    #[default]
-    None,
-    /// gzip.
-    Gzip,
-    /// zstd.
-    Zstd,
-}
-
-impl Compression {
-    pub(super) fn of(head: &[u8]) -> Self {
-        match head {
-            [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
-            // A frame, or a skippable one, as some writers put in front.
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
-            _ => Self::None,
-        }
-    }
 }

@@ -343,6 +343,47 @@ async fn docker_archives_that_do_not_add_up_are_refused() {
     assert!(refused(&files).await.to_string().contains("not found"));
 }
 
+/// Most of it is one blob of zeroes, which the store would write as they are.
+#[tokio::test]
+async fn an_archive_that_holds_too_much_for_its_length_is_refused_with_nothing_stored() {
+    let ceilings = Ceilings {
+        free: 1 << 20,
+        ..Ceilings::default()
+    };
+    let zeroes = blob(&vec![0; 4 << 20], mt::OCI_LAYER).1;
+    let plain = tar_of(&vec![zeroes.clone()]);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(&plain).unwrap();
+    let packed = [
+        gzip.finish().unwrap(),
+        zstd::encode_all(&plain[..], 3).unwrap(),
+    ];
+    for packed in packed {
+        let store = Store::default();
+        let shared: Arc<dyn ContentStore> = Arc::new(store.clone());
+        let most = std::sync::atomic::AtomicU64::new(0);
+        let on_bytes = |_: &str, at: u64, _: u64| {
+            most.fetch_max(at, std::sync::atomic::Ordering::Relaxed);
+        };
+        let reader = Box::new(std::io::Cursor::new(packed));
+        let imported = import_within(reader, &shared, None, &on_bytes, ceilings).await;
+        let error = imported.unwrap_err();
+        assert!(error.is(Code::ResourceExhausted), "{error}");
+        assert!(error.to_string().contains("compressed bytes"), "{error}");
+        assert!(most.into_inner() <= ceilings.free);
+        assert!(store.ingests().is_empty());
+    }
+    // As it is, nothing is hidden in it.
+    let shared: Arc<dyn ContentStore> = Arc::new(Store::default());
+    let reader = Box::new(std::io::Cursor::new(plain));
+    let imported = import_within(reader, &shared, None, &|_, _, _| {}, ceilings).await;
+    let error = imported.unwrap_err();
+    assert!(
+        error.to_string().contains("unrecognized image format"),
+        "{error}"
+    );
+}
+
 #[tokio::test]
 async fn an_abandoned_import_takes_its_ingest_along() {
     /// Gives the head of an archive, then blocks until it is dropped.

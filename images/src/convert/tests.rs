@@ -106,6 +106,29 @@ async fn what_is_damaged_or_missing_is_refused_and_leaves_nothing() {
     assert!(odd.is(Code::InvalidArgument), "{odd}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_holds_too_much_for_its_length_is_refused_and_leaves_nothing() {
+    let store = Store::default();
+    let shared: Arc<dyn ContentStore> = Arc::new(store.clone());
+    let ceilings = Ceilings {
+        free: 1 << 20,
+        ..Ceilings::default()
+    };
+    for size in [1 << 20, 4 << 20] {
+        let packed = zstd::encode_all(&vec![0; size][..], 3).unwrap();
+        let layer = store.put(mt::OCI_LAYER_ZSTD, &packed).await;
+        let made = recode_within(&shared, &layer, None, Compress::None, ceilings).await;
+        if size as u64 == ceilings.free {
+            assert_eq!(made.unwrap().size, ceilings.free);
+            continue;
+        }
+        let error = made.unwrap_err();
+        assert!(error.is(Code::ResourceExhausted), "{error}");
+        assert!(error.to_string().contains("compressed bytes"), "{error}");
+    }
+    assert!(store.ingests().is_empty());
+}
+
 /// The store reads and writes on the runtime's threads for files, of which there is one here.
 #[test]
 fn a_layer_that_waits_for_the_store_does_not_keep_it_waiting() {
