@@ -9,6 +9,7 @@
 //!                                  --info---> RuntimeInfo
 //! ```
 
+mod age;
 mod answer;
 mod direct;
 mod resolve;
@@ -362,13 +363,14 @@ pub(crate) async fn info(binary: &Path, options: Option<&Any>) -> Result<Any> {
             failed(binary, "info of", &ran)
         });
     }
-    protos::types::RuntimeInfo::parse_from_bytes(&ran.stdout).map_err(|e| {
+    let told = protos::types::RuntimeInfo::parse_from_bytes(&ran.stdout).map_err(|e| {
         Error::unknown(format_args!(
             "info of shim {}: unusable answer",
             binary.display()
         ))
         .with_source(e)
     })?;
+    age::warn_once(&told);
     Ok(Any {
         type_url: "containerd.types.RuntimeInfo".to_owned(),
         value: ran.stdout,
