@@ -72,6 +72,22 @@ const NOT_IN_SHIM: &[&str] = &[
 /// House rule 13: hard limit of lines in a file.
 const LONGEST_FILE: usize = 700;
 
+/// The first versions without a weakness that is known, with the advisory of the RustSec database. For the
+/// crates that read what strangers send.
+const LEAST: &[(&str, [u32; 3], &str)] = &[
+    ("bytes", [1, 11, 1], "RUSTSEC-2026-0007"),
+    ("h2", [0, 4, 16], "RUSTSEC-2026-0258"),
+    ("protobuf", [3, 7, 2], "RUSTSEC-2024-0437"),
+    ("ring", [0, 17, 12], "RUSTSEC-2025-0009"),
+    ("rustls", [0, 23, 45], "RUSTSEC-2026-0285"),
+    ("rustls-webpki", [0, 103, 13], "RUSTSEC-2026-0104"),
+    ("tar", [0, 4, 45], "RUSTSEC-2026-0067, RUSTSEC-2026-0068"),
+    ("time", [0, 3, 47], "RUSTSEC-2026-0009"),
+    ("tokio", [1, 44, 2], "RUSTSEC-2025-0023"),
+    ("tonic", [0, 12, 3], "RUSTSEC-2024-0376"),
+    ("tracing-subscriber", [0, 3, 20], "RUSTSEC-2025-0055"),
+];
+
 fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -176,6 +192,56 @@ fn the_shim_links_nothing_heavy() {
         .filter(|name| linked.contains(**name))
         .collect();
     assert!(heavy.is_empty(), "the shim links {heavy:?}");
+}
+
+/// Names and versions of a lock file.
+fn locked(text: &str) -> Vec<(String, [u32; 3])> {
+    let value = |line: &str| line.split('"').nth(1).map(str::to_owned);
+    let number = |version: &str| -> Option<[u32; 3]> {
+        let core = version.split(['-', '+']).next()?;
+        let parts: Option<Vec<u32>> = core.split('.').map(|part| part.parse().ok()).collect();
+        parts?.try_into().ok()
+    };
+    let blocks = text.split("[[package]]").skip(1);
+    let read = |block: &str| {
+        let field = |key: &str| value(block.lines().find(|line| line.starts_with(key))?);
+        Some((field("name = ")?, number(&field("version = ")?)?))
+    };
+    blocks.map(|block| read(block).expect(block)).collect()
+}
+
+/// What of it is older than it may be.
+fn weak(locked: &[(String, [u32; 3])]) -> Vec<String> {
+    let mut weak = Vec::new();
+    for (name, least, advisory) in LEAST {
+        let found: Vec<_> = locked.iter().filter(|(locked, _)| locked == name).collect();
+        if found.is_empty() {
+            weak.push(format!(
+                "{name} is not used any more: take it out of the table"
+            ));
+        }
+        let old = found.iter().filter(|(_, version)| version < least);
+        weak.extend(old.map(|(_, version)| format!("{name} {version:?}: {advisory}")));
+    }
+    weak
+}
+
+#[test]
+fn no_crate_is_older_than_the_repair_of_a_known_weakness() {
+    let text = fs::read_to_string(top().join("Cargo.lock")).expect("read the lock file");
+    let all = locked(&text);
+    assert_eq!(weak(&all), [""; 0]);
+    // Each line of the table is looked at.
+    for (name, least, advisory) in LEAST {
+        let mut older = all.clone();
+        let of = older.iter_mut().filter(|(locked, _)| locked == name);
+        of.for_each(|(_, version)| *version = [least[0], least[1], least[2] - 1]);
+        let told = weak(&older);
+        assert!(
+            told.iter().any(|text| text.ends_with(advisory)),
+            "{name}: {told:?}"
+        );
+    }
 }
 
 /// Every source file that is kept in the tree, with its text.
