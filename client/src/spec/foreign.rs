@@ -61,6 +61,17 @@ const RESOURCES: [&str; 8] = [
     "network",
     "rdma",
 ];
+const MEMORY: [&str; 9] = [
+    "limit",
+    "reservation",
+    "swap",
+    "kernel",
+    "kernelTCP",
+    "swappiness",
+    "disableOOMKiller",
+    "useHierarchy",
+    "checkBeforeUpdate",
+];
 const SECCOMP: [&str; 5] = [
     "defaultAction",
     "defaultErrnoRet",
@@ -76,19 +87,33 @@ const PLACES: [(&str, &str, bool); 4] = [
     ("cgroup", "/sys/fs/cgroup", true),
     ("cgroup2", "/sys/fs/cgroup", true),
 ];
+/// Options of those: what clients write by default. Runtimes know others that undo `ro`, as `rrw` does.
+const PLAIN: [&str; 8] = [
+    "ro",
+    "nosuid",
+    "nodev",
+    "noexec",
+    "relatime",
+    "strictatime",
+    "private",
+    "rprivate",
+];
 /// Kinds of mounts that have nothing of the host.
 const OWN: [&str; 3] = ["tmpfs", "devpts", "mqueue"];
 /// Namespaces without which a container is on the host.
 const APART: [&str; 5] = ["pid", "ipc", "uts", "mount", "network"];
 /// What the clients that write such documents mask in each version.
 const NEWER: [&str; 2] = ["/proc/timer_stats", "/sys/devices/virtual/powercap"];
-/// Annotations by which runtimes are told to run programs, read files or change units of systemd.
-const HEEDED: [&str; 5] = [
+/// Annotations by which runtimes are told to run programs, read files or change units of systemd, and shims
+/// whose containers theirs belongs to.
+const HEEDED: [&str; 7] = [
     "org.criu.",
     "org.systemd.",
     "run.oci.",
     "io.katacontainers.",
     "dev.gvisor.",
+    "io.containerd.runc.v2.group",
+    "io.kubernetes.cri.sandbox-id",
 ];
 /// The device of tunnels: some clients allow it to everybody, to whom it is of no use without a capability.
 const TUNNELS: (u64, Option<u64>) = (10, Some(200));
@@ -185,8 +210,9 @@ impl Found {
         let is_bind = kind == "bind" || has("bind") || has("rbind");
         let is_fine = OWN.contains(&kind)
             || PLACES.iter().any(|(known, at, must_be_read_only)| {
-                let is_open = *must_be_read_only && (has("rw") || !has("ro"));
-                kind == *known && place == *at && !is_open
+                let is_open = *must_be_read_only && !has("ro");
+                let is_plain = |option: &Value| PLAIN.iter().any(|plain| option == plain);
+                kind == *known && place == *at && !is_open && options.iter().all(is_plain)
             });
         if is_bind {
             self.note("bind mount of", text("source"));
@@ -198,8 +224,18 @@ impl Found {
 
     fn process(&mut self, spec: &Map<String, Value>) {
         let Some(process) = self.object(spec, "", "process", &PROCESS) else {
-            return;
+            return self.note("field", "process: absent");
         };
+        if process.get("noNewPrivileges") != Some(&Value::Bool(true)) {
+            self.note("field", "process.noNewPrivileges: not true");
+        }
+        let score = process.get("oomScoreAdj").filter(|score| !score.is_null());
+        // Others are killed instead of it.
+        if let Some(score) = score
+            && score.as_f64().is_none_or(|score| score < 0.0)
+        {
+            self.note("field", &format!("process.oomScoreAdj: {score}"));
+        }
         let Some(sets) = process.get("capabilities").filter(|sets| !is_nothing(sets)) else {
             return;
         };
@@ -238,11 +274,9 @@ impl Found {
         for device in self.list(linux, "devices") {
             self.note("device", &shown(device.get("path")));
         }
-        if let Some(resources) = self.object(linux, "linux.", "resources", &RESOURCES) {
-            for rule in self.list(resources, "devices") {
-                self.rule(rule);
-            }
-        }
+        let nothing = Map::new();
+        let resources = self.object(linux, "linux.", "resources", &RESOURCES);
+        self.resources(resources.unwrap_or(&nothing));
         self.object(linux, "linux.", "seccomp", &SECCOMP);
         for (key, usual) in [("maskedPaths", &MASKED[..]), ("readonlyPaths", &READ_ONLY)] {
             let list = self.list(linux, key);
@@ -261,6 +295,25 @@ impl Found {
                 self.note("propagation", &shown(Some(mode)));
             }
             _ => {}
+        }
+    }
+
+    fn resources(&mut self, resources: &Map<String, Value>) {
+        let rules = self.list(resources, "devices");
+        // Where nothing is denied, all is allowed.
+        if !rules.first().is_some_and(denies_all) {
+            self.note("right to devices", "that the first rule does not deny");
+        }
+        for rule in rules {
+            self.rule(rule);
+        }
+        let memory = self.object(resources, "linux.resources.", "memory", &MEMORY);
+        let endures = memory.and_then(|memory| memory.get("disableOOMKiller"));
+        if let Some(endures) = endures
+            && *endures != false
+            && !endures.is_null()
+        {
+            self.note("field", "linux.resources.memory.disableOOMKiller");
         }
     }
 
@@ -286,6 +339,14 @@ impl Found {
             self.note("right to devices", &rule.to_string());
         }
     }
+}
+
+/// True for the rule that denies every device.
+fn denies_all(rule: &Value) -> bool {
+    let kind = &rule["type"];
+    let is_all = is_nothing(kind) || kind == "a";
+    let has_number = !rule["major"].is_null() || !rule["minor"].is_null();
+    rule["allow"] == false && is_all && !has_number && rule["access"] == "rwm"
 }
 
 fn shown(value: Option<&Value>) -> String {

@@ -41,13 +41,18 @@ fn what_everybody_has_is_nothing_to_tell() {
     };
     spec.user_namespace(&[map], &[map]);
     spec.set(&["process", "capabilities", "ambient"], json!(["CAP_KILL"]));
+    spec.set(&["process", "oomScoreAdj"], json!(100));
+    spec.set(
+        &["linux", "resources", "memory", "disableOOMKiller"],
+        json!(false),
+    );
     spec.set(&["hooks"], json!({}));
     spec.set(&["linux", "devices"], json!([]));
     spec.set(&["linux", "intelRdt"], Value::Null);
     spec.edit_list(&["mounts"], |all| {
         all.push(
             json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-                        "options": ["ro", "nosuid"]}),
+                        "options": ["ro", "nosuid", "noexec", "nodev", "relatime", "rprivate"]}),
         );
     });
     spec.edit_list(&["linux", "resources", "devices"], |all| {
@@ -61,7 +66,7 @@ fn what_everybody_has_is_nothing_to_tell() {
 }
 
 /// Where in the document, what stands there, and what is told of it.
-const ODD: [(&str, &str, &str); 24] = [
+const ODD: [(&str, &str, &str); 36] = [
     (
         "hooks/createRuntime",
         r#"[{"path": "/x"}]"#,
@@ -86,6 +91,16 @@ const ODD: [(&str, &str, &str); 24] = [
         "annotations/org.criu.config",
         r#""/x""#,
         "annotation \"org.criu.config\"",
+    ),
+    (
+        "annotations/io.containerd.runc.v2.group",
+        r#""other""#,
+        "annotation \"io.containerd.runc.v2.group\"",
+    ),
+    (
+        "annotations/io.kubernetes.cri.sandbox-id",
+        r#""other""#,
+        "annotation \"io.kubernetes.cri.sandbox-id\"",
     ),
     (
         "linux/intelRdt",
@@ -128,6 +143,27 @@ const ODD: [(&str, &str, &str); 24] = [
         r#"["x"]"#,
         "no object as \"capabilities\"",
     ),
+    ("process", "null", "field \"process: absent\""),
+    (
+        "process/noNewPrivileges",
+        "false",
+        "field \"process.noNewPrivileges: not true\"",
+    ),
+    (
+        "process/noNewPrivileges",
+        "null",
+        "field \"process.noNewPrivileges: not true\"",
+    ),
+    (
+        "process/oomScoreAdj",
+        "-1",
+        "field \"process.oomScoreAdj: -1\"",
+    ),
+    (
+        "process/oomScoreAdj",
+        "-1e3",
+        "field \"process.oomScoreAdj: -1000.0\"",
+    ),
     (
         "process/scheduler",
         r#"{"policy": "x"}"#,
@@ -139,11 +175,22 @@ const ODD: [(&str, &str, &str); 24] = [
         "field \"linux.resources.unified\"",
     ),
     (
-        "linux/resources/devices",
-        r#"[{"allow": true}]"#,
-        "right to devices",
+        "linux/resources/memory",
+        r#"{"disableOOMKiller": true}"#,
+        "field \"linux.resources.memory.disableOOMKiller\"",
     ),
+    // As Go reads it.
+    (
+        "linux/resources/memory",
+        r#"{"disableoomkiller": true}"#,
+        "field \"linux.resources.memory.disableoomkiller\"",
+    ),
+    ("linux/resources", "null", UNDENIED),
+    ("linux/resources", "{}", UNDENIED),
+    ("linux/resources/devices", "null", UNDENIED),
+    ("linux/resources/devices", "[]", UNDENIED),
 ];
+const UNDENIED: &str = "right to devices \"that the first rule does not deny\"";
 
 #[test]
 fn what_reaches_the_host_is_told() {
@@ -153,9 +200,40 @@ fn what_reaches_the_host_is_told() {
         let is_told = told.iter().any(|text| text.starts_with(want));
         assert!(is_told, "{pointer:?}: {want} in {told:?}");
     }
-    let block = json!([{"allow": true, "type": "b", "major": 1, "minor": 3, "access": "r"}]);
-    let told = with(&["linux", "resources", "devices"], block);
-    assert!(told[0].starts_with("right to devices"), "{told:?}");
+}
+
+#[test]
+fn devices_are_denied_before_some_are_allowed() {
+    let all = json!({"allow": false, "access": "rwm"});
+    let null = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});
+    let rules = |rules: &[&Value]| with(&["linux", "resources", "devices"], json!(rules));
+    assert_eq!(rules(&[&all]), [""; 0]);
+    assert_eq!(rules(&[&all, &null]), [""; 0]);
+    let named = json!({"allow": false, "type": "a", "access": "rwm"});
+    assert_eq!(rules(&[&named, &null]), [""; 0]);
+    for odd in [
+        json!({"allow": true}),
+        json!({"allow": true, "type": "b", "major": 1, "minor": 3, "access": "r"}),
+        json!({"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"}),
+        json!(7),
+    ] {
+        let told = rules(&[&all, &odd]);
+        let want = format!("right to devices {:?}", odd.to_string());
+        assert_eq!(told, [want], "{odd}");
+    }
+    for first in [
+        null.clone(),
+        json!({"allow": true, "access": "rwm"}),
+        json!({"access": "rwm"}),
+        json!({"allow": false}),
+        json!({"allow": false, "access": "rw"}),
+        json!({"allow": false, "type": "c", "access": "rwm"}),
+        json!({"allow": false, "major": 8, "access": "rwm"}),
+        json!({"allow": false, "minor": 0, "access": "rwm"}),
+    ] {
+        let told = rules(&[&first, &all, &null]);
+        assert_eq!(told.first().map(String::as_str), Some(UNDENIED), "{first}");
+    }
 }
 
 #[test]
@@ -186,6 +264,27 @@ fn mounts_of_the_host_and_of_the_kernel_elsewhere_are_told() {
             "/sys",
             &["ro", "rw"],
             "mount of \"sysfs at /sys\"",
+        ),
+        (
+            "sysfs",
+            "sysfs",
+            "/sys",
+            &["ro", "rrw"],
+            "mount of \"sysfs at /sys\"",
+        ),
+        (
+            "proc",
+            "proc",
+            "/proc",
+            &["suid"],
+            "mount of \"proc at /proc\"",
+        ),
+        (
+            "cgroup",
+            "cgroup",
+            "/sys/fs/cgroup",
+            &["ro", "rrw"],
+            "mount of \"cgroup at",
         ),
         (
             "cgroup",
