@@ -107,8 +107,8 @@ fn goes_on(host: &Host, log: &Path) {
     let name = host.ctr(["tasks", "checkpoint", "a"]).ok();
     let name = name.trim();
     let restored = host.path("b.log");
-    let restore = ["containers", "restore", "--live", "--rw", "--log-uri"];
-    let restore = host.ctr_program().args(restore);
+    let restore = ["containers", "restore", "--trust-spec", "--live", "--rw"];
+    let restore = host.ctr_program().args(restore).args(["--log-uri"]);
     drop(restore.args([&uri(&restored), "b", name]).run().ok());
     until("the restored one counts", || numbers(&restored).len() > 3);
     let counted = numbers(&restored);

@@ -49,10 +49,11 @@ fn saved(host: &Host, name: &str, spec: &Value) -> String {
     };
     let spec = client::any_to_bytes(&spec).expect("encode");
     let spec = layout.put(mt::CHECKPOINT_CONFIG, &spec);
+    let dump = layout.put(mt::CHECKPOINT, b"whatever CRIU would read");
     let index = json!({
         "schemaVersion": 2,
         "mediaType": mt::OCI_INDEX,
-        "manifests": [spec],
+        "manifests": [spec, dump],
         "annotations": {
             "org.opencontainers.image.ref.name": IMAGE,
             "io.containerd.checkpoint.runtime": "io.containerd.runc.v2",
@@ -107,6 +108,11 @@ fn a_checkpoint_gets_nothing_of_the_host_without_the_user_s_word() {
     let restore = |flags: &[&str]| host.ctr_program().args(restore).args(flags);
 
     import(&host, &saved(&host, "usual", &usual(&host)));
+    let told = restore(&["--live", "b", NAME]).run().err();
+    for want in ["--live", "--trust-spec", "permission denied"] {
+        assert!(told.contains(want), "{want}: {told}");
+    }
+    assert_eq!(host.ctr(["containers", "ls", "-q"]).ok(), "");
     drop(restore(&["b", NAME]).run().ok());
     goes(&host);
 

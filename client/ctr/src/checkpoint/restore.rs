@@ -32,7 +32,7 @@ pub(crate) struct RestoreArgs {
     #[arg(long)]
     live: bool,
     // Beyond Go's: whoever has written the image would be root on this host.
-    /// Let the checkpoint have hooks, mounts, devices and rights of the host, and name the runtime
+    /// Let the checkpoint have hooks, mounts, devices and rights of the host, name the runtime, and be live
     #[arg(long)]
     trust_spec: bool,
     // Beyond Go's: a process that had a file as its output cannot go on with a pipe.
@@ -52,14 +52,18 @@ pub(crate) async fn restore(ctx: &Context, args: RestoreArgs) -> Result<u8> {
     let signals = Signals::catch()?;
     let work = async |client: Client| {
         let checkpoint = Checkpoint::load(&client, &args.reference).await?;
-        let dump = match args.live {
-            true => Some(checkpoint.need(media_type::CHECKPOINT, "task")?.clone()),
-            false => None,
-        };
         let trust = match args.trust_spec {
             true => Trust::All,
             false => Trust::Default,
         };
+        let dump = match args.live {
+            true => Some(checkpoint.need(media_type::CHECKPOINT, "task")?.clone()),
+            false => None,
+        };
+        if dump.is_some() {
+            let allowed = trust.live();
+            allowed.ctx_with(|| format!("checkpoint {:?}", args.reference))?;
+        }
         let record = checkpoint.record(&client, &id, trust).await?;
         let (record, mounts) = make(&client, &checkpoint, record, args.rw).await?;
         Ok((record, mounts, dump))

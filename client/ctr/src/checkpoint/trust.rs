@@ -1,7 +1,8 @@
 //! What a checkpoint may have of this host.
 //!
 //! Invariant: without the user's word nothing that an image says runs outside of a container: no hook, no
-//! runtime but an installed one by its name, and none of the options that name files.
+//! runtime but an installed one by its name, and none of the options that name files; and CRIU reads nothing
+//! of it.
 
 use client::RuncOptions;
 use types::{Error, Result, Runtime};
@@ -21,6 +22,21 @@ pub(super) enum Trust {
 }
 
 impl Trust {
+    /// Whether a dump may be restored: its files say what memory, open files and rights its processes get,
+    /// and CRIU reads them as root.
+    ///
+    /// # Errors
+    /// `PermissionDenied`, naming the flag.
+    pub(super) fn live(self) -> Result<()> {
+        match self {
+            Self::All => Ok(()),
+            Self::Default => Err(Error::permission_denied(
+                "--live has CRIU give its processes what the dump says, as root of this host; \
+                 --trust-spec lets it",
+            )),
+        }
+    }
+
     /// The runtime as it is to be used, when neither it nor the spec, of which `beyond` is told, asks for
     /// more.
     ///
@@ -133,6 +149,14 @@ mod tests {
                 given
             );
         }
+    }
+
+    #[test]
+    fn a_dump_is_restored_for_whoever_trusts_it() {
+        Trust::All.live().unwrap();
+        let error = Trust::Default.live().unwrap_err();
+        assert!(error.is(Code::PermissionDenied), "{error}");
+        assert!(error.to_string().contains("--trust-spec"), "{error}");
     }
 
     #[test]
