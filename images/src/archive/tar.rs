@@ -4,7 +4,8 @@
 //! must not be read into memory without a limit.
 //!
 //! Invariant: where an entry begins and ends is what the reader of layers says too, or the archive is
-//! refused: nobody shall see other files in it than those that were looked at.
+//! refused: nobody shall see other files in it than those that were looked at. That reader takes no entries
+//! of types that are not known, as labels of volumes; here they end where their size says, as in Go's.
 
 use std::io::{self, Read};
 
@@ -119,12 +120,14 @@ impl<R: Read> Tar<R> {
                 "archive has a name that is too long",
             ));
         }
-        let kind = kind(header.as_bytes()[FLAG], &name)?;
-        // Only files have data, whatever the size field says.
-        let size = match (kind, pax.size) {
-            (Kind::File, Some(size)) => size,
-            (Kind::File, None) => size_of(header)?,
-            _ => 0,
+        let flag = header.as_bytes()[FLAG];
+        let kind = kind(flag, &name)?;
+        // Only files, and what nobody knows here, have data, whatever the size field says.
+        let has_data = kind == Kind::File || !matches!(flag, 0 | b'0'..=b'7');
+        let size = match (has_data, pax.size) {
+            (true, Some(size)) => size,
+            (true, None) => size_of(header)?,
+            (false, _) => 0,
         };
         self.set_left(size)?;
         Ok(Header {
@@ -284,7 +287,7 @@ fn size_of(header: &::tar::Header) -> Result<u64> {
     size.ok_or_else(|| Error::invalid_argument("archive is damaged: invalid size in tar header"))
 }
 
-/// What an entry is. Of other types nobody knows where they end.
+/// What an entry is. Where the old sparse files of GNU's end stands in blocks that follow the header.
 fn kind(flag: u8, name: &str) -> Result<Kind> {
     Ok(match flag {
         // Before types existed a directory was a name with a slash at its end.
@@ -292,12 +295,13 @@ fn kind(flag: u8, name: &str) -> Result<Kind> {
         0 | b'0' | b'7' => Kind::File,
         b'1' => Kind::Hardlink,
         b'2' => Kind::Symlink,
-        b'3'..=b'6' => Kind::Other,
-        other => {
-            return Err(Error::invalid_argument(format_args!(
-                "archive is damaged: unhandled tar header type {other}"
-            )));
+        b'S' => {
+            return Err(Error::invalid_argument(
+                "archive is damaged: a sparse file of GNU's, whose end is not known",
+            ));
         }
+        // A directory, a fifo, the label of a volume, ...
+        _ => Kind::Other,
     })
 }
 
