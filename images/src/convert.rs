@@ -25,7 +25,7 @@ use crate::archive::descriptor_json;
 use crate::blob::{put_blob, read_blob};
 use crate::media::{is_config, is_docker, is_index, is_layer, is_manifest, is_non_distributable};
 use crate::model::{Entry, json as parse};
-use crate::plain::{Ceilings, PlainOpts, decompress};
+use crate::plain::{Ceilings, PlainOpts, Whence, decompress};
 use crate::platforms::PlatformSet;
 use crate::walk::{read_config, read_manifest};
 use crate::{MAX_CONFIG, MAX_MANIFEST, label_children};
@@ -286,7 +286,15 @@ pub(crate) async fn recode(
     id: Option<&Digest>,
     wanted: Compress,
 ) -> Result<Descriptor> {
-    recode_within(store, old, id, wanted, Ceilings::default()).await
+    recode_within(store, old, id, wanted, ceilings(wanted)).await
+}
+
+/// What a layer may hold: where it is compressed again, zeroes take no room.
+fn ceilings(wanted: Compress) -> Ceilings {
+    match wanted {
+        Compress::None => Ceilings::default(),
+        Compress::Gzip | Compress::Zstd => Ceilings::STREAM,
+    }
 }
 
 async fn recode_within(
@@ -339,12 +347,14 @@ async fn recode_within(
         Ok::<_, Error>((size, ingest))
     };
     let moved = futures::future::try_join(feeding, writing).await;
+    // Or the encoder would wait for a store that has failed.
+    drop(made);
     let worked = worker.await;
     let worked = worked.map_err(|_| Error::internal("convert thread panicked"))?;
     let done = async {
-        // What the decoder says is why the rest failed.
-        let plain = worked.map_err(of_layer)?;
+        // What the store says is why the rest failed: a decoder that gives up fails neither end.
         let (size, ingest) = moved?.1;
+        let plain = worked.map_err(of_layer)?;
         if id.is_some_and(|id| *id != plain) {
             return Err(Error::invalid_argument(format_args!(
                 "layer decompresses to {plain}, its config says otherwise"
@@ -412,6 +422,7 @@ fn recode_blocking(
     let unwanted = output.clone();
     let opts = PlainOpts {
         ceilings,
+        whence: Whence::Store,
         total,
         is_unwanted: Box::new(move || unwanted.is_closed()),
     };

@@ -16,11 +16,13 @@ use std::rc::Rc;
 use types::{Error, Result};
 
 use frames::Frames;
+pub(crate) use frames::Whence;
 
 /// How much of the reader is taken at a time.
 const BUFFER: usize = 256 * 1024;
 
-/// Ceilings for what a stream holds: those that layers have when they are unpacked.
+/// Ceilings for what a stream holds. By default it is stored as it is, zeroes and all: the ceilings are those
+/// of what a layer takes when it is unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ceilings {
     /// Bytes that no ratio is asked about: a disk has room for so much.
@@ -42,6 +44,14 @@ impl Default for Ceilings {
 }
 
 impl Ceilings {
+    /// For what is compressed again, where zeroes take no room: those of the stream of a layer that is
+    /// unpacked, where they take none either. Images of disks are full of them.
+    pub(crate) const STREAM: Self = Self {
+        free: 64 << 30,
+        ratio: 2000,
+        most: 1 << 40,
+    };
+
     /// Most bytes of what so many bytes hold.
     fn of(self, bytes: u64) -> u64 {
         bytes
@@ -54,6 +64,7 @@ impl Ceilings {
 /// How a stream is read.
 pub(crate) struct PlainOpts {
     pub(crate) ceilings: Ceilings,
+    pub(crate) whence: Whence,
     /// Bytes of the whole stream, where they are known.
     pub(crate) total: u64,
     /// Nobody waits for it any more.
@@ -64,6 +75,7 @@ impl fmt::Debug for PlainOpts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PlainOpts")
             .field("ceilings", &self.ceilings)
+            .field("whence", &self.whence)
             .field("total", &self.total)
             .finish_non_exhaustive()
     }
@@ -82,7 +94,8 @@ pub(crate) struct Plain {
 ///
 /// # Errors
 /// That of reading. Reading the result fails with a [`types::Error`] inside: `ResourceExhausted` beyond a
-/// ceiling or a window of zstd, `Cancelled` when nobody waits any more.
+/// ceiling or a window of zstd, `Unavailable` when another has that window for too long, `Cancelled` when
+/// nobody waits any more.
 pub(crate) fn decompress(reader: Box<dyn Read + Send>, opts: PlainOpts) -> Result<Option<Plain>> {
     let taken = Rc::new(Cell::new(0));
     let counted = Counted {
@@ -98,7 +111,7 @@ pub(crate) fn decompress(reader: Box<dyn Read + Send>, opts: PlainOpts) -> Resul
         Compression::None => Box::new(buffered),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(buffered)),
         Compression::Zstd => {
-            let frames = Frames::new(buffered, opts.is_unwanted);
+            let frames = Frames::new(buffered, opts.whence.turns(), opts.is_unwanted);
             Box::new(frames.map_err(|e| Error::os("zstd", e))?)
         }
     };

@@ -25,6 +25,7 @@ struct Tables {
     blobs: BTreeMap<Digest, (Bytes, Labels)>,
     ingests: BTreeMap<String, Vec<u8>>,
     writers: BTreeSet<String>,
+    is_full: bool,
 }
 
 /// The store; clones share what is in it.
@@ -42,6 +43,11 @@ impl Store {
     #[must_use]
     pub fn ingests(&self) -> Vec<String> {
         self.0.lock().unwrap().ingests.keys().cloned().collect()
+    }
+
+    /// From now on nothing more is written: each write fails with `ResourceExhausted` "store is full".
+    pub fn fill(&self) {
+        self.0.lock().unwrap().is_full = true;
     }
 
     /// True when the blob is there.
@@ -256,6 +262,9 @@ impl Ingest for Writer {
 
     async fn write(&mut self, data: Bytes) -> Result<()> {
         let mut tables = self.store.0.lock().unwrap();
+        if tables.is_full {
+            return Err(Error::resource_exhausted("store is full"));
+        }
         tables
             .ingests
             .get_mut(self.spec.reference.as_str())

@@ -73,8 +73,8 @@ impl Archive {
 /// # Errors
 /// `InvalidArgument` "unrecognized image format" for what is no image archive, and for damaged or
 /// hostile ones; `FailedPrecondition` for a blob that does not have the digest it is named after;
-/// `ResourceExhausted` when a document is too large, or what a compressed archive holds ([`Ceilings`]). No
-/// ingest stays behind.
+/// `ResourceExhausted` when a document is too large, or what a compressed archive holds ([`Ceilings`]);
+/// `Unavailable` when it needs much memory that another import has. No ingest stays behind.
 pub async fn import(
     reader: Box<dyn Read + Send>,
     store: &Arc<dyn ContentStore>,

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use types::{Error, Result};
 
 use super::tar::{Header, Tar, unrecognized};
-use crate::plain::{Ceilings, Plain, PlainOpts, decompress};
+use crate::plain::{Ceilings, Plain, PlainOpts, Whence, decompress};
 
 /// Bytes handed over at a time; with [`QUEUE`] the most that an import holds in memory.
 const CHUNK: usize = 1 << 20;
@@ -38,6 +38,7 @@ pub(super) fn parts(
         let wanted = sender.clone();
         let opts = PlainOpts {
             ceilings,
+            whence: Whence::Outside,
             // A pipe may have any length.
             total: 0,
             is_unwanted: Box::new(move || wanted.is_closed()),

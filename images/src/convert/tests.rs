@@ -129,6 +129,30 @@ async fn a_layer_that_holds_too_much_for_its_length_is_refused_and_leaves_nothin
     assert!(store.ingests().is_empty());
 }
 
+#[test]
+fn only_what_is_compressed_again_may_hold_as_much_as_a_stream() {
+    assert_eq!(ceilings(Compress::None), Ceilings::default());
+    for wanted in [Compress::Gzip, Compress::Zstd] {
+        assert_eq!(ceilings(wanted), Ceilings::STREAM);
+    }
+}
+
+/// There is more to write than is on its way: whoever writes it must not wait for the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_fails_is_told_and_not_waited_for() {
+    let store = Store::default();
+    let shared: Arc<dyn ContentStore> = Arc::new(store.clone());
+    let packed = zstd::encode_all(&vec![0; 3 * QUEUE * PIECE][..], 3).unwrap();
+    let layer = store.put(mt::OCI_LAYER_ZSTD, &packed).await;
+    store.fill();
+    let made = recode(&shared, &layer, None, Compress::None);
+    let made = tokio::time::timeout(std::time::Duration::from_secs(60), made).await;
+    let error = made.expect("it waits for ever").unwrap_err();
+    assert!(error.is(Code::ResourceExhausted), "{error}");
+    assert!(error.to_string().contains("store is full"), "{error}");
+    assert!(store.ingests().is_empty());
+}
+
 /// The store reads and writes on the runtime's threads for files, of which there is one here.
 #[test]
 fn a_layer_that_waits_for_the_store_does_not_keep_it_waiting() {

@@ -4,11 +4,12 @@
 //! a stream of a few bytes can ask for much.
 //!
 //! Invariant: the decoder sees no header that was not let pass; of decoders with a large window there is one
-//! in the process. (Layers that are unpacked have the same rule, and turns of their own.)
+//! in the process for streams that come in, and one for those out of the store, which nobody can stop on
+//! their way. (Layers that are unpacked have the same rule, and turns of their own.)
 
 use std::io::{self, BufRead, Read};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use types::{Error, Result};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
@@ -26,6 +27,8 @@ const LONGEST_HEADER: usize = 4 + 1 + 4 + 8;
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// How often who waits for a turn looks whether it is still to wait.
 const LOOK: Duration = Duration::from_millis(100);
+/// So long an archive waits for another one, whose sender may have stopped for good.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Room for one large window.
 #[derive(Debug)]
@@ -34,32 +37,72 @@ struct Room {
     freed: Condvar,
 }
 
-static LARGE: Room = Room {
-    is_taken: Mutex::new(false),
-    freed: Condvar::new(),
-};
+static ARRIVING: Room = Room::new();
+static STORED: Room = Room::new();
+
+/// Where a stream comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whence {
+    /// From a client, who may stop in the middle.
+    Outside,
+    /// From the store.
+    Store,
+}
+
+impl Whence {
+    pub(super) fn turns(self) -> Turns {
+        match self {
+            Self::Outside => Turns(&ARRIVING, Some(PATIENCE)),
+            Self::Store => Turns(&STORED, None),
+        }
+    }
+}
+
+/// Which room a decoder needs for a large window, and how long it waits for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turns(&'static Room, Option<Duration>);
 
 /// The room, until it is dropped.
 #[derive(Debug)]
 struct Turn(&'static Room);
 
 impl Room {
+    const fn new() -> Self {
+        Self {
+            is_taken: Mutex::new(false),
+            freed: Condvar::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, bool> {
         self.is_taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the room; `None` when nobody wants it any more.
-    fn wait(&'static self, is_unwanted: &dyn Fn() -> bool) -> Option<Turn> {
+    /// Waits for the room.
+    ///
+    /// # Errors
+    /// `Cancelled` when nobody wants it any more, `Unavailable` when it is not free in time.
+    fn wait(
+        &'static self,
+        patience: Option<Duration>,
+        is_unwanted: &dyn Fn() -> bool,
+    ) -> Result<Turn> {
+        let since = Instant::now();
         let mut taken = self.lock();
         while *taken {
             if is_unwanted() {
-                return None;
+                return Err(Error::cancelled("nobody waits for it"));
+            }
+            if patience.is_some_and(|patience| since.elapsed() >= patience) {
+                return Err(Error::unavailable(
+                    "another archive with a large window is coming in",
+                ));
             }
             let woken = self.freed.wait_timeout(taken, LOOK);
             taken = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         *taken = true;
-        Some(Turn(self))
+        Ok(Turn(self))
     }
 }
 
@@ -96,6 +139,7 @@ fn window(header: &[u8]) -> Option<u64> {
 pub(super) struct Frames<R> {
     source: R,
     decoder: Decoder<'static>,
+    turns: Turns,
     is_unwanted: Box<dyn Fn() -> bool>,
     /// The header of the frame that begins, and how much of it the decoder has.
     header: Vec<u8>,
@@ -106,12 +150,17 @@ pub(super) struct Frames<R> {
 }
 
 impl<R: BufRead> Frames<R> {
-    pub(super) fn new(source: R, is_unwanted: Box<dyn Fn() -> bool>) -> io::Result<Self> {
+    pub(super) fn new(
+        source: R,
+        turns: Turns,
+        is_unwanted: Box<dyn Fn() -> bool>,
+    ) -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(LIBRARY))?;
         Ok(Self {
             source,
             decoder,
+            turns,
             is_unwanted,
             header: Vec::with_capacity(LONGEST_HEADER),
             given: 0,
@@ -127,8 +176,8 @@ impl<R: BufRead> Frames<R> {
             )));
         }
         if window > COMMON && self.turn.is_none() {
-            let turn = LARGE.wait(&*self.is_unwanted);
-            self.turn = Some(turn.ok_or_else(|| Error::cancelled("nobody waits for it"))?);
+            let Turns(room, patience) = self.turns;
+            self.turn = Some(room.wait(patience, &*self.is_unwanted)?);
         }
         Ok(())
     }
@@ -226,7 +275,8 @@ mod tests {
         // In pieces that split a header.
         let source = io::BufReader::with_capacity(3, stream);
         let mut all = Vec::new();
-        Frames::new(source, Box::new(move || is_unwanted))?.read_to_end(&mut all)?;
+        let turns = Whence::Store.turns();
+        Frames::new(source, turns, Box::new(move || is_unwanted))?.read_to_end(&mut all)?;
         Ok(all)
     }
 
@@ -263,11 +313,39 @@ mod tests {
         assert_eq!(class(unpacked(&header, false)), Code::ResourceExhausted);
     }
 
+    #[test]
+    fn who_comes_in_behind_one_that_has_stopped_is_told() {
+        static ROOM: Room = Room::new();
+        let large = packed(b"y", 27);
+        let unpacked = |patience| {
+            let turns = Turns(&ROOM, patience);
+            let frames = Frames::new(large.as_slice(), turns, Box::new(|| false));
+            let mut all = Vec::new();
+            frames.unwrap().read_to_end(&mut all).map(|_| all)
+        };
+        let turn = ROOM.wait(None, &|| false).unwrap();
+        let error = unpacked(Some(LOOK / 2)).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("another archive with a large window"),
+            "{error}"
+        );
+        assert_eq!(class(Err(error)), Code::Unavailable);
+        drop(turn);
+        assert_eq!(unpacked(Some(Duration::ZERO)).unwrap(), b"y");
+        // Nobody holds up what is in the store, and the other way round.
+        let Turns(arriving, patience) = Whence::Outside.turns();
+        let Turns(stored, endless) = Whence::Store.turns();
+        assert!(!std::ptr::eq(arriving, stored));
+        assert_eq!((patience, endless), (Some(PATIENCE), None));
+    }
+
     /// The one test that takes the room: it is the process's.
     #[test]
     fn large_windows_have_their_turn_one_after_another() {
         let (common, large) = (packed(b"x", 23), packed(b"y", 27));
-        let turn = LARGE.wait(&|| false).unwrap();
+        let turn = STORED.wait(None, &|| false).unwrap();
         assert_eq!(unpacked(&common, true).unwrap(), b"x");
         assert_eq!(class(unpacked(&large, true)), Code::Cancelled);
         let (asked, held) = (Rc::new(Cell::new(0)), Cell::new(Some(turn)));
@@ -283,11 +361,12 @@ mod tests {
         };
         let mut all = Vec::new();
         let source = io::BufReader::new(large.as_slice());
-        let mut frames = Frames::new(source, Box::new(is_unwanted)).unwrap();
+        let turns = Whence::Store.turns();
+        let mut frames = Frames::new(source, turns, Box::new(is_unwanted)).unwrap();
         frames.read_to_end(&mut all).unwrap();
         assert_eq!(all, b"y");
-        assert!(asked.get() >= 3 && *LARGE.lock());
+        assert!(asked.get() >= 3 && *STORED.lock());
         drop(frames);
-        assert!(!*LARGE.lock());
+        assert!(!*STORED.lock());
     }
 }

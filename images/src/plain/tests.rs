@@ -12,15 +12,25 @@ const SMALL: Ceilings = Ceilings {
     most: 16 << 20,
 };
 
+/// Gives a KiB at a time: what is counted as taken is near to what was decoded.
+struct Slow(std::io::Cursor<Vec<u8>>);
+
+impl Read for Slow {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = buffer.len().min(1 << 10);
+        self.0.read(&mut buffer[..n])
+    }
+}
+
 fn read(data: Vec<u8>, ceilings: Ceilings, total: u64) -> (u64, std::io::Result<()>) {
     let opts = PlainOpts {
         ceilings,
+        whence: Whence::Store,
         total,
         is_unwanted: Box::new(|| false),
     };
-    let mut plain = decompress(Box::new(std::io::Cursor::new(data)), opts)
-        .unwrap()
-        .unwrap();
+    let reader = Box::new(Slow(std::io::Cursor::new(data)));
+    let mut plain = decompress(reader, opts).unwrap().unwrap();
     let (mut count, mut buffer) = (0, vec![0; 64 * 1024]);
     loop {
         match plain.read(&mut buffer) {
@@ -88,6 +98,8 @@ fn what_is_known_to_follow_counts_from_the_start() {
     let packed = gzip(&data);
     let total = packed.len() as u64;
     assert!(total * SMALL.ratio > data.len() as u64);
+    let (_, result) = read(packed.clone(), SMALL, 0);
+    assert!(is_refused(result));
     let (count, result) = read(packed, SMALL, total);
     result.unwrap();
     assert_eq!(count, data.len() as u64);
@@ -104,10 +116,16 @@ fn nothing_has_more_than_there_is_room_for_in_all() {
 }
 
 #[test]
-fn the_usual_ceilings_are_those_of_layers() {
+fn the_ceilings_are_those_of_what_a_layer_takes_and_of_its_stream() {
     let usual = Ceilings::default();
     assert_eq!(usual.of(0), 1 << 30);
     assert_eq!(usual.of(2 << 20), 1 << 30);
     assert_eq!(usual.of(1 << 30), 200 << 30);
     assert_eq!(usual.of(u64::MAX), 1 << 40);
+    // A disk of three GiB that nobody has written to: zstd makes a few hundred KiB of it.
+    let stream = Ceilings::STREAM;
+    assert!(stream.of(100 << 10) >= 3 << 30);
+    assert_eq!(stream.of(0), 64 << 30);
+    assert_eq!(stream.of(100 << 20), 2000 * (100 << 20));
+    assert_eq!(stream.of(u64::MAX), 1 << 40);
 }
