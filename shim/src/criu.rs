@@ -32,6 +32,10 @@ const STDIO: &str = "stdio.json";
 const STAGED: &str = "stdio.json.new";
 /// Longest such file that is read: three pairs of numbers are far shorter.
 const MAX_STDIO: u64 = 64 * 1024;
+/// Longest list of a process's mounts that is read: the container makes them. Some ten thousand lines.
+const MAX_MOUNTS: u64 = 2 << 20;
+/// What is read of the facts of a descriptor: the mount is in the third line, locks may follow.
+const FACTS: u64 = 512;
 /// As runtimes make an image's directory: it holds the container's memory.
 const IMAGE_MODE: u32 = 0o700;
 /// Only the end of a log is of interest.
@@ -169,11 +173,23 @@ pub(crate) struct Streams([Option<Name>; STREAMS]);
 
 impl Streams {
     /// Those of a process.
-    pub(crate) fn of(pid: u32) -> Self {
-        let process = PathBuf::from(format!("/proc/{pid}"));
-        let mounts = std::fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
-        let name = |stream: usize| outside(&process, &mounts, stream);
-        Self([name(0), name(1), name(2)])
+    ///
+    /// # Errors
+    /// `ResourceExhausted` when it has too many mounts.
+    pub(crate) fn of(pid: u32) -> Result<Self> {
+        Self::of_process(&PathBuf::from(format!("/proc/{pid}")), MAX_MOUNTS)
+    }
+
+    fn of_process(process: &Path, most: u64) -> Result<Self> {
+        // Of a process that is gone there is nothing to dump, either.
+        let mounts = start_of(&process.join("mountinfo"), most + 1).unwrap_or_default();
+        if mounts.len() as u64 > most {
+            return Err(Error::resource_exhausted(format_args!(
+                "list of mounts of the container, longer than {most} bytes"
+            )));
+        }
+        let name = |stream: usize| outside(process, &mounts, stream);
+        Ok(Self([name(0), name(1), name(2)]))
     }
 
     /// Those that an image was made with.
@@ -279,7 +295,7 @@ fn outside(process: &Path, mounts: &str, stream: usize) -> Option<Name> {
     if !facts.file_type().is_fifo() && !facts.is_file() {
         return None;
     }
-    let about = std::fs::read_to_string(process.join(format!("fdinfo/{stream}"))).ok()?;
+    let about = start_of(&process.join(format!("fdinfo/{stream}")), FACTS).ok()?;
     let mount = about
         .lines()
         .find_map(|line| line.strip_prefix("mnt_id:"))?;
@@ -289,6 +305,13 @@ fn outside(process: &Path, mounts: &str, stream: usize) -> Option<Name> {
         return None;
     }
     Some((mount, facts.ino()))
+}
+
+/// The first bytes of a file of the kernel.
+fn start_of(path: &Path, most: u64) -> std::io::Result<String> {
+    let mut text = Vec::new();
+    File::open(path)?.take(most).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// A file that somebody else has made, when it is one and no longer than `most`. A fifo or a device is not
@@ -470,6 +493,20 @@ mod tests {
         long.resize(usize::try_from(MAX_STDIO).unwrap(), b' ');
         std::fs::write(&file, &long).unwrap();
         assert_eq!(Streams::load(image.path()).unwrap(), Streams::default());
+    }
+
+    #[test]
+    fn of_a_process_with_very_many_mounts_no_dump_is_made() {
+        let process = tempfile::tempdir().unwrap();
+        let streams = || Streams::of_process(process.path(), 100);
+        assert_eq!(streams().unwrap(), Streams::default());
+        let mounts = process.path().join("mountinfo");
+        std::fs::write(&mounts, [b'1'; 100]).unwrap();
+        assert_eq!(streams().unwrap(), Streams::default());
+        // Terabytes, of which no more is read than that.
+        File::create(&mounts).unwrap().set_len(1 << 42).unwrap();
+        let error = streams().unwrap_err();
+        assert!(error.is(types::Code::ResourceExhausted), "{error}");
     }
 
     #[test]

@@ -185,7 +185,7 @@ impl Container {
 
     async fn dump(&self, image: &Path, options: &CheckpointOptions) -> Result<(), Failed> {
         let mut run = Run::new(Action::Dump, &self.bundle, &options.work_path)?;
-        let streams = Streams::of(self.init.view().pid);
+        let streams = Streams::of(self.init.view().pid)?;
         run.streams(&streams)?;
         let staged = streams.stage(image)?;
         let mut args = vec![
