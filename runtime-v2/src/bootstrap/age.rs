@@ -1,5 +1,9 @@
 //! How old the runtime is that a shim starts, as far as it tells.
 //!
+//! A shim tells it when it is asked what it is: for a client (`Introspection.PluginInfo` of the runtime), or
+//! before the first task whose root file system needs mounts that the shim may not know. A daemon that needs
+//! neither does not warn.
+//!
 //! Invariant: only what a shim has told anyway is looked at; nothing is run for it.
 
 use std::sync::Once;
