@@ -38,7 +38,7 @@ pub async fn run(store: &dyn ContentStore, caps: Caps) {
     a_mismatch_is_refused_and_the_ingest_stays(store).await;
     a_known_blob_is_refused_at_open_and_at_commit(store).await;
     truncation_starts_anew(store).await;
-    an_aborted_ingest_is_gone(store).await;
+    an_aborted_ingest_is_gone(store, caps).await;
     an_abandoned_ingest_is_gone(store, caps).await;
     other_algorithms_commit(store).await;
     deleted_blobs_are_gone_and_open_ones_stay_readable(store, caps).await;
@@ -251,7 +251,7 @@ pub async fn truncation_starts_anew(store: &dyn ContentStore) {
 }
 
 /// An aborted ingest is not found and begins at zero.
-pub async fn an_aborted_ingest_is_gone(store: &dyn ContentStore) {
+pub async fn an_aborted_ingest_is_gone(store: &dyn ContentStore, caps: Caps) {
     let reference = name("suite-abort");
     assert!(store.abort(&reference).await.unwrap_err().is_not_found());
     let mut ingest = store.ingest(spec("suite-abort")).await.unwrap();
@@ -259,7 +259,7 @@ pub async fn an_aborted_ingest_is_gone(store: &dyn ContentStore) {
     drop(ingest);
     store.abort(&reference).await.unwrap();
     assert!(store.status(&reference).await.unwrap_err().is_not_found());
-    let ingest = store.ingest(spec("suite-abort")).await.unwrap();
+    let ingest = reopened(store, "suite-abort", caps).await;
     assert_eq!(ingest.status().offset, 0);
     drop(ingest);
     store.abort(&reference).await.unwrap();
