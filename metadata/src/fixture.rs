@@ -5,6 +5,7 @@ mod memory;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -42,34 +43,26 @@ impl House {
         Self::on(root, memory, policy, Vec::new()).await
     }
 
-    async fn on(
+    /// Over files that are there; these tasks have a bundle.
+    pub(crate) async fn on(
         root: tempfile::TempDir,
         memory: Arc<Memory>,
         policy: Policy,
         tasks: Vec<FoundTask>,
     ) -> Self {
         let exchange = Arc::new(exchange());
-        let local = Local::open(root.path().join("content")).unwrap();
-        let metadata = Metadata::open(
-            &root.path().join("meta/meta.redb"),
-            OpenOpts {
-                content: Arc::new(local.clone()),
-                snapshotters: BTreeMap::from([(
-                    SNAPSHOTTER.to_owned(),
-                    Arc::clone(&memory) as Arc<dyn Snapshotter>,
-                )]),
-                events: Arc::clone(&exchange),
-                policy,
-                tasks: Box::new(move || Ok(tasks.clone())),
-                absent: Vec::new(),
-            },
-        )
-        .await
-        .unwrap();
+        let opts = OpenOpts {
+            events: Arc::clone(&exchange),
+            policy,
+            tasks: Box::new(move || Ok(tasks.clone())),
+            ..opts(root.path(), Some(&memory))
+        };
+        let path = store(root.path());
+        let metadata = Metadata::open(&path, opts).await.unwrap();
         Self {
             metadata,
             memory,
-            local,
+            local: local(root.path()),
             root,
             events: tokio::sync::Mutex::new(exchange.subscribe(Filter::default())),
             exchange,
@@ -85,19 +78,18 @@ impl House {
     /// bundle.
     pub(crate) async fn restart_after(
         self,
-        accident: impl FnOnce(&std::path::Path),
+        accident: impl FnOnce(&Path),
         tasks: Vec<FoundTask>,
     ) -> Self {
-        let Self {
-            metadata,
-            memory,
-            root,
-            ..
-        } = self;
-        let policy = metadata.0.policy;
-        drop(metadata);
+        let policy = self.metadata.0.policy;
+        let (root, memory) = self.close();
         accident(&root.path().join("meta"));
         Self::on(root, memory, policy, tasks).await
+    }
+
+    /// What stays when the daemon stops.
+    pub(crate) fn close(self) -> (tempfile::TempDir, Arc<Memory>) {
+        (self.root, self.memory)
     }
 
     /// The events so far, as `namespace topic`.
@@ -161,6 +153,29 @@ impl House {
     pub(crate) async fn blobs(&self) -> Vec<Digest> {
         let all = self.local.list(&Filter::default()).await.unwrap();
         all.into_iter().map(|info| info.digest).collect()
+    }
+}
+
+/// The store of a house.
+pub(crate) fn store(root: &Path) -> PathBuf {
+    root.join("meta/meta.redb")
+}
+
+fn local(root: &Path) -> Local {
+    Local::open(root.join("content")).unwrap()
+}
+
+/// What a house opens its store with; without the snapshotter that is absent.
+pub(crate) fn opts(root: &Path, memory: Option<&Arc<Memory>>) -> OpenOpts {
+    let name = || SNAPSHOTTER.to_owned();
+    let memory = memory.map(|memory| Arc::clone(memory) as Arc<dyn Snapshotter>);
+    OpenOpts {
+        content: Arc::new(local(root)),
+        absent: memory.is_none().then(name).into_iter().collect(),
+        snapshotters: memory.map(|memory| (name(), memory)).into_iter().collect(),
+        events: Arc::new(exchange()),
+        policy: Policy::Shared,
+        tasks: Box::new(|| Ok(Vec::new())),
     }
 }
 

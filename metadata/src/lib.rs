@@ -13,6 +13,7 @@
 //!   backend stores (unnamespaced)  <--gc collect--  db (transactions) -> kv (redb, group commit)
 //! ```
 
+mod begin;
 mod check;
 mod codec;
 mod containers;
@@ -36,16 +37,15 @@ mod rebuild;
 mod record;
 mod snapshots;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use ::content::ContentStore;
 use ::snapshotters::Snapshotter;
 use events::Exchange;
-use types::{Code, Context as _, Error, LeaseId, Mount, Namespace, Result, Scope};
+use types::{Error, LeaseId, Mount, Namespace, Result, Scope};
 
 pub use self::containers::{Containers, Pages};
 pub use self::flight::Applying;
@@ -54,11 +54,10 @@ pub use self::leases::Leases;
 pub use self::namespaces::Namespaces;
 pub use self::rebuild::FoundTask;
 
+use self::begin::Begun;
 use self::db::{Db, Marks, Outlet};
 use self::flight::Flights;
 use self::gate::Gate;
-use self::kv::{Kv, Opened, Source};
-use self::rebuild::{Found, Rebuilt};
 
 /// Whether a namespace may link a blob that only another one has brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,7 +81,8 @@ pub struct OpenOpts {
     pub policy: Policy,
     /// The tasks that have a bundle: asked only when records are lost.
     pub tasks: TasksOf,
-    /// Snapshotters that have data and do not work: without them nothing can be rebuilt.
+    /// Snapshotters that have data and do not work: without them nothing can be rebuilt, and what a lost
+    /// end of the journal named there is looked for when they work again.
     pub absent: Vec<String>,
 }
 
@@ -141,7 +141,8 @@ impl Metadata {
             kv,
             damage,
             unsettled,
-        } = open_or_rebuild(path, &opts).await?;
+            incomplete,
+        } = begin::open_or_rebuild(path, &opts).await?;
         let marks = Marks {
             content: true,
             snapshotters: opts.snapshotters.keys().cloned().collect(),
@@ -153,7 +154,9 @@ impl Metadata {
             .into_iter()
             .map(|(name, backend)| {
                 let is_unsettled = unsettled.contains(&name);
-                (name, snapshots::Backend::new(backend, is_unsettled))
+                let is_incomplete = incomplete.contains(&name);
+                let backend = snapshots::Backend::new(backend, is_unsettled, is_incomplete);
+                (name, backend)
             })
             .collect();
         Ok(Self(Arc::new(Shared {
@@ -293,101 +296,6 @@ fn refuse_foreign(path: &Path) -> Result<()> {
         "{} belongs to another containerd, whose data cannot be taken over yet: choose another root",
         foreign.display()
     )))
-}
-
-/// A store that was opened.
-struct Begun {
-    kv: Kv,
-    /// What was wrong with it.
-    damage: Option<String>,
-    /// Snapshotters that lack commits which cannot be made again now.
-    unsettled: HashSet<String>,
-}
-
-impl Begun {
-    fn anew(kv: Kv, damage: Option<String>) -> Self {
-        let unsettled = HashSet::new();
-        Self {
-            kv,
-            damage,
-            unsettled,
-        }
-    }
-}
-
-/// Never begins empty over old data: to the first collection all of that would be garbage.
-async fn open_or_rebuild(path: &Path, opts: &OpenOpts) -> Result<Begun> {
-    let cause = match Kv::open(path) {
-        Ok((kv, Opened::Whole)) => {
-            migrate::bring(&kv, path, &opts.snapshotters).await?;
-            let unsettled = snapshots::redo_noted(&kv, &opts.snapshotters).await?;
-            let begun = Begun::anew(kv, None);
-            return Ok(Begun { unsettled, ..begun });
-        }
-        Ok((kv, Opened::Restored(restored))) => {
-            restored.tell();
-            migrate::bring(&kv, path, &opts.snapshotters).await?;
-            // Before anybody looks at what they have.
-            let unsettled = snapshots::redo_noted(&kv, &opts.snapshotters).await?;
-            let whole = match restored.from {
-                Source::File => "the store's file",
-                Source::Journal => "its journal",
-            };
-            let mut damage = format!("{}; {whole} has them", restored.cause);
-            if let Some(rebuilt) = complete(&kv, &restored.cause, opts).await? {
-                damage = format!("{damage} but for {rebuilt}");
-            }
-            let damage = Some(damage);
-            return Ok(Begun {
-                kv,
-                damage,
-                unsettled,
-            });
-        }
-        Err(error) if error.is(Code::DataLoss) || error.is_not_found() => error,
-        Err(error) => return Err(error),
-    };
-    let found = Found::look(opts).await.ctx("rebuild metadata")?;
-    if cause.is_not_found() && found.is_nothing() {
-        return Kv::make(path, &migrate::schema()).map(|(kv, _)| Begun::anew(kv, None));
-    }
-    all_asked(&cause, opts.absent.iter().chain(found.silent()))?;
-    let (records, rebuilt) = found.rebuild(opts.policy, SystemTime::now())?;
-    let (kv, aside) = Kv::make(path, &records)?;
-    rebuilt.tell(&cause, aside.as_deref());
-    let damage = format!("{cause}; without a journal there are {rebuilt} again, and no more");
-    Ok(Begun::anew(kv, Some(damage)))
-}
-
-/// What nobody has told of would be garbage.
-fn all_asked<'a>(cause: &Error, missing: impl Iterator<Item = &'a String>) -> Result<()> {
-    let missing: Vec<_> = missing.map(String::as_str).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Error::failed_precondition(format_args!(
-        "{cause}, and cannot be rebuilt while nobody can ask the snapshotters {}: make them work first",
-        missing.join(", ")
-    )))
-}
-
-/// A journal may lack the last changes: what they named must not be garbage.
-async fn complete(kv: &Kv, cause: &Error, opts: &OpenOpts) -> Result<Option<Rebuilt>> {
-    let found = Found::look(opts).await.ctx("complete metadata")?;
-    all_asked(cause, found.silent().iter())?;
-    let lacking = found.complete(&kv.read()?, opts.policy, SystemTime::now())?;
-    let Some((records, rebuilt)) = lacking else {
-        return Ok(None);
-    };
-    kv.write(move |tx| {
-        for (key, record) in records {
-            tx.put(key, record);
-        }
-        Ok(())
-    })
-    .await?;
-    rebuilt.tell_what();
-    Ok(Some(rebuilt))
 }
 
 impl fmt::Debug for OpenOpts {

@@ -4,7 +4,9 @@
 //! by one lease per namespace, until somebody who knows deletes it. Nothing is invented: what cannot be
 //! known again (names of images, labels) is told as lost.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+pub(crate) mod complete;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,15 +17,15 @@ use types::{
 };
 
 use crate::db::sequence_after;
-use crate::key::{Bucket, all, key, names, own};
-use crate::kv::{Flow, Read, Records};
+use crate::key::{Bucket, key, own};
+use crate::kv::Records;
 use crate::record::{BlobRecord, SnapshotRecord, put_container, put_labels, put_lease};
 use crate::snapshots::{child_key, number_of, record_key};
-use crate::{OpenOpts, Policy, leases, migrate, namespaces};
+use crate::{OpenOpts, Policy, leases, migrate};
 
 /// Lease that holds what was found, with the time behind it.
 const LEASE: &str = "recovered";
-/// Where blobs go when nothing says whose they are: the namespace of clients that name none.
+/// Where blobs go when there is no namespace: that of clients that name none.
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// What the bundle of a task tells about its container.
@@ -49,6 +51,8 @@ pub(crate) struct Found {
     silent: Vec<String>,
     /// Largest number in a backend's name.
     highest: u64,
+    /// The snapshotters that are to be asked, and nobody else; all that there is where it is empty.
+    only: BTreeSet<String>,
 }
 
 impl Found {
@@ -77,6 +81,7 @@ impl Found {
             snapshots,
             tasks: (opts.tasks)()?,
             silent,
+            only: BTreeSet::new(),
         })
     }
 
@@ -96,116 +101,6 @@ impl Found {
     /// None but those of a lease's name.
     pub(crate) fn rebuild(&self, policy: Policy, now: SystemTime) -> Result<(Records, Rebuilt)> {
         Builder::new(now)?.build(self, policy)
-    }
-
-    /// The snapshots of containers among those that have a record still.
-    fn recorded(&self, named: &Named) -> Rootfs {
-        let mut recorded = Rootfs::new();
-        for (snapshotter, all) in &self.snapshots {
-            for info in all.iter().filter(|info| is_rootfs(info)) {
-                if let Some(at) = named.snapshots.get(info.name.as_str()) {
-                    let on = recorded.entry(at.clone()).or_default();
-                    on.insert(snapshotter.clone());
-                }
-            }
-        }
-        recorded
-    }
-
-    /// Makes records of what has none in a store that was restored: its last changes may be lost, and
-    /// what they named would be garbage. `None` when there is nothing of that kind.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub(crate) fn complete(
-        mut self,
-        tx: &dyn Read,
-        policy: Policy,
-        now: SystemTime,
-    ) -> Result<Option<(Records, Rebuilt)>> {
-        let named = Named::load(tx)?;
-        self.blobs
-            .retain(|blob| !named.blobs.contains(blob.digest.as_str()));
-        self.tasks.retain(|task| {
-            !named
-                .tasks
-                .contains(&(task.namespace.clone(), task.id.to_string()))
-        });
-        let there: HashSet<String> = self
-            .snapshots
-            .values()
-            .flatten()
-            .map(|info| info.name.to_string())
-            .collect();
-        let mut builder = Builder::new(now)?;
-        // The record of a container may be lost alone: it stands on a snapshot that has one.
-        builder.rootfs = self.recorded(&named);
-        for all in self.snapshots.values_mut() {
-            all.retain(|info| !named.snapshots.contains_key(info.name.as_str()));
-        }
-        let is_complete = self.is_nothing();
-        let (mut records, rebuilt) = builder.build(&self, policy)?;
-        let sequence = key(Bucket::Store, &["sequence"]);
-        let mut kept = Records::new();
-        for (key, record) in std::mem::take(&mut records) {
-            let is_ours = match tx.get(&key)? {
-                None => true,
-                Some(old) if key == sequence => is_less(&old, &record),
-                // What it names is not there any more: the name was used again.
-                Some(old) if key.first() == Some(&(Bucket::Snapshot as u8)) => {
-                    !there.contains(&SnapshotRecord::decode(&old)?.backend)
-                }
-                Some(_) => false,
-            };
-            if is_ours {
-                kept.insert(key, record);
-            }
-        }
-        if is_complete {
-            kept.retain(|key, _| *key == sequence);
-        }
-        Ok((!kept.is_empty()).then_some((kept, rebuilt)))
-    }
-}
-
-/// True when a number in the store is less than another one.
-fn is_less(old: &[u8], new: &[u8]) -> bool {
-    let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-    number(old) < number(new)
-}
-
-/// What a store's records name.
-#[derive(Debug, Default)]
-struct Named {
-    blobs: HashSet<String>,
-    /// By name in the backend: where the record is.
-    snapshots: HashMap<String, (Namespace, String)>,
-    tasks: HashSet<(Namespace, String)>,
-}
-
-impl Named {
-    fn load(tx: &dyn Read) -> Result<Self> {
-        let mut named = Self::default();
-        for namespace in namespaces::known(tx)? {
-            tx.scan(&all(Bucket::Blob, &namespace), &mut |rest, _| {
-                let [digest] = names(rest)?;
-                named.blobs.insert(digest.to_owned());
-                Ok(Flow::Continue(()))
-            })?;
-            tx.scan(&all(Bucket::Snapshot, &namespace), &mut |rest, record| {
-                let [_, name] = names(rest)?;
-                let at = (namespace.clone(), name.to_owned());
-                let backend = SnapshotRecord::decode(record)?.backend;
-                named.snapshots.insert(backend, at);
-                Ok(Flow::Continue(()))
-            })?;
-            tx.scan(&all(Bucket::Container, &namespace), &mut |rest, _| {
-                let [id] = names(rest)?;
-                named.tasks.insert((namespace.clone(), id.to_owned()));
-                Ok(Flow::Continue(()))
-            })?;
-        }
-        Ok(named)
     }
 }
 
@@ -276,6 +171,10 @@ struct Builder {
     report: Rebuilt,
     now: SystemTime,
     rootfs: Rootfs,
+    /// The namespaces that there are still: blobs go there when nothing says whose they are.
+    known: BTreeSet<Namespace>,
+    /// Containers whose records name no snapshot.
+    bare: Vec<(Namespace, Container)>,
 }
 
 /// A backend key of ours, taken apart.
@@ -304,12 +203,17 @@ impl Builder {
             report,
             now,
             rootfs: Rootfs::new(),
+            known: BTreeSet::new(),
+            bare: Vec::new(),
         })
     }
 
     fn build(mut self, found: &Found, policy: Policy) -> Result<(Records, Rebuilt)> {
         for (snapshotter, all) in &found.snapshots {
             self.snapshots(snapshotter, all);
+        }
+        for (namespace, container) in std::mem::take(&mut self.bare) {
+            self.dress(&namespace, container);
         }
         for task in &found.tasks {
             self.container(task);
@@ -386,14 +290,29 @@ impl Builder {
         }
     }
 
-    /// The container of a task. Clients name its snapshot as the container: where exactly one
+    /// The snapshotter of a container. Clients name its snapshot as the container: where exactly one
     /// snapshotter has such a snapshot, it is that.
+    fn snapshotter_of(&self, namespace: &Namespace, id: &str) -> Option<String> {
+        let found = self.rootfs.get(&(namespace.clone(), id.to_owned()));
+        let only = found.filter(|on| on.len() == 1).and_then(BTreeSet::first);
+        only.cloned()
+    }
+
+    /// Its record was made while its snapshotter could not be asked.
+    fn dress(&mut self, namespace: &Namespace, mut container: Container) {
+        let id = container.id.to_string();
+        if let Some(snapshotter) = self.snapshotter_of(namespace, &id) {
+            (container.snapshotter, container.snapshot_key) = (snapshotter, id.clone());
+            let at = own(Bucket::Container, namespace, &id);
+            self.put(at, put_container(&container));
+        }
+    }
+
+    /// The container of a task.
     fn container(&mut self, task: &FoundTask) {
         let id = task.id.to_string();
-        let found = self.rootfs.get(&(task.namespace.clone(), id.clone()));
-        let only = found.filter(|on| on.len() == 1).and_then(BTreeSet::first);
-        let (snapshotter, snapshot_key) = match only {
-            Some(only) => (only.clone(), id.clone()),
+        let (snapshotter, snapshot_key) = match self.snapshotter_of(&task.namespace, &id) {
+            Some(only) => (only, id.clone()),
             None => (String::new(), String::new()),
         };
         let container = Container {
@@ -430,7 +349,10 @@ impl Builder {
         if policy == Policy::Isolated {
             self.report.namespaces.insert(self.report.aside.clone());
         } else if self.report.namespaces.is_empty() {
-            self.report.namespaces.insert(DEFAULT_NAMESPACE.parse()?);
+            self.report.namespaces.append(&mut self.known);
+            if self.report.namespaces.is_empty() {
+                self.report.namespaces.insert(DEFAULT_NAMESPACE.parse()?);
+            }
         }
         let tenants = match policy {
             Policy::Isolated => [self.report.aside.clone()].into(),

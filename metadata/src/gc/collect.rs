@@ -21,6 +21,7 @@ use crate::db::Marks;
 use crate::key::{Bucket, all, key, names, own};
 use crate::kv::{Flow, Read};
 use crate::namespaces;
+use crate::rebuild::complete;
 use crate::record::{IngestRecord, SnapshotRecord};
 use crate::snapshots::{Backend, flush, number_of};
 
@@ -180,6 +181,9 @@ async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result
     };
     // What these need is no garbage.
     flush(metadata, name, backend).await?;
+    if backend.is_incomplete() {
+        complete::later(metadata, name, backend).await?;
+    }
     let mut errors = Errors::default();
     let mut removed = 0;
     let adoptions = backend.adoptions();

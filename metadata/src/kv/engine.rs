@@ -14,7 +14,7 @@ use redb::{Database, DatabaseError, Durability, ReadableDatabase as _, StorageEr
 use types::{Error, Result};
 
 use super::journal::Journal;
-use super::{CACHE_BYTES, COMMIT, RECORDS, STORE, number};
+use super::{CACHE_BYTES, COMMIT, INCOMPLETE, RECORDS, STORE, number};
 
 /// How often, and how long apart, a new opening waits for readers of the old one.
 const REOPEN_TRIES: u32 = 50;
@@ -126,9 +126,13 @@ pub(super) fn catch_up(
     Ok(last)
 }
 
-/// Makes durable what is in memory.
-pub(super) fn save(database: &Database) -> Result<()> {
+/// Makes durable what is in memory, and that the last changes may be lost.
+pub(super) fn mark(database: &Database) -> Result<()> {
     let txn = database.begin_write().map_err(failure)?;
+    {
+        let mut table = txn.open_table(RECORDS).map_err(failure)?;
+        apply(&mut table, (INCOMPLETE, Some(&[])))?;
+    }
     txn.commit().map_err(failure)
 }
 

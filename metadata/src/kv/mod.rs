@@ -36,7 +36,7 @@ use self::engine::{Engine, failure};
 use self::journal::Journal;
 use self::queue::Length;
 use self::restore::Store;
-pub(crate) use self::restore::{Opened, Source};
+pub(crate) use self::restore::{INCOMPLETE, Opened, Restored, Source};
 pub(crate) use self::tx::Tx;
 pub(crate) use self::watch::Watch;
 use self::writer::Writer;

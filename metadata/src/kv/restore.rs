@@ -1,11 +1,12 @@
 //! How a store is opened: as it is, anew, or from its journal.
 //!
 //! Invariant: the file under the store's name is complete or not there, and as long as it is not there
-//! its journal is: whoever is killed anywhere in here begins again with nothing lost.
+//! its journal is: whoever is killed anywhere in here begins again with nothing lost. Where the last changes
+//! may be lost the store says so, in a record, before what shows it is moved or cleared away.
 //!
 //! ```text
 //! whole, journal at the same commit or newer ---------------> what the file lacks is read; go on with both
-//! whole, journal ending in half a frame --------------------> the same, and clear that away
+//! whole, journal ending in half a frame --------------------> the same, say so, and clear that away
 //! whole, journal older -------------------------------------> make the journal anew
 //! whole, journal damaged or gone ---------------------------> the file gets the rest; keep it aside, say so
 //! whole, but older than the journal's base --.
@@ -28,6 +29,11 @@ use super::{
     CACHE_BYTES, COMMIT, Flow, RECORDS, Read, Records, STORE, Snapshot, beside, number, os,
     sync_parent,
 };
+
+/// A record that the store itself makes: the last changes may be lost, and nobody was asked yet for what
+/// they named. Whoever has asked everybody removes it. Its key is one of the facts of the store, as those
+/// that have it as records call them.
+pub(crate) const INCOMPLETE: &[u8] = b"\0incomplete";
 
 /// How a store came to be open.
 #[derive(Debug)]
@@ -119,7 +125,7 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
         let what = format!("{} is {lost} commits behind its journal", path.display());
         return restore(path, Error::data_loss(what));
     }
-    let is_behind = found.last > commit;
+    let mut is_behind = found.last > commit;
     if is_behind {
         // In memory: whoever was killed on a full disk starts on it.
         engine.with(|database| engine::catch_up(database, path, u64::MAX, Durability::None))?;
@@ -143,6 +149,9 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
             "the journal of {} ends in half a change: nobody was told that it is done, or it is lost",
             path.display()
         );
+        // Before it is cleared away: the next start could not know any more.
+        engine.with(engine::mark)?;
+        is_behind = false;
     }
     let journal = Journal::resume(path, &found)?;
     let store = Store {
@@ -155,7 +164,7 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
 
 /// Keeps a damaged journal aside, if it is there. It may have had commits that the store's file lacks.
 fn go_on_without(path: &Path, engine: Engine) -> Result<(Store, Opened)> {
-    engine.with(engine::save)?;
+    engine.with(engine::mark)?;
     let journal = Journal::beside(path);
     let written = journal.metadata().and_then(|found| found.modified());
     let aside = sys::damage::keep_aside(&journal)?;
@@ -200,11 +209,12 @@ fn restore(path: &Path, cause: Error) -> Result<(Store, Opened)> {
         return Err(cause);
     };
     let Replay {
-        records,
+        mut records,
         commit,
         written_at,
         torn,
     } = replay;
+    records.insert(INCOMPLETE.into(), Vec::new());
     let aside = write(path, &records, commit)?;
     drop(records);
     let (engine, commit) = Engine::open(path)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use types::{Code, Filter, Labels, SnapshotKind};
 
 use super::*;
-use crate::fixture::{House, SNAPSHOTTER, code, name, put, scope};
+use crate::fixture::{House, SNAPSHOTTER, code, name, opts, put, scope, store};
 use crate::kv::journal_end;
 
 /// File and journal are both gone.
@@ -303,19 +303,10 @@ async fn a_container_made_anew_keeps_a_snapshot_that_has_its_record_still() {
 #[tokio::test]
 async fn nothing_is_rebuilt_without_all_snapshotters() {
     let (house, _) = furnished(Policy::Shared).await;
-    let directory = house.root.path().join("meta");
-    let House { metadata, root, .. } = house;
-    drop(metadata);
-    damaged(&directory);
-    let opts = OpenOpts {
-        content: std::sync::Arc::new(::content::Local::open(root.path().join("content")).unwrap()),
-        snapshotters: BTreeMap::new(),
-        events: std::sync::Arc::new(crate::fixture::exchange()),
-        policy: Policy::Shared,
-        tasks: Box::new(|| Ok(Vec::new())),
-        absent: vec![SNAPSHOTTER.to_owned()],
-    };
-    let opened = crate::Metadata::open(&directory.join("meta.redb"), opts).await;
+    let (root, _) = house.close();
+    let path = store(root.path());
+    damaged(path.parent().unwrap());
+    let opened = crate::Metadata::open(&path, opts(root.path(), None)).await;
     let error = opened.unwrap_err();
     assert!(error.is(Code::FailedPrecondition), "{error}");
     assert!(error.to_string().contains(SNAPSHOTTER), "{error}");

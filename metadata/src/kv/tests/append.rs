@@ -9,7 +9,7 @@ use super::failures::{fill, small_disk};
 use super::{Records, dump, open, place, put};
 use crate::kv::journal::Faults;
 use crate::kv::upkeep::MEND;
-use crate::kv::{Journal, Kv, Opened, Source, files};
+use crate::kv::{INCOMPLETE, Journal, Kv, Opened, Source, files};
 
 /// More than a full disk has for the store's file, and less than there is room in the journal.
 const LARGE: usize = 900 << 10;
@@ -31,7 +31,8 @@ async fn put_large(kv: &Kv) -> Result<(), Error> {
 
 fn keys(kv: &Kv) -> Vec<Vec<u8>> {
     let all = dump(&kv.read().unwrap(), b"");
-    all.into_iter().map(|(key, _)| key).collect()
+    let all = all.into_iter().map(|(key, _)| key);
+    all.filter(|key| key != INCOMPLETE).collect()
 }
 
 /// What a crash now would leave, opened: its keys, as the store has them and as its journal has.

@@ -3,7 +3,7 @@
 use types::Code;
 
 use super::{dump, open, place, put};
-use crate::kv::{Journal, Kv, Opened, Read as _, Records, Source, beside};
+use crate::kv::{INCOMPLETE, Journal, Kv, Opened, Read as _, Records, Source, beside};
 
 /// What may stand in a damaged file.
 fn damages(whole: &[u8]) -> Vec<Vec<u8>> {
@@ -144,6 +144,8 @@ async fn half_a_frame_is_no_commit() {
         assert!(matches!(opened, Opened::Whole), "{opened:?}");
         assert_eq!(kv.read().unwrap().get(b"b").unwrap().unwrap(), b"2");
         assert_eq!(kv.read().unwrap().get(b"c").unwrap(), None);
+        // Nobody was told of it, or the disk has changed it since.
+        assert!(kv.read().unwrap().has(INCOMPLETE).unwrap());
         put(&kv, b"d", b"4").await;
         drop(kv);
         let kv = open(&path).unwrap();
@@ -202,9 +204,49 @@ async fn a_journal_that_is_damaged_is_made_anew_beside_a_store_that_is_whole() {
         assert_eq!(std::fs::read(restored.aside.unwrap()).unwrap(), damaged);
         drop(kv);
         let replay = Journal::replay(&path).unwrap().unwrap();
-        assert_eq!(
-            replay.records,
-            Records::from([(b"a".to_vec(), b"1".to_vec())])
+        let mark = (INCOMPLETE.to_vec(), Vec::new());
+        let record = (b"a".to_vec(), b"1".to_vec());
+        assert_eq!(replay.records, Records::from([record, mark]));
+    }
+}
+
+/// Whoever is killed before he has looked for what was lost does so at the next start.
+#[tokio::test]
+async fn a_store_says_that_it_may_lack_changes_until_somebody_takes_that_away() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    drop(kv);
+    let whole = [path.clone(), Journal::beside(&path)].map(|file| std::fs::read(file).unwrap());
+    for gone in 0..2 {
+        let files = [path.clone(), Journal::beside(&path)];
+        for (file, bytes) in files.iter().zip(&whole) {
+            std::fs::write(file, bytes).unwrap();
+        }
+        std::fs::remove_file(&files[gone]).unwrap();
+        let is_marked = |kv: &Kv| kv.read().unwrap().has(INCOMPLETE).unwrap();
+        let (kv, opened) = Kv::open(&path).unwrap();
+        assert!(
+            matches!(opened, Opened::Restored(_)) && is_marked(&kv),
+            "{opened:?}"
+        );
+        drop(kv);
+        let (kv, opened) = Kv::open(&path).unwrap();
+        assert!(
+            matches!(opened, Opened::Whole) && is_marked(&kv),
+            "{opened:?}"
+        );
+        kv.write(|tx| {
+            tx.remove(INCOMPLETE.to_vec());
+            Ok(())
+        })
+        .await
+        .unwrap();
+        drop(kv);
+        let (kv, opened) = Kv::open(&path).unwrap();
+        assert!(
+            matches!(opened, Opened::Whole) && !is_marked(&kv),
+            "{opened:?}"
         );
     }
 }
@@ -258,7 +300,8 @@ async fn whatever_is_damaged_nothing_that_was_answered_is_lost() {
         std::fs::write(&path, &file).unwrap();
         std::fs::write(Journal::beside(&path), &journal).unwrap();
         let (kv, _) = Kv::open(&path).unwrap();
-        let all = dump(&kv.read().unwrap(), b"");
+        let mut all = dump(&kv.read().unwrap(), b"");
+        all.retain(|(key, _)| key != INCOMPLETE);
         assert_eq!(all.len(), 40, "round {round}");
         assert!(
             all.iter()
