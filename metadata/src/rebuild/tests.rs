@@ -8,6 +8,8 @@ use super::*;
 use crate::fixture::{House, SNAPSHOTTER, code, name, opts, put, scope, store};
 use crate::kv::journal_end;
 
+mod random;
+
 /// File and journal are both gone.
 fn lost(directory: &Path) {
     for file in std::fs::read_dir(directory).unwrap() {
