@@ -14,7 +14,7 @@ use types::{
     Namespace, Resource, Result, Scope,
 };
 
-use crate::db::WriteTx;
+use crate::db::{Marks, WriteTx};
 use crate::ingest::{ScopedIngest, Source};
 use crate::key::{Bucket, all, names, own};
 use crate::kv::{Flow, Read};
@@ -166,6 +166,15 @@ impl ScopedContent {
             Ok(record)
         };
         self.metadata.0.db.write(change).await
+    }
+
+    /// The backend may hold something without a record.
+    pub(crate) fn leave_to_collector(&self) {
+        self.metadata.0.db.outlet.add(Marks {
+            deletions: 1,
+            content: true,
+            ..Marks::default()
+        });
     }
 
     fn require(&self, digest: &Digest) -> Result<BlobRecord> {

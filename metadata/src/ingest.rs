@@ -289,6 +289,10 @@ impl Ingest for ScopedIngest {
             }
             let linked = Self::link(&content, spec.reference, digest, found, labels).await;
             drop(gate);
+            // The lease may have ended meanwhile: then nobody names what was committed.
+            if linked.as_ref().is_err_and(|e| !e.is_already_exists()) {
+                content.leave_to_collector();
+            }
             linked
         };
         detached(publish).await

@@ -30,7 +30,7 @@ impl Swept {
     pub(super) async fn collect(self, metadata: &Metadata, marks: &mut Marks, stats: &mut Stats) {
         if marks.content {
             match content(metadata, stats).await {
-                Ok(()) => marks.content = false,
+                Ok(is_done) => marks.content = !is_done,
                 Err(error) => tracing::warn!(%error, "content garbage collection failed"),
             }
         }
@@ -84,19 +84,21 @@ async fn patiently(metadata: &Metadata, name: &str, backend: &Backend) -> Result
     }
 }
 
-/// Removes blobs and ingests without a record.
-async fn content(metadata: &Metadata, stats: &mut Stats) -> Result<()> {
+/// Removes blobs and ingests without a record; false when there may be another blob of that kind.
+async fn content(metadata: &Metadata, stats: &mut Stats) -> Result<bool> {
     let backend = &metadata.0.content;
     let blobs = backend.list(&Filter::default()).await?;
     let ingests = backend.statuses(&Filter::default()).await?;
     let named = Named::load(&metadata.0.db.kv.read()?)?;
     let mut errors = Errors::default();
+    let mut is_done = true;
     for blob in blobs {
         if named.digests.contains(blob.digest.as_str()) {
             continue;
         }
-        // Held: somebody is about to link it.
+        // Held: somebody is about to link it, and may fail to.
         let Some(_alone) = metadata.0.digests.try_alone(blob.digest.as_str()) else {
+            is_done = false;
             continue;
         };
         if is_named(&metadata.0.db.kv.read()?, &blob.digest)? {
@@ -112,7 +114,7 @@ async fn content(metadata: &Metadata, stats: &mut Stats) -> Result<()> {
         }
     }
     note_cleanup(&mut errors, backend.cleanup().await);
-    errors.into_result()
+    errors.into_result().map(|()| is_done)
 }
 
 /// Not every backend has something to clean up.

@@ -19,6 +19,7 @@ mod patient;
 mod proxies;
 mod steps;
 mod streams;
+mod unlinked;
 
 const PAST: &str = "2001-01-01T00:00:00Z";
 const FUTURE: &str = "2999-01-01T00:00:00+02:00";
