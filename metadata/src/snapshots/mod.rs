@@ -263,7 +263,8 @@ impl Snapshotter for ScopedSnapshotter {
     }
 
     async fn update(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
-        self.update_labels(info, fields).await
+        let (this, fields) = (self.clone(), fields.clone());
+        detached(async move { this.update_labels(info, &fields).await }).await
     }
 
     async fn usage(&self, key: &SnapshotKey) -> Result<Usage> {
@@ -407,10 +408,11 @@ impl Snapshotter for ScopedSnapshotter {
 
 impl ScopedSnapshotter {
     /// Labels here, and those that the snapshotter may see there. The backend first: when it refuses,
-    /// nothing has changed.
+    /// nothing has changed. One at a time for a name: what two have made of the same labels does not add up.
     async fn update_labels(&self, info: SnapshotInfo, fields: &Fields) -> Result<SnapshotInfo> {
         let key = info.name;
         let what = format!("snapshot {:?}", key.as_str());
+        let _naming = self.backend()?.naming.alone(&self.gate(&key)).await;
         let record = self.require(&self.metadata.0.db.kv.read()?, key.as_str())?;
         let labels = mask::labels(record.labels, &info.labels, fields, &what)
             .map_err(|e| e.ctx("info.Labels"))?;

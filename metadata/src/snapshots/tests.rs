@@ -339,3 +339,38 @@ async fn lists_are_ordered_filtered_and_skip_what_the_backend_lost() {
     assert_eq!(names(a.as_ref(), "").await, ["base", "k3", "v"]);
     assert_eq!(code(a.stat(&name("k1")).await), Code::NotFound);
 }
+
+/// Each of them knows the labels that the other one has left.
+#[tokio::test]
+async fn labels_that_two_change_at_once_are_the_same_here_and_in_the_backend() {
+    let house = House::new().await;
+    let a = house.snapshots(&scope("a"));
+    let (x, y) = ("containerd.io/snapshot/x", "containerd.io/snapshot/y");
+    let change = |label: &str, pairs: &[(&str, &str)]| {
+        let info = SnapshotInfo {
+            kind: SnapshotKind::Active,
+            name: name("k"),
+            parent: None,
+            labels: labels(pairs),
+            created_at: std::time::SystemTime::UNIX_EPOCH,
+            updated_at: std::time::SystemTime::UNIX_EPOCH,
+        };
+        (info, fields(&[&format!("labels.{label}")]))
+    };
+    let (remove, set) = (change(x, &[]), change(y, &[(y, "2")]));
+    for first in 0..2 {
+        a.prepare(&name("k"), None, labels(&[(x, "1")]))
+            .await
+            .unwrap();
+        let mut both = [&remove, &set];
+        both.rotate_left(first);
+        let [one, other] = both.map(|(info, fields)| a.update(info.clone(), fields));
+        let (one, other) = futures::join!(one, other);
+        one.and(other).unwrap();
+        let want = labels(&[(y, "2")]);
+        assert_eq!(a.stat(&name("k")).await.unwrap().labels, want);
+        assert_eq!(house.memory.labels_of("/k"), want);
+        a.remove(&name("k")).await.unwrap();
+        house.metadata.gc().await.unwrap();
+    }
+}
