@@ -123,6 +123,7 @@ impl ScopedContent {
                 record.expires_at = Some(SystemTime::now() + INGEST_LIFETIME);
             }
             record.expected = shared;
+            tx.expires(record.expires_at);
             tx.put(at, record.encode());
             Ok(Some(record))
         };

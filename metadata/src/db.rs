@@ -6,9 +6,11 @@
 use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use events::Exchange;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use types::{Event, Labels, Namespace, Result};
 
 use crate::codec::damaged;
@@ -30,6 +32,8 @@ pub(crate) struct Marks {
     pub(crate) content: bool,
     /// So may these snapshotters.
     pub(crate) snapshotters: BTreeSet<String>,
+    /// When the first of what is kept until a time is over, as far as that is known.
+    pub(crate) expires: Option<SystemTime>,
 }
 
 impl Marks {
@@ -38,7 +42,25 @@ impl Marks {
         self.deletions += other.deletions;
         self.content |= other.content;
         self.snapshotters.extend(other.snapshotters);
+        self.expires = earliest(self.expires, other.expires);
     }
+}
+
+/// The earlier of two times, where there are two.
+pub(crate) fn earliest(one: Option<SystemTime>, other: Option<SystemTime>) -> Option<SystemTime> {
+    one.into_iter().chain(other).min()
+}
+
+/// From the moment at which something is over to its collection: gathers what ends closely behind it.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// The clock is looked at again after so long, whatever it has told: somebody may set it.
+const LOOK: Duration = Duration::from_secs(60 * 60);
+
+/// How long to wait for what is over at a time; nothing when it is.
+fn until(at: SystemTime, now: SystemTime) -> Duration {
+    let due = at.checked_add(GATHER).unwrap_or(at);
+    due.duration_since(now).unwrap_or_default().min(LOOK)
 }
 
 /// How many marks somebody waits for.
@@ -99,7 +121,12 @@ impl Outlet {
     /// Adds marks, for work that must be tried again.
     pub(crate) fn add(&self, marks: Marks) {
         let mut marked = self.marked();
+        let before = marked.marks.expires;
         marked.marks.add(marks);
+        // It may sleep until a later time.
+        if marked.wanted.is_some() && marked.marks.expires != before {
+            self.due.notify_one();
+        }
         if marked.wanted.is_some_and(|t| t.is_met(&marked.marks)) {
             marked.wanted = None;
             self.due.notify_one();
@@ -113,17 +140,31 @@ impl Outlet {
 
     /// Waits until there are so many marks. For one waiter.
     pub(crate) async fn wait(&self, threshold: Threshold) {
-        loop {
-            {
-                let mut marked = self.marked();
-                if threshold.is_met(&marked.marks) {
-                    return;
-                }
-                marked.wanted = Some(threshold);
-            }
+        while self.wants(threshold).is_some() {
             // A notice from before the look is kept: then this is one look more.
             self.due.notified().await;
         }
+    }
+
+    /// The same, or until the time of something is over.
+    pub(crate) async fn wait_or_expire(&self, threshold: Threshold) {
+        while let Some(expires) = self.wants(threshold) {
+            match expires.map(|at| until(at, SystemTime::now())) {
+                None => self.due.notified().await,
+                Some(Duration::ZERO) => return,
+                Some(pause) => drop(timeout(pause, self.due.notified()).await),
+            }
+        }
+    }
+
+    /// Notes what is waited for, and tells when something expires; `None` when there is no need to wait.
+    fn wants(&self, threshold: Threshold) -> Option<Option<SystemTime>> {
+        let mut marked = self.marked();
+        if threshold.is_met(&marked.marks) {
+            return None;
+        }
+        marked.wanted = Some(threshold);
+        Some(marked.marks.expires)
     }
 }
 
@@ -149,6 +190,11 @@ impl WriteTx<'_, '_> {
     /// A reference went away.
     pub(crate) fn mark(&mut self) {
         self.marks.deletions += 1;
+    }
+
+    /// Something is kept until a time, if one is given: a collection is due then.
+    pub(crate) fn expires(&mut self, at: Option<SystemTime>) {
+        self.marks.expires = earliest(self.marks.expires, at);
     }
 
     /// A blob or ingest lost a name.
@@ -302,4 +348,24 @@ pub(crate) fn number(value: &[u8]) -> Result<u64> {
         .try_into()
         .map(u64::from_le_bytes)
         .map_err(|_| damaged())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_may_be_set_is_looked_at_each_hour() {
+        let now = SystemTime::UNIX_EPOCH + LOOK * 1000;
+        for (at, pause) in [
+            (now + LOOK * 24, LOOK),
+            (now + LOOK, LOOK),
+            (now + GATHER, GATHER * 2),
+            (now, GATHER),
+            (now - GATHER, Duration::ZERO),
+            (SystemTime::UNIX_EPOCH, Duration::ZERO),
+        ] {
+            assert_eq!(until(at, now), pause, "{at:?}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::db::WriteTx;
 use crate::key::{self, Bucket, all, names, own};
 use crate::kv::{Flow, Read};
 use crate::record::{get_image, put_image, view_image};
-use crate::{Metadata, leases, mask};
+use crate::{Metadata, gc, leases, mask};
 
 /// The images of one namespace.
 #[derive(Clone, Debug)]
@@ -72,6 +72,7 @@ impl Images {
             image.updated_at = image.created_at;
             image = tidy(image);
             tx.put(at, put_image(&image));
+            tx.expires(gc::expiry(&image.labels));
             tx.event(
                 &scope.namespace,
                 Event::ImageCreate {
@@ -116,6 +117,7 @@ impl Images {
             }
             let at = own(Bucket::Image, &scope.namespace, &updated.name);
             tx.put(at, put_image(&updated));
+            tx.expires(gc::expiry(&updated.labels));
             tx.event(
                 &scope.namespace,
                 Event::ImageUpdate {

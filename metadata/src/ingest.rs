@@ -94,6 +94,7 @@ impl ScopedIngest {
             let mut record = IngestRecord::decode(&found)?;
             if record.expires_at.is_some() && record.backend == backend.as_str() {
                 record.expires_at = Some(SystemTime::now() + INGEST_LIFETIME);
+                tx.expires(record.expires_at);
                 tx.put(at, record.encode());
             }
             Ok(())

@@ -7,12 +7,12 @@ use std::time::SystemTime;
 
 use types::{Error, Filter, Labels, Lease, LeaseId, Namespace, Resource, Result, Scope};
 
-use crate::Metadata;
 use crate::codec::damaged;
 use crate::db::WriteTx;
 use crate::key::{self, Bucket, all, below, names, own};
 use crate::kv::{Flow, Read};
 use crate::record::{get_lease, put_lease};
+use crate::{Metadata, gc};
 
 /// The leases of one namespace.
 #[derive(Clone, Debug)]
@@ -52,6 +52,7 @@ impl Leases {
                 created_at: SystemTime::now(),
             };
             tx.put(at, put_lease(&lease));
+            tx.expires(gc::expiry(&lease.labels));
             Ok(lease)
         };
         self.metadata.0.db.write(change).await

@@ -9,7 +9,7 @@
 //! Parity: core/metadata/gc.go of 2.3: a reference holds when any of its conditions holds for any
 //! value; what cannot be read (an operator other than `<` and `>`, another name) never holds.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use types::{Labels, gc_label, go_duration};
 
@@ -40,6 +40,16 @@ impl Condition {
     pub(super) fn holds(&self, used: &[SystemTime], now: SystemTime) -> bool {
         let is_met = |age| self.any.iter().any(|test| test.holds(age));
         used.iter().any(|at| is_met(age(*at, now)))
+    }
+
+    /// The first moment after `now` at which it may hold no more.
+    pub(super) fn until(&self, used: &[SystemTime], now: SystemTime) -> Option<SystemTime> {
+        let limits = self.any.iter().filter_map(|test| match test {
+            Test::Younger(limit) => u64::try_from(*limit).ok().map(Duration::from_nanos),
+            Test::Older(_) => None,
+        });
+        let ends = limits.flat_map(|limit| used.iter().filter_map(move |at| at.checked_add(limit)));
+        ends.filter(|end| *end > now).min()
     }
 }
 
@@ -99,7 +109,6 @@ pub(super) fn used_at(labels: &Labels) -> impl Iterator<Item = SystemTime> + '_ 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const HOUR: i64 = 3_600_000_000_000;
 

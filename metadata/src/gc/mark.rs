@@ -12,6 +12,7 @@ use super::condition::{Condition, conditions, used_at};
 use super::link::{Link, Node, links};
 use super::spare::node;
 use super::{Beside, HeldMount, HeldNetwork, LeasedStream};
+use crate::db::earliest;
 use crate::key::{Bucket, all, names};
 use crate::kv::{Flow, Read};
 use crate::record::{
@@ -48,12 +49,15 @@ pub(super) struct Graph {
     conditional: Vec<(Node, Condition)>,
     /// When snapshots were used.
     used: HashMap<Node, Vec<SystemTime>>,
+    /// When the first of what is kept until a time may become garbage.
+    expires: Option<SystemTime>,
 }
 
 /// All namespaces, loaded and marked: the one way to a sweep.
 #[derive(Debug)]
 pub(crate) struct Marked {
     pub(super) doubts: Vec<(Namespace, Doubt)>,
+    expires: Option<SystemTime>,
 }
 
 /// The objects of one namespace that were not marked, or not in full, with what they name. What is
@@ -73,7 +77,7 @@ pub(super) struct Doubt {
 impl Marked {
     /// Marks what is reachable at `now` in the state that `tx` sees.
     pub(crate) fn new(tx: &dyn Read, now: SystemTime, beside: &Beside) -> Result<Self> {
-        let mut doubts = Vec::new();
+        let (mut doubts, mut expires) = (Vec::new(), None);
         let known = namespaces::known(tx)?;
         let mounts = beside.mounts.iter().map(|mount| &mount.namespace);
         let networks = beside.networks.iter().map(|network| &network.namespace);
@@ -85,6 +89,7 @@ impl Marked {
             graph.add_streams(&namespace, &beside.streams);
             graph.add_mounts(&namespace, &beside.mounts);
             graph.add_networks(&namespace, &beside.networks);
+            expires = earliest(expires, graph.expires);
             let doubt = graph.unmarked();
             doubts.push((namespace, doubt));
         }
@@ -94,7 +99,12 @@ impl Marked {
             graph.add_networks(&namespace, &beside.networks);
             doubts.push((namespace, graph.unmarked()));
         }
-        Ok(Self { doubts })
+        Ok(Self { doubts, expires })
+    }
+
+    /// The first time at which something that was kept until then may be garbage.
+    pub(super) fn expires(&self) -> Option<SystemTime> {
+        self.expires
     }
 
     /// True when there is no garbage.
@@ -312,6 +322,16 @@ impl Graph {
         self.roots.push((node, Depth::Full));
     }
 
+    /// True when the labels carry a time that is over; one that is to come is noted.
+    fn is_expired(&mut self, labels: &Labels, now: SystemTime) -> bool {
+        let at = expiry(labels);
+        let is_over = at.is_some_and(|at| now > at);
+        if !is_over {
+            self.expires = earliest(self.expires, at);
+        }
+        is_over
+    }
+
     pub(super) fn load(tx: &dyn Read, namespace: &Namespace, now: SystemTime) -> Result<Self> {
         let mut graph = Self::default();
         graph.load_leases(tx, namespace, now)?;
@@ -325,7 +345,10 @@ impl Graph {
     fn settle(&mut self, now: SystemTime) {
         for (node, condition) in std::mem::take(&mut self.conditional) {
             let used = self.used.get(&condition.snapshot);
-            if used.is_some_and(|used| condition.holds(used, now)) {
+            if let Some(used) = used
+                && condition.holds(used, now)
+            {
+                self.expires = earliest(self.expires, condition.until(used, now));
                 let kept = self.kept_by.entry(node).or_default();
                 kept.push(condition.snapshot);
             }
@@ -342,7 +365,7 @@ impl Graph {
         tx.scan(&all(Bucket::Lease, namespace), &mut |rest, record| {
             let [id] = names(rest)?;
             let labels = get_lease(id, record)?.labels;
-            if !is_expired(&labels, now) {
+            if !self.is_expired(&labels, now) {
                 let flat = labels.contains_key(gc_label::FLAT);
                 live.push((id.to_owned(), if flat { Depth::Flat } else { Depth::Full }));
             }
@@ -369,7 +392,7 @@ impl Graph {
             let [name] = names(rest)?;
             let image = get_image(name, record)?;
             let node = Node::Image(name.to_owned());
-            if !is_expired(&image.labels, now) {
+            if !self.is_expired(&image.labels, now) {
                 self.root(node.clone());
             }
             self.note_conditions(&node, &image.labels);
@@ -404,7 +427,9 @@ impl Graph {
             let [reference] = names(rest)?;
             let record = IngestRecord::decode(record)?;
             let node = Node::Ingest(reference.to_owned());
-            if record.expires_at.is_some_and(|at| at >= now) {
+            let expires = record.expires_at.filter(|at| *at >= now);
+            if expires.is_some() {
+                self.expires = earliest(self.expires, expires);
                 self.root(node.clone());
             }
             let expected = record
@@ -433,16 +458,14 @@ impl Graph {
     }
 }
 
-/// True when the labels carry a time that is over. A time that cannot be read never is.
-fn is_expired(labels: &Labels, now: SystemTime) -> bool {
-    let Some(text) = labels.get(gc_label::EXPIRE) else {
-        return false;
-    };
+/// The time in labels after which they root nothing. One that cannot be read is none.
+pub(crate) fn expiry(labels: &Labels) -> Option<SystemTime> {
+    let text = labels.get(gc_label::EXPIRE)?;
     match time(text) {
-        Ok(at) => now > at,
+        Ok(at) => Some(at),
         Err(error) => {
             tracing::info!(%text, %error, "expiry ignored");
-            false
+            None
         }
     }
 }

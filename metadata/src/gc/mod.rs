@@ -29,6 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use types::{Error, Labels, LeaseId, Namespace, Result};
 
+pub(crate) use self::mark::expiry;
 pub use self::scheduler::{Scheduler, SchedulerOpts};
 
 use self::mark::Marked;
@@ -357,6 +358,8 @@ async fn sweep(
         stats.longest = stats.longest.max(pause);
     }
     stats.records = swept.removed;
+    // What was over is done; what is not, and what was made meanwhile, has told of itself.
+    marks.expires = marked.expires();
     Ok(swept)
 }
 

@@ -5,7 +5,8 @@
 //! wait call [`Metadata::gc`] themselves.
 //!
 //! Parity: gc/scheduler/scheduler.go: after the rest that a collection is followed by, one removal makes
-//! the next one due, whatever the thresholds are; the threshold of removals only cuts the rest short.
+//! the next one due, whatever the thresholds are; the threshold of removals only cuts the rest short. So does
+//! the end of a time that something is kept until, which Go's scheduler leaves to the next removal.
 
 use std::time::Duration;
 
@@ -105,7 +106,8 @@ impl Scheduler {
     pub async fn run(self) {
         if self.opts.startup_delay.is_zero() {
             // None at the start. Parity: plugins/gc.
-            self.metadata.0.db.outlet.wait(self.opts.due()).await;
+            let outlet = &self.metadata.0.db.outlet;
+            outlet.wait_or_expire(self.opts.due()).await;
         } else {
             sleep(self.opts.startup_delay).await;
         }
@@ -125,7 +127,7 @@ impl Scheduler {
             let rest = Instant::now() + self.opts.rest(pauses / runs.max(1));
             let outlet = &self.metadata.0.db.outlet;
             drop(timeout_at(rest, outlet.wait(self.opts.urgent())).await);
-            outlet.wait(self.opts.due()).await;
+            outlet.wait_or_expire(self.opts.due()).await;
             sleep(self.opts.schedule_delay).await;
         }
     }

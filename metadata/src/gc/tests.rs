@@ -9,6 +9,7 @@ use crate::fixture::{
 };
 
 mod due;
+mod expiry;
 mod ingests;
 mod kinds;
 mod model;
