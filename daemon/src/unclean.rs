@@ -4,6 +4,7 @@
 //! ```text
 //! start: file there? same boot -----> killed: the kernel has kept what was written
 //!                    another boot --> the machine went down: verify what is younger than the file
+//!                    not all of it could be looked at: the file stays as it is, and again later
 //! every few minutes: the file is touched: all that is older has long been on the disk
 //! stop:  file removed
 //! ```
@@ -23,6 +24,8 @@ const FILE: &str = "running";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How often the file is touched.
 const BEAT: Duration = Duration::from_secs(5 * 60);
+/// How long it is at most until what could not be verified is verified again.
+const LONGEST: Duration = Duration::from_secs(6 * 60 * 60);
 /// What the kernel may hold back (30 s), and a disk after that, several times over.
 const MARGIN: Duration = Duration::from_secs(5 * 60);
 
@@ -71,21 +74,11 @@ impl Running {
 
     /// Verifies what a power cut may have damaged, then keeps the mark fresh, for ever.
     pub(crate) fn watch(&self, checker: Checker, transfers: Option<Transfers>) {
-        let (path, suspect) = (self.path.clone(), self.suspect);
-        tokio::spawn(async move {
-            if let Some(since) = suspect
-                && verify(&checker, transfers.as_ref(), since).await
-                && let Err(error) = renew(&path)
-            {
-                tracing::warn!(%error, "cannot mark that a daemon runs");
-            }
-            loop {
-                tokio::time::sleep(BEAT).await;
-                if let Err(error) = touch(&path) {
-                    tracing::warn!(%error, "cannot mark that a daemon runs");
-                }
-            }
-        });
+        let verify = move |since| {
+            let (checker, transfers) = (checker.clone(), transfers.clone());
+            async move { verify(&checker, transfers.as_ref(), since).await }
+        };
+        tokio::spawn(keep(self.path.clone(), self.suspect, verify));
     }
 
     /// The daemon stops by itself.
@@ -96,6 +89,43 @@ impl Running {
             tracing::warn!(%error, "cannot mark a clean stop");
         }
     }
+}
+
+/// Keeps the mark at `path`. That of another boot stays as it is until all that it makes suspect was
+/// verified: the next daemon takes its time for that up to which everything was safe.
+async fn keep<V: Future<Output = bool>>(
+    path: PathBuf,
+    mut suspect: Option<SystemTime>,
+    verify: impl Fn(SystemTime) -> V,
+) {
+    let mut is_ours = suspect.is_none();
+    let mut pause = BEAT;
+    loop {
+        if let Some(since) = suspect
+            && verify(since).await
+        {
+            suspect = None;
+        }
+        if suspect.is_none() && !is_ours {
+            is_ours = told(renew(&path));
+            pause = BEAT;
+        }
+        tokio::time::sleep(pause).await;
+        if is_ours {
+            told(touch(&path));
+        } else {
+            // What cannot be verified may never be.
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+}
+
+/// True when the mark could be written; else the log has it.
+fn told(written: Result<()>) -> bool {
+    if let Err(error) = &written {
+        tracing::warn!(%error, "cannot mark that a daemon runs");
+    }
+    written.is_ok()
 }
 
 fn is_of_this_boot(path: &Path) -> bool {

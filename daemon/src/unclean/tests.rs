@@ -109,3 +109,48 @@ async fn after_another_boot_what_is_young_is_verified_and_repaired_and_the_rest_
     running.end();
     assert!(!mark.exists());
 }
+
+/// Time goes on here when everybody waits for it.
+#[tokio::test(start_paused = true)]
+async fn a_mark_stays_as_old_as_it_is_until_all_could_be_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Running::begin_in(dir.path(), "long ago").unwrap());
+    let path = dir.path().join(FILE);
+    let age = |at| {
+        let file = File::options().append(true).open(&path).unwrap();
+        file.set_modified(at).unwrap();
+    };
+    let modified = || fs::metadata(&path).unwrap().modified().unwrap();
+    let old = SystemTime::now() - Duration::from_secs(24 * 60 * 60);
+    age(old);
+    let running = Running::begin(dir.path()).unwrap();
+    let since = running.suspect.unwrap();
+    assert_eq!(since, old - MARGIN);
+    let tries = std::cell::Cell::new(0);
+    let verify = |of| {
+        assert_eq!(of, since);
+        assert_eq!(modified(), old, "nobody has touched it");
+        tries.set(tries.get() + 1);
+        let is_verified = tries.get() == 20;
+        async move { is_verified }
+    };
+    let begin = tokio::time::Instant::now();
+    let watch = keep(path.clone(), running.suspect, verify);
+    let touched = async {
+        while !is_of_this_boot(&path) {
+            tokio::time::sleep(BEAT).await;
+        }
+        // It is kept fresh, and nothing is verified again.
+        age(old);
+        while modified() == old {
+            tokio::time::sleep(BEAT).await;
+        }
+    };
+    tokio::select! {
+        () = watch => {}
+        () = touched => {}
+    }
+    assert_eq!(tries.get(), 20);
+    assert!(begin.elapsed() < LONGEST * 20 + BEAT * 3);
+    assert_eq!(Running::begin(dir.path()).unwrap().suspect, None);
+}
