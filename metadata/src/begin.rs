@@ -89,7 +89,9 @@ fn told(restored: Option<&Restored>, rebuilt: Option<&Rebuilt>) -> Option<String
 }
 
 async fn rebuild(path: &Path, cause: &Error, opts: &OpenOpts) -> Result<Begun> {
-    let found = Found::look(opts).await.ctx("rebuild metadata")?;
+    let found = Found::look(opts, &BTreeSet::new())
+        .await
+        .ctx("rebuild metadata")?;
     if cause.is_not_found() && found.is_nothing() {
         return Kv::make(path, &migrate::schema()).map(|(kv, _)| Begun::anew(kv, None));
     }

@@ -282,3 +282,22 @@ pub(crate) fn container(id: &str) -> Container {
         updated_at: SystemTime::UNIX_EPOCH,
     }
 }
+
+/// A file system of 16 MiB.
+pub(crate) fn small_disk(root: &Path) -> sys::mount::TempMount {
+    let tmpfs = types::Mount {
+        kind: "tmpfs".into(),
+        source: "tmpfs".into(),
+        options: vec!["size=16m".into()],
+        ..types::Mount::default()
+    };
+    sys::mount::TempMount::new(&[tmpfs], root).unwrap()
+}
+
+/// Fills it to the last page, and tells with which file.
+pub(crate) fn fill(disk: &Path) -> PathBuf {
+    let filler = disk.join("filler");
+    let full = std::fs::write(&filler, vec![0; 32 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    filler
+}

@@ -9,11 +9,13 @@ pub(crate) mod complete;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use types::{
-    Any, BlobInfo, Container, ContainerId, Filter, Labels, Lease, LeaseId, Namespace, Resource,
-    Result, Runtime, SPEC_URL, SnapshotInfo, SnapshotKind,
+    Any, BlobInfo, Container, ContainerId, Error, Filter, Labels, Lease, LeaseId, Namespace,
+    Resource, Result, Runtime, SPEC_URL, SnapshotInfo, SnapshotKind, gc_label,
 };
 
 use crate::db::sequence_after;
@@ -51,19 +53,18 @@ pub(crate) struct Found {
     silent: Vec<String>,
     /// Largest number in a backend's name.
     highest: u64,
-    /// The snapshotters that are to be asked, and nobody else; all that there is where it is empty.
-    only: BTreeSet<String>,
 }
 
 impl Found {
-    /// Looks into the backends and at the bundles.
+    /// Looks into the backends and at the bundles, or into these snapshotters alone, if any is named.
     ///
     /// # Errors
     /// Those of the backends.
-    pub(crate) async fn look(opts: &OpenOpts) -> Result<Self> {
+    pub(crate) async fn look(opts: &OpenOpts, only: &BTreeSet<String>) -> Result<Self> {
+        let is_asked = |name: &String| only.is_empty() || only.contains(name);
         let mut snapshots = BTreeMap::new();
         let mut silent = Vec::new();
-        for (name, backend) in &opts.snapshotters {
+        for (name, backend) in opts.snapshotters.iter().filter(|(name, _)| is_asked(name)) {
             match backend.list(&Filter::default()).await {
                 Err(error) if backend.is_remote() => {
                     tracing::warn!(snapshotter = name, %error, "snapshotter does not answer");
@@ -72,17 +73,23 @@ impl Found {
                 all => drop(snapshots.insert(name.clone(), all?)),
             }
         }
-        let ingests = opts.content.statuses(&Filter::default()).await?;
         let used = snapshots.values().flatten().map(|info| info.name.as_str());
-        let used = used.chain(ingests.iter().map(|ingest| ingest.reference.as_str()));
-        Ok(Self {
+        let mut found = Self {
             highest: used.filter_map(number_of).max().unwrap_or(0),
-            blobs: opts.content.list(&Filter::default()).await?,
+            blobs: Vec::new(),
             snapshots,
-            tasks: (opts.tasks)()?,
+            tasks: Vec::new(),
             silent,
-            only: BTreeSet::new(),
-        })
+        };
+        if only.is_empty() {
+            let ingests = opts.content.statuses(&Filter::default()).await?;
+            let used = ingests.iter().map(|ingest| ingest.reference.as_str());
+            let highest = used.filter_map(number_of).max().unwrap_or(0);
+            found.highest = found.highest.max(highest);
+            found.blobs = opts.content.list(&Filter::default()).await?;
+            found.tasks = (opts.tasks)()?;
+        }
+        Ok(found)
     }
 
     /// Snapshotters of which it is not known what they hold.
@@ -114,6 +121,8 @@ pub(crate) struct Rebuilt {
     blobs: usize,
     /// What nobody knows the owner of is in this namespace.
     aside: Namespace,
+    /// How long the lease holds it all.
+    held: &'static str,
 }
 
 /// In half a line.
@@ -147,13 +156,14 @@ impl Rebuilt {
         tracing::warn!(
             "records were made of what has none: {} containers that have a task, {} snapshots, {} \
              blobs, in the namespaces {} ({} has what nobody knows the owner of); the lease {} in each \
-             of them holds it all until it is deleted",
+             of them holds it all {}",
             self.containers,
             self.snapshots,
             self.blobs,
             names.join(", "),
             self.aside,
             self.lease,
+            self.held,
         );
     }
 }
@@ -175,6 +185,8 @@ struct Builder {
     known: BTreeSet<Namespace>,
     /// Containers whose records name no snapshot.
     bare: Vec<(Namespace, Container)>,
+    /// Labels of the lease.
+    lease: Labels,
 }
 
 /// A backend key of ours, taken apart.
@@ -197,6 +209,7 @@ impl Builder {
             snapshots: 0,
             blobs: 0,
             aside: name.parse()?,
+            held: "until it is deleted",
         };
         Ok(Self {
             records: Records::new(),
@@ -205,7 +218,17 @@ impl Builder {
             rootfs: Rootfs::new(),
             known: BTreeSet::new(),
             bare: Vec::new(),
+            lease: Labels::new(),
         })
+    }
+
+    /// The lease ends by itself after so long, which is some days.
+    fn end_after(&mut self, time: Duration) -> Result<()> {
+        let end = OffsetDateTime::from(self.now + time);
+        let end = end.format(&Rfc3339).map_err(Error::internal)?;
+        self.lease.insert(gc_label::EXPIRE.to_owned(), end);
+        self.report.held = "for some days, or until it is deleted";
+        Ok(())
     }
 
     fn build(mut self, found: &Found, policy: Policy) -> Result<(Records, Rebuilt)> {
@@ -224,7 +247,7 @@ impl Builder {
             self.put(key(Bucket::Namespace, &[namespace.as_str()]), labels);
             let lease = Lease {
                 id: self.report.lease.clone(),
-                labels: Labels::new(),
+                labels: self.lease.clone(),
                 created_at: self.now,
             };
             let at = own(Bucket::Lease, &namespace, lease.id.as_str());
@@ -305,6 +328,7 @@ impl Builder {
             (container.snapshotter, container.snapshot_key) = (snapshotter, id.clone());
             let at = own(Bucket::Container, namespace, &id);
             self.put(at, put_container(&container));
+            tracing::info!(%namespace, id, "container has its snapshot again");
         }
     }
 

@@ -21,12 +21,12 @@ use crate::db::Marks;
 use crate::key::{Bucket, all, key, names, own};
 use crate::kv::{Flow, Read};
 use crate::namespaces;
-use crate::rebuild::complete;
 use crate::record::{IngestRecord, SnapshotRecord};
 use crate::snapshots::{Backend, flush, number_of};
 
 impl Swept {
-    /// Cleans the backends that `marks` names; what failed stays marked.
+    /// Cleans the backends that `marks` names; what failed stays marked, and so does one in which what
+    /// has no record may be no garbage.
     pub(super) async fn collect(self, metadata: &Metadata, marks: &mut Marks, stats: &mut Stats) {
         if marks.content {
             match content(metadata, stats).await {
@@ -34,17 +34,17 @@ impl Swept {
                 Err(error) => tracing::warn!(%error, "content garbage collection failed"),
             }
         }
-        for (name, backend) in &metadata.0.snapshotters {
-            let is_dirty = marks.snapshotters.contains(name);
-            if !is_dirty && let Err(error) = flush(metadata, name, backend).await {
+        let (dirty, others): (Vec<_>, Vec<_>) =
+            metadata.0.snapshotters.iter().partition(|(name, backend)| {
+                marks.snapshotters.contains(*name) && !backend.is_incomplete
+            });
+        for (name, backend) in others {
+            if let Err(error) = flush(metadata, name, backend).await {
                 tracing::warn!(snapshotter = %name, %error, "commits stay noted");
             }
         }
-        let dirty = metadata
-            .0
-            .snapshotters
-            .iter()
-            .filter(|(name, _)| marks.snapshotters.contains(*name))
+        let dirty = dirty
+            .into_iter()
             .map(|(name, backend)| async move { (name, patiently(metadata, name, backend).await) });
         for (name, result) in join_all(dirty).await {
             match result {
@@ -183,9 +183,6 @@ async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result
     };
     // What these need is no garbage.
     flush(metadata, name, backend).await?;
-    if backend.is_incomplete() {
-        complete::later(metadata, name, backend).await?;
-    }
     let mut errors = Errors::default();
     let mut removed = 0;
     let adoptions = backend.adoptions();

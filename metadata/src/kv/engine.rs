@@ -10,11 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use redb::{Database, DatabaseError, Durability, ReadableDatabase as _, StorageError, Table};
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase as _, ReadableTable as _, StorageError,
+    Table,
+};
 use types::{Error, Result};
 
 use super::journal::Journal;
-use super::{CACHE_BYTES, COMMIT, INCOMPLETE, RECORDS, STORE, number};
+use super::{CACHE_BYTES, COMMIT, INCOMPLETE, LOST, RECORDS, STORE, TORN, number};
 
 /// How often, and how long apart, a new opening waits for readers of the old one.
 const REOPEN_TRIES: u32 = 50;
@@ -126,12 +129,16 @@ pub(super) fn catch_up(
     Ok(last)
 }
 
-/// Makes durable what is in memory, and that the last changes may be lost.
-pub(super) fn mark(database: &Database) -> Result<()> {
+/// Makes durable what is in memory, and that the last changes may be lost: `mark`, but for a mark that says
+/// of more than a torn end.
+pub(super) fn mark(database: &Database, mark: &[u8]) -> Result<()> {
     let txn = database.begin_write().map_err(failure)?;
     {
         let mut table = txn.open_table(RECORDS).map_err(failure)?;
-        apply(&mut table, (INCOMPLETE, Some(&[])))?;
+        let old = table.get(INCOMPLETE).map_err(failure)?;
+        let is_worse = old.is_some_and(|old| !old.value().starts_with(TORN));
+        let mark = if is_worse { LOST } else { mark };
+        apply(&mut table, (INCOMPLETE, Some(mark)))?;
     }
     txn.commit().map_err(failure)
 }

@@ -7,7 +7,7 @@
 //! ```text
 //! whole, journal at the same commit or newer ---------------> what the file lacks is read; go on with both
 //! whole, journal ending in half a frame --------------------> the same, say so, and clear that away
-//! whole, journal older -------------------------------------> make the journal anew
+//! whole, journal older -------------------------------------> make the journal anew; say so if it is torn
 //! whole, journal damaged or gone ---------------------------> the file gets the rest; keep it aside, say so
 //! whole, but older than the journal's base --.
 //! damaged, or gone ---------------------------+-> journal? keep the file aside, write it anew
@@ -34,6 +34,12 @@ use super::{
 /// they named. Whoever has asked everybody removes it. Its key is one of the facts of the store, as those
 /// that have it as records call them.
 pub(crate) const INCOMPLETE: &[u8] = b"\0incomplete";
+
+/// What it is when more is wrong than a journal that ends in half a frame.
+pub(super) const LOST: &[u8] = b"";
+
+/// What it begins with when that is all: most likely nobody was told of that change.
+pub(crate) const TORN: &[u8] = b"\0";
 
 /// How a store came to be open.
 #[derive(Debug)]
@@ -105,7 +111,8 @@ impl Restored {
     }
 }
 
-/// Opens the store at `path`; its lock is held. Where nothing is damaged this needs no room on the disk.
+/// Opens the store at `path`; its lock is held. Where nothing is damaged this needs no room on the disk,
+/// but a page or two for the mark when the journal ends in half a frame: the reserve has them.
 pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
     if !path.try_exists().map_err(|e| os("stat", path, e))? {
         let gone = Error::not_found(format_args!("metadata {}", path.display()));
@@ -138,6 +145,10 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
         return go_on_without(path, engine);
     }
     if found.last < commit {
+        if found.torn {
+            // It may have ended behind the file.
+            engine.with(|database| engine::mark(database, LOST))?;
+        }
         tracing::info!(
             commits = commit - found.last,
             "metadata went on without its journal"
@@ -150,7 +161,7 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
             path.display()
         );
         // Before it is cleared away: the next start could not know any more.
-        engine.with(engine::mark)?;
+        engine.with(|database| engine::mark(database, TORN))?;
         is_behind = false;
     }
     let journal = Journal::resume(path, &found)?;
@@ -164,7 +175,7 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
 
 /// Keeps a damaged journal aside, if it is there. It may have had commits that the store's file lacks.
 fn go_on_without(path: &Path, engine: Engine) -> Result<(Store, Opened)> {
-    engine.with(engine::mark)?;
+    engine.with(|database| engine::mark(database, LOST))?;
     let journal = Journal::beside(path);
     let written = journal.metadata().and_then(|found| found.modified());
     let aside = sys::damage::keep_aside(&journal)?;
@@ -214,7 +225,7 @@ fn restore(path: &Path, cause: Error) -> Result<(Store, Opened)> {
         written_at,
         torn,
     } = replay;
-    records.insert(INCOMPLETE.into(), Vec::new());
+    records.insert(INCOMPLETE.into(), LOST.into());
     let aside = write(path, &records, commit)?;
     drop(records);
     let (engine, commit) = Engine::open(path)?;

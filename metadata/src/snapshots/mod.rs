@@ -52,8 +52,8 @@ pub(crate) struct Backend {
     pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Not all noted commits could be made again: what they need may look like garbage.
     is_unsettled: AtomicBool,
-    /// It could not be asked for what lost records named: that looks like garbage.
-    is_incomplete: AtomicBool,
+    /// It could not be asked at the start for what lost records named: that looks like garbage.
+    pub(crate) is_incomplete: bool,
 }
 
 impl Backend {
@@ -70,18 +70,8 @@ impl Backend {
             adopted: Mutex::default(),
             collecting: tokio::sync::Mutex::default(),
             is_unsettled: is_unsettled.into(),
-            is_incomplete: is_incomplete.into(),
+            is_incomplete,
         }
-    }
-
-    /// True until it was asked for what has no record and is no garbage.
-    pub(crate) fn is_incomplete(&self) -> bool {
-        self.is_incomplete.load(Ordering::Acquire)
-    }
-
-    /// It was asked.
-    pub(crate) fn completed(&self) {
-        self.is_incomplete.store(false, Ordering::Release);
     }
 
     fn is_unsettled(&self) -> bool {

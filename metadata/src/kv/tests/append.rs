@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use types::{Code, Error};
 
-use super::failures::{fill, small_disk};
 use super::{Records, dump, open, place, put};
+use crate::fixture::{fill, small_disk};
 use crate::kv::journal::Faults;
 use crate::kv::upkeep::MEND;
 use crate::kv::{INCOMPLETE, Journal, Kv, Opened, Source, files};

@@ -2,8 +2,8 @@
 
 use types::Code;
 
-use super::{dump, open, place, put};
-use crate::kv::{INCOMPLETE, Journal, Kv, Opened, Read as _, Records, Source, beside};
+use super::{dump, journal_end, open, place, put};
+use crate::kv::{INCOMPLETE, Journal, Kv, LOST, Opened, Read as _, Records, Source, TORN, beside};
 
 /// What may stand in a damaged file.
 fn damages(whole: &[u8]) -> Vec<Vec<u8>> {
@@ -249,6 +249,37 @@ async fn a_store_says_that_it_may_lack_changes_until_somebody_takes_that_away() 
             "{opened:?}"
         );
     }
+}
+
+/// A torn end most likely has lost nothing; one behind which the file is has.
+#[tokio::test]
+async fn a_store_says_what_kind_of_loss_it_may_have() {
+    let (_root, path) = place();
+    let kv = open(&path).unwrap();
+    put(&kv, b"a", b"1").await;
+    drop(kv);
+    let kv = open(&path).unwrap();
+    let crashed = std::fs::read(&path).unwrap();
+    put(&kv, b"b", b"2").await;
+    drop(kv);
+    let whole = std::fs::read(&path).unwrap();
+    let mut journal = std::fs::read(Journal::beside(&path)).unwrap();
+    journal[usize::try_from(journal_end(&path)).unwrap() - 1] ^= 1;
+    let mark = |file: &[u8]| {
+        std::fs::write(&path, file).unwrap();
+        std::fs::write(Journal::beside(&path), &journal).unwrap();
+        let found = Journal::survey(&path).unwrap().unwrap();
+        assert!(found.torn && !found.damaged, "{found:?}");
+        let (kv, opened) = Kv::open(&path).unwrap();
+        assert!(matches!(opened, Opened::Whole), "{opened:?}");
+        let mark = kv.read().unwrap().get(INCOMPLETE).unwrap();
+        drop(kv);
+        (mark, std::fs::read(&path).unwrap())
+    };
+    assert_eq!(mark(&crashed).0.as_deref(), Some(TORN));
+    let (marked, lost) = mark(&whole);
+    assert_eq!(marked.as_deref(), Some(LOST));
+    assert_eq!(mark(&lost).0.as_deref(), Some(LOST), "it is not forgotten");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use super::super::INCOMPLETE;
 use super::super::queue::{Length, Queue};
 use super::*;
+use crate::fixture::{fill, small_disk};
 
 #[tokio::test]
 async fn a_file_that_is_damaged_under_the_store_is_told_and_the_store_comes_back_with_it() {
@@ -88,25 +89,6 @@ fn what_may_take_long_holds_back_what_came_behind_it() {
     assert_eq!(queue.take_short(8).len(), 1);
     assert_eq!(queue.take_short(8).len(), 0);
     assert_eq!(queue.take(8).len(), 2);
-}
-
-/// A file system of 16 MiB.
-pub(super) fn small_disk(root: &Path) -> sys::mount::TempMount {
-    let tmpfs = types::Mount {
-        kind: "tmpfs".into(),
-        source: "tmpfs".into(),
-        options: vec!["size=16m".into()],
-        ..types::Mount::default()
-    };
-    sys::mount::TempMount::new(&[tmpfs], root).unwrap()
-}
-
-/// Fills it to the last page, and tells with which file.
-pub(super) fn fill(disk: &Path) -> PathBuf {
-    let filler = disk.join("filler");
-    let full = std::fs::write(&filler, vec![0; 32 << 20]).unwrap_err();
-    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    filler
 }
 
 /// Puts keys that begin with `b`, and tells how many until there was no room, and what was said then.

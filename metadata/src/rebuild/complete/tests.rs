@@ -5,12 +5,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use types::{Digest, Error, Filter, Labels, SnapshotKind};
+use types::{Code, Digest, Error, Filter, Labels, gc_label};
 
 use super::*;
-use crate::FoundTask;
-use crate::fixture::{House, Memory, SNAPSHOTTER, name, opts, put, scope, store};
+use crate::fixture::{
+    House, Memory, SNAPSHOTTER, container, fill, name, opts, put, scope, small_disk, store,
+};
 use crate::kv::journal_end;
+use crate::{FoundTask, Metadata};
 
 /// A root whose journal has lost its end: there is no record of a blob and of the snapshot `c1`.
 struct Harmed {
@@ -20,23 +22,58 @@ struct Harmed {
 }
 
 async fn harmed() -> Harmed {
+    harmed_after(async |_| {}).await
+}
+
+/// The same, with something that has kept its records.
+async fn harmed_after(early: impl AsyncFnOnce(&House)) -> Harmed {
     let house = House::new().await;
     let content = house.content(&scope("a"));
     put(content.as_ref(), b"early", Labels::new()).await;
+    early(&house).await;
     let so_far = journal_end(&store(house.root.path()));
     let blob = put(content.as_ref(), b"late", Labels::new()).await;
-    let snapshots = house.snapshots(&scope("a"));
-    snapshots
-        .prepare(&name("c1"), None, Labels::new())
-        .await
-        .unwrap();
-    drop((content, snapshots));
+    drop(content);
+    prepare(&house, "c1").await;
     let (root, memory) = house.close();
     fs::write(store(root.path()), "damaged").unwrap();
     let journal = store(root.path()).with_extension("redb.journal");
     let journal = fs::File::options().write(true).open(journal).unwrap();
     journal.set_len(so_far + 9).unwrap();
     Harmed { root, memory, blob }
+}
+
+/// Unless it is there.
+async fn prepare(house: &House, key: &str) {
+    let snapshots = house.snapshots(&scope("a"));
+    let made = snapshots.prepare(&name(key), None, Labels::new()).await;
+    if let Err(error) = made {
+        assert!(error.is(Code::AlreadyExists), "{error}");
+    }
+}
+
+async fn contain(house: &House, id: &str, snapshotter: &str) {
+    let mut container = container(id);
+    container.snapshotter = snapshotter.into();
+    if !snapshotter.is_empty() {
+        container.snapshot_key = id.into();
+    }
+    let containers = house.metadata.containers(&scope("a"));
+    containers.create(container).await.unwrap();
+}
+
+async fn snapshotter_of(metadata: &Metadata, id: &str) -> String {
+    let containers = metadata.containers(&scope("a"));
+    let container = containers.get(&id.parse().unwrap()).await;
+    container.unwrap().snapshotter
+}
+
+/// The leases that hold what was found, with what they say of their end.
+async fn leases(house: &House) -> Vec<bool> {
+    let leases = house.metadata.leases(&scope("a").namespace);
+    let all = leases.list(&Filter::default()).await.unwrap();
+    let has_end = |lease: types::Lease| lease.labels.contains_key(gc_label::EXPIRE);
+    all.into_iter().map(has_end).collect()
 }
 
 fn task() -> FoundTask {
@@ -113,9 +150,14 @@ async fn a_restoration_whose_look_fails_goes_on_at_the_next_start() {
 #[tokio::test]
 async fn a_snapshotter_that_is_away_is_asked_when_it_is_back() {
     let harmed = harmed().await;
-    for _ in 0..2 {
+    for is_first in [true, false] {
+        let tasks = move || match is_first {
+            true => Ok(vec![task()]),
+            // Nobody asks while there is nobody who could answer.
+            false => Err(Error::unavailable("told to fail")),
+        };
         let opts = OpenOpts {
-            tasks: Box::new(|| Ok(vec![task()])),
+            tasks: Box::new(tasks),
             ..opts(harmed.root.path(), None)
         };
         let metadata = Metadata::open(&harmed.path(), opts).await.unwrap();
@@ -125,6 +167,57 @@ async fn a_snapshotter_that_is_away_is_asked_when_it_is_back() {
     }
     let (house, blob) = harmed.start().await;
     is_held(house, &blob).await;
+}
+
+/// It may be taken out of the configuration for one start, or have its data elsewhere.
+#[tokio::test]
+async fn a_snapshotter_that_only_records_name_is_asked_when_it_is_back() {
+    for of_container in [true, false] {
+        let harmed = harmed_after(async |house| match of_container {
+            true => contain(house, "early", SNAPSHOTTER).await,
+            false => prepare(house, "early").await,
+        });
+        let harmed = harmed.await;
+        let opts = OpenOpts {
+            tasks: Box::new(|| Ok(vec![task()])),
+            absent: Vec::new(),
+            ..opts(harmed.root.path(), None)
+        };
+        let metadata = Metadata::open(&harmed.path(), opts).await.unwrap();
+        metadata.gc().await.unwrap();
+        drop(metadata);
+        let (house, blob) = harmed.start().await;
+        is_held(house, &blob).await;
+    }
+}
+
+#[tokio::test]
+async fn a_container_finds_its_snapshot_by_the_record_of_that() {
+    let harmed = harmed_after(async |house| prepare(house, "c1").await);
+    let harmed = harmed.await;
+    let opts = OpenOpts {
+        tasks: Box::new(|| Ok(vec![task()])),
+        ..opts(harmed.root.path(), None)
+    };
+    let metadata = Metadata::open(&harmed.path(), opts).await.unwrap();
+    assert_eq!(snapshotter_of(&metadata, "c1").await, SNAPSHOTTER);
+    drop(metadata);
+    let (house, blob) = harmed.start().await;
+    house.metadata.gc().await.unwrap();
+    house.content(&scope("a")).info(&blob).await.unwrap();
+    assert_eq!(snapshotter_of(&house.metadata, "c1").await, SNAPSHOTTER);
+    house
+        .snapshots(&scope("a"))
+        .mounts(&name("c1"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_container_that_stands_on_no_snapshot_stays_so() {
+    let harmed = harmed_after(async |house| contain(house, "c1", "").await);
+    let (house, _) = harmed.await.start().await;
+    assert_eq!(snapshotter_of(&house.metadata, "c1").await, "");
 }
 
 /// Blobs were looked for already: what has lost its record since is garbage.
@@ -147,29 +240,24 @@ async fn what_was_asked_already_is_not_asked_again() {
 }
 
 #[tokio::test]
-async fn a_silent_snapshotter_is_asked_before_it_is_cleaned() {
+async fn a_silent_snapshotter_is_not_cleaned_before_a_start_at_which_it_answers() {
     let harmed = harmed().await;
     harmed.memory.be_remote();
     harmed.memory.be_silent(true);
     let (house, blob) = harmed.start().await;
     house.metadata.gc().await.unwrap();
-    let snapshots = house.snapshots(&scope("a"));
-    snapshots
-        .prepare(&name("new"), None, Labels::new())
-        .await
-        .unwrap();
     house.memory.be_silent(false);
+    prepare(&house, "new").await;
+    let snapshots = house.snapshots(&scope("a"));
     snapshots.remove(&name("new")).await.unwrap();
-    house.metadata.gc().await.unwrap();
-    let left = snapshots.list(&Filter::default()).await.unwrap();
-    assert!(left.iter().any(|info| info.name == name("c1")), "{left:?}");
     drop(snapshots);
+    let keys = house.memory.keys();
+    assert_eq!(house.metadata.gc().await.unwrap().snapshots, 0);
+    assert_eq!(house.memory.keys(), keys);
+    let marks = house.metadata.0.db.outlet.take();
+    assert!(marks.snapshotters.contains(SNAPSHOTTER), "{marks:?}");
     let house = house.restart().await;
-    let left = house.snapshots(&scope("a")).stat(&name("c1")).await;
-    assert_eq!(left.unwrap().kind, SnapshotKind::Active);
-    house.content(&scope("a")).info(&blob).await.unwrap();
-    let (root, _) = house.close();
-    assert_eq!(mark_of(&store(root.path())), None);
+    is_held(house, &blob).await;
 }
 
 /// Either nobody was told of the journal's last change, or the disk has changed it since.
@@ -196,6 +284,14 @@ async fn what_a_bit_in_the_last_change_takes_is_held() {
     assert!(!house.metadata.damages().is_empty());
     house.metadata.gc().await.unwrap();
     house.content(&scope("a")).info(&blob).await.unwrap();
+    assert_eq!(leases(&house).await, [true], "it is held for some days");
+}
+
+#[tokio::test]
+async fn what_was_lost_for_certain_is_held_without_end() {
+    let harmed = harmed().await;
+    let (house, _) = harmed.start().await;
+    assert_eq!(leases(&house).await, [false]);
 }
 
 #[tokio::test]
@@ -217,9 +313,53 @@ async fn half_a_change_that_has_named_nothing_is_no_damage() {
     assert_eq!(house.metadata.damages(), []);
     house.metadata.gc().await.unwrap();
     house.content(&scope("a")).info(&blob).await.unwrap();
-    let leases = house.metadata.leases(&scope("a").namespace);
-    assert!(leases.list(&Filter::default()).await.unwrap().is_empty());
-    drop(leases);
+    assert!(leases(&house).await.is_empty());
     let (root, _) = house.close();
     assert_eq!(mark_of(&store(root.path())), None);
+}
+
+/// Only who has started can remove images, so that there is room again.
+#[tokio::test]
+async fn what_lacks_nothing_starts_on_a_full_disk_and_looks_again_when_there_is_room() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = small_disk(root.path());
+    let path = store(disk.path());
+    let memory = Arc::<Memory>::default();
+    let start = || Metadata::open(&path, opts(root.path(), Some(&memory)));
+    drop(start().await.unwrap());
+    let (kv, _) = Kv::open(&path).unwrap();
+    let mark = kv.write(|tx| {
+        tx.put(INCOMPLETE.into(), Vec::new());
+        Ok(())
+    });
+    mark.await.unwrap();
+    fill(disk.path());
+    // What the file has grown by is room still.
+    let mut is_full = false;
+    for n in 0_u8..=u8::MAX {
+        let change = move |tx: &mut Tx<'_>| {
+            tx.put(vec![u8::MAX, n], vec![7; 64 << 10]);
+            Ok(())
+        };
+        is_full = kv.write(change).await.is_err();
+        if is_full {
+            break;
+        }
+    }
+    assert!(is_full);
+    drop(kv);
+    // No room in the journal but for the zeros of its end; the reserve may not have been made yet.
+    let journal = path.with_extension("redb.journal");
+    let journal = fs::File::options().write(true).open(journal).unwrap();
+    journal.set_len(journal_end(&path) + 16).unwrap();
+    drop(journal);
+    drop(fs::remove_file(path.with_extension("redb.reserve")));
+    let filler = fill(disk.path());
+    let metadata = start().await.unwrap();
+    assert!(metadata.0.db.kv.read().unwrap().has(INCOMPLETE).unwrap());
+    drop(metadata);
+    fs::remove_file(filler).unwrap();
+    drop(start().await.unwrap());
+    assert_eq!(mark_of(&path), None);
+    disk.unmount().unwrap();
 }

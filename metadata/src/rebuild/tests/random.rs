@@ -7,8 +7,8 @@ use crate::Metadata;
 use crate::fixture::{Memory, container};
 use crate::kv::{Kv, Read as _};
 
-/// As many as take a few seconds.
-const ROUNDS: u64 = 200;
+/// As many as take some ten seconds of a processor.
+const ROUNDS: u64 = 400;
 
 /// Any sequence will do that is the same in every run: Knuth's multiplier.
 struct Random(u64);
@@ -31,7 +31,8 @@ impl Random {
             }
             _ => {
                 let at = self.below(len);
-                let end = len.min(at + 1 + self.below(4096));
+                let most = [4096, len][self.below(2)];
+                let end = len.min(at + 1 + self.below(most));
                 bytes[at..end].fill(u8::try_from(1 + self.below(255)).unwrap());
             }
         }
@@ -62,8 +63,9 @@ struct Base {
     memory: std::sync::Arc<Memory>,
     blobs: BTreeSet<String>,
     records: Records,
-    /// As a crash leaves the store's file, and as a daemon that ends does.
-    files: [Vec<u8>; 2],
+    /// The store's file as a crash leaves it, as one that was caught up with by half, and as a daemon that
+    /// ends does.
+    files: [Vec<u8>; 3],
     journal: Vec<u8>,
     /// Where the journal's room begins.
     end: usize,
@@ -80,8 +82,10 @@ async fn base() -> Base {
         container.snapshot_key = "c1".into();
         containers.create(container).await.unwrap();
     }
+    let first = fs::read(&path).unwrap();
+    let house = house.restart().await;
     house.metadata.gc().await.unwrap();
-    let behind = fs::read(&path).unwrap();
+    let half = fs::read(&path).unwrap();
     let content = house.content(&scope("a"));
     for data in [b"one", b"two"] {
         let labels = Labels::new().with("containerd.io/gc.root", "1");
@@ -92,7 +96,7 @@ async fn base() -> Base {
     drop(content);
     let (root, memory) = house.close();
     Base {
-        files: [behind, fs::read(&path).unwrap()],
+        files: [first, half, fs::read(&path).unwrap()],
         journal: fs::read(path.with_extension("redb.journal")).unwrap(),
         end: usize::try_from(end).unwrap(),
         root,
@@ -105,7 +109,7 @@ async fn base() -> Base {
 impl Base {
     /// One start over harmed files, and one collection.
     async fn round(self, round: u64, random: &mut Random) -> Self {
-        let mut file = self.files[random.below(2)].clone();
+        let mut file = self.files[random.below(3)].clone();
         let mut journal = self.journal.clone();
         let all = file.len();
         let which = random.below(4);
