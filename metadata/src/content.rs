@@ -19,7 +19,7 @@ use crate::ingest::{ScopedIngest, Source};
 use crate::key::{Bucket, all, names, own};
 use crate::kv::{Flow, Read};
 use crate::record::{BlobRecord, IngestRecord};
-use crate::{Metadata, Policy, leases, mask, namespaces};
+use crate::{Metadata, Policy, gc, leases, mask, namespaces};
 
 /// How long an ingest without a lease waits for its writer to come back.
 pub(crate) const INGEST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -210,6 +210,7 @@ impl ContentStore for ScopedContent {
             {
                 tx.mark();
             }
+            tx.expires(gc::condition_due(&record.labels));
             tx.put(
                 own(Bucket::Blob, &namespace, digest.as_str()),
                 record.encode(),

@@ -55,7 +55,7 @@ pub(crate) fn earliest(one: Option<SystemTime>, other: Option<SystemTime>) -> Op
 const GATHER: Duration = Duration::from_secs(1);
 
 /// The clock is looked at again after so long, whatever it has told: somebody may set it.
-const LOOK: Duration = Duration::from_secs(60 * 60);
+pub(crate) const LOOK: Duration = Duration::from_secs(60 * 60);
 
 /// How long to wait for what is over at a time; nothing when it is.
 fn until(at: SystemTime, now: SystemTime) -> Duration {

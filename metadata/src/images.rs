@@ -72,7 +72,7 @@ impl Images {
             image.updated_at = image.created_at;
             image = tidy(image);
             tx.put(at, put_image(&image));
-            tx.expires(gc::expiry(&image.labels));
+            tx.expires(gc::due(&image.labels));
             tx.event(
                 &scope.namespace,
                 Event::ImageCreate {
@@ -117,7 +117,7 @@ impl Images {
             }
             let at = own(Bucket::Image, &scope.namespace, &updated.name);
             tx.put(at, put_image(&updated));
-            tx.expires(gc::expiry(&updated.labels));
+            tx.expires(gc::due(&updated.labels));
             tx.event(
                 &scope.namespace,
                 Event::ImageUpdate {

@@ -27,8 +27,8 @@ use crate::db::WriteTx;
 use crate::detach::detached;
 use crate::key::{Bucket, own};
 use crate::kv::Read as _;
-use crate::leases;
 use crate::record::{BlobRecord, IngestRecord};
+use crate::{gc, leases};
 
 /// Piece in which a shared blob is copied when somebody writes to it after all.
 const COPY: usize = 1 << 20;
@@ -164,6 +164,7 @@ impl ScopedIngest {
                 created_at: now,
                 updated_at: now,
             };
+            tx.expires(gc::condition_due(&record.labels));
             tx.put(at, record.encode());
             tx.event(namespace, Event::ContentCreate { digest: blob, size });
             Ok(true)

@@ -470,6 +470,20 @@ pub(crate) fn expiry(labels: &Labels) -> Option<SystemTime> {
     }
 }
 
+/// When a collection is due for what labels of an image say.
+pub(crate) fn due(labels: &Labels) -> Option<SystemTime> {
+    earliest(expiry(labels), condition_due(labels))
+}
+
+/// At once, for labels that keep a snapshot while it is in use, or tell when it was: until when that holds
+/// only a collection finds, which sees both.
+pub(crate) fn condition_due(labels: &Labels) -> Option<SystemTime> {
+    let mut at_stake = conditions(labels)
+        .map(drop)
+        .chain(used_at(labels).map(drop));
+    at_stake.next().map(|()| SystemTime::now())
+}
+
 /// The time that a label carries.
 pub(super) fn time(text: &str) -> Result<SystemTime, time::error::Parse> {
     OffsetDateTime::parse(text, &Rfc3339).map(SystemTime::from)

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use types::{Error, Labels, LeaseId, Namespace, Result};
 
-pub(crate) use self::mark::expiry;
+pub(crate) use self::mark::{condition_due, due, expiry};
 pub use self::scheduler::{Scheduler, SchedulerOpts};
 
 use self::mark::Marked;

@@ -10,10 +10,10 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::Metadata;
-use crate::db::Threshold;
+use crate::db::{LOOK, Threshold};
 
 /// Shortest pause that is assumed: even an idle store is not collected more often than four times a
 /// second.
@@ -107,7 +107,8 @@ impl Scheduler {
         if self.opts.startup_delay.is_zero() {
             // None at the start. Parity: plugins/gc.
             let outlet = &self.metadata.0.db.outlet;
-            outlet.wait_or_expire(self.opts.due()).await;
+            // What expires in it the first one finds, so there is one even if nothing happens.
+            drop(timeout(LOOK, outlet.wait_or_expire(self.opts.due())).await);
         } else {
             sleep(self.opts.startup_delay).await;
         }

@@ -11,7 +11,7 @@ use crate::db::WriteTx;
 use crate::key::{Bucket, below};
 use crate::kv::Read as _;
 use crate::record::SnapshotRecord;
-use crate::{leases, mask};
+use crate::{gc, leases, mask};
 
 impl ScopedSnapshotter {
     /// Commits `key` as `name`; with `parent` onto that, which it was not made on.
@@ -158,6 +158,7 @@ impl ScopedSnapshotter {
                 updated_at: now,
                 kind: Some(SnapshotKind::Committed),
             };
+            tx.expires(gc::condition_due(&record.labels));
             tx.remove(this.at(key.as_str()));
             tx.put(this.at(name.as_str()), record.encode());
             tx.event(
@@ -235,6 +236,7 @@ impl ScopedSnapshotter {
             {
                 tx.mark();
             }
+            tx.expires(gc::condition_due(&record.labels));
             tx.put(this.at(key.as_str()), record.encode());
             Ok(record)
         };

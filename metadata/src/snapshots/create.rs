@@ -10,8 +10,8 @@ use types::{
 use super::{Backend, Busy, ScopedSnapshotter, child_key, record_key};
 use crate::db::WriteTx;
 use crate::kv::Read as _;
-use crate::leases;
 use crate::record::SnapshotRecord;
+use crate::{gc, leases};
 
 /// How often the snapshotter is asked for a target that the collector takes each time.
 const ADOPTIONS: u32 = 3;
@@ -213,6 +213,7 @@ impl ScopedSnapshotter {
                     Vec::new(),
                 );
             }
+            tx.expires(gc::condition_due(&record.labels));
             tx.put(this.at(key.as_str()), record.encode());
             if event {
                 tx.event(

@@ -42,7 +42,6 @@ async fn an_idle_daemon_collects_what_expires() {
         .await;
     // Sooner than what is waited for by now.
     house.leased("a", until(in_future(1))).await;
-    assert_eq!(leases(&house).await, 2);
     let gone = async {
         while leases(&house).await > 1 {
             sleep(Duration::from_millis(5)).await;
@@ -123,6 +122,85 @@ async fn the_first_time_is_known_to_who_waits_for_it() {
         left > INGEST_LIFETIME - Duration::from_secs(3600) && left <= INGEST_LIFETIME
     };
     assert!(kept(next()) && kept(found().await));
+}
+
+/// No collection at the start: then nobody has looked when the first of what is there expires.
+#[tokio::test(start_paused = true)]
+async fn what_has_expired_before_the_start_goes_though_nothing_happens() {
+    let house = House::new().await;
+    house.leased("a", labels(&[(gc_label::EXPIRE, PAST)])).await;
+    let house = house.restart().await;
+    let opts = SchedulerOpts {
+        startup_delay: Duration::ZERO,
+        ..SchedulerOpts::default()
+    };
+    let run = tokio::spawn(Scheduler::new(house.metadata.clone(), opts).run());
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(leases(&house).await, 1, "not at once");
+    let gone = async {
+        while leases(&house).await > 0 {
+            sleep(Duration::from_secs(60)).await;
+        }
+    };
+    let gone = timeout(Duration::from_secs(24 * 60 * 60), gone).await;
+    gone.expect("nobody has looked");
+    run.abort();
+}
+
+/// Only a collection, which sees both ends, finds until when they hold.
+#[tokio::test]
+async fn both_ends_of_a_condition_are_looked_at_once() {
+    let house = House::new().await;
+    let a = scope("a");
+    let digest = put(house.content(&a).as_ref(), b"blob", Labels::new()).await;
+    let snapshots = house.snapshots(&a);
+    let key = crate::fixture::name("k");
+    snapshots.prepare(&key, None, Labels::new()).await.unwrap();
+    let outlet = &house.metadata.0.db.outlet;
+    let is_due = || {
+        outlet
+            .take()
+            .expires
+            .is_some_and(|at| at <= SystemTime::now())
+    };
+    assert!(!is_due());
+    let condition = format!(
+        "{}.{}",
+        gc_label::COND_SNAPSHOT,
+        crate::fixture::SNAPSHOTTER
+    );
+    let condition = labels(&[(&condition, "usedat<1h|k")]);
+    let all = crate::fixture::fields(&[]);
+
+    let images = house.metadata.images(&a);
+    let mut conditional = image("image", &digest);
+    conditional.labels = condition.clone();
+    images.create(conditional.clone(), None).await.unwrap();
+    assert!(is_due());
+    images.update(conditional, &all, None).await.unwrap();
+    assert!(is_due());
+    let content = house.content(&a);
+    content.update(&digest, condition, &all).await.unwrap();
+    assert!(is_due());
+    let used = OffsetDateTime::from(SystemTime::now()).format(&Rfc3339);
+    let used = labels(&[(gc_label::COND_USED_AT, &used.unwrap())]);
+    let mut info = snapshots.stat(&key).await.unwrap();
+    info.labels = used.clone();
+    snapshots.update(info, &all).await.unwrap();
+    assert!(is_due());
+    let next = crate::fixture::name("next");
+    snapshots.prepare(&next, None, used.clone()).await.unwrap();
+    assert!(is_due());
+    let layer = crate::fixture::name("layer");
+    snapshots.commit(&layer, &next, used).await.unwrap();
+    assert!(is_due());
+    house.metadata.gc().await.unwrap();
+    let left = outlet
+        .take()
+        .expires
+        .unwrap()
+        .duration_since(SystemTime::now());
+    assert!(left.unwrap() > Duration::from_secs(1800));
 }
 
 #[tokio::test]

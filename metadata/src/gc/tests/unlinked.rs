@@ -4,7 +4,7 @@ use ::content::testsuite::spec;
 use bytes::Bytes;
 use types::{Code, Labels};
 
-use crate::fixture::{House, code, put, scope, sha};
+use crate::fixture::{House, code, put, sha};
 
 /// Between the backend's commit and the record there may be an end of the lease.
 #[tokio::test]
@@ -49,5 +49,4 @@ async fn a_blob_that_somebody_is_about_to_link_is_looked_at_again() {
     // And no more than that.
     let marks = house.metadata.0.db.outlet.take();
     assert!(!marks.content, "{marks:?}");
-    drop(house.content(&scope("a")));
 }
