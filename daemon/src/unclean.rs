@@ -107,12 +107,12 @@ async fn keep<V: Future<Output = bool>>(
             suspect = None;
         }
         if suspect.is_none() && !is_ours {
-            is_ours = told(renew(&path));
+            is_ours = told(&renew(&path));
             pause = BEAT;
         }
         tokio::time::sleep(pause).await;
         if is_ours {
-            told(touch(&path));
+            told(&touch(&path));
         } else {
             // What cannot be verified may never be.
             pause = (pause * 2).min(LONGEST);
@@ -121,8 +121,8 @@ async fn keep<V: Future<Output = bool>>(
 }
 
 /// True when the mark could be written; else the log has it.
-fn told(written: Result<()>) -> bool {
-    if let Err(error) = &written {
+fn told(written: &Result<()>) -> bool {
+    if let Err(error) = written {
         tracing::warn!(%error, "cannot mark that a daemon runs");
     }
     written.is_ok()

@@ -8,7 +8,7 @@ use crate::fixture::{Memory, container};
 use crate::kv::{Kv, Read as _};
 
 /// As many as take some ten seconds of a processor.
-const ROUNDS: u64 = 400;
+const ROUNDS: u64 = 200;
 
 /// Any sequence will do that is the same in every run: Knuth's multiplier.
 struct Random(u64);
