@@ -1,6 +1,7 @@
 //! `containerd.services.content.v1.Content` over any content store.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use content::{Blob, ContentStore};
@@ -211,6 +212,7 @@ pub(super) async fn read(
         if data.is_empty() {
             return Err(Error::data_loss("blob ended before its length"));
         }
+        let begin = Instant::now();
         for piece in (0..data.len()).step_by(MESSAGE) {
             let data = data.slice(piece..data.len().min(piece + MESSAGE));
             let length = data.len() as u64;
@@ -222,6 +224,7 @@ pub(super) async fn read(
             sender.send(message).await?;
             at += length;
         }
+        pace.sent(begin.elapsed());
     }
     Ok(())
 }

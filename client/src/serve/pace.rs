@@ -1,77 +1,136 @@
 //! How much of a blob a stream of `Content.Read` has in memory.
 //!
 //! Invariant: all streams together have [`ROOM`] in their hands, and each of them one small piece beside
-//! that: however many there are that nobody reads, any other one goes on. Pieces grow while they are
-//! taken, so that a stream that is read has large ones at once, and shrink before there is no room.
+//! that: however many there are that nobody reads, any other one goes on. Clients ask for a blob in many
+//! short streams as well as in one long one, so the first piece is a large one where most of the room is
+//! free. Else pieces grow while they are taken, and shrink before there is no room.
 //!
 //! ```text
-//! 16 KiB ─ taken ─> 64 KiB ─ taken ─> 256 KiB ─ taken ─> 1 MiB, read ahead of who takes them
-//!    ^── nothing is queued ──┴── no room: a smaller one ──┴──────────'
+//!           most is free ─> 1 MiB, read ahead of who takes them
+//! 64 KiB ─ taken ─> 256 KiB ─ taken ─> 1 MiB ──'      `─ taken after a long while ─> 64 KiB
+//!    `── no room: a smaller one ──┴── none at all: 16 KiB when nothing is queued
 //! ```
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use grpc::Sender;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// The first piece, and what each stream may always have.
-const FIRST: usize = 16 << 10;
+/// What each stream may always have.
+const LEAST: usize = 16 << 10;
+/// The first piece where much of the room is taken.
+const FIRST: usize = LEAST * GROWTH;
 /// A piece that was taken is followed by one so many times as large.
 const GROWTH: usize = 4;
 /// The largest piece: what is read at once.
-const LARGEST: usize = FIRST * GROWTH * GROWTH * GROWTH;
+const LARGEST: usize = FIRST * GROWTH * GROWTH;
 /// A piece counts twice: the store may keep a buffer of its size for the next one.
 const BUFFERS: usize = 2;
 /// Of what room there is a piece takes one part in so many at most: the last of it is for many small ones.
 const SHARE: usize = 8;
 /// Bytes of a permit.
 const UNIT: usize = 1 << 10;
+/// A stream whose piece was taken so soon is read: it finds room where those that are not have all else.
+const SOON: Duration = Duration::from_millis(100);
+/// One whose piece took so long may stand still again: the next one is not large.
+const LONG: Duration = Duration::from_secs(1);
 
 /// The room for all streams of the process: 64 MiB. A dozen of them have the largest pieces at a time.
-pub(super) static ROOM: Semaphore = Semaphore::const_new(64 << 10);
+/// Beside it 8 MiB for those that are read, when others stand still.
+pub(super) static ROOM: Rooms = Rooms::new(64 << 10, 8 << 10);
+
+/// What room there is for pieces, in permits.
+pub(super) struct Rooms {
+    all: Semaphore,
+    /// How much that is when nobody has any.
+    whole: usize,
+    /// For streams whose last piece was taken soon.
+    read: Semaphore,
+}
+
+impl Rooms {
+    const fn new(all: usize, read: usize) -> Self {
+        Self {
+            all: Semaphore::const_new(all),
+            whole: all,
+            read: Semaphore::const_new(read),
+        }
+    }
+
+    /// More than half of it is free.
+    fn is_wide(&self) -> bool {
+        self.all.available_permits() > self.whole / 2
+    }
+}
 
 /// What one stream reads next.
 pub(super) struct Pace {
-    room: &'static Semaphore,
-    size: usize,
+    room: &'static Rooms,
+    /// Of the next piece, at most; none before the first one.
+    size: Option<usize>,
+    /// The last piece was taken soon.
+    is_read: bool,
 }
 
 /// Room for a piece. None is needed for a small one.
 type Room = Option<SemaphorePermit<'static>>;
 
 impl Pace {
-    pub(super) fn new(room: &'static Semaphore) -> Self {
-        Self { room, size: FIRST }
+    pub(super) fn new(room: &'static Rooms) -> Self {
+        Self {
+            room,
+            size: None,
+            is_read: false,
+        }
     }
 
     /// Length of the next piece of a section of which `left` bytes are left, and room for it. Waits where
     /// what was sent before is to be taken first.
     pub(super) async fn next<R>(&mut self, left: u64, sender: &Sender<R>) -> (usize, Room) {
-        if self.size < LARGEST {
+        let mut size = match self.size {
+            None if self.room.is_wide() => LARGEST,
+            None => FIRST,
+            Some(size) => size,
+        };
+        if size < LARGEST {
             sender.drained().await;
         }
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         loop {
-            let length = self.size.min(left);
-            if length <= FIRST {
+            let length = size.min(left);
+            if length <= LEAST {
                 break;
             }
             if let Some(room) = self.take(length) {
-                self.size = LARGEST.min(self.size * GROWTH);
+                self.size = Some(LARGEST.min(size * GROWTH));
                 return (length, Some(room));
             }
-            self.size /= GROWTH;
+            size /= GROWTH;
         }
         sender.drained().await;
-        self.size = FIRST * GROWTH;
-        (left.min(FIRST), None)
+        self.size = Some(FIRST);
+        (left.min(LEAST), None)
+    }
+
+    /// Notes how long a piece has taken to be sent, all but what the queue has room for.
+    pub(super) fn sent(&mut self, took: Duration) {
+        self.is_read = took <= SOON;
+        if took >= LONG {
+            self.size = Some(FIRST);
+        }
     }
 
     fn take(&self, length: usize) -> Room {
         let units = (length * BUFFERS).div_ceil(UNIT);
-        if units * SHARE > self.room.available_permits() {
-            return None;
-        }
-        self.room.try_acquire_many(u32::try_from(units).ok()?).ok()
+        let of = |room: &'static Semaphore| {
+            if units * SHARE > room.available_permits() {
+                return None;
+            }
+            room.try_acquire_many(u32::try_from(units).ok()?).ok()
+        };
+        let room = of(&self.room.all);
+        room.or_else(|| self.is_read.then(|| of(&self.room.read)).flatten())
     }
 }
 
@@ -143,16 +202,35 @@ mod tests {
         }
     }
 
-    fn room(units: usize) -> &'static Semaphore {
-        Box::leak(Box::new(Semaphore::new(units)))
+    fn room(units: usize, read: usize) -> &'static Rooms {
+        Box::leak(Box::new(Rooms::new(units, read)))
     }
 
-    fn served(blob: &Arc<Noted>, room: &'static Semaphore) -> ResponseStream<ReadContentResponse> {
+    fn served(blob: &Arc<Noted>, room: &'static Rooms) -> ResponseStream<ReadContentResponse> {
+        section(blob, 0, room)
+    }
+
+    fn section(
+        blob: &Arc<Noted>,
+        size: i64,
+        room: &'static Rooms,
+    ) -> ResponseStream<ReadContentResponse> {
         let blob = Arc::clone(blob);
         let answer = serve_unscoped_stream(Request::new(()), move |(), sender| async move {
-            read(blob, 0, 0, sender, Pace::new(room)).await
+            read(blob, 0, size, sender, Pace::new(room)).await
         });
         answer.unwrap().into_inner()
+    }
+
+    /// Of a client that is gone: nothing waits for it.
+    fn sender() -> Sender<u8> {
+        let mut made = None;
+        let answer = serve_unscoped_stream(Request::new(()), |(), sender| {
+            made = Some(sender);
+            async { Ok(()) }
+        });
+        drop(answer);
+        made.unwrap()
     }
 
     /// Lets everything on this thread come as far as it can.
@@ -168,16 +246,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_nobody_reads_has_one_small_piece() {
+    async fn a_short_section_is_one_piece_and_a_stream_that_nobody_reads_has_one() {
+        for size in [1000, 64 << 10, LARGEST] {
+            let (blob, room) = (Noted::new(100 << 20), room(UNITS, 0));
+            let section = section(&blob, i64::try_from(size).unwrap(), room);
+            assert_eq!(drain(section).await, size as u64);
+            assert_eq!(blob.reads(), [size]);
+        }
         let blob = Noted::new(100 << 20);
-        let _unread = served(&blob, room(UNITS));
+        let _unread = served(&blob, room(UNITS, 0));
         settle().await;
-        assert_eq!(blob.reads(), [FIRST]);
+        assert_eq!(blob.reads(), [LARGEST]);
+    }
+
+    #[tokio::test]
+    async fn streams_that_nobody_reads_have_large_pieces_as_long_as_most_of_the_room_is_free() {
+        let (blob, room) = (Noted::new(100 << 20), room(UNITS, 0));
+        let unread: Vec<_> = (0..1000).map(|_| served(&blob, room)).collect();
+        settle().await;
+        let reads = blob.reads();
+        let of = |size| reads.iter().filter(|read| **read == size).count();
+        assert_eq!(of(LARGEST), UNITS * UNIT / 2 / (LARGEST * BUFFERS));
+        assert_eq!(of(FIRST) + of(LEAST) + of(LARGEST), 1000);
+        assert!(of(FIRST) > 100, "{}", of(FIRST));
+        let free = room.all.available_permits();
+        assert!(
+            (1..SHARE * BUFFERS * FIRST / UNIT).contains(&free),
+            "{free}"
+        );
+        drop(unread);
     }
 
     #[tokio::test]
     async fn a_stream_that_is_read_has_large_pieces_and_gives_their_room_back() {
-        let (blob, room) = (Noted::new(100 << 20), room(UNITS));
+        let (blob, room) = (Noted::new(100 << 20), room(UNITS, 0));
+        let most = room.all.try_acquire_many(33 << 10).unwrap();
         let mut stream = served(&blob, room);
         let mut taken = 0;
         for _ in 0..50 {
@@ -185,42 +288,69 @@ mod tests {
         }
         settle().await;
         let reads = blob.reads();
-        assert_eq!(reads[..5], [FIRST, 64 << 10, 256 << 10, LARGEST, LARGEST]);
-        let held = UNITS - room.available_permits();
+        assert_eq!(reads[..4], [FIRST, 256 << 10, LARGEST, LARGEST]);
+        let held = UNITS - most.num_permits() - room.all.available_permits();
         assert!(
             (LARGEST / UNIT..=4 * LARGEST / UNIT).contains(&held),
             "{held}"
         );
         assert_eq!(taken + drain(stream).await, 100 << 20);
         settle().await;
-        assert_eq!(room.available_permits(), UNITS);
+        drop(most);
+        assert_eq!(room.all.available_permits(), UNITS);
     }
 
     #[tokio::test]
     async fn a_stream_that_is_dropped_gives_its_room_back() {
-        let (blob, room) = (Noted::new(100 << 20), room(UNITS));
+        let (blob, room) = (Noted::new(100 << 20), room(UNITS, 0));
         let mut stream = served(&blob, room);
         for _ in 0..50 {
             stream.next().await.unwrap().unwrap();
         }
         drop(stream);
         settle().await;
-        assert_eq!(room.available_permits(), UNITS);
+        assert_eq!(room.all.available_permits(), UNITS);
     }
 
     #[tokio::test]
     async fn without_room_streams_go_on_in_small_pieces() {
         // For one of 64 KiB at a time, and for none.
-        for units in [SHARE * BUFFERS * (64 << 10) / UNIT, 0] {
-            let (blob, room) = (Noted::new(1 << 20), room(units));
+        for units in [SHARE * BUFFERS * FIRST / UNIT, 0] {
+            let (blob, room) = (Noted::new(1 << 20), room(units, 0));
             let unread: Vec<_> = (0..100).map(|_| served(&blob, room)).collect();
             settle().await;
-            assert_eq!(blob.reads(), [FIRST; 100]);
+            let small = blob.reads().into_iter().filter(|read| *read == LEAST);
+            assert_eq!(small.count(), if units == 0 { 100 } else { 99 });
             let read = Noted::new(5 << 20);
             assert_eq!(drain(served(&read, room)).await, 5 << 20);
-            let most = read.reads().into_iter().max().unwrap();
-            assert_eq!(most, if units == 0 { FIRST } else { 64 << 10 });
+            // What is left of the room is enough for its end.
+            assert!(read.reads().into_iter().all(|length| length < FIRST));
             drop(unread);
+            settle().await;
+            let read = Noted::new(5 << 20);
+            assert_eq!(drain(served(&read, room)).await, 5 << 20);
+            let most = if units == 0 { LEAST } else { FIRST };
+            assert_eq!(read.reads().into_iter().max(), Some(most));
         }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_stood_still_has_no_large_piece_and_one_that_is_read_finds_room() {
+        let (sender, room) = (sender(), room(UNITS, 8 << 10));
+        let mut pace = Pace::new(room);
+        let next = async |pace: &mut Pace| {
+            let (length, _room) = pace.next(u64::MAX, &sender).await;
+            length
+        };
+        assert_eq!(next(&mut pace).await, LARGEST);
+        pace.sent(LONG);
+        assert_eq!(next(&mut pace).await, FIRST);
+        let _all = room.all.try_acquire_many(64 << 10).unwrap();
+        pace.sent(SOON * 2);
+        assert_eq!(next(&mut pace).await, LEAST);
+        pace.sent(SOON);
+        assert_eq!(next(&mut pace).await, FIRST);
+        pace.sent(SOON);
+        assert_eq!(next(&mut pace).await, 256 << 10);
     }
 }
