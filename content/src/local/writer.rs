@@ -10,6 +10,7 @@ use std::fmt;
 use std::fs::{self, File, FileTimes, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -415,11 +416,16 @@ impl LocalIngest {
             }
             (digest, found)
         };
-        self.publish(&digest, found)?;
+        self.publish(&digest, found, sync_dir)?;
         Ok(digest)
     }
 
-    fn publish(&mut self, digest: &Digest, size: u64) -> Result<()> {
+    fn publish(
+        &mut self,
+        digest: &Digest,
+        size: u64,
+        sync_dir: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
         let layout = &self.claim.store.layout;
         let target = layout.blob(digest);
         // A file of another length cannot be the blob: it is replaced by what was just verified.
@@ -435,11 +441,11 @@ impl LocalIngest {
             let mut sink = self.shared.sink();
             let now = SystemTime::now();
             let times = FileTimes::new().set_modified(now).set_accessed(now);
-            let synced = sink
-                .file
+            sink.file
                 .set_permissions(Permissions::from_mode(0o444))
                 .and_then(|()| sink.file.set_times(times))
-                .and_then(|()| sink.file.sync_all());
+                .map_err(|e| os("finish", &data, e))?;
+            let synced = sink.file.sync_all();
             if let Err(error) = sink.doubt(synced) {
                 drop(sink);
                 self.lose();
@@ -448,9 +454,17 @@ impl LocalIngest {
         }
         fs::rename(&data, &target).map_err(|e| os("rename", &data, e))?;
         self.committed = true;
-        sync_dir(&layout.blobs(digest.algorithm()))?;
+        let synced = sync_dir(&layout.blobs(digest.algorithm()));
+        if synced.is_err() {
+            // Nobody knows whether the disk has its name. Left there, it would be found by who tries again,
+            // and that flush might succeed without having done anything: it is sent again as well.
+            if let Err(error) = fs::remove_file(&target) {
+                let path = target.display();
+                tracing::error!(%path, %error, "a blob whose name was not flushed stays");
+            }
+        }
         self.ticket.remove();
-        Ok(())
+        synced
     }
 }
 
@@ -460,6 +474,11 @@ impl LocalIngest {
     /// tells of a failure once. So the client sends it again.
     fn lose(&mut self) {
         self.committed = true;
+        let sink = self.shared.sink();
+        // Where the name cannot be taken away, who resumes it has nothing to resume.
+        if let Err(error) = sink.file.set_len(0) {
+            tracing::debug!(%error, "data that the disk has refused keeps its length");
+        }
         if let Err(error) = discard(self.ticket.path()) {
             let path = self.ticket.path().display();
             tracing::error!(%path, %error, "data that the disk has refused stays in an ingest");

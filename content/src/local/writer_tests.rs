@@ -123,3 +123,35 @@ async fn data_that_could_not_be_flushed_is_sent_again() {
     assert_eq!(again.status().offset, 0);
     again.abandon().await.unwrap();
 }
+
+#[tokio::test]
+async fn data_that_could_not_be_flushed_is_not_resumed_where_its_name_stays() {
+    let (_root, mut ingest, _written) = writer();
+    ingest.write(vec![1; 1000].into()).await.unwrap();
+    ingest.digest().await.unwrap();
+    let data = ingest.ticket.data();
+    ingest.ticket = Ticket::new(ingest.ticket.path().join("elsewhere"));
+    ingest.lose();
+    assert_eq!(fs::metadata(data).unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_blob_whose_name_could_not_be_flushed_is_sent_again() {
+    let (root, mut ingest, _written) = writer();
+    ingest.write(vec![1; 1000].into()).await.unwrap();
+    let digest = ingest.digest().await.unwrap();
+    let directory = root.path().join("content/blobs/sha256");
+    let done = ingest.publish(&digest, 1000, |synced| {
+        assert_eq!(synced, directory);
+        assert_eq!(fs::read_dir(synced).unwrap().count(), 1);
+        Err(Error::internal("the disk has failed"))
+    });
+    assert!(done.unwrap_err().is(Code::Internal));
+    drop(ingest);
+    assert_eq!(fs::read_dir(directory).unwrap().count(), 0);
+    let local = Local::open(root.path().join("content")).unwrap();
+    let mut again = local.ingest(spec("r")).await.unwrap();
+    assert_eq!(again.status().offset, 0);
+    again.write(vec![1; 1000].into()).await.unwrap();
+    again.commit(None, None, Labels::new()).await.unwrap();
+}
