@@ -168,7 +168,7 @@ const HALVES: usize = 40;
 /// What comes of each.
 const PART: usize = 15 * MIB;
 /// What the daemon may take for all of them, in KiB.
-const HELD: u64 = (256 + 48) << 10;
+const HELD: u64 = (512 + 48) << 10;
 
 /// A call whose message is never whole.
 fn half(host: &Host) -> http::Request<Body> {
@@ -194,7 +194,7 @@ async fn halves(host: &Host, before: u64) {
         open.spawn(async move { channel.oneshot(request).await.expect("an answer") });
     }
     // What there is room for stays, and is waited for.
-    let room = 256 * MIB / PART;
+    let room = 512 * MIB / PART;
     for _ in room..HALVES {
         let answer = timeout(SOON, open.join_next()).await.expect("in time");
         let answer = answer.expect("a call").expect("no panic");

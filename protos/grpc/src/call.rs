@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -17,6 +18,7 @@ use tracing::instrument::{Instrument, Instrumented};
 use types::{Error, Result};
 
 use crate::detached::{Detached, Work};
+use crate::halves::Halves;
 use crate::scope::Tenant;
 use crate::status;
 use crate::stream::Sender;
@@ -36,6 +38,8 @@ pub(crate) struct Connection {
     pub(crate) ending: watch::Receiver<()>,
     /// The process that made it, if it is one of ours to see.
     pub(crate) pid: Option<u32>,
+    /// What has come of its messages that are not whole.
+    pub(crate) halves: Arc<Halves>,
 }
 
 /// The process that a call comes from: the one that made its connection. None for one in a pid namespace

@@ -37,6 +37,7 @@ use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
 
 use crate::call::{Connection, PATIENCE};
+use crate::halves::Halves;
 use crate::routes::Routes;
 
 /// Flow control windows: content comes in messages of 1 MiB.
@@ -116,6 +117,7 @@ async fn connection(stream: UnixStream, routes: Arc<Routes>, mut told: watch::Re
         pid: peer
             .and_then(|pid| pid.try_into().ok())
             .filter(|pid| *pid != 0),
+        halves: Arc::new(Halves::of_connection()),
     };
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(this.clone());

@@ -84,6 +84,11 @@ impl Meter {
         }
     }
 
+    /// Its calls take one message each.
+    pub(crate) fn is_of_one_message(&self) -> bool {
+        matches!(self.kind, "unary" | "server_stream")
+    }
+
     /// Calls that have begun.
     #[must_use]
     pub fn begun(&self) -> u64 {

@@ -29,7 +29,7 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use types::Error;
 
-use crate::call::{Method, timeout};
+use crate::call::{Connection, Method, timeout};
 use crate::halves::Half;
 use crate::meter::{self, Messages, Meter, Metered};
 use crate::{status, written};
@@ -102,11 +102,14 @@ impl Routes {
         let running = match route {
             Some(route) => {
                 let meter = route.meter;
+                let connection = request.extensions().get::<Connection>();
+                let halves = connection.map(|connection| Arc::clone(&connection.halves));
                 let mut request = request.map(|body| Asked {
                     body,
                     meter,
                     heard: Messages::default(),
-                    half: Half::new(),
+                    come: 0,
+                    half: Half::new(halves),
                 });
                 request.extensions_mut().insert(Method(route.meter.path));
                 (route.serve)(request)
@@ -201,13 +204,29 @@ impl Future for Answer {
     }
 }
 
-/// The body of a question, whose messages are counted, and what has come of one that is not whole.
+/// The body of a question, whose messages are counted, and what has come of one that is held.
 #[derive(Debug)]
 pub struct Asked {
     body: Incoming,
     meter: &'static Meter,
     heard: Messages,
+    /// Bytes of all of it.
+    come: usize,
     half: Half,
+}
+
+impl Asked {
+    /// Counts what has come. A call of one message begins when its client has said that there is no other:
+    /// until then the message is held, whole or not, and this with it.
+    fn hear(&mut self, data: &[u8]) -> Result<(), Status> {
+        self.meter.hear(&mut self.heard, data);
+        self.come = self.come.saturating_add(data.len());
+        self.half.come(if self.meter.is_of_one_message() {
+            self.come
+        } else {
+            self.heard.half()
+        })
+    }
 }
 
 impl http_body::Body for Asked {
@@ -222,11 +241,9 @@ impl http_body::Body for Asked {
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
+            && let Err(refused) = this.hear(data)
         {
-            this.meter.hear(&mut this.heard, data);
-            if let Err(refused) = this.half.come(this.heard.half()) {
-                return Poll::Ready(Some(Err(refused.into())));
-            }
+            return Poll::Ready(Some(Err(refused.into())));
         }
         polled.map_err(BoxError::from)
     }

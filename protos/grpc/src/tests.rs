@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use protos::Message as _;
 use protos::services::streaming::StreamInit;
@@ -354,27 +355,87 @@ async fn a_connection_that_was_just_made_when_the_server_stops_gets_its_first_an
     (&mut serving.task).await.unwrap();
 }
 
+type Frames = futures::stream::BoxStream<'static, Result<http_body::Frame<Bytes>, Status>>;
+type RawBody = http_body_util::StreamBody<Frames>;
+
+/// A connection below the stubs.
+async fn connect_raw(dir: &Path) -> hyper::client::conn::http2::SendRequest<RawBody> {
+    let stream = UnixStream::connect(dir.join("sock")).await.unwrap();
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = handshake.await.unwrap();
+    drop(tokio::spawn(connection));
+    sender
+}
+
+fn raw(method: &str, timeout: Option<&str>, frames: Frames) -> http::Request<RawBody> {
+    let service = method.split('/').next().unwrap().to_lowercase();
+    let path = format!("http://localhost/containerd.services.{service}.v1.{method}");
+    let mut request = http::Request::post(path).header("content-type", "application/grpc");
+    if let Some(timeout) = timeout {
+        request = request.header("grpc-timeout", timeout);
+    }
+    request
+        .body(http_body_util::StreamBody::new(frames))
+        .unwrap()
+}
+
+/// A frame of a message that is whole: a field that nobody knows, of that many bytes.
+fn whole(length: u32) -> Bytes {
+    let mut frame = vec![0];
+    frame.extend(length.to_be_bytes());
+    frame.resize(5 + length as usize, 0);
+    // Field 15, of bytes, their length in four groups of seven bits.
+    let rest = length - 5;
+    let group = |n: u32| u8::try_from(rest >> (7 * n) & 0x7f).unwrap();
+    frame[5..10].copy_from_slice(&[
+        15 << 3 | 2,
+        group(0) | 0x80,
+        group(1) | 0x80,
+        group(2) | 0x80,
+        group(3),
+    ]);
+    frame.into()
+}
+
 #[tokio::test]
 async fn a_call_whose_message_never_comes_ends_with_its_deadline() {
     let serving = serve();
-    let stream = UnixStream::connect(serving.dir.path().join("sock"))
-        .await
-        .unwrap();
-    let handshake =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.unwrap();
-    drop(tokio::spawn(connection));
-    let frames = tokio_stream::pending::<Result<http_body::Frame<bytes::Bytes>, Status>>();
-    let request =
-        http::Request::post("http://localhost/containerd.services.version.v1.Version/Version")
-            .header("content-type", "application/grpc")
-            .header("grpc-timeout", "50m")
-            .body(http_body_util::StreamBody::new(frames))
-            .unwrap();
+    let mut sender = connect_raw(serving.dir.path()).await;
+    let never = Box::pin(futures::stream::pending());
+    let request = raw("Version/Version", Some("50m"), never);
     let answer = sender.send_request(request).await.unwrap();
     assert_eq!(answer.headers()["grpc-status"], "4");
     // As in Go, whose answers without a message say nothing of a length.
     assert!(!answer.headers().contains_key("content-length"));
+}
+
+/// Who ends a call's only message says so: until then it is held, and counts for its connection.
+#[tokio::test]
+async fn whole_messages_of_calls_that_do_not_begin_are_bounded() {
+    const LENGTH: u32 = 15 << 20;
+    let serving = serve();
+    let mut sender = connect_raw(serving.dir.path()).await;
+    let mut other = connect_raw(serving.dir.path()).await;
+    let call = |sender: &mut hyper::client::conn::http2::SendRequest<RawBody>, ends: bool| {
+        let data = futures::stream::iter([Ok(http_body::Frame::data(whole(LENGTH)))]);
+        let frames: Frames = if ends {
+            Box::pin(data)
+        } else {
+            Box::pin(data.chain(futures::stream::pending()))
+        };
+        sender.send_request(raw("Version/Version", None, frames))
+    };
+    let mut open: futures::stream::FuturesUnordered<_> =
+        (0..5).map(|_| call(&mut sender, false)).collect();
+    // There is room for four.
+    let answer = futures::StreamExt::next(&mut open).await.unwrap().unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "8");
+    for _ in 0..5 {
+        let answer = call(&mut other, true).await.unwrap();
+        assert!(!answer.headers().contains_key("grpc-status"));
+    }
+    assert!(futures::FutureExt::now_or_never(futures::StreamExt::next(&mut open)).is_none());
 }
 
 /// Many calls that each take long: another connection is answered before they all are.
