@@ -14,37 +14,59 @@ const MAX_SELECTORS: usize = 4000;
 /// Regular expressions in the filters of one request. Each costs some KiB as long as it is held,
 /// and a request has room for a million of them.
 const MAX_EXPRESSIONS: usize = 256;
-/// The same of filters that are kept, and asked for every event.
-const MAX_KEPT: usize = 16;
+
+/// What filters may hold.
+struct Limits {
+    text: usize,
+    conditions: usize,
+    expressions: usize,
+}
+
+/// Those of one request.
+const ONCE: Limits = Limits {
+    text: MAX_TEXT,
+    conditions: MAX_SELECTORS,
+    expressions: MAX_EXPRESSIONS,
+};
+/// Those that are kept: they are asked for every event, while whoever publishes it waits.
+const KEPT: Limits = Limits {
+    text: 4 << 10,
+    conditions: 64,
+    expressions: 16,
+};
 
 /// The filters of a request.
 ///
 /// # Errors
 /// `InvalidArgument` for a filter that does not parse and for more than a request may hold.
 pub fn filter(texts: &[String]) -> Result<Filter> {
-    check(texts, MAX_EXPRESSIONS)?;
+    check(texts, &ONCE)?;
     Filter::parse(texts)
 }
 
 /// The filters of a request that are kept as long as its client listens.
 ///
 /// # Errors
-/// As [`filter`], with less room for regular expressions.
+/// As [`filter`], with less room for everything.
 pub fn kept_filter(texts: &[String]) -> Result<Filter> {
-    check(texts, MAX_KEPT)?;
+    check(texts, &KEPT)?;
     Filter::parse_within(texts, Patterns::KEPT)
 }
 
 /// Counts before anything is made of them.
-fn check(texts: &[String], expressions: usize) -> Result<()> {
+fn check(texts: &[String], limits: &Limits) -> Result<()> {
     let all = |count: fn(&String) -> usize| texts.iter().map(count).sum::<usize>();
     // The text first: the rest is counted in it.
     limit(texts.len(), "filters", MAX_FILTERS)?;
-    limit(all(String::len), "bytes of filters", MAX_TEXT)?;
+    limit(all(String::len), "bytes of filters", limits.text)?;
     let commas = all(|text| text.matches(',').count());
-    limit(texts.len() + commas, "conditions in filters", MAX_SELECTORS)?;
+    limit(
+        texts.len() + commas,
+        "conditions in filters",
+        limits.conditions,
+    )?;
     let found = all(|text| text.matches("~=").count());
-    limit(found, "regular expressions in filters", expressions)
+    limit(found, "regular expressions in filters", limits.expressions)
 }
 
 fn limit(count: usize, what: &str, most: usize) -> Result<()> {
@@ -101,11 +123,18 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_is_kept_has_few_patterns_and_small_ones() {
+    fn a_filter_that_is_kept_is_short_and_has_few_patterns_and_small_ones() {
         let many = |count: usize, text: &str| vec![text.to_owned(); count];
-        kept_filter(&many(MAX_KEPT, "topic~=^/tasks/")).unwrap();
-        kept_filter(&many(MAX_FILTERS, "topic==\"/tasks/exit\"")).unwrap();
-        for refused in [many(MAX_KEPT + 1, "topic~=x"), many(8, "topic~=\\pL{15}")] {
+        kept_filter(&many(KEPT.expressions, "topic~=^/tasks/")).unwrap();
+        kept_filter(&many(KEPT.conditions, "topic==\"/tasks/exit\"")).unwrap();
+        kept_filter(&[format!("topic=={}", "x".repeat(KEPT.text - 7))]).unwrap();
+        for refused in [
+            many(KEPT.expressions + 1, "topic~=x"),
+            many(8, "topic~=\\pL{15}"),
+            many(KEPT.conditions + 1, "a"),
+            vec!["a,".repeat(KEPT.conditions) + "a"],
+            vec![format!("topic=={}", "x".repeat(KEPT.text - 6))],
+        ] {
             filter(&refused).unwrap();
             let error = kept_filter(&refused).unwrap_err();
             assert!(error.is(Code::InvalidArgument), "{error}");
