@@ -26,7 +26,7 @@ pub(crate) const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 /// How events are written and looked into.
 const CODEC: Codec = Codec {
     encode,
-    field: protos::event::field,
+    open: protos::event::fields,
 };
 
 /// The backends.

@@ -3,6 +3,7 @@
 //! Invariant: an [`Envelope`] that exists has a valid namespace and topic. The event itself stays
 //! opaque: only the [`Codec`], given by the daemon, knows wire types.
 
+use std::cell::OnceCell;
 use std::time::SystemTime;
 
 use types::{Any, Error, Event, Filterable, Namespace, Result, Topic};
@@ -13,9 +14,12 @@ use types::{Any, Error, Event, Filterable, Namespace, Result, Topic};
 pub struct Codec {
     /// Encodes an event of ours.
     pub encode: fn(&Event) -> Any,
-    /// The text of the field at a path inside an encoded event; `None` when there is none.
-    pub field: fn(&Any, &[&str]) -> Option<String>,
+    /// The fields of an encoded event; `None` when nobody knows any.
+    pub open: fn(&Any) -> Option<Fields>,
 }
+
+/// The text of the field at a path inside an event; `None` when there is none.
+pub type Fields = Box<dyn Fn(&[&str]) -> Option<String>>;
 
 /// What the allocator adds to an envelope's parts: five blocks, each with a header and rounded up.
 const HEADERS: usize = 5 * 24;
@@ -72,9 +76,21 @@ impl Envelope {
 }
 
 /// An envelope as filters see it: `namespace`, `topic`, `event.<path>`.
+/// The event is opened for the first filter that looks into it, and for all of them.
 pub(crate) struct Matched<'a> {
     pub(crate) envelope: &'a Envelope,
-    pub(crate) codec: Codec,
+    codec: Codec,
+    event: OnceCell<Option<Fields>>,
+}
+
+impl<'a> Matched<'a> {
+    pub(crate) fn new(envelope: &'a Envelope, codec: Codec) -> Self {
+        Self {
+            envelope,
+            codec,
+            event: OnceCell::new(),
+        }
+    }
 }
 
 impl Filterable for Matched<'_> {
@@ -83,7 +99,8 @@ impl Filterable for Matched<'_> {
             ["namespace"] => Some(self.envelope.namespace.to_string()),
             ["topic"] => Some(self.envelope.topic.to_string()),
             ["event", inner @ ..] if !inner.is_empty() => {
-                (self.codec.field)(&self.envelope.event, inner)
+                let open = || (self.codec.open)(&self.envelope.event);
+                self.event.get_or_init(open).as_ref()?(inner)
             }
             _ => None,
         }

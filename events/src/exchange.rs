@@ -357,12 +357,7 @@ impl Exchange {
         held: Vec<(u64, Arc<Envelope>)>,
         filter: &Filter,
     ) {
-        let matches = |envelope: &Envelope| {
-            filter.matches(&Matched {
-                envelope,
-                codec: self.codec,
-            })
-        };
+        let matches = |envelope: &Envelope| filter.matches(&Matched::new(envelope, self.codec));
         let wanted = held.into_iter().filter(|(_, e)| matches(e));
         subscription.replay(wanted.map(|(sequence, envelope)| Step {
             position: self.position(sequence),
@@ -442,10 +437,7 @@ impl Exchange {
         let sent = Sent {
             weight: step.weight(),
             step,
-            matched: Matched {
-                envelope: &envelope,
-                codec: self.codec,
-            },
+            matched: Matched::new(&envelope, self.codec),
             limits: self.queue,
             stale: ring.stale(),
         };

@@ -21,7 +21,7 @@ mod ring;
 mod subscription;
 
 pub use cut::Cut;
-pub use envelope::{Codec, Envelope};
+pub use envelope::{Codec, Envelope, Fields};
 pub use exchange::{Counts, Exchange, History, Limits};
 pub use position::{Gap, Position};
 pub use subscription::{Step, Subscription};

@@ -192,7 +192,7 @@ pub(crate) fn exchange() -> Exchange {
             type_url: event.topic().to_owned(),
             value: format!("{event:?}").into_bytes(),
         },
-        field: |_, _| None,
+        open: |_| None,
     })
 }
 

@@ -220,14 +220,19 @@ pub fn decode(any: &Any) -> Option<Box<dyn MessageDyn>> {
         .ok()
 }
 
-/// The value at `path` in an event, for filters on `event.<path>`.
+/// What finds the value at a path in an event, for filters on `event.<path>`; `None` where [`decode`] gives
+/// none.
 ///
 /// As in Go, a text is present when it is not empty, a boolean always, a map's key is the rest of
 /// the path joined with dots; numbers, times and lists have no path.
 #[must_use]
-pub fn field(any: &Any, path: &[&str]) -> Option<String> {
-    walk(&*decode(any)?, path)
+pub fn fields(any: &Any) -> Option<Fields> {
+    let message = decode(any)?;
+    Some(Box::new(move |path| walk(&*message, path)))
 }
+
+/// The value at a path.
+pub type Fields = Box<dyn Fn(&[&str]) -> Option<String>>;
 
 fn walk(message: &dyn MessageDyn, path: &[&str]) -> Option<String> {
     let (name, rest) = path.split_first()?;
@@ -255,6 +260,10 @@ mod tests {
     use ::types::Exit;
     use protobuf::Message;
     use std::time::{Duration, UNIX_EPOCH};
+
+    fn field(any: &Any, path: &[&str]) -> Option<String> {
+        fields(any)?(path)
+    }
 
     fn at(seconds: u64) -> std::time::SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)

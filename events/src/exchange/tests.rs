@@ -1,5 +1,6 @@
 //! Tests of module `exchange`.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,15 +14,23 @@ use crate::{Codec, Envelope};
 mod cut;
 mod model;
 
+thread_local! {
+    /// Events that were opened on this thread: those of one test.
+    static OPENED: Cell<usize> = const { Cell::new(0) };
+}
+
 fn codec() -> Codec {
     Codec {
         encode: |event| Any {
             type_url: event.topic().to_owned(),
             value: format!("{event:?}").into_bytes(),
         },
-        field: |any, path| match path {
-            ["size"] => Some(any.value.len().to_string()),
-            _ => None,
+        open: |any| {
+            OPENED.with(|opened| opened.set(opened.get() + 1));
+            let size = any.value.len().to_string();
+            Some(Box::new(move |path| {
+                matches!(path, ["size"]).then(|| size.clone())
+            }))
         },
     }
 }
@@ -43,6 +52,22 @@ fn subscribe(exchange: &Exchange, filters: &[&str]) -> Subscription {
 
 async fn topic(subscription: &mut Subscription) -> String {
     subscription.recv().await.unwrap().topic.to_string()
+}
+
+#[tokio::test]
+async fn an_event_is_opened_once_for_all_that_look_into_it() {
+    let exchange = Exchange::new(codec());
+    let opened = || OPENED.with(Cell::take);
+    let mut others = subscribe(&exchange, &["topic==\"/images/create\""]);
+    exchange.publish(&namespace("a"), &event("x"));
+    assert_eq!(opened(), 0);
+    let mut all = [["event.none", "event.size", "topic~=x"]; 5].map(|f| subscribe(&exchange, &f));
+    exchange.publish(&namespace("a"), &event("x"));
+    assert_eq!(opened(), 1);
+    for subscription in &mut all {
+        assert_eq!(topic(subscription).await, "/images/create");
+    }
+    assert_eq!(topic(&mut others).await, "/images/create");
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ fn opts(content: &Local) -> OpenOpts {
             type_url: event.topic().to_owned(),
             value: Vec::new(),
         },
-        field: |_, _| None,
+        open: |_| None,
     };
     OpenOpts {
         content: Arc::new(content.clone()),
