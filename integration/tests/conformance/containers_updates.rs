@@ -25,6 +25,7 @@ rules! {
     }
     ours {
         an_extension_that_is_masked_and_not_given_is_removed
+        a_mask_has_10000_paths_at_most
     }
 }
 
@@ -160,6 +161,18 @@ async fn an_empty_mask_is_none(peer: &Peer) {
     };
     let answer = containers.update(bare.clone(), Some(&[])).await;
     assert_eq!(unstamped(answer.expect("update").into_inner()), bare);
+}
+
+async fn a_mask_has_10000_paths_at_most(peer: &Peer) {
+    let mut containers = Containers::of(peer);
+    containers.create(before("c")).await.expect("create");
+    let mut paths = vec!["labels"; 10_000];
+    let answer = containers.update(before("c"), Some(&paths)).await;
+    drop(answer.expect("update"));
+    paths.push("labels");
+    let answer = containers.update(before("c"), Some(&paths)).await;
+    let text = refused(Code::InvalidArgument, answer);
+    assert!(text.contains("10001 paths"), "{text}");
 }
 
 async fn without_a_mask_snapshotter_and_runtime_must_be_the_same(peer: &Peer) {

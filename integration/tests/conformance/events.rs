@@ -40,6 +40,7 @@ rules! {
         a_subscription_is_answered_before_the_first_event
         an_event_that_nobody_can_read_passes
         a_subscription_has_sixteen_patterns_at_most
+        a_subscription_has_64_conditions_at_most
     }
 }
 
@@ -316,6 +317,17 @@ async fn a_subscription_has_sixteen_patterns_at_most(peer: &Peer) {
     let refused = crate::peer::all(answer.await).await.expect_err("a refusal");
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     assert!(refused.message().contains("the limit is 16"), "{refused}");
+}
+
+/// As many are asked for every event as well.
+async fn a_subscription_has_64_conditions_at_most(peer: &Peer) {
+    let mut client = Events::of(peer).0;
+    let answer = client.subscribe(Request::new(subscribe(&["topic"; 64])));
+    drop(answer.await.expect("subscribe"));
+    let answer = client.subscribe(Request::new(subscribe(&["topic"; 65])));
+    let refused = crate::peer::all(answer.await).await.expect_err("a refusal");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("the limit is 64"), "{refused}");
 }
 
 async fn subscribers_hear_all_in_one_order(peer: &Peer) {
