@@ -417,22 +417,35 @@ async fn whole_messages_of_calls_that_do_not_begin_are_bounded() {
     let serving = serve();
     let mut sender = connect_raw(serving.dir.path()).await;
     let mut other = connect_raw(serving.dir.path()).await;
-    let call = |sender: &mut hyper::client::conn::http2::SendRequest<RawBody>, ends: bool| {
-        let data = futures::stream::iter([Ok(http_body::Frame::data(whole(LENGTH)))]);
-        let frames: Frames = if ends {
-            Box::pin(data)
-        } else {
-            Box::pin(data.chain(futures::stream::pending()))
-        };
-        sender.send_request(raw("Version/Version", None, frames))
+    let data = || {
+        // In pieces: the next one is asked for when there is room for it on the way.
+        let mut left = whole(LENGTH);
+        futures::stream::iter(std::iter::from_fn(move || {
+            let piece = left.split_to(left.len().min(256 << 10));
+            (!piece.is_empty()).then(|| Ok(http_body::Frame::data(piece)))
+        }))
     };
-    let mut open: futures::stream::FuturesUnordered<_> =
-        (0..5).map(|_| call(&mut sender, false)).collect();
+    let mut open = futures::stream::FuturesUnordered::new();
+    for _ in 0..5 {
+        // One after the other: most of a message has gone when its client looks for the next one.
+        let (gone, is_gone) = tokio::sync::oneshot::channel();
+        let end = futures::stream::once(async move {
+            gone.send(()).unwrap();
+            std::future::pending().await
+        });
+        let frames = Box::pin(data().chain(end));
+        open.push(sender.send_request(raw("Version/Version", None, frames)));
+        // The last one may be refused before.
+        let _gone_or_refused = is_gone.await;
+    }
     // There is room for four.
-    let answer = futures::StreamExt::next(&mut open).await.unwrap().unwrap();
+    let refused = futures::StreamExt::next(&mut open);
+    let refused = tokio::time::timeout(std::time::Duration::from_secs(60), refused).await;
+    let answer = refused.expect("a refusal").unwrap().unwrap();
     assert_eq!(answer.headers()["grpc-status"], "8");
     for _ in 0..5 {
-        let answer = call(&mut other, true).await.unwrap();
+        let request = raw("Version/Version", None, Box::pin(data()));
+        let answer = other.send_request(request).await.unwrap();
         assert!(!answer.headers().contains_key("grpc-status"));
     }
     assert!(futures::FutureExt::now_or_never(futures::StreamExt::next(&mut open)).is_none());
