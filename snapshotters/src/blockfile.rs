@@ -97,7 +97,7 @@ impl Blockfile {
             fs_type,
             options,
         };
-        Ok(Local::open(store, files))
+        Local::open(store, files)
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
@@ -113,7 +113,7 @@ impl Blockfile {
             options: Vec::new(),
         };
         let store = Store::examine(root, scratch, KEEPING)?;
-        Ok(Local::new(store, files))
+        Local::new(store, files)
     }
 }
 

@@ -56,7 +56,7 @@ impl Btrfs {
             )));
         }
         let store = Store::open(&absolute(root)?, KEEPING)?;
-        Ok(Local::open(store, Subvolumes))
+        Local::open(store, Subvolumes)
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
@@ -67,7 +67,7 @@ impl Btrfs {
     /// As [`Btrfs::open`].
     pub fn examine(root: &Path, scratch: &Path) -> Result<Local> {
         let store = Store::examine(root, scratch, KEEPING)?;
-        Ok(Local::new(store, Subvolumes))
+        Local::new(store, Subvolumes)
     }
 }
 

@@ -91,7 +91,7 @@ impl Erofs {
             set_immutable: config.set_immutable,
             mounting: Gate::default(),
         };
-        Ok(Local::open(store, images))
+        Local::open(store, images)
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
@@ -107,7 +107,7 @@ impl Erofs {
             mounting: Gate::default(),
         };
         let store = Store::examine(root, scratch, KEEPING)?;
-        Ok(Local::new(store, images))
+        Local::new(store, images)
     }
 }
 

@@ -1,9 +1,13 @@
 //! Flushes of a file system, shared by all who wait for one at the same time.
 //!
-//! Invariant: whoever has his answer was there before the flush began that it is of. An error is told to
-//! all whom that flush was for: the kernel tells it once, and a later flush of the same says nothing of it.
+//! Invariant: whoever has his answer was there before the flush began that it is of. The kernel tells an
+//! error once to each open file: one is kept, so that nobody else who flushes takes what is for us, and an
+//! error is told to all who were there before it came, also to those who wait for the next flush.
+//! What remains: who wrote before a flush that failed and asks only when it is over hears nothing of it,
+//! since what could not be written counts as clean from then on.
 
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use types::{Code, Error, Result};
@@ -12,8 +16,11 @@ use types::{Code, Error, Result};
 type Round = OnceLock<Result<(), (Code, String)>>;
 
 /// The flushes of one file system.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Flushes {
+    /// Open since before anything was written that is to be flushed.
+    on: File,
+    path: PathBuf,
     /// The one that has not begun.
     coming: Mutex<Arc<Round>>,
     /// Held by whoever flushes.
@@ -21,12 +28,28 @@ pub(crate) struct Flushes {
 }
 
 impl Flushes {
-    /// Flushes the file system that `path` is on. Blocks.
+    /// Those of the file system that `path` is on.
     ///
     /// # Errors
-    /// I/O.
-    pub(crate) fn flush(&self, path: &Path) -> Result<()> {
-        self.share(|| sys::fs::syncfs(path))
+    /// The path cannot be opened.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let on = File::open(path);
+        let on = on.map_err(|e| Error::os(format_args!("open {}", path.display()), e))?;
+        Ok(Self {
+            on,
+            path: path.to_owned(),
+            coming: Mutex::default(),
+            turn: Mutex::default(),
+        })
+    }
+
+    /// Flushes the file system. Blocks.
+    ///
+    /// # Errors
+    /// I/O, since the last flush.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let fail = |e| crate::tree::at("syncfs", &self.path, e);
+        self.share(|| rustix::fs::syncfs(&self.on).map_err(fail))
     }
 
     fn share(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -40,8 +63,14 @@ impl Flushes {
         *self.coming() = Arc::default();
         let done = flush();
         let told = done.as_ref().copied();
+        let told = told.map_err(|error| (error.code(), error.to_string()));
+        if told.is_err() {
+            // What failed may be theirs who came meanwhile, and no later flush would tell it.
+            let next = std::mem::take(&mut *self.coming());
+            let _first = next.set(told.clone());
+        }
         // Set by nobody else: that takes the turn.
-        let _first = mine.set(told.map_err(|error| (error.code(), error.to_string())));
+        let _first = mine.set(told);
         done
     }
 
@@ -56,6 +85,10 @@ mod tests {
 
     use super::*;
 
+    fn flushes() -> Flushes {
+        Flushes::open(&std::env::temp_dir()).unwrap()
+    }
+
     /// Waits until so many wait for the flush that has not begun.
     fn joined(flushes: &Flushes, count: usize) {
         while Arc::strong_count(&flushes.coming()) < 1 + count {
@@ -65,7 +98,7 @@ mod tests {
 
     #[test]
     fn all_who_wait_share_the_next_flush_and_none_that_had_begun() {
-        let (flushes, count) = (Flushes::default(), AtomicU64::new(0));
+        let (flushes, count) = (flushes(), AtomicU64::new(0));
         let done = || {
             count.fetch_add(1, Ordering::SeqCst);
             Ok(())
@@ -89,7 +122,7 @@ mod tests {
 
     #[test]
     fn an_error_is_told_to_all_who_waited_for_that_flush_and_to_nobody_else() {
-        let (flushes, count) = (Flushes::default(), AtomicU64::new(0));
+        let (flushes, count) = (flushes(), AtomicU64::new(0));
         // As the kernel has it: whoever asks first hears of it.
         let flush = || match count.fetch_add(1, Ordering::SeqCst) {
             0 => Err(Error::data_loss("disk")),
@@ -112,5 +145,32 @@ mod tests {
             later.unwrap().unwrap();
         });
         assert_eq!(count.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn whoever_joins_while_a_flush_fails_hears_of_it_and_the_next_one_does_not() {
+        let (flushes, count) = (flushes(), AtomicU64::new(0));
+        // What they wrote was among what could not be written: asked again, the kernel says nothing.
+        let done = || {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let mut waiting = Vec::new();
+            let first = flushes.share(|| {
+                waiting.extend((0..4).map(|_| scope.spawn(|| flushes.share(done))));
+                joined(&flushes, 4);
+                Err(Error::data_loss("disk"))
+            });
+            first.unwrap_err();
+            for one in waiting {
+                let error = one.join().unwrap().unwrap_err();
+                assert!(error.is(Code::DataLoss), "{error}");
+            }
+        });
+        assert_eq!(count.load(Ordering::SeqCst), 0);
+        flushes.share(done).unwrap();
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+        flushes.flush().unwrap();
     }
 }

@@ -90,12 +90,9 @@ impl Inside {
         let Self { store, layout, .. } = self;
         let (id, directory) = (chain.id, store.directory(chain.id));
         let parent = chain.parents.first().copied();
-        if parent.is_none() {
-            if !layout.is_unsettled(store, id) && !note::is_settled(&directory) {
-                return Ok(false);
-            }
-            // What is changed now was not flushed.
-            self.flushed().remove(&id);
+        let is_whole = || !layout.is_unsettled(store, id) && !note::is_settled(&directory);
+        if parent.is_none() && is_whole() {
+            return Ok(false);
         }
         note::settle(&directory, parent)?;
         layout.settle(store, id, &chain.parents)?;
@@ -118,7 +115,7 @@ impl Inside {
         if is_untouched(&files, &self.store.directory(id)) {
             return Ok(OnDisk::Bare);
         }
-        self.flushes.flush(&files)?;
+        self.flushes.flush()?;
         Ok(OnDisk::Whole)
     }
 }
@@ -147,20 +144,20 @@ fn is_untouched(files: &Path, directory: &Path) -> bool {
 }
 
 impl Local {
-    pub(crate) fn new(store: Store, layout: impl Layout + 'static) -> Self {
-        Self(Arc::new(Inside {
+    pub(crate) fn new(store: Store, layout: impl Layout + 'static) -> Result<Self> {
+        Ok(Self(Arc::new(Inside {
+            flushes: Flushes::open(store.directories())?,
             store,
             layout: Box::new(layout),
-            flushes: Flushes::default(),
             flushed: Mutex::default(),
             cleaning: beside::Turn::default(),
-        }))
+        })))
     }
 
     /// The same, of those that are to be used: what was sealed when the process died, and is not committed,
     /// can be written to again.
-    pub(crate) fn open(store: Store, layout: impl Layout + 'static) -> Self {
-        let this = Self::new(store, layout);
+    pub(crate) fn open(store: Store, layout: impl Layout + 'static) -> Result<Self> {
+        let this = Self::new(store, layout)?;
         let Inside { store, layout, .. } = &*this.0;
         for (_, info) in store.list(&Filter::default()) {
             let key = info.name;
@@ -174,7 +171,7 @@ impl Local {
                 tracing::warn!(%error, %key, "snapshot stays sealed though it is not committed");
             }
         }
-        this
+        Ok(this)
     }
 
     /// What it can do beyond its contract, in the words that clients look for: `rebase` where Go's clients
@@ -220,7 +217,7 @@ impl Local {
                 layout.fill(store, directory, new)?;
                 match layout.copies(new) {
                     // Whoever flushes the index next makes this row durable as well.
-                    true => this.flushes.flush(directory),
+                    true => this.flushes.flush(),
                     false => Ok(()),
                 }
             })?;

@@ -36,7 +36,7 @@ impl Native {
     /// `Unavailable` while another process has it; `DataLoss` for a damaged index; I/O.
     pub fn open(root: &Path) -> Result<Local> {
         let store = Store::open(&absolute(root)?, KEEPING)?;
-        Ok(Local::open(store, Copies))
+        Local::open(store, Copies)
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
@@ -46,7 +46,7 @@ impl Native {
     /// # Errors
     /// As [`Native::open`].
     pub fn examine(root: &Path, scratch: &Path) -> Result<Local> {
-        Ok(Local::new(Store::examine(root, scratch, KEEPING)?, Copies))
+        Local::new(Store::examine(root, scratch, KEEPING)?, Copies)
     }
 }
 

@@ -69,7 +69,7 @@ impl Overlay {
             stack: stack.with_ready(store.directories()),
             upperdir_label: config.upperdir_label,
         };
-        Ok(Local::open(store, layers))
+        Local::open(store, layers)
     }
 
     /// Looks at the snapshotter in `root` by a copy of its index in `scratch`, an empty directory:
@@ -84,7 +84,7 @@ impl Overlay {
             upperdir_label: false,
         };
         let store = Store::examine(root, scratch, keeping(false))?;
-        Ok(Local::new(store, layers))
+        Local::new(store, layers)
     }
 }
 

@@ -130,7 +130,7 @@ impl Layout for Eager {
 async fn a_row_that_anothers_flush_makes_durable_has_its_directory() {
     let machine = Machine::new();
     let Inside { store, layout, .. } = Arc::try_unwrap(machine.overlay().0).unwrap();
-    let sn = Local::new(store, Eager(layout));
+    let sn = Local::new(store, Eager(layout)).unwrap();
     sn.prepare(&key("a"), None, Labels::new()).await.unwrap();
     sn.commit(&key("base"), &key("a"), Labels::new())
         .await

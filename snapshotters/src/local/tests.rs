@@ -87,7 +87,7 @@ impl Layout for Dying {
 fn dying(sn: Local, at: u32) -> Local {
     let Inside { store, layout, .. } = Arc::try_unwrap(sn.0).unwrap();
     let left = AtomicU32::new(at);
-    Local::new(store, Dying { layout, left })
+    Local::new(store, Dying { layout, left }).unwrap()
 }
 
 fn key(name: &str) -> SnapshotKey {
@@ -298,7 +298,7 @@ async fn a_parent_stays_while_something_is_settled_on_it() {
     let (_temp, root) = root();
     let sn = Overlay::open(&root, OverlayConfig::default()).unwrap();
     let Inside { store, layout, .. } = Arc::try_unwrap(sn.0).unwrap();
-    let sn = Local::new(store, Contested(layout));
+    let sn = Local::new(store, Contested(layout)).unwrap();
     for (name, parent) in [("base", None), ("top", Some("base"))] {
         let (name, active) = (key(name), key("active"));
         sn.prepare(&active, None, Labels::new()).await.unwrap();

@@ -30,7 +30,7 @@ async fn mapping(root: &Path, remaps: Remaps) -> Local {
         },
         upperdir_label: false,
     };
-    let sn = Local::new(Store::open(root, keeping(true)).unwrap(), layers);
+    let sn = Local::new(Store::open(root, keeping(true)).unwrap(), layers).unwrap();
     layer(&sn, "A", None, "one").await;
     layer(&sn, "B", Some("A"), "two").await;
     sn
