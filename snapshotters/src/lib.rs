@@ -264,6 +264,11 @@ pub trait Snapshotter: Send + Sync + fmt::Debug {
         Err(Error::not_implemented("strangers"))
     }
 
+    /// True when [`Snapshotter::renew`] works.
+    fn renews(&self) -> bool {
+        false
+    }
+
     /// Puts the files of active `key` in the place of those of committed `name`, which has the same
     /// parent; `key` is gone then. For a layer that was found damaged: what stands on it stands on the
     /// new files, and what is mounted of it keeps the old ones until they are collected.

@@ -377,6 +377,11 @@ impl Snapshotter for Local {
         .await
     }
 
+    fn renews(&self) -> bool {
+        // A layout has trees, or it has none: of which snapshot is the same.
+        self.0.layout.tree(&self.0.store, 0).is_some()
+    }
+
     async fn renew(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<()> {
         let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
         blocking(move || {

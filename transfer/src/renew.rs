@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use images::PlatformSet;
-use types::{Context as _, Descriptor, Digest, Labels, Result, SnapshotKey};
+use types::{Context as _, Descriptor, Digest, Error, Labels, Result, SnapshotKey};
 
 use crate::Deps;
 use crate::extract::{Extraction, apply, extraction_key};
@@ -21,6 +21,10 @@ pub async fn renew(
     root: &Descriptor,
     damaged: &mut BTreeSet<SnapshotKey>,
 ) -> Result<()> {
+    if !deps.snapshotter.renews() {
+        // Not after a layer was unpacked in vain.
+        return Err(Error::not_implemented("replace a damaged layer"));
+    }
     let host = PlatformSet::default();
     let (_, manifest) = images::find_manifest(deps.content.as_ref(), root, &host).await?;
     if !is_image(&manifest) {
@@ -77,4 +81,27 @@ async fn replace(
         extraction.remove().await;
     }
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use images::testsuite::image;
+    use types::Code;
+
+    use super::*;
+    use crate::fake::World;
+
+    #[tokio::test]
+    async fn nothing_is_unpacked_for_a_snapshotter_that_cannot_replace_a_layer() {
+        let world = World::new();
+        let layers: [&[u8]; 2] = [b"one", b"two"];
+        let root = image(&world.content, "linux/amd64", &layers).await;
+        let lowest = key_of(&images::digest_of(layers[0]).unwrap()).unwrap();
+        let mut damaged = BTreeSet::from([lowest.clone()]);
+        let error = renew(&world.deps(), &root, &mut damaged).await.unwrap_err();
+        assert!(error.is(Code::NotImplemented), "{error}");
+        assert!(world.applier.applied.lock().unwrap().is_empty());
+        assert!(damaged.contains(&lowest));
+        assert!(world.chains().is_empty());
+    }
 }

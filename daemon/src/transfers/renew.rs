@@ -33,13 +33,20 @@ impl Transfers {
             };
             let mut all = BTreeMap::<Namespace, BTreeSet<SnapshotKey>>::new();
             for (namespace, layer) in damaged {
-                tracing::warn!(%namespace, snapshotter, %layer, "layer is damaged: unpacking it again");
                 all.entry(namespace).or_default().insert(layer);
             }
             for (namespace, mut layers) in all {
                 let scope = Scope::new(namespace);
-                if let Err(error) = self.renew_in(scope, target, &mut layers).await {
-                    tracing::warn!(%error, snapshotter, "damaged layers cannot be unpacked again");
+                // Asked first: an image is not unpacked for nothing.
+                let snapshots = self.0.metadata.scoped(&scope).snapshotter(snapshotter);
+                if snapshots.is_ok_and(|snapshots| snapshots.renews()) {
+                    for layer in &layers {
+                        let namespace = &scope.namespace;
+                        tracing::warn!(%namespace, snapshotter, %layer, "layer is damaged: unpacking it again");
+                    }
+                    if let Err(error) = self.renew_in(scope, target, &mut layers).await {
+                        tracing::warn!(%error, snapshotter, "damaged layers cannot be unpacked again");
+                    }
                 }
                 for layer in layers {
                     tracing::warn!(snapshotter, %layer, "layer stays damaged");

@@ -339,6 +339,11 @@ impl Snapshotter for ScopedSnapshotter {
         self.remove_record(key).await
     }
 
+    fn renews(&self) -> bool {
+        self.backend()
+            .is_ok_and(|backend| backend.snapshotter.renews())
+    }
+
     async fn renew(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<()> {
         let (this, name, key) = (self.clone(), name.clone(), key.clone());
         detached(async move {

@@ -305,7 +305,7 @@ fn an_image_that_grows_beyond_the_room_that_there_is_ends() {
 async fn a_layer_made_alone_that_gets_no_parent_hides_nothing() {
     let temp = tempfile::tempdir().unwrap();
     let sn = open(temp.path());
-    assert!(sn.rebases());
+    assert!(sn.rebases() && !sn.renews());
     // Not the word upon which Go's clients write a layer as if it stood on nothing.
     assert_eq!(sn.capabilities().last(), Some(&crate::SETTLES));
     let layer = upper(&prepare(&sn, "alone", None).await);

@@ -35,6 +35,7 @@ async fn a_layer_that_lost_data_is_noticed_also_after_a_restart() {
 async fn a_layer_is_replaced_under_its_children() {
     let temp = tempfile::tempdir().unwrap();
     let sn = open(temp.path());
+    assert!(sn.renews());
     layer(&sn, "A", None, "one").await;
     layer(&sn, "B", Some("A"), "two").await;
     let top = key("B");
