@@ -3,31 +3,29 @@
 //! Invariant: names in byte order, a directory before its entries; at most [`OPEN`] levels hold
 //! descriptors, whatever the depth. Unchanged directories are written only as parents of changes.
 
-use std::fs::File;
-use std::io::{Read as _, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Stat};
-use rustix::io::Errno;
 use types::Result;
 
+use super::contents::{Contents, IsGone, is_to_be_read};
 use super::layer::{Layer, Node, wanted_xattrs};
 use super::names::{Names, Room};
 use super::sources::Sources;
 use crate::lower::is_opaque;
-use crate::root::{Root, entry_error, file_type, is_whiteout, open_regular, stat, through_fd};
+use crate::root::{Root, entry_error, file_type, is_whiteout, stat, through_fd};
 use crate::tar::{Time, Writer};
 
 /// Levels of directories that are kept open.
 const OPEN: usize = 64;
-/// Buffer for comparing contents.
-const BUFFER: usize = 64 * 1024;
 
 /// A comparison under way.
 pub(super) struct Walk<'a, W: Write> {
     sources: &'a Sources,
     layer: Layer<'a, W>,
     room: Room,
+    contents: Contents<'a>,
 }
 
 /// A directory being walked.
@@ -46,19 +44,25 @@ struct Pair {
 }
 
 impl<'a, W: Write> Walk<'a, W> {
-    /// A walk that writes to `writer`, no time later than `epoch`.
-    pub(super) fn new(sources: &'a Sources, writer: Writer<W>, epoch: Option<Time>) -> Self {
+    /// A walk that writes to `writer`, no time later than `epoch`, until whoever reads that is gone.
+    pub(super) fn new(
+        sources: &'a Sources,
+        writer: Writer<W>,
+        epoch: Option<Time>,
+        is_gone: IsGone<'a>,
+    ) -> Self {
         Self {
             sources,
             layer: Layer::new(sources, writer, epoch),
             room: Room::default(),
+            contents: Contents::new(is_gone),
         }
     }
 
     /// Walks to the end and returns the finished archive's stream.
     ///
     /// # Errors
-    /// I/O on the trees or the stream.
+    /// I/O on the trees or the stream; `Cancelled`.
     pub(super) fn run(mut self) -> Result<W> {
         let top = self.level(Vec::new(), self.sources.lower.is_some())?;
         let mut stack = vec![top];
@@ -76,7 +80,7 @@ impl<'a, W: Write> Walk<'a, W> {
                 continue;
             };
             let path = join(&level.path, &name);
-            let below = Self::entry(&mut self.layer, self.sources, pair, &name, &path)?;
+            let below = self.entry(pair, &name, &path)?;
             if let Some(has_lower) = below {
                 let next = self.level(path, has_lower)?;
                 let depth = stack.len();
@@ -131,13 +135,10 @@ impl<'a, W: Write> Walk<'a, W> {
     }
 
     /// Handles one name; for a directory to walk, whether there is an older one.
-    fn entry(
-        layer: &mut Layer<'a, W>,
-        sources: &Sources,
-        pair: &Pair,
-        name: &[u8],
-        path: &[u8],
-    ) -> Result<Option<bool>> {
+    fn entry(&mut self, pair: &Pair, name: &[u8], path: &[u8]) -> Result<Option<bool>> {
+        // Where nothing changed, nothing is written that could fail.
+        self.contents.check()?;
+        let (sources, layer) = (self.sources, &mut self.layer);
         let fail = |e| entry_error("compare", path, e);
         let lower = match &pair.lower {
             Some(lower) => stat(lower, name).map_err(fail)?,
@@ -168,7 +169,7 @@ impl<'a, W: Write> Walk<'a, W> {
             stat: &upper,
         };
         let same = match (&lower, &pair.lower) {
-            (Some(old), Some(dir)) => same(dir, old, &node, sources).map_err(fail)?,
+            (Some(old), Some(dir)) => same(dir, old, &node, sources, &mut self.contents)?,
             _ => false,
         };
         if same {
@@ -191,7 +192,14 @@ fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// True when an entry is the same in both trees.
-fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, sources: &Sources) -> Result<bool, Errno> {
+fn same(
+    dir: &OwnedFd,
+    old: &Stat,
+    new: &Node<'_>,
+    sources: &Sources,
+    contents: &mut Contents<'_>,
+) -> Result<bool> {
+    let fail = |e| entry_error("compare", new.path, e);
     let stat = new.stat;
     // The newer one lies in an upper directory: something about it was touched, and its contents are
     // worth a look.
@@ -214,53 +222,17 @@ fn same(dir: &OwnedFd, old: &Stat, new: &Node<'_>, sources: &Sources) -> Result<
         }
         if kind == FileType::Symlink {
             let text = |dir| rustix::fs::readlinkat(dir, new.name, Vec::new());
-            if text(dir.as_fd())? != text(new.dir.as_fd())? {
+            if text(dir.as_fd()).map_err(fail)? != text(new.dir.as_fd()).map_err(fail)? {
                 return Ok(false);
             }
         }
         if kind == FileType::RegularFile
             && is_to_be_read(old, stat, copied_up)
-            && !same_contents(dir, old, new)?
+            && !contents.are_same(dir, old, new)?
         {
             return Ok(false);
         }
     }
-    Ok(xattrs(dir, &sources.lower_ids)? == xattrs(new.dir, &sources.upper_ids)?)
+    let before = xattrs(dir, &sources.lower_ids).map_err(fail)?;
+    Ok(before == xattrs(new.dir, &sources.upper_ids).map_err(fail)?)
 }
-
-/// True when equal facts do not tell that two files have the same contents.
-///
-/// Parity: continuity: fs/diff.go: a time without nanoseconds may have been cut to seconds, or set by a
-/// build that wants the same bytes each time.
-fn is_to_be_read(old: &Stat, new: &Stat, copied_up: bool) -> bool {
-    let is_one = (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino);
-    let is_whole = old.st_mtime_nsec == 0 || new.st_mtime_nsec == 0;
-    !is_one && new.st_size > 0 && (copied_up || is_whole)
-}
-
-fn same_contents(dir: &OwnedFd, old: &Stat, new: &Node<'_>) -> Result<bool, Errno> {
-    let open = |dir: &OwnedFd, facts: &Stat| -> Result<File, Errno> {
-        Ok(open_regular(dir, new.name, facts)?.into())
-    };
-    let (mut a, mut b) = (open(dir, old)?, open(new.dir, new.stat)?);
-    let (mut left, mut right) = (vec![0; BUFFER], vec![0; BUFFER]);
-    let errno = |e: std::io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
-    loop {
-        let got = a.read(&mut left).map_err(errno)?;
-        if got == 0 {
-            return Ok(b.read(&mut right).map_err(errno)? == 0);
-        }
-        match b.read_exact(&mut right[..got]) {
-            Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
-            Err(e) => return Err(errno(e)),
-        }
-        if left[..got] != right[..got] {
-            return Ok(false);
-        }
-    }
-}
-
-#[cfg(test)]
-#[path = "contents_tests.rs"]
-mod contents_tests;

@@ -1,13 +1,21 @@
 //! Files whose facts are equal, and whose contents are not.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
-use types::{Descriptor, Mount, media_type};
+use types::{Code, Descriptor, Mount, Result, media_type};
 
-use super::is_to_be_read;
+use super::{BUFFER, Contents, IsGone, is_to_be_read};
+use crate::compare::changes::Walk;
+use crate::compare::layer::Node;
+use crate::compare::sources::Sources;
+use crate::root::{self, Root};
 use crate::scan::scan;
+use crate::tar::Writer;
 use crate::testing::{Bench, bind};
 use crate::{CompareOpts, Comparer as _};
 
@@ -127,11 +135,146 @@ async fn an_attribute_that_a_layer_cannot_hold_is_left_out() {
     let [old, new, to] = ["old", "new", "to"].map(|name| bench.dir(name));
     write(&new.join("f"), "text", 0);
     for name in ["user.a=b", "user.k"] {
-        let flags = rustix::fs::XattrFlags::empty();
-        rustix::fs::lsetxattr(new.join("f"), name, b"v", flags).unwrap();
+        set_attribute(&new.join("f"), name);
     }
     let layer = diff(&bench, &bind(&old), &bind(&new)).await;
     bench.apply(&layer, &bind(&to)).await.unwrap();
     let kept = crate::extract::list_xattrs(&to.join("f"), false).unwrap();
     assert_eq!(kept, [(b"user.k".to_vec(), b"v".to_vec())]);
+}
+
+fn set_attribute(path: &Path, name: &str) {
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::lsetxattr(path, name, b"v", flags).unwrap();
+}
+
+/// The archive of what changed from one directory to another, made on this thread.
+fn walked(bench: &Bench, old: &Path, new: &Path, is_gone: IsGone<'_>) -> Result<Vec<u8>> {
+    let sources = Sources::open(&bench.dir("mounts"), &bind(old), &bind(new))?;
+    Walk::new(&sources, Writer::new(Vec::new()), None, is_gone).run()
+}
+
+/// Counts what is told.
+#[derive(Clone, Default)]
+struct Told(Arc<AtomicU32>);
+
+impl tracing::Subscriber for Told {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn an_attribute_that_is_left_out_is_told_once_and_of_what_is_written_only() {
+    let bench = Bench::new();
+    let [old, new] = ["old", "new"].map(|name| bench.dir(name));
+    for root in [&old, &new] {
+        std::fs::create_dir(root.join("d")).unwrap();
+        write(&root.join("d/same"), "SAME", 0);
+        set_attribute(&root.join("d/same"), "user.a=b");
+        set_attribute(&root.join("d"), "user.a=b");
+    }
+    let told = Told::default();
+    let count = || {
+        let walk = || walked(&bench, &old, &new, &|| false).unwrap();
+        let tar = tracing::subscriber::with_default(told.clone(), walk);
+        (
+            scan(&tar[..]).unwrap().entries,
+            told.0.swap(0, Ordering::SeqCst),
+        )
+    };
+    assert_eq!(count(), (0, 0));
+    // A file of two names, and the directory that they are in.
+    write(&new.join("d/new"), "text", 0);
+    set_attribute(&new.join("d/new"), "user.a=b");
+    std::fs::hard_link(new.join("d/new"), new.join("d/other")).unwrap();
+    assert_eq!(count(), (3, 2));
+}
+
+#[test]
+fn a_walk_over_equal_files_ends_when_nobody_wants_it() {
+    let bench = Bench::new();
+    let [old, new] = ["old", "new"].map(|name| bench.dir(name));
+    for name in ["a", "b", "c", "d"] {
+        for root in [&old, &new] {
+            write(&root.join(name), "SAME", 7);
+        }
+    }
+    walked(&bench, &old, &new, &|| false).unwrap();
+    let asked = Cell::new(0);
+    let is_gone = || asked.replace(asked.get() + 1) == 2;
+    let error = walked(&bench, &old, &new, &is_gone).unwrap_err();
+    assert!(error.is(Code::Cancelled), "{error}");
+    assert_eq!(asked.get(), 3);
+}
+
+#[test]
+fn a_file_is_read_no_further_when_nobody_wants_it() {
+    let bench = Bench::new();
+    let dirs = ["old", "new"].map(|name| {
+        let dir = bench.dir(name);
+        write(&dir.join("f"), &"x".repeat(8 * BUFFER), 0);
+        Root::open(&dir).unwrap().plain_directory(b"").unwrap()
+    });
+    let [old, new] = &dirs;
+    let [before, after] = [old, new].map(|dir| root::stat(dir, b"f").unwrap().unwrap());
+    let node = Node {
+        dir: new,
+        name: b"f",
+        path: b"f",
+        stat: &after,
+    };
+    let asked = Cell::new(0);
+    let same = |limit| {
+        asked.set(0);
+        let is_gone = || asked.replace(asked.get() + 1) == limit;
+        Contents::new(&is_gone).are_same(old, &before, &node)
+    };
+    assert!(same(u32::MAX).unwrap());
+    assert!(asked.get() >= 8, "at each buffer: {}", asked.get());
+    let error = same(3).unwrap_err();
+    assert!(error.is(Code::Cancelled), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_that_is_given_up_gives_its_room_back() {
+    /// It would take hours.
+    const LEN: u64 = 8 << 40;
+    let bench = Bench::new();
+    let [old, new] = ["old", "new"].map(|name| bench.dir(name));
+    for root in [&old, &new] {
+        let file = std::fs::File::create(root.join("f")).unwrap();
+        file.set_len(LEN).unwrap();
+        set_time(&root.join("f"), 0);
+    }
+    let rooms = Arc::clone(&bench.walking.rooms.comparisons);
+    let all = rooms.available_permits();
+    let (walking, store) = (bench.walking.clone(), Arc::clone(&bench.store));
+    let opts = CompareOpts {
+        media_type: media_type::OCI_LAYER.into(),
+        ..CompareOpts::default()
+    };
+    let (lower, upper) = (bind(&old), bind(&new));
+    let compared = async move { walking.compare(&store, &lower, &upper, opts).await };
+    let compared = tokio::spawn(compared);
+    let until = Instant::now() + Duration::from_secs(60);
+    let wait_for = async |count| {
+        while rooms.available_permits() != count {
+            assert!(Instant::now() < until, "{} left", rooms.available_permits());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    wait_for(all - 1).await;
+    compared.abort();
+    wait_for(all).await;
 }

@@ -62,26 +62,32 @@ fn taken(name: &[u8]) -> usize {
     name.len() + EACH
 }
 
-/// The extended attributes that belong into a layer, sorted: the others are the host's or overlayfs'.
+/// The extended attributes that belong into a layer, and can be in one, sorted: the others are the host's
+/// or overlayfs'.
 pub(super) fn wanted_xattrs(path: &Path, ids: &Ids) -> Result<Xattrs, Errno> {
+    xattrs(path, ids, |_| ())
+}
+
+/// The same, when those that a layer cannot hold are told.
+fn xattrs(path: &Path, ids: &Ids, mut left_out: impl FnMut(&[u8])) -> Result<Xattrs, Errno> {
     let mut all = list_xattrs(path, false)?;
-    all.retain(|(name, _)| is_wanted(name));
+    all.retain(|(name, _)| {
+        let is_wanted = is_wanted(name);
+        // A record's name ends at its first `=`: it would come out as another one. Go's layers have no
+        // attributes of users at all.
+        let can_be = !name.contains(&b'=');
+        if is_wanted && !can_be {
+            left_out(name);
+        }
+        is_wanted && can_be
+    });
     all.sort();
     Ok(ids.attributes(all))
 }
 
 fn is_wanted(name: &[u8]) -> bool {
     let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
-    let is_wanted =
-        user || name == b"security.capability" || name.starts_with(b"system.posix_acl_");
-    if is_wanted && name.contains(&b'=') {
-        // A record's name ends at its first `=`: it would come out as another one. Go's layers have no
-        // attributes of users at all.
-        let name = String::from_utf8_lossy(name);
-        tracing::warn!(%name, "a layer cannot hold this extended attribute");
-        return false;
-    }
-    is_wanted
+    user || name == b"security.capability" || name.starts_with(b"system.posix_acl_")
 }
 
 fn kind(stat: &Stat) -> Kind {
@@ -225,8 +231,9 @@ impl<'a, W: Write> Layer<'a, W> {
     }
 
     fn link(&mut self, node: &Node<'_>, path: &[u8], to: Vec<u8>) -> Result<()> {
+        // Its attributes stand with the first name.
         let mut entry = self
-            .describe(node)
+            .describe(node, |_| ())
             .map_err(|e| entry_error("read", path, e))?;
         entry.kind = Kind::Link;
         entry.name = path.to_vec();
@@ -238,7 +245,7 @@ impl<'a, W: Write> Layer<'a, W> {
 
     fn whole(&mut self, node: &Node<'_>) -> Result<()> {
         let entry = self
-            .describe(node)
+            .describe(node, |name| told_left_out(node.path, name))
             .map_err(|e| entry_error("read", node.path, e))?;
         self.parents(node.path)?;
         if entry.kind == Kind::Directory {
@@ -256,7 +263,7 @@ impl<'a, W: Write> Layer<'a, W> {
         self.writer.entry(entry).map_err(stream_error)
     }
 
-    fn describe(&self, node: &Node<'_>) -> Result<Entry, Errno> {
+    fn describe(&self, node: &Node<'_>, left_out: impl FnMut(&[u8])) -> Result<Entry, Errno> {
         let Node {
             dir,
             name,
@@ -297,7 +304,7 @@ impl<'a, W: Write> Layer<'a, W> {
             atime: None,
             major: rustix::fs::major(number),
             minor: rustix::fs::minor(number),
-            xattrs: wanted_xattrs(&through_fd(dir, name), &self.sources.upper_ids)?,
+            xattrs: xattrs(&through_fd(dir, name), &self.sources.upper_ids, left_out)?,
             sparse: None,
         })
     }
@@ -329,7 +336,8 @@ impl<'a, W: Write> Layer<'a, W> {
                 path: parent,
                 stat: &stat,
             };
-            let entry = self.describe(&node).map_err(fail)?;
+            let told = |name: &[u8]| told_left_out(parent, name);
+            let entry = self.describe(&node, told).map_err(fail)?;
             self.note(parent);
             self.put(&entry)?;
         }
@@ -364,6 +372,11 @@ impl<'a, W: Write> Layer<'a, W> {
         }
         Ok(())
     }
+}
+
+fn told_left_out(path: &[u8], name: &[u8]) {
+    let [path, name] = [path, name].map(String::from_utf8_lossy);
+    tracing::warn!(%path, %name, "a layer cannot hold this extended attribute");
 }
 
 fn has_names(stat: &Stat) -> bool {

@@ -8,6 +8,7 @@
 //! and a failed compare leaves no ingest of its own.
 
 mod changes;
+mod contents;
 mod ids;
 mod layer;
 mod names;
@@ -161,7 +162,7 @@ async fn fill(
                 break;
             }
         }
-        // A walk that still runs fails at its next chunk.
+        // A walk that still runs ends at its next entry, or chunk.
         drop(chunks);
         written
     };
@@ -180,6 +181,8 @@ fn write_layer(
     to: mpsc::Sender<Bytes>,
 ) -> Result<Digest> {
     let sources = Sources::open(temporary, lower, upper)?;
+    let reader = to.clone();
+    let is_gone = || reader.is_closed();
     let tee = Tee {
         encoder: Encoder::new(
             compression,
@@ -192,7 +195,7 @@ fn write_layer(
         hasher: Hasher::new(Algorithm::Sha256),
     };
     let writer = Writer::new(BufWriter::with_capacity(CHUNK, tee));
-    let buffered = Walk::new(&sources, writer, epoch).run()?;
+    let buffered = Walk::new(&sources, writer, epoch, &is_gone).run()?;
     let tee = buffered
         .into_inner()
         .map_err(|e| stream_error(e.into_error()))?;
