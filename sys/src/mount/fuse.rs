@@ -8,8 +8,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use types::{Error, Mount, Result};
 
+use super::info;
 use crate::process::Spawn;
 
 /// A file system that does not come up in this time is not waited for.
@@ -20,8 +22,6 @@ const FAREWELL: Duration = Duration::from_secs(10);
 const STACKED: usize = 16;
 /// What is kept of the helper's words.
 const WORDS: usize = 4096;
-/// What statfs(2) says of each of them.
-const MAGIC: u64 = 0x6573_5546;
 /// What unmounts them, the newer one first.
 pub(super) const UNMOUNTERS: [&str; 2] = ["fusermount3", "fusermount"];
 
@@ -87,9 +87,7 @@ pub(super) fn unmount_all(target: &Path, helpers: &[&str]) {
 }
 
 fn unmount_within(target: &Path, helpers: &[&str], deadline: Duration) -> bool {
-    let is_one = rustix::fs::statfs(target)
-        .is_ok_and(|facts| u64::try_from(facts.f_type).is_ok_and(|kind| kind == MAGIC));
-    if !is_one {
+    if !is_one(target) {
         return false;
     }
     let Ok(target) = seen_from_outside(target) else {
@@ -101,6 +99,24 @@ fn unmount_within(target: &Path, helpers: &[&str], deadline: Duration) -> bool {
         let done = spawn.answer(&[], WORDS, deadline);
         done.is_ok_and(|answer| answer.status.is_success())
     })
+}
+
+/// True when what is mounted at `target` is a file system of FUSE without a disk. Its server is not asked,
+/// as statfs(2) would: one that does not answer any more is what is to be unmounted.
+fn is_one(target: &Path) -> bool {
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+    // The kernel tells these of every file, wanted or not; what it has to be asked for, so has the server.
+    let facts = rustix::fs::statx(CWD, target, flags, StatxFlags::empty());
+    let Ok(facts) = facts else {
+        return false;
+    };
+    let is_mounted = facts.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    let has_id = StatxFlags::from_bits_retain(facts.stx_mask).contains(StatxFlags::MNT_ID);
+    if !is_mounted || !has_id || facts.stx_dev_major != 0 {
+        return false;
+    }
+    let found = info::of(facts.stx_mnt_id).ok().flatten();
+    found.is_some_and(|mount| mount.kind == "fuse" || mount.kind.starts_with("fuse."))
 }
 
 /// The path as another process finds it: `self` is somebody else there.
@@ -115,7 +131,12 @@ fn seen_from_outside(path: &Path) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{info, is_mount_point, mount, unmount};
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    use super::super::{is_mount_point, mount, unmount};
     use super::*;
 
     #[test]
@@ -205,6 +226,60 @@ mod tests {
         unmount_all(&mounted, &all);
         super::super::detach(&mounted).unwrap();
         assert!(!is_mount_point(&mounted).unwrap());
+    }
+
+    /// A server that does not answer until this is dropped.
+    struct Stopped(Pid);
+
+    impl Stopped {
+        /// The server of [`overlay`] in `dir`.
+        fn of(dir: &Path) -> Self {
+            let lower = format!("lowerdir={}/lower,", dir.display());
+            let is_one = |pid: &u32| {
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let line = String::from_utf8_lossy(&line).into_owned();
+                let mut words = line.split('\0');
+                let program = words.next().unwrap_or_default();
+                program.ends_with("fuse-overlayfs") && words.any(|word| word.contains(&lower))
+            };
+            let all = std::fs::read_dir("/proc").unwrap();
+            let pids = all.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+            let pid = pids.into_iter().find(is_one).unwrap();
+            let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+            kill_process(pid, Signal::STOP).unwrap();
+            let until = Instant::now() + Duration::from_secs(60);
+            let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            while !stat().contains(") T ") {
+                assert!(Instant::now() < until, "{}", stat());
+                std::thread::yield_now();
+            }
+            Self(pid)
+        }
+    }
+
+    impl Drop for Stopped {
+        fn drop(&mut self) {
+            // It may be gone.
+            let _gone = kill_process(self.0, Signal::CONT);
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_not_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let can = helper(dir.path(), "can", "exit 0");
+        let mounted = overlay(dir.path());
+        let stopped = Stopped::of(dir.path());
+        let (done, ended) = mpsc::channel();
+        let place = mounted.clone();
+        std::thread::spawn(move || {
+            let answers = [&[&*can][..], &UNMOUNTERS].map(|all| super::unmount(&place, all));
+            // The test may have given up.
+            let _gone = done.send((answers, is_mount_point(&place).unwrap()));
+        });
+        let ended = ended.recv_timeout(Duration::from_secs(60));
+        drop(stopped);
+        assert_eq!(ended, Ok(([true; 2], false)));
     }
 
     #[test]

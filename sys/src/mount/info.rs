@@ -58,6 +58,22 @@ pub fn load() -> Result<Vec<MountInfo>> {
     parse(&String::from_utf8_lossy(&text))
 }
 
+/// The mount of this process that has this id.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn of(id: u64) -> Result<Option<MountInfo>> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = std::fs::read(path).map_err(|e| at("read", path, e))?;
+    // The others are not looked into: there may be thousands.
+    let start = format!("{id} ");
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let Some(line) = lines.find(|line| line.starts_with(start.as_bytes())) else {
+        return Ok(None);
+    };
+    Ok(parse(&String::from_utf8_lossy(line))?.pop())
+}
+
 /// Parses the whole text.
 ///
 /// # Errors
