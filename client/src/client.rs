@@ -19,8 +19,8 @@ use crate::services::{
 /// Snapshotter where neither the caller nor the namespace names one.
 pub const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 
-/// Differs of daemons, ours and Go's, that a layer may be given to without its parents: the second takes
-/// none that is not for its own snapshotter.
+/// Differs of daemons that do not say what they can do, older ones of ours and Go's, that a layer may be
+/// given to without its parents: the second takes none that is not for its own snapshotter.
 const DIFFERS: [&str; 2] = ["walking", "erofs"];
 
 /// A connection to a daemon, in one namespace. Cheap to clone.
@@ -177,7 +177,8 @@ impl Client {
         let found = self.introspection().plugins(&filter).await?;
         let ready = found.iter().filter(|plugin| plugin.fault.is_none());
         // Another program's may come before the daemon's own, whatever the layer.
-        let settles = are_ours(ready.map(|plugin| plugin.id.as_str()));
+        let rows = ready.map(|plugin| (plugin.id.as_str(), plugin.capabilities.as_slice()));
+        let settles = they_settle(rows);
         let made = RemoteDiff::new(self.caller.clone());
         Ok(Arc::new(made.with_settling(settles)))
     }
@@ -248,9 +249,13 @@ fn unpacks_at_once(name: &str, words: &[&str]) -> (bool, bool) {
     )
 }
 
-/// True when layers may be given to a daemon's differs without their parents, whichever is asked.
-fn are_ours<'a>(mut differs: impl Iterator<Item = &'a str>) -> bool {
-    differs.all(|id| DIFFERS.contains(&id))
+/// True when layers may be given to a daemon's differs with these names and capabilities without their
+/// parents, whichever is asked.
+fn they_settle<'a>(mut differs: impl Iterator<Item = (&'a str, &'a [String])>) -> bool {
+    differs.all(|(id, words)| match words {
+        [] => DIFFERS.contains(&id),
+        words => words.iter().any(|word| word == SETTLES),
+    })
 }
 
 #[cfg(test)]
@@ -269,7 +274,20 @@ mod tests {
         ] {
             assert_eq!(unpacks_at_once(name, words), want, "{name} {words:?}");
         }
-        assert!(are_ours(["erofs", "walking"].into_iter()));
-        assert!(!are_ours(["far", "walking"].into_iter()));
+        for (differs, want) in [
+            (&[("erofs", ""), ("walking", "")][..], true),
+            (&[("far", ""), ("walking", "")], false),
+            (&[("far", "settle"), ("walking", "settle")], true),
+            (&[("far", ""), ("walking", "settle")], false),
+            (&[("walking", "other")], false),
+        ] {
+            let rows = differs.iter().map(|&(id, word)| {
+                let words = (!word.is_empty()).then(|| word.to_owned());
+                (id, words.into_iter().collect::<Vec<_>>())
+            });
+            let rows: Vec<_> = rows.collect();
+            let rows = rows.iter().map(|(id, words)| (*id, words.as_slice()));
+            assert_eq!(they_settle(rows), want, "{differs:?}");
+        }
     }
 }
