@@ -14,6 +14,7 @@ use metadata::gc::{Scheduler, SchedulerOpts};
 use mounts::Mounts;
 use network::Networks;
 use runtime_v2::Tasks;
+use snapshotters::SETTLES;
 use tokio::sync::watch;
 use types::{
     Code, ContainerId, DEFAULT_RUNTIME, Descriptor, Error, Mount, Namespace, Result, Scope,
@@ -84,7 +85,7 @@ impl Engine {
                 .with_limits(limits.limits())
                 .with_processors(config.processors());
             let made: Arc<dyn Differ> = Arc::new(walking);
-            Ok((made, Facts::of_host()))
+            Ok((made, Facts::of_host().capability(SETTLES, true)))
         };
         let requires = &["io.containerd.metadata.v1"];
         let mut candidates = vec![Candidate {
@@ -95,7 +96,10 @@ impl Engine {
         candidates.extend(proxies::candidates(
             config,
             ProxyKind::Diff,
-            |caller, _, _| -> Arc<dyn Differ> { Arc::new(RemoteDiff::new(caller)) },
+            |caller, _, plugin| -> Arc<dyn Differ> {
+                let settles = plugin.capabilities.iter().any(|word| word == SETTLES);
+                Arc::new(RemoteDiff::new(caller).with_settling(settles))
+            },
         ));
         let differs = Point::build(DIFFER, config, candidates)?;
         let mut rows = differs.rows().to_vec();

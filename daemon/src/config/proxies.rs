@@ -33,7 +33,8 @@ pub(crate) struct ProxyPlugin {
     /// Values for clients, such as `root`.
     #[serde(default)]
     pub(crate) exports: BTreeMap<String, String>,
-    /// What it can do beyond its contract: `rebase`, `remap-ids`.
+    /// What it can do beyond its contract: `rebase`, `remap-ids`; `settle` for a snapshotter or a
+    /// differ of ours.
     #[serde(default)]
     pub(crate) capabilities: Vec<String>,
 }
