@@ -82,6 +82,13 @@ impl Program {
         self
     }
 
+    /// Takes an environment variable away that the test may have.
+    #[must_use]
+    pub fn env_remove(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
     /// Gives it standard input.
     #[must_use]
     pub fn input(mut self, input: &[u8]) -> Self {

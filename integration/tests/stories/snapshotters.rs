@@ -268,9 +268,10 @@ fn compared(host: &Host) {
             "application/vnd.oci.image.layer.v1.tar",
             "active",
         ]);
-        if let Some(epoch) = epoch {
-            diff = diff.env("SOURCE_DATE_EPOCH", epoch);
-        }
+        diff = match epoch {
+            Some(epoch) => diff.env("SOURCE_DATE_EPOCH", epoch),
+            None => diff.env_remove("SOURCE_DATE_EPOCH"),
+        };
         let out = diff.run();
         assert_eq!(out.code, 0, "{}", out.stderr);
         for name in ["added", "bin/.wh.busybox"] {
