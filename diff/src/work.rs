@@ -20,7 +20,7 @@ const ALL: std::ops::RangeInclusive<usize> = 4..=16;
 pub(crate) struct Rooms {
     applies: Arc<Semaphore>,
     pub(crate) following: Arc<Semaphore>,
-    pub(crate) comparisons: Arc<Semaphore>,
+    comparisons: Arc<Semaphore>,
     /// Of decoders with a large window there is one.
     windows: Arc<Semaphore>,
     /// Of those with a common one there are as many as processors, and one less for layers that come in.
