@@ -166,11 +166,11 @@ async fn a_pattern_that_cannot_be_compiled_is_refused(peer: &Peer) {
 /// Go parses as many as fit into a message.
 async fn more_than_a_request_may_hold_is_refused(peer: &Peer) {
     let mut images = choice(peer).await;
-    let long = format!("name=={}", "x".repeat(32 << 10));
+    let long = format!("name=={}", "x".repeat(128 << 10));
     let joined = vec!["name"; 4001].join(",");
     for (filters, limit) in [
         (vec!["name"; 1001], "filters, the limit is 1000"),
-        (vec![&*long; 2], "bytes of filters, the limit is 65536"),
+        (vec![&*long; 2], "bytes of filters, the limit is 262144"),
         (vec![&*joined], "conditions in filters, the limit is 4000"),
         (
             vec!["name~=a"; 257],

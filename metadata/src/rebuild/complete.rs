@@ -14,7 +14,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
-use types::{Container, Context as _, Namespace, Result, SnapshotInfo, SnapshotKind};
+use types::{Code, Container, Context as _, Namespace, Result, SnapshotInfo, SnapshotKind};
 
 use super::{Builder, Found, Rebuilt, Rootfs};
 use crate::codec::damaged;
@@ -122,7 +122,7 @@ pub(crate) async fn at_start(kv: &Kv, opts: &OpenOpts) -> Result<(Option<Rebuilt
     };
     match kv.write(change).await {
         // A full disk: images can be removed only by who has started.
-        Err(error) if !is_needed => {
+        Err(error) if !is_needed && error.is(Code::ResourceExhausted) => {
             tracing::warn!(%error, "nothing lacks a record; the next start has to look again");
         }
         done => done?,

@@ -8,7 +8,7 @@ use types::{Error, Filter, Patterns, Result};
 /// each of some hundred bytes when it is parsed.
 const MAX_FILTERS: usize = 1000;
 /// Bytes of all of them together.
-const MAX_TEXT: usize = 64 << 10;
+const MAX_TEXT: usize = 256 << 10;
 /// What they ask for, joined by commas: a comma that belongs to a value counts as well.
 const MAX_SELECTORS: usize = 4000;
 /// Regular expressions in the filters of one request. Each costs some KiB as long as it is held,

@@ -467,11 +467,11 @@ async fn what_has_a_bad_name_is_not_found() {
 }
 
 #[tokio::test]
-async fn a_request_has_few_regular_expressions_and_any_number_of_values() {
+async fn a_request_has_few_regular_expressions_and_many_values() {
     let daemon = Daemon::start().await;
     let mut client = ContainersClient::new(daemon.channel());
     for (filter, count, code) in [
-        ("id==a", 10_000, None),
+        ("id==a", 1_000, None),
         ("id~=a", 256, None),
         ("id~=a", 257, Some(Code::InvalidArgument)),
         ("id~=a,image~=b", 129, Some(Code::InvalidArgument)),
