@@ -110,7 +110,7 @@ mod tests {
         let long = format!("a=={}", "x".repeat(MAX_TEXT / 4 - 3));
         filter(&many(4, &long)).unwrap();
         let text = refusal(&[many(4, &long), many(1, "a")].concat());
-        assert!(text.contains("65537 bytes of filters"), "{text}");
+        assert!(text.contains("262145 bytes of filters"), "{text}");
 
         let joined = |count| vec!["a"; count].join(",");
         filter(&[joined(MAX_SELECTORS)]).unwrap();
