@@ -114,10 +114,11 @@ doc:
 
 # The same cases in every run: a new seed belongs to a search, not to a gate. `make search` looks
 # further, with a seed of its own. What the build wrote goes to the disk first: no test waits behind it.
+# All that fail are told, not those of the first crate alone.
 unit: deps-unit
 	$(CARGO) test --locked --workspace --exclude integration --no-run
 	sync
-	PROPTEST_RNG_SEED=1 $(CARGO) test --locked --workspace --exclude integration
+	PROPTEST_RNG_SEED=1 $(CARGO) test --locked --workspace --exclude integration --no-fail-fast
 
 search:
 	$(CARGO) test --locked --workspace --exclude integration
@@ -142,7 +143,8 @@ integration: export RUST_TEST_THREADS = $(shell echo $$(($$(nproc) * 2)))
 # Behind the gigabytes that a build has just written, every fsync of a daemon waits for tens of seconds.
 integration: deps-test binaries-dev $(IMAGE)
 	sync
-	BIN_DIR=$(DEV) $(CARGO) test --locked -p integration --test stories --test conformance
+	BIN_DIR=$(DEV) $(CARGO) test --locked -p integration --test stories --test conformance \
+		--no-fail-fast
 
 # The fuzz targets run here: nobody has to check that they compile.
 test: deps-test checks fuzz integration
