@@ -21,7 +21,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,11 +40,16 @@ use crate::{Blob, ContentStore, Ingest, IngestSpec, Writer};
 #[derive(Clone)]
 pub struct Local(Arc<Store>);
 
+/// Digests that are named side by side.
+const NAMING: usize = 16;
+
 /// What the store's handles and writers share.
 struct Store {
     layout: Layout,
     /// Live writers by the name of their directory.
     writers: Mutex<Writers>,
+    /// Held while a blob gets its name and that is flushed, by the first digit of its digest.
+    naming: [Mutex<()>; NAMING],
 }
 
 type Writers = HashMap<OsString, Arc<Live>>;
@@ -77,6 +82,7 @@ impl Local {
         Self(Arc::new(Store {
             layout,
             writers: Mutex::default(),
+            naming: Default::default(),
         }))
     }
 
@@ -97,7 +103,14 @@ impl fmt::Debug for Local {
 }
 
 impl Store {
-    fn writers(&self) -> std::sync::MutexGuard<'_, Writers> {
+    /// Lets nobody else name that digest.
+    fn naming(&self, digest: &Digest) -> MutexGuard<'_, ()> {
+        let first = digest.hex().bytes().next().unwrap_or_default();
+        let lock = &self.naming[usize::from(first) % NAMING];
+        lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writers(&self) -> MutexGuard<'_, Writers> {
         self.writers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -424,18 +424,16 @@ impl LocalIngest {
         &mut self,
         digest: &Digest,
         size: u64,
-        sync_dir: impl FnOnce(&Path) -> Result<()>,
+        sync_dir: impl Fn(&Path) -> Result<()>,
     ) -> Result<()> {
-        let layout = &self.claim.store.layout;
-        let target = layout.blob(digest);
-        // A file of another length cannot be the blob: it is replaced by what was just verified.
-        if fs::metadata(&target).is_ok_and(|there| there.len() == size) {
-            self.committed = true;
-            // Who made it may not have come to this step yet, or ever.
-            sync_dir(&layout.blobs(digest.algorithm()))?;
-            self.ticket.remove();
-            return Err(Error::already_exists(format_args!("content {digest}")));
+        let store = Arc::clone(&self.claim.store);
+        let directory = store.layout.blobs(digest.algorithm());
+        let target = store.layout.blob(digest);
+        let naming = store.naming(digest);
+        if let Some(done) = self.is_there(digest, size, || sync_dir(&directory)) {
+            return done;
         }
+        drop(naming);
         let data = self.ticket.data();
         {
             let mut sink = self.shared.sink();
@@ -452,9 +450,13 @@ impl LocalIngest {
                 return Err(os("sync", &data, error));
             }
         }
+        let _naming = store.naming(digest);
+        if let Some(done) = self.is_there(digest, size, || sync_dir(&directory)) {
+            return done;
+        }
         fs::rename(&data, &target).map_err(|e| os("rename", &data, e))?;
         self.committed = true;
-        let synced = sync_dir(&layout.blobs(digest.algorithm()));
+        let synced = sync_dir(&directory);
         if synced.is_err() {
             // Nobody knows whether the disk has its name. Left there, it would be found by who tries again,
             // and that flush might succeed without having done anything: it is sent again as well.
@@ -465,6 +467,27 @@ impl LocalIngest {
         }
         self.ticket.remove();
         synced
+    }
+
+    /// Ends a commit of a blob that another one has made: nobody else names it meanwhile, or takes its name
+    /// away again. It stays where it is whatever becomes of the flush: there may be records of it.
+    fn is_there(
+        &mut self,
+        digest: &Digest,
+        size: u64,
+        sync: impl FnOnce() -> Result<()>,
+    ) -> Option<Result<()>> {
+        let target = self.claim.store.layout.blob(digest);
+        // A file of another length cannot be the blob: it is replaced by what was just verified.
+        if fs::metadata(&target).is_ok_and(|there| there.len() == size) {
+            self.committed = true;
+            // Who made it may not have come to this step yet, or ever.
+            let synced = sync();
+            self.ticket.remove();
+            let known = Error::already_exists(format_args!("content {digest}"));
+            return Some(synced.and(Err(known)));
+        }
+        None
     }
 }
 

@@ -13,12 +13,16 @@ use crate::testsuite::spec;
 fn writer() -> (tempfile::TempDir, Box<LocalIngest>, watch::Receiver<u64>) {
     let root = tempfile::tempdir().unwrap();
     let local = Local::open(root.path().join("content")).unwrap();
-    let spec = spec("r");
+    let ingest = writer_of(&local, "r");
+    let written = ingest.shared.written().subscribe();
+    (root, ingest, written)
+}
+
+fn writer_of(local: &Local, reference: &str) -> Box<LocalIngest> {
+    let spec = spec(reference);
     let name = ticket_name(&spec.reference).unwrap();
     let claim = Claim::take(&local.0, name.into()).unwrap();
-    let ingest = LocalIngest::open(claim, &spec).unwrap();
-    let written = ingest.shared.written().subscribe();
-    (root, Box::new(ingest), written)
+    Box::new(LocalIngest::open(claim, &spec).unwrap())
 }
 
 /// Keeps the blocking thread at its work until what is returned is dropped.
@@ -154,4 +158,32 @@ async fn a_blob_whose_name_could_not_be_flushed_is_sent_again() {
     assert_eq!(again.status().offset, 0);
     again.write(vec![1; 1000].into()).await.unwrap();
     again.commit(None, None, Labels::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_that_could_not_be_flushed_is_nobody_elses_meanwhile() {
+    let root = tempfile::tempdir().unwrap();
+    let local = Local::open(root.path().join("content")).unwrap();
+    let mut both = ["one", "other"].map(|name| writer_of(&local, name));
+    for ingest in &mut both {
+        ingest.write(vec![1; 1000].into()).await.unwrap();
+    }
+    let digest = both[0].digest().await.unwrap();
+    both[1].digest().await.unwrap();
+    let [mut one, mut other] = both;
+    let (ended, end) = mpsc::channel();
+    let failed = std::thread::scope(|scope| {
+        let digest = &digest;
+        let mut second = Some(move || ended.send(other.publish(digest, 1000, |_| Ok(()))));
+        let second = std::cell::RefCell::new(&mut second);
+        one.publish(digest, 1000, |_| {
+            scope.spawn(second.borrow_mut().take().unwrap());
+            // It would be told that the blob is there, which is taken away now.
+            end.recv_timeout(Duration::from_millis(200)).unwrap_err();
+            Err(Error::internal("the disk has failed"))
+        })
+    });
+    assert!(failed.unwrap_err().is(Code::Internal));
+    end.recv().unwrap().unwrap();
+    assert_eq!(local.info(&digest).await.unwrap().size, 1000);
 }
