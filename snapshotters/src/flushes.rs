@@ -7,9 +7,11 @@
 //! since what could not be written counts as clean from then on.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use rustix::io::Errno;
 use types::{Code, Error, Result};
 
 /// What became of one flush: empty as long as it has not ended.
@@ -18,8 +20,9 @@ type Round = OnceLock<Result<(), (Code, String)>>;
 /// The flushes of one file system.
 #[derive(Debug)]
 pub(crate) struct Flushes {
-    /// Open since before anything was written that is to be flushed.
-    on: File,
+    /// Open since before anything was written that is to be flushed; none where there is nothing yet, which
+    /// only who looks at a store finds.
+    on: Option<File>,
     path: PathBuf,
     /// The one that has not begun.
     coming: Mutex<Arc<Round>>,
@@ -31,10 +34,13 @@ impl Flushes {
     /// Those of the file system that `path` is on.
     ///
     /// # Errors
-    /// The path cannot be opened.
+    /// The path cannot be opened. That it is not there is none.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let on = File::open(path);
-        let on = on.map_err(|e| Error::os(format_args!("open {}", path.display()), e))?;
+        let on = match File::open(path) {
+            Ok(on) => Some(on),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(Error::os(format_args!("open {}", path.display()), error)),
+        };
         Ok(Self {
             on,
             path: path.to_owned(),
@@ -49,7 +55,10 @@ impl Flushes {
     /// I/O, since the last flush.
     pub(crate) fn flush(&self) -> Result<()> {
         let fail = |e| crate::tree::at("syncfs", &self.path, e);
-        self.share(|| rustix::fs::syncfs(&self.on).map_err(fail))
+        self.share(|| match &self.on {
+            Some(on) => rustix::fs::syncfs(on).map_err(fail),
+            None => Err(fail(Errno::NOENT)),
+        })
     }
 
     fn share(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -95,7 +95,12 @@ impl Inside {
             return Ok(false);
         }
         note::settle(&directory, parent)?;
-        layout.settle(store, id, &chain.parents)?;
+        let settled = layout.settle(store, id, &chain.parents);
+        if settled.is_err() {
+            // Who tries again is not told of an error any more by the flush in there.
+            self.flushed().remove(&id);
+        }
+        settled?;
         Ok(true)
     }
 
