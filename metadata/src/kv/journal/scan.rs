@@ -35,6 +35,8 @@ pub(super) struct Scan {
     /// Where what is torn ends: zeros follow.
     pub(super) end: u64,
     is_ended: bool,
+    /// The end of the base has come.
+    is_based: bool,
     /// Commit of the frame before.
     last: u64,
     payload: Vec<u8>,
@@ -88,6 +90,7 @@ impl Scan {
             damaged: false,
             end: 0,
             is_ended: false,
+            is_based: false,
             last: 0,
             payload: Vec::new(),
         };
@@ -132,10 +135,15 @@ impl Scan {
         let Ok(frame) = Frame::parse(&self.payload) else {
             return Ok(None);
         };
-        // A commit that is left out may have changed anything.
-        if frame.kind == Kind::Change && frame.commit != self.last + 1 {
+        // A commit that is left out may have changed anything, and a base has one end and stands before all.
+        let is_next = match frame.kind {
+            Kind::Change => frame.commit == self.last + 1,
+            Kind::Base | Kind::BaseEnd => !self.is_based,
+        };
+        if !is_next {
             return Ok(None);
         }
+        self.is_based |= frame.kind == Kind::BaseEnd;
         self.last = frame.commit;
         (self.torn, self.damaged) = (false, false);
         self.at += HEAD as u64 + u64::from(len);

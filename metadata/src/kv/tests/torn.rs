@@ -165,3 +165,17 @@ fn what_looks_like_thousands_of_frames_is_read_a_few_times() {
     let survey = Journal::survey(&path).unwrap().unwrap();
     assert!(survey.torn && survey.damaged, "{survey:?}");
 }
+
+/// Its frames are whole, but nobody writes them there.
+#[test]
+fn a_second_base_is_damage() {
+    let (_root, path) = place();
+    let (_, frames) = journal(&path, &[vec![7]]);
+    let mut found = read(&path);
+    let base = found[8..frames[0].start].to_vec();
+    found[frames[0].end..][..base.len()].copy_from_slice(&base);
+    write(&path, &found);
+    let survey = Journal::survey(&path).unwrap().unwrap();
+    assert!(survey.torn && survey.damaged, "{survey:?}");
+    assert_eq!(survey.last, 1);
+}
