@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tonic::Status;
 
-/// What may have come of all of them, in bytes: the most of eight connections.
+/// What may have come of all of them, in bytes.
 const MOST: usize = 512 << 20;
-/// What may have come of those of one connection: four of the largest, or 64 writers of content that are
-/// all about to end a message of 1 MiB.
-const MOST_OF_ONE: usize = 64 << 20;
+/// What may have come of those of one connection. Clients that fetch an image send all its layers at once
+/// in messages of 1 MiB, a frame of each in turn, so that all may be about to end: an image has at most 127.
+const MOST_OF_ONE: usize = 160 << 20;
 /// What may come of each before it counts.
 const SMALL: usize = 16 << 10;
 
@@ -164,6 +164,20 @@ mod tests {
         refused(&mut small, SMALL + 1);
         drop(one);
         assert_eq!(come(&SOME), 0);
+    }
+
+    #[test]
+    fn all_layers_of_an_image_may_come_at_once() {
+        static SOME: Halves = Halves::new(MOST);
+        let connection = Arc::new(Halves::of_connection());
+        let mut layers: Vec<_> = (0..127)
+            .map(|_| Half::of(Some(Arc::clone(&connection)), &SOME))
+            .collect();
+        for come in 1..=64 {
+            for layer in &mut layers {
+                layer.come(come << 14).unwrap();
+            }
+        }
     }
 
     #[test]

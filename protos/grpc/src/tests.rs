@@ -426,7 +426,7 @@ async fn whole_messages_of_calls_that_do_not_begin_are_bounded() {
         }))
     };
     let mut open = futures::stream::FuturesUnordered::new();
-    for _ in 0..5 {
+    for _ in 0..11 {
         // One after the other: most of a message has gone when its client looks for the next one.
         let (gone, is_gone) = tokio::sync::oneshot::channel();
         let end = futures::stream::once(async move {
@@ -438,7 +438,7 @@ async fn whole_messages_of_calls_that_do_not_begin_are_bounded() {
         // The last one may be refused before.
         let _gone_or_refused = is_gone.await;
     }
-    // There is room for four.
+    // There is room for ten.
     let refused = futures::StreamExt::next(&mut open);
     let refused = tokio::time::timeout(std::time::Duration::from_secs(60), refused).await;
     let answer = refused.expect("a refusal").unwrap().unwrap();
