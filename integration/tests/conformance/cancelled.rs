@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::containers::container;
-use crate::peer::{Peer, SOON, leased, scoped};
+use crate::peer::{Peer, SOON, labels, leased, scoped};
 use crate::stock::{SNAPSHOTTER, held, lease, prepare, write};
 
 rules! {
@@ -77,6 +77,8 @@ async fn hasty_prepare(peer: &Peer, step: u64, key: &str) -> Result<Response<()>
     let request = PrepareSnapshotRequest {
         snapshotter: SNAPSHOTTER.into(),
         key: key.into(),
+        // A call that was cut off may have made it without its lease.
+        labels: labels(&[(crate::stock::ROOT, "yes")]),
         ..PrepareSnapshotRequest::default()
     };
     let mut client = SnapshotsClient::new(peer.channel());

@@ -299,6 +299,8 @@ async fn a_view_is_whole_or_not_there(peer: &Peer) {
         let view = snapshots::ViewSnapshotRequest {
             snapshotter: SNAPSHOTTER.into(),
             key: key.clone(),
+            // A call that was cut off may have made it without its lease.
+            labels: labels(&[(crate::stock::ROOT, "yes")]),
             ..Default::default()
         };
         let told = in_time(client.view(hasty(step, view.clone())).await);
@@ -324,6 +326,7 @@ async fn a_commit_is_whole_or_has_not_begun(peer: &Peer) {
             snapshotter: SNAPSHOTTER.into(),
             name: name.clone(),
             key: key.clone(),
+            labels: labels(&[(crate::stock::ROOT, "yes")]),
             ..Default::default()
         };
         let told = in_time(client.commit(hasty(step, commit)).await);
