@@ -113,8 +113,7 @@ impl<'a> Live<'a> {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
-        // Zero leaves it alone, as at the start.
-        if news.has("oom_score") && loaded.config.oom_score != 0 {
+        if news.has("oom_score") {
             sys::limits::set_oom_score(std::process::id(), loaded.config.oom_score)?;
         }
         if news.has("debug") {
@@ -175,6 +174,10 @@ impl News {
             match (was, is) {
                 (was, is) if was == is => {}
                 (Value::Table(was), Value::Table(is)) => self.note(path, was, is),
+                // Zero leaves it alone, as at the start: what it was before, nobody knows any more.
+                (_, Value::Integer(0)) if path[..] == ["oom_score"] => {
+                    self.waiting.push(path.join("."));
+                }
                 _ if is_live(path) => self.changed.push(path.join(".")),
                 _ => self.waiting.push(path.join(".")),
             }
@@ -198,7 +201,9 @@ fn table(config: &Config) -> Result<Table> {
 fn merged(old: &Config, new: &Config) -> Result<Config> {
     let mut merged = old.clone();
     merged.debug.level = new.debug.level;
-    merged.oom_score = new.oom_score;
+    if new.oom_score != 0 {
+        merged.oom_score = new.oom_score;
+    }
     let full = table(new)?;
     let given = full.get("plugins").and_then(Value::as_table);
     for live in LIVE {
@@ -208,12 +213,14 @@ fn merged(old: &Config, new: &Config) -> Result<Config> {
         let section = given
             .and_then(|given| given.get(*uri))
             .and_then(Value::as_table);
-        let Some(section) = section else {
-            continue;
-        };
         let into = merged.plugins.entry((*uri).to_owned()).or_default();
-        let is_live = |key: &String| keys.is_empty() || keys.contains(&key.as_str());
-        let live = section.iter().filter(|(key, _)| is_live(key));
+        let is_live = |key: &str| keys.is_empty() || keys.contains(&key);
+        // What is not given any more has its default again.
+        into.retain(|key, _| !is_live(key));
+        let live = section
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| is_live(key));
         into.extend(live.map(|(key, value)| (key.clone(), value.clone())));
     }
     Ok(merged)
@@ -298,5 +305,26 @@ mod tests {
         let again = News::between(&running, &new).unwrap();
         assert_eq!((again.changed, again.waiting), (vec![], news.waiting));
         assert_eq!(News::between(&new, &new).unwrap(), News::default());
+        // And back: what is not given any more is no news for ever, and can be given again.
+        let back = merged(&running, &old).unwrap();
+        let again = News::between(&back, &old).unwrap();
+        assert!(again.changed.is_empty(), "{again:?}");
+        assert_eq!(News::between(&back, &new).unwrap().changed, changed);
+    }
+
+    #[test]
+    fn a_score_of_zero_waits_for_a_restart() {
+        let (some, none) = (config("oom_score = 5"), config("oom_score = 0"));
+        let news = News::between(&some, &none).unwrap();
+        assert_eq!(
+            (news.changed, news.waiting),
+            (vec![], vec!["oom_score".to_owned()])
+        );
+        assert_eq!(merged(&some, &none).unwrap().oom_score, 5);
+        let news = News::between(&none, &some).unwrap();
+        assert_eq!(
+            (news.changed, news.waiting),
+            (vec!["oom_score".to_owned()], vec![])
+        );
     }
 }
