@@ -154,6 +154,7 @@ impl Place {
             .map_err(|e| Error::os("start threads", e))?;
         let heard = runtime.block_on(async {
             let mut signals = Signals::take()?;
+            signals.end_in_order()?;
             let mut beat = tokio::time::interval(BEAT);
             let next = async || {
                 tokio::select! {
@@ -270,6 +271,7 @@ async fn serve(
         ground = ground.after(past);
     }
     let engine = Engine::open(Store::open(ground, config).await?, config)?;
+    signals.end_in_order()?;
     let checker = Checker::new(&engine.store.metadata, config)
         .with_mounts(&engine.mounts)
         .with_networks(engine.networks.clone(), engine.drivers.clone());
@@ -331,8 +333,12 @@ async fn serve(
     };
     let successor = ended_for(successor, &mut signals, &mut live, ending).await;
     // What waits to be taken away would wait for the next start.
-    if let Err(error) = engine.networks.settle().await {
-        tracing::warn!(%error, "interfaces that were taken away are left to the next start");
+    match tokio::time::timeout(GRACE, engine.networks.settle()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "interfaces that were taken away are left to the next start");
+        }
+        Err(_) => tracing::warn!("interfaces that are still taken away are left to the next start"),
     }
     running.end();
     Ok(match successor {

@@ -1,8 +1,8 @@
 //! Signals: which end the daemon and which do not.
 //!
-//! SIGTERM and SIGINT end it in order; containers go on running. SIGHUP is how a service manager
-//! asks for a reload. SIGUSR2 asks for a hand-over. SIGUSR1 asks for a sign of life. SIGPIPE is ignored by the standard library from
-//! the start.
+//! SIGTERM and SIGINT end it in order, once it is about to serve; containers go on running. SIGHUP is how a
+//! service manager asks for a reload. SIGUSR2 asks for a hand-over. SIGUSR1 asks for a sign of life. SIGPIPE is
+//! ignored by the standard library from the start.
 
 use tokio::signal::unix::{self, SignalKind, signal};
 use types::{Error, Result};
@@ -18,38 +18,48 @@ pub(crate) enum Wish {
     Upgrade,
 }
 
-/// The signals that are handled, from the moment of [`Signals::take`] on.
+/// The signals that are handled, from the moment of [`Signals::take`] on; those that end the daemon from that
+/// of [`Signals::end_in_order`] on. Before, they do so at once: while the stores are opened nobody would hear
+/// them, and a disk that hangs would keep a daemon that was told to go.
 #[derive(Debug)]
 pub(crate) struct Signals {
-    term: unix::Signal,
-    interrupt: unix::Signal,
+    ends: Option<[(unix::Signal, &'static str); 2]>,
     hangup: unix::Signal,
     user: unix::Signal,
     upgrade: unix::Signal,
 }
 
 impl Signals {
-    /// Takes them over.
+    /// Takes over those that do not end the daemon.
     ///
     /// # Errors
     /// The errno of `sigaction`.
     pub(crate) fn take() -> Result<Self> {
-        let take = |kind| signal(kind).map_err(|e| Error::os("sigaction", e));
         Ok(Self {
-            term: take(SignalKind::terminate())?,
-            interrupt: take(SignalKind::interrupt())?,
+            ends: None,
             hangup: take(SignalKind::hangup())?,
             user: take(SignalKind::user_defined1())?,
             upgrade: take(SignalKind::user_defined2())?,
         })
     }
 
+    /// Takes over those that end it as well.
+    ///
+    /// # Errors
+    /// The errno of `sigaction`.
+    pub(crate) fn end_in_order(&mut self) -> Result<()> {
+        self.ends = Some([
+            (take(SignalKind::terminate())?, "SIGTERM"),
+            (take(SignalKind::interrupt())?, "SIGINT"),
+        ]);
+        Ok(())
+    }
+
     /// Waits for one that asks for something. Cancel safe.
     pub(crate) async fn next(&mut self) -> Wish {
         loop {
             tokio::select! {
-                _ = self.term.recv() => return Wish::End("SIGTERM"),
-                _ = self.interrupt.recv() => return Wish::End("SIGINT"),
+                name = end(&mut self.ends) => return Wish::End(name),
                 _ = self.hangup.recv() => return Wish::Reload,
                 _ = self.upgrade.recv() => return Wish::Upgrade,
                 _ = self.user.recv() => {
@@ -58,5 +68,20 @@ impl Signals {
                 }
             }
         }
+    }
+}
+
+fn take(kind: SignalKind) -> Result<unix::Signal> {
+    signal(kind).map_err(|e| Error::os("sigaction", e))
+}
+
+/// The first that comes of those that end the daemon. Cancel safe.
+async fn end(ends: &mut Option<[(unix::Signal, &'static str); 2]>) -> &'static str {
+    let Some([(one, name), (other, other_name)]) = ends else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = one.recv() => name,
+        _ = other.recv() => other_name,
     }
 }

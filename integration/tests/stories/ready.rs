@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use client::Client;
@@ -27,13 +28,7 @@ fn who_asks_before_the_daemon_is_ready_waits_for_it() {
     let mut host = Host::notifying("ready");
     assert_eq!(host.notices(), ["READY=1"]);
     host.kill();
-    // What is read of it comes when somebody writes it.
-    let mark = host.root().join(MARK);
-    let boot = fs::read(&mark).expect("the mark of a daemon that was killed");
-    fs::remove_file(&mark).expect("remove");
-    drop(Program::new(need("mkfifo")).args([&mark]).run().ok());
-    host.begin();
-    until("it listens", || UnixStream::connect(host.address()).is_ok());
+    let (mark, boot) = begun_into_a_wait(&mut host);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -72,5 +67,39 @@ fn who_asks_before_the_daemon_is_ready_waits_for_it() {
         !heard.is_empty()
     });
     assert_eq!(heard, ["READY=1"]);
+    host.finish();
+}
+
+/// Begins a daemon again that was killed, and comes no further than to listen: until somebody writes to the
+/// file what is read of it.
+fn begun_into_a_wait(host: &mut Host) -> (PathBuf, Vec<u8>) {
+    let mark = host.root().join(MARK);
+    let boot = fs::read(&mark).expect("the mark of a daemon that was killed");
+    fs::remove_file(&mark).expect("remove");
+    drop(Program::new(need("mkfifo")).args([&mark]).run().ok());
+    host.begin();
+    until("it listens", || UnixStream::connect(host.address()).is_ok());
+    (mark, boot)
+}
+
+#[test]
+fn who_is_told_to_stop_before_it_is_ready_goes_at_once() {
+    let mut host = Host::new("unready");
+    host.image();
+    host.sleeper("c1");
+    let before = host.task("c1", "RUNNING");
+    host.kill();
+    let (mark, boot) = begun_into_a_wait(&mut host);
+    let stat = format!("/proc/{}/stat", host.daemon_pid());
+    host.signal(15);
+    until("it has ended", || {
+        fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") Z "))
+    });
+    host.kill();
+    fs::remove_file(&mark).expect("remove");
+    fs::write(&mark, boot).expect("write");
+    host.start();
+    assert_eq!(host.task("c1", "RUNNING"), before);
+    host.remove("c1");
     host.finish();
 }
