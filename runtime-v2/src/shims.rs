@@ -151,6 +151,9 @@ async fn clear(shared: &Shared, entry: &Entry) -> Option<Exit> {
             match load_binary(shared, entry) {
                 Err(error) if entry.init() != Init::Ended => entry.blame(&error),
                 Ok(()) if entry.binary.get().is_some() => continue,
+                Ok(()) if entry.is_init_alive() => entry.blame(&Error::not_found(
+                    "the shim is gone and no shim binary is known, but its container lives",
+                )),
                 _ => {
                     let (namespace, id) = (&entry.namespace, &entry.id);
                     tracing::warn!(%namespace, %id, "no shim binary is known, the container is not deleted");

@@ -89,6 +89,27 @@ async fn a_container_that_nobody_told_of_is_not_taken_for_dead() {
     assert_eq!(tasks.list(None).await.unwrap().len(), cases.len() + 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_container_that_nobody_can_delete_keeps_its_task_while_it_lives() {
+    let home = Home::new();
+    home.leave("c1", 3);
+    home.dead_socket("c1");
+    std::fs::remove_file(home.bundle("c1").join("shim-binary-path")).unwrap();
+    let child = init(&home, "c1");
+    let tasks = home.recover().await;
+    let task = tasks.get(&ns(), &id("c1")).await.unwrap();
+    // Many attempts.
+    let ended = tokio::time::timeout(NEXT * 10, task.wait(None)).await;
+    assert!(ended.is_err(), "{ended:?}");
+    assert!(home.bundle("c1").exists());
+    assert!(home.events().is_empty());
+    tokio::time::resume();
+    end(&child);
+    within(task.wait(None)).await.unwrap();
+    assert!(!home.bundle("c1").exists());
+    assert_eq!(home.calls(), "");
+}
+
 #[tokio::test]
 async fn a_container_that_has_ended_ends_its_task_whatever_cannot_be_read() {
     let home = Home::new();
