@@ -249,5 +249,21 @@ fn cold_start(runtime: &Runtime, dir: &Path, table: &mut Table) {
     }
     let [ours, debian] = all.map(median);
     let line = table.add("exec of the daemon to its first answer, ms", ours);
-    line.debian(debian);
+    line.debian(debian).of_debian_at_most(0.2);
+    let home = dir.join("idle");
+    let [ours, debian] = [Kind::Ours, Kind::Debian].map(|kind| {
+        let peer = Peer::start_bare(runtime, kind, &home);
+        // What the start has left behind is given back a while later.
+        std::thread::sleep(memory::REST);
+        let rss = usage::memory(peer.pid()).rss;
+        peer.stop();
+        std::fs::remove_dir_all(&home).expect("remove the root");
+        rss as f64
+    });
+    let line = table.add("idle daemon RSS, KiB", ours);
+    line.debian(debian).at_most(15.0 * 1024.0);
+    let binary = integration::bin_dir().join("containerd");
+    let size = std::fs::metadata(&binary).expect("the binary").len();
+    let line = table.add("size of the daemon's binary, MiB", size as f64 / 1048576.0);
+    line.at_most(20.0);
 }

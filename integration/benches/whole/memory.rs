@@ -9,7 +9,7 @@ use crate::{Bench, content, records, usage};
 /// How often the work is repeated.
 const ROUNDS: usize = 100;
 /// How long after the load is looked: what it took is given back a while later, by either daemon.
-const REST: Duration = Duration::from_secs(15);
+pub(crate) const REST: Duration = Duration::from_secs(15);
 /// What is written, read and deleted each time.
 const BLOB: usize = 8 << 20;
 
