@@ -114,11 +114,12 @@ doc:
 
 # The same cases in every run: a new seed belongs to a search, not to a gate. `make search` looks
 # further, with a seed of its own. What the build wrote goes to the disk first: no test waits behind it.
-# All that fail are told, not those of the first crate alone.
+# All that fail are told, not those of the first crate alone. Half of what takes long waits for somebody.
 unit: deps-unit
 	$(CARGO) test --locked --workspace --exclude integration --no-run
 	sync
-	PROPTEST_RNG_SEED=1 $(CARGO) test --locked --workspace --exclude integration --no-fail-fast
+	PROPTEST_RNG_SEED=1 RUST_TEST_THREADS=$$(($$(nproc) * 2)) \
+		$(CARGO) test --locked --workspace --exclude integration --no-fail-fast
 
 search:
 	$(CARGO) test --locked --workspace --exclude integration

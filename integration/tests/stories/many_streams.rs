@@ -27,7 +27,7 @@ use types::Scope;
 pub(crate) const STREAMS: usize = 10_000;
 /// What one of them may cost the daemon, in bytes, in a build without optimisation.
 const SUBSCRIBER: u64 = 13 << 10;
-const WRITER: u64 = 20 << 10;
+const WRITER: u64 = 26 << 10;
 /// What stays after they have gone, in KiB, however often they come: each thread's slots of the log for
 /// calls are used again by later ones, and each of them holds on to a page of the heap.
 const KEPT: u64 = 80 << 10;
