@@ -23,15 +23,15 @@ use types::{
     Algorithm, Any, Context as _, Descriptor, Digest, Error, Labels, Mount, Result, media_type,
 };
 
-use crate::compression::{Compression, begun, decode_error, decoder};
+use crate::compression::{Compression, begins_as, begun, decode_error, decoder};
 use crate::extract::{Limits, Target, TreeOpts, apply_tar};
 use crate::mounts;
 use crate::processor::{self, Link, Processor};
 use crate::root::Root;
 use crate::stream::{CHUNK, Chunk, Pool, Sender, pipe};
 use crate::tar::stream_error;
+use crate::windows::{Large, Windows};
 use crate::work::{self, Rooms, Stop};
-use crate::zstd_frames::{Large, Windows};
 use crate::{Applier, ApplyOpts, external};
 use blob::{BlobReader, Incoming};
 use place::{Place, in_user_namespace, place};
@@ -249,7 +249,7 @@ impl Job {
         if !self.chain.is_empty() {
             return self.process(&self.chain, blob, to).map(drop);
         }
-        let compression = Compression::of(blob).map_err(stream_error)?;
+        let compression = begins_as(blob).map_err(stream_error)?;
         if compression == Compression::Plain && self.digest.algorithm() == Algorithm::Sha256 {
             // Nothing was hashed yet: the first buffer is counted when it is consumed.
             blob.hasher = None;
@@ -290,7 +290,7 @@ impl Job {
 
     /// Decompresses a stream and passes it on; false when nobody wants the rest.
     fn unpack(&self, blob: &mut (dyn BufRead + Send), to: &[Sender; 2]) -> Result<bool> {
-        let compression = Compression::of(&mut *blob).map_err(stream_error)?;
+        let compression = begins_as(&mut *blob).map_err(stream_error)?;
         // It may be gone since it was found.
         let igzip = self.igzip.as_deref().filter(|path| path.exists());
         if let (Compression::Gzip, Some(igzip)) = (compression, igzip) {

@@ -1,26 +1,14 @@
-//! Which compression a layer has, and the decoders and encoders for it.
+//! Which compression a layer has and gets, and the decoder for it.
 //!
 //! Invariant: the bytes decide, not the media type, among the compressions of the known layer types;
 //! a decoder's memory is bounded ([`Windows`]).
 
-use std::io::{BufRead, BufReader, Cursor, Read, Write};
+use std::io::{BufRead, BufReader, Cursor, Read};
 
-use flate2::bufread::MultiGzDecoder;
-use flate2::write::GzEncoder;
+pub(crate) use compression::{Compression, Encoder};
 use types::{Error, Result, media_type};
 
-use crate::zstd_frames::{Frames, Windows};
-
-/// Longest magic number.
-const MAGIC: usize = 4;
-
-/// Compression of a layer blob.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Compression {
-    Plain,
-    Gzip,
-    Zstd,
-}
+use crate::windows::Windows;
 
 /// Foreign and non-distributable layers unpack as others do.
 const LAYERS: [&str; 11] = [
@@ -37,68 +25,50 @@ const LAYERS: [&str; 11] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
 ];
 
-impl Compression {
-    /// Checks that the media type is one of a tar layer.
-    ///
-    /// # Errors
-    /// `NotImplemented`.
-    pub(crate) fn check(media_type: &str) -> Result<()> {
-        if LAYERS.contains(&media_type) {
-            return Ok(());
-        }
-        Err(Error::not_implemented(format_args!(
-            "unsupported layer media type {media_type:?}"
-        )))
+/// Checks that the media type is one of a tar layer.
+///
+/// # Errors
+/// `NotImplemented`.
+pub(crate) fn check(media_type: &str) -> Result<()> {
+    if LAYERS.contains(&media_type) {
+        return Ok(());
     }
-
-    /// The compression that a new layer of `media_type` gets; empty is gzip.
-    ///
-    /// # Errors
-    /// `NotImplemented`.
-    pub(crate) fn wanted(media_type: &str) -> Result<(Self, &str)> {
-        match media_type {
-            "" => Ok((Self::Gzip, media_type::OCI_LAYER_GZIP)),
-            media_type::OCI_LAYER | media_type::DOCKER_LAYER => Ok((Self::Plain, media_type)),
-            media_type::OCI_LAYER_GZIP | media_type::DOCKER_LAYER_GZIP => {
-                Ok((Self::Gzip, media_type))
-            }
-            media_type::OCI_LAYER_ZSTD | media_type::DOCKER_LAYER_ZSTD => {
-                Ok((Self::Zstd, media_type))
-            }
-            other => Err(Error::not_implemented(format_args!(
-                "unsupported diff media type: {other}"
-            ))),
-        }
-    }
-
-    /// The compression of a blob by its first bytes, which stay unread.
-    ///
-    /// # Errors
-    /// I/O.
-    pub(crate) fn of<R: BufRead + ?Sized>(blob: &mut R) -> std::io::Result<Self> {
-        // A short first buffer is a short blob: readers here fill theirs, or are [`begun`].
-        let head = blob.fill_buf()?;
-        Ok(Self::detect(&head[..head.len().min(MAGIC)]))
-    }
-
-    fn detect(head: &[u8]) -> Self {
-        match head {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            // A frame, or a skippable frame in front of one.
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
-            _ => Self::Plain,
-        }
-    }
+    Err(Error::not_implemented(format_args!(
+        "unsupported layer media type {media_type:?}"
+    )))
 }
 
-/// A stream whose first buffer has what [`Compression::of`] wants to see, however little it gives at a
+/// The compression that a new layer of `media_type` gets; empty is gzip.
+///
+/// # Errors
+/// `NotImplemented`.
+pub(crate) fn wanted(media_type: &str) -> Result<(Compression, &str)> {
+    if media_type.is_empty() {
+        return Ok((Compression::Gzip, media_type::OCI_LAYER_GZIP));
+    }
+    let known = Compression::of_layers(media_type);
+    let unknown =
+        || Error::not_implemented(format_args!("unsupported diff media type: {media_type}"));
+    Ok((known.ok_or_else(unknown)?, media_type))
+}
+
+/// The compression of a blob by its first bytes, which stay unread.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn begins_as<R: BufRead + ?Sized>(blob: &mut R) -> std::io::Result<Compression> {
+    // A short first buffer is a short blob: readers here fill theirs, or are [`begun`].
+    Ok(Compression::of(blob.fill_buf()?))
+}
+
+/// A stream whose first buffer has what [`begins_as`] wants to see, however little it gives at a
 /// time.
 ///
 /// # Errors
 /// I/O of the first bytes.
 pub(crate) fn begun<R: Read>(mut stream: R, buffer: usize) -> std::io::Result<impl BufRead> {
-    let mut head = Vec::with_capacity(MAGIC);
-    let most = u64::try_from(MAGIC).unwrap_or(0);
+    let mut head = Vec::with_capacity(Compression::MAGIC);
+    let most = u64::try_from(Compression::MAGIC).unwrap_or(0);
     stream.by_ref().take(most).read_to_end(&mut head)?;
     let whole = Cursor::new(head).chain(stream);
     Ok(BufReader::with_capacity(buffer, whole))
@@ -112,11 +82,8 @@ pub(crate) fn decoder<'a>(
     mut blob: impl BufRead + 'a,
     windows: Windows,
 ) -> std::io::Result<Box<dyn Read + 'a>> {
-    Ok(match Compression::of(&mut blob)? {
-        Compression::Plain => Box::new(blob),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(blob)),
-        Compression::Zstd => Box::new(Frames::new(blob, windows)?),
-    })
+    let compression = begins_as(&mut blob)?;
+    compression::decoder(compression, blob, windows.admission())
 }
 
 /// An error of a decoder: the blob's own, or damage.
@@ -129,87 +96,11 @@ pub(crate) fn decode_error(error: std::io::Error) -> Error {
     }
 }
 
-/// An encoder in front of a writer.
-pub(crate) enum Encoder<W: Write> {
-    Plain(W),
-    Gzip(GzEncoder<W>),
-    Zstd(zstd::stream::write::Encoder<'static, W>),
-}
-
-impl<W: Write> Encoder<W> {
-    /// Starts one.
-    ///
-    /// # Errors
-    /// That of the library.
-    pub(crate) fn new(compression: Compression, to: W) -> std::io::Result<Self> {
-        Ok(match compression {
-            Compression::Plain => Self::Plain(to),
-            Compression::Gzip => Self::Gzip(GzEncoder::new(to, flate2::Compression::default())),
-            Compression::Zstd => Self::Zstd(zstd::stream::write::Encoder::new(to, 0)?),
-        })
-    }
-
-    /// Writes what is left and returns the writer.
-    ///
-    /// # Errors
-    /// That of the writer.
-    pub(crate) fn finish(self) -> std::io::Result<W> {
-        match self {
-            Self::Plain(to) => Ok(to),
-            Self::Gzip(encoder) => encoder.finish(),
-            Self::Zstd(encoder) => encoder.finish(),
-        }
-    }
-}
-
-impl<W: Write> Write for Encoder<W> {
-    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
-        match self {
-            Self::Plain(to) => to.write(data),
-            Self::Gzip(encoder) => encoder.write(data),
-            Self::Zstd(encoder) => encoder.write(data),
-        }
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        match self {
-            Self::Plain(to) => to.flush(),
-            Self::Gzip(encoder) => encoder.flush(),
-            Self::Zstd(encoder) => encoder.flush(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
-    use crate::zstd_frames::Large;
-
-    fn decoded(blob: &[u8]) -> Vec<u8> {
-        let windows = Windows {
-            most: 8 << 20,
-            large: Large::Free,
-        };
-        let mut out = Vec::new();
-        let mut stream = decoder(blob, windows).unwrap();
-        stream.read_to_end(&mut out).unwrap();
-        out
-    }
-
-    #[test]
-    fn the_bytes_decide() {
-        let text = b"some text that is long enough to be compressed, compressed, compressed";
-        for compression in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
-            let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
-            encoder.write_all(text).unwrap();
-            let mut blob = encoder.finish().unwrap();
-            assert_eq!(Compression::detect(&blob), compression);
-            // Two members are one stream.
-            blob.extend(blob.clone());
-            assert_eq!(decoded(&blob), [text.as_slice(), text].concat());
-        }
-        assert!(decoded(b"").is_empty());
-    }
 
     /// Gives one byte at a time.
     struct Drip<'a>(&'a [u8]);
@@ -228,7 +119,7 @@ mod tests {
             encoder.write_all(b"text").unwrap();
             let blob = encoder.finish().unwrap();
             let mut stream = begun(Drip(&blob), 64).unwrap();
-            assert_eq!(Compression::of(&mut stream).unwrap(), compression);
+            assert_eq!(begins_as(&mut stream).unwrap(), compression);
             let mut all = Vec::new();
             stream.read_to_end(&mut all).unwrap();
             assert_eq!(all, blob);
@@ -246,17 +137,17 @@ mod tests {
     #[test]
     fn unknown_media_types_are_not_ours() {
         for known in LAYERS {
-            Compression::check(known).unwrap();
+            check(known).unwrap();
         }
         for unknown in [
             "",
             "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
             "text/plain",
         ] {
-            let error = Compression::check(unknown).unwrap_err();
+            let error = check(unknown).unwrap_err();
             assert!(error.is(types::Code::NotImplemented));
         }
-        let error = Compression::wanted("text/plain").unwrap_err();
+        let error = wanted("text/plain").unwrap_err();
         assert!(error.is(types::Code::NotImplemented));
     }
 }

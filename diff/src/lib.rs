@@ -20,8 +20,8 @@ mod tar;
 mod testing;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod testsuite;
+mod windows;
 mod work;
-mod zstd_frames;
 
 use std::fmt;
 use std::sync::Arc;

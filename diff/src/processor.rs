@@ -16,7 +16,7 @@ use rustix::fs::MemfdFlags;
 use sys::process::Spawn;
 use types::{Any, Error, Result, media_type};
 
-use crate::compression::Compression;
+use crate::compression;
 
 /// Where the program finds what it is to process.
 const MEDIA_TYPE: &str = "STREAM_PROCESSOR_MEDIATYPE";
@@ -56,7 +56,7 @@ pub(crate) fn chain(all: &[Processor], kind: &str) -> Result<Vec<Link>> {
     while at != media_type::OCI_LAYER {
         let takes = |one: &&Processor| one.accepts.contains(&at);
         let Some(next) = all.iter().find(takes) else {
-            Compression::check(&at)?;
+            compression::check(&at)?;
             break;
         };
         if chain.len() == LONGEST {

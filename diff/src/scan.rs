@@ -8,7 +8,7 @@ use crate::compression::{decode_error, decoder};
 use crate::extract::Limits;
 use crate::stream::CHUNK;
 use crate::tar::Reader;
-use crate::zstd_frames::{Large, Windows};
+use crate::windows::{Large, Windows};
 
 /// What is in a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use compression::{Turn, Turns};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use types::{Error, Result};
 
@@ -21,9 +22,7 @@ pub(crate) struct Rooms {
     applies: Arc<Semaphore>,
     pub(crate) following: Arc<Semaphore>,
     comparisons: Arc<Semaphore>,
-    /// Of decoders with a large window there is one.
-    windows: Arc<Semaphore>,
-    /// Of those with a common one there are as many as processors, and one less for layers that come in.
+    /// Of decoders with a common window there are as many as processors, and one less for layers that come in.
     common: Arc<Semaphore>,
     coming: Arc<Semaphore>,
 }
@@ -37,7 +36,6 @@ impl Default for Rooms {
             applies: room(count),
             following: room(count),
             comparisons: room(count),
-            windows: room(1),
             common: room(cpus.clamp(2, *ALL.end())),
             coming: room(cpus.clamp(2, *ALL.end()) - 1),
         }
@@ -70,21 +68,24 @@ impl Rooms {
     ///
     /// # Errors
     /// `Cancelled` when nobody waits for it any more.
-    pub(crate) async fn window(&self, size: Window, stop: &Stop) -> Result<OwnedSemaphorePermit> {
-        let room = match size {
-            Window::Common => &self.common,
-            Window::Large => &self.windows,
+    pub(crate) async fn window(&self, size: Window, stop: &Stop) -> Result<Turn> {
+        let turn = async {
+            match size {
+                Window::Common => take(&self.common).await,
+                // Of decoders with one there is one, whoever else has them.
+                Window::Large => Turns::stored().take().await,
+            }
         };
         tokio::select! {
             biased;
             () = stop.told() => Err(stop.error()),
-            turn = take(room) => turn,
+            turn = turn => turn,
         }
     }
 
     /// The turn of a decoder with a common window, of a layer that comes in: without waiting, as
     /// [`Self::apply`]. None when there is none.
-    pub(crate) fn window_of_coming(&self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn window_of_coming(&self) -> Option<Turn> {
         Arc::clone(&self.coming).try_acquire_owned().ok()
     }
 }

@@ -13,6 +13,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use compression::{Compression, Encoder};
 use content::{ContentStore, Hasher, IngestSpec};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -36,19 +37,6 @@ const PIECE: usize = 1 << 20;
 const QUEUE: usize = 4;
 /// Deepest nesting of indexes.
 const MAX_DEPTH: usize = 8;
-/// zstd's own default: three times gzip's speed at its ratio.
-const ZSTD_LEVEL: i32 = 3;
-
-/// How layers are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compress {
-    /// Not.
-    None,
-    /// gzip.
-    Gzip,
-    /// zstd.
-    Zstd,
-}
 
 /// Whose media types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +51,7 @@ pub enum Family {
 #[derive(Clone, Debug, Default)]
 pub struct ConvertOpts {
     /// Compression of layers; `None`: as it is.
-    pub compress: Option<Compress>,
+    pub compress: Option<Compression>,
     /// Media types; `None`: as they are.
     pub family: Option<Family>,
     /// Which platforms of an index the new one has; this host's by default.
@@ -212,7 +200,7 @@ impl Convert<'_> {
         let wanted = self.opts.compress.filter(|wanted| {
             is_layer(&old.media_type)
                 && !is_non_distributable(&old.media_type)
-                && compression(&old.media_type) != Some(*wanted)
+                && Compression::of_layers(&old.media_type) != Some(*wanted)
         });
         let Some(wanted) = wanted else {
             return Ok(Descriptor {
@@ -232,7 +220,7 @@ impl Convert<'_> {
     }
 
     /// The media type of what had `old`, of the wanted family and compression.
-    fn media_type(&self, old: &str, compress: Option<Compress>) -> String {
+    fn media_type(&self, old: &str, compress: Option<Compression>) -> String {
         let family = self.opts.family.unwrap_or(if is_docker(old) {
             Family::Docker
         } else {
@@ -250,24 +238,13 @@ impl Convert<'_> {
         if is_config(old) {
             return pick(mt::DOCKER_CONFIG, mt::OCI_CONFIG);
         }
-        match compression(old) {
-            Some(now) if !is_non_distributable(old) => match compress.unwrap_or(now) {
-                Compress::None => pick(mt::DOCKER_LAYER, mt::OCI_LAYER),
-                Compress::Gzip => pick(mt::DOCKER_LAYER_GZIP, mt::OCI_LAYER_GZIP),
-                Compress::Zstd => pick(mt::DOCKER_LAYER_ZSTD, mt::OCI_LAYER_ZSTD),
-            },
-            _ => old.to_owned(),
+        match Compression::of_layers(old) {
+            Some(now) => {
+                let new = compress.unwrap_or(now);
+                pick(new.of_docker(), new.of_oci())
+            }
+            None => old.to_owned(),
         }
-    }
-}
-
-/// How a layer of this type is compressed; `None` for types that are not known well enough.
-fn compression(media_type: &str) -> Option<Compress> {
-    match media_type {
-        mt::OCI_LAYER | mt::DOCKER_LAYER => Some(Compress::None),
-        mt::OCI_LAYER_GZIP | mt::DOCKER_LAYER_GZIP => Some(Compress::Gzip),
-        mt::OCI_LAYER_ZSTD | mt::DOCKER_LAYER_ZSTD => Some(Compress::Zstd),
-        _ => None,
     }
 }
 
@@ -284,16 +261,16 @@ pub(crate) async fn recode(
     store: &Arc<dyn ContentStore>,
     old: &Descriptor,
     id: Option<&Digest>,
-    wanted: Compress,
+    wanted: Compression,
 ) -> Result<Descriptor> {
     recode_within(store, old, id, wanted, ceilings(wanted)).await
 }
 
 /// What a layer may hold: where it is compressed again, zeroes take no room.
-fn ceilings(wanted: Compress) -> Ceilings {
+fn ceilings(wanted: Compression) -> Ceilings {
     match wanted {
-        Compress::None => Ceilings::default(),
-        Compress::Gzip | Compress::Zstd => Ceilings::STREAM,
+        Compression::Plain => Ceilings::default(),
+        Compression::Gzip | Compression::Zstd => Ceilings::STREAM,
     }
 }
 
@@ -301,7 +278,7 @@ async fn recode_within(
     store: &Arc<dyn ContentStore>,
     old: &Descriptor,
     id: Option<&Digest>,
-    wanted: Compress,
+    wanted: Compression,
     ceilings: Ceilings,
 ) -> Result<Descriptor> {
     let blob = store.open(&old.digest).await?;
@@ -412,7 +389,7 @@ fn of_layer(error: io::Error) -> Error {
 fn recode_blocking(
     input: mpsc::Receiver<Bytes>,
     output: mpsc::Sender<Bytes>,
-    wanted: Compress,
+    wanted: Compression,
     (ceilings, total): (Ceilings, u64),
 ) -> io::Result<Digest> {
     let source = Source {
@@ -430,23 +407,9 @@ fn recode_blocking(
     let mut plain = plain.ok_or(io::ErrorKind::UnexpectedEof)?;
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let sink = io::BufWriter::with_capacity(PIECE, Sink(output));
-    match wanted {
-        Compress::None => {
-            let mut sink = sink;
-            pump(&mut plain, &mut sink, &mut hasher)?;
-            sink.flush()?;
-        }
-        Compress::Gzip => {
-            let mut gzip = flate2::write::GzEncoder::new(sink, flate2::Compression::default());
-            pump(&mut plain, &mut gzip, &mut hasher)?;
-            gzip.finish()?.flush()?;
-        }
-        Compress::Zstd => {
-            let mut zstd = zstd::stream::write::Encoder::new(sink, ZSTD_LEVEL)?;
-            pump(&mut plain, &mut zstd, &mut hasher)?;
-            zstd.finish()?.flush()?;
-        }
-    }
+    let mut encoder = Encoder::new(wanted, sink)?;
+    pump(&mut plain, &mut encoder, &mut hasher)?;
+    encoder.finish()?.flush()?;
     hasher.finish().map_err(io::Error::other)
 }
 

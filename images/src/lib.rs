@@ -29,7 +29,8 @@ mod verify;
 mod walk;
 
 pub use blob::{digest_of, put_blob, read_blob};
-pub use convert::{Compress, ConvertOpts, Family, convert};
+pub use compression::Compression as Compress;
+pub use convert::{ConvertOpts, Family, convert};
 pub use few::MAX_CHILDREN;
 pub use gc::{child_labels, label_children};
 pub use media::{

@@ -6,17 +6,13 @@
 //! Invariant: what comes out is counted, and has an end however little came in. Called by imports and
 //! conversions, which store what they read as it is, zeroes and all.
 
-mod frames;
-
 use std::cell::Cell;
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Read};
 use std::rc::Rc;
 
+use compression::{COMMON_WINDOW, Compression, LARGEST_WINDOW, Turns, within};
 use types::{Error, Result};
-
-use frames::Frames;
-pub(crate) use frames::Whence;
 
 /// How much of the reader is taken at a time.
 const BUFFER: usize = 256 * 1024;
@@ -58,6 +54,24 @@ impl Ceilings {
             .saturating_mul(self.ratio)
             .max(self.free)
             .min(self.most)
+    }
+}
+
+/// Where a stream comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whence {
+    /// From a client, who may stop in the middle.
+    Outside,
+    /// From the store.
+    Store,
+}
+
+impl Whence {
+    fn turns(self) -> Turns {
+        match self {
+            Self::Outside => Turns::arriving(),
+            Self::Store => Turns::stored(),
+        }
     }
 }
 
@@ -106,22 +120,34 @@ pub(crate) fn decompress(reader: Box<dyn Read + Send>, opts: PlainOpts) -> Resul
     let head = buffered
         .fill_buf()
         .map_err(|e| Error::os("read archive", e))?;
-    let decoder: Box<dyn Read> = match Compression::of(head) {
-        _ if head.is_empty() => return Ok(None),
-        Compression::None => Box::new(buffered),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(buffered)),
-        Compression::Zstd => {
-            let frames = Frames::new(buffered, opts.whence.turns(), opts.is_unwanted);
-            Box::new(frames.map_err(|e| Error::os("zstd", e))?)
-        }
-    };
+    if head.is_empty() {
+        return Ok(None);
+    }
+    let compression = Compression::of(head);
+    let admit = windows(opts.whence, opts.is_unwanted);
+    let decoder = compression::decoder(compression, buffered, admit);
     Ok(Some(Plain {
-        decoder,
+        decoder: decoder.map_err(|e| Error::os("zstd", e))?,
         ceilings: opts.ceilings,
         total: opts.total,
         taken,
         given: 0,
     }))
+}
+
+/// Lets windows of zstd pass; from a large one on, the turn is held.
+fn windows(
+    whence: Whence,
+    is_unwanted: Box<dyn Fn() -> bool>,
+) -> impl FnMut(u64) -> Result<()> + 'static {
+    let mut turn = None;
+    move |window| {
+        within(window, LARGEST_WINDOW)?;
+        if window > COMMON_WINDOW && turn.is_none() {
+            turn = Some(whence.turns().wait(&*is_unwanted)?);
+        }
+        Ok(())
+    }
 }
 
 impl Read for Plain {
@@ -150,29 +176,6 @@ impl Read for Counted {
         let got = self.reader.read(buffer)?;
         self.count.set(self.count.get() + got as u64);
         Ok(got)
-    }
-}
-
-/// How data is compressed, by its first bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Compression {
-    /// Not.
-    #[default]
-    None,
-    /// gzip.
-    Gzip,
-    /// zstd.
-    Zstd,
-}
-
-impl Compression {
-    pub(crate) fn of(head: &[u8]) -> Self {
-        match head {
-            [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
-            // A frame, or a skippable one, as some writers put in front.
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
-            _ => Self::None,
-        }
     }
 }
 

@@ -22,6 +22,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sys", 2),
     ("protos", 2),
     ("grpc", 2),
+    ("compression", 2),
     ("content", 2),
     ("registry", 2),
     ("events", 2),

@@ -165,7 +165,7 @@ pub(crate) async fn convert(ctx: &Context, args: Convert) -> Result<u8> {
     args.erofs.refuse()?;
     let opts = ConvertOpts {
         compress: match (args.uncompress, args.gzip, args.zstd) {
-            (true, _, _) => Some(Compress::None),
+            (true, _, _) => Some(Compress::Plain),
             (_, true, _) => Some(Compress::Gzip),
             (_, _, true) => Some(Compress::Zstd),
             _ => None,

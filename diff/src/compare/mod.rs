@@ -30,7 +30,7 @@ use types::{
 };
 
 use crate::apply::Walking;
-use crate::compression::{Compression, Encoder};
+use crate::compression::{Compression, Encoder, wanted};
 use crate::mounts;
 use crate::stream::CHUNK;
 use crate::tar::{Time, Writer, stream_error};
@@ -50,7 +50,7 @@ impl Comparer for Walking {
         upper: &[Mount],
         opts: CompareOpts,
     ) -> Result<Descriptor> {
-        let (compression, media_type) = Compression::wanted(&opts.media_type)?;
+        let (compression, media_type) = wanted(&opts.media_type)?;
         let media_type = media_type.to_owned();
         mounts::check(lower)?;
         mounts::check(upper)?;

@@ -81,9 +81,7 @@ impl Default for Limits {
             paths: 256 << 20,
             stored: 1 << 40,
             ratio: 200,
-            // What `zstd --ultra -22` writes, and what `zstd -d` takes when nobody says otherwise. Go's
-            // decoder takes four times as much.
-            window: 128 << 20,
+            window: compression::LARGEST_WINDOW,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use compression::Compression;
 use content::ContentStore;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -11,10 +12,9 @@ use types::{Context as _, Descriptor, Digest, Error, Labels, Result, media_type 
 
 use super::import::{File, Found};
 use crate::blob::put_blob;
-use crate::convert::{Compress, recode};
+use crate::convert::recode;
 use crate::model::Entry;
 use crate::name::{ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, normalize, tag_of};
-use crate::plain::Compression;
 use crate::walk::read_config;
 
 /// Most layers of an image: overlayfs stops at 500, and a manifest must stay below its limit.
@@ -34,7 +34,7 @@ pub(super) async fn index(
     manifest: &[u8],
     found: &Found,
     store: &Arc<dyn ContentStore>,
-    compress: Option<Compress>,
+    compress: Option<Compression>,
 ) -> Result<(Vec<Entry>, Bytes)> {
     let items: Vec<Item> = crate::model::json(manifest, "manifest.json")?;
     let mut layers = Layers {
@@ -71,20 +71,15 @@ pub(super) async fn index(
 /// Layers of the archive as the images get them.
 struct Layers<'a> {
     store: &'a Arc<dyn ContentStore>,
-    compress: Option<Compress>,
+    compress: Option<Compression>,
     /// Compressed ones, by their digest before: images share them.
     made: HashMap<Digest, Descriptor>,
 }
 
 impl Layers<'_> {
     async fn of(&mut self, file: &File, id: &Digest) -> Result<Descriptor> {
-        let media_type = match file.compression {
-            Compression::None => mt::DOCKER_LAYER,
-            Compression::Gzip => mt::DOCKER_LAYER_GZIP,
-            Compression::Zstd => mt::DOCKER_LAYER_ZSTD,
-        };
-        let plain = descriptor(file, media_type);
-        let (Compression::None, Some(wanted)) = (file.compression, self.compress) else {
+        let plain = descriptor(file, file.compression.of_docker());
+        let (Compression::Plain, Some(wanted)) = (file.compression, self.compress) else {
             return Ok(plain);
         };
         if let Some(known) = self.made.get(&file.digest) {
@@ -92,12 +87,7 @@ impl Layers<'_> {
         }
         let made = recode(self.store, &plain, Some(id), wanted).await;
         let mut made = made.ctx_with(|| format!("compress layer {}", file.digest))?;
-        made.media_type = match wanted {
-            Compress::None => mt::DOCKER_LAYER,
-            Compress::Gzip => mt::DOCKER_LAYER_GZIP,
-            Compress::Zstd => mt::DOCKER_LAYER_ZSTD,
-        }
-        .into();
+        made.media_type = wanted.of_docker().into();
         self.made.insert(file.digest.clone(), made.clone());
         Ok(made)
     }

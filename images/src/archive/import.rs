@@ -5,6 +5,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use compression::Compression;
 use content::{ContentStore, Hasher, Ingest, IngestSpec};
 use serde::Deserialize;
 use tokio::sync::mpsc::Receiver;
@@ -17,8 +18,8 @@ use super::stream::{Part, parts};
 use super::tar::{Header, Kind, unrecognized};
 use crate::blob::{digest_of, put_blob};
 use crate::model::{Entry, Index, json};
-use crate::plain::{Ceilings, Compression};
-use crate::{Compress, MAX_CONFIG, MAX_MANIFEST};
+use crate::plain::Ceilings;
+use crate::{MAX_CONFIG, MAX_MANIFEST};
 
 /// Told about each blob as it goes in: name in the archive, bytes so far, length.
 pub type OnBytes<'a> = &'a (dyn Fn(&str, u64, u64) + Send + Sync);
@@ -78,7 +79,7 @@ impl Archive {
 pub async fn import(
     reader: Box<dyn Read + Send>,
     store: &Arc<dyn ContentStore>,
-    compress: Option<Compress>,
+    compress: Option<Compression>,
     on_bytes: OnBytes<'_>,
 ) -> Result<Archive> {
     import_within(reader, store, compress, on_bytes, Ceilings::default()).await
@@ -91,7 +92,7 @@ pub async fn import(
 pub async fn import_within(
     reader: Box<dyn Read + Send>,
     store: &Arc<dyn ContentStore>,
-    compress: Option<Compress>,
+    compress: Option<Compression>,
     on_bytes: OnBytes<'_>,
     ceilings: Ceilings,
 ) -> Result<Archive> {
@@ -268,7 +269,7 @@ impl Import<'_> {
         size: u64,
         expected: Option<Digest>,
     ) -> Result<File> {
-        let (mut offset, mut compression) = (0, Compression::None);
+        let (mut offset, mut compression) = (0, Compression::Plain);
         // A store may be on the other end of a socket: it need not know the digest before the commit.
         let mut hasher = expected.is_none().then(|| Hasher::new(Algorithm::Sha256));
         // A store that shares the blob with another namespace has all of it from the start.
@@ -330,7 +331,7 @@ impl Found {
     async fn archive(
         self,
         store: &Arc<dyn ContentStore>,
-        compress: Option<Compress>,
+        compress: Option<Compression>,
     ) -> Result<Archive> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]

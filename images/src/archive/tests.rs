@@ -442,7 +442,7 @@ async fn plain_layers_of_a_docker_archive_are_compressed_when_that_is_wanted() {
     let shared: Arc<dyn ContentStore> = Arc::new(store.clone());
     let with = async |files: Files| {
         let reader = Box::new(std::io::Cursor::new(tar_of(&files)));
-        import(reader, &shared, Some(Compress::Gzip), &|_, _, _| {}).await
+        import(reader, &shared, Some(Compression::Gzip), &|_, _, _| {}).await
     };
     let archive = with(files(&config)).await.unwrap();
     let children = crate::children(&store, &archive.images[0].descriptor);

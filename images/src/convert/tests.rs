@@ -4,7 +4,7 @@ use super::*;
 use crate::testsuite::{Store, fields_of, image};
 use types::Code;
 
-fn opts(compress: Option<Compress>, family: Option<Family>) -> ConvertOpts {
+fn opts(compress: Option<Compression>, family: Option<Family>) -> ConvertOpts {
     ConvertOpts {
         compress,
         family,
@@ -23,7 +23,7 @@ async fn there_and_back_gives_the_same_image() {
     let big: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 253) as u8).collect();
     let plain = image(&store, "linux/amd64", &[b"one", &big]).await;
     let root = store.index(&[(&plain, Some("linux/amd64"))]).await;
-    for compress in [Compress::Gzip, Compress::Zstd] {
+    for compress in [Compression::Gzip, Compression::Zstd] {
         let packed = run(&store, &root, &opts(Some(compress), None))
             .await
             .unwrap();
@@ -31,14 +31,14 @@ async fn there_and_back_gives_the_same_image() {
             .await
             .unwrap();
         for layer in &manifest.layers {
-            assert_eq!(compression(&layer.media_type), Some(compress));
+            assert_eq!(Compression::of_layers(&layer.media_type), Some(compress));
             let labels = store.info(&layer.digest).await.unwrap().labels;
             assert!(labels.contains_key(label::UNCOMPRESSED));
         }
         assert!(manifest.layers[1].size < 1_000_000);
         let labels = store.info(&at.digest).await.unwrap().labels;
         assert_eq!(labels.len(), 3);
-        let back = opts(Some(Compress::None), None);
+        let back = opts(Some(Compression::Plain), None);
         let back = run(&store, &packed, &back).await.unwrap();
         let (_, manifest) = crate::find_manifest(&store, &back, &PlatformSet::All)
             .await
@@ -91,7 +91,7 @@ async fn what_is_damaged_or_missing_is_refused_and_leaves_nothing() {
         fields_of(&lie)
     );
     let root = store.put(mt::OCI_MANIFEST, text.as_bytes()).await;
-    let error = run(&store, &root, &opts(Some(Compress::Zstd), None)).await;
+    let error = run(&store, &root, &opts(Some(Compression::Zstd), None)).await;
     let error = error.unwrap_err();
     assert!(error.is(Code::InvalidArgument), "{error}");
     assert!(store.ingests().is_empty());
@@ -117,7 +117,7 @@ async fn a_layer_that_holds_too_much_for_its_length_is_refused_and_leaves_nothin
     for size in [1 << 20, 4 << 20] {
         let packed = zstd::encode_all(&vec![0; size][..], 3).unwrap();
         let layer = store.put(mt::OCI_LAYER_ZSTD, &packed).await;
-        let made = recode_within(&shared, &layer, None, Compress::None, ceilings).await;
+        let made = recode_within(&shared, &layer, None, Compression::Plain, ceilings).await;
         if size as u64 == ceilings.free {
             assert_eq!(made.unwrap().size, ceilings.free);
             continue;
@@ -131,8 +131,8 @@ async fn a_layer_that_holds_too_much_for_its_length_is_refused_and_leaves_nothin
 
 #[test]
 fn only_what_is_compressed_again_may_hold_as_much_as_a_stream() {
-    assert_eq!(ceilings(Compress::None), Ceilings::default());
-    for wanted in [Compress::Gzip, Compress::Zstd] {
+    assert_eq!(ceilings(Compression::Plain), Ceilings::default());
+    for wanted in [Compression::Gzip, Compression::Zstd] {
         assert_eq!(ceilings(wanted), Ceilings::STREAM);
     }
 }
@@ -145,7 +145,7 @@ async fn a_store_that_fails_is_told_and_not_waited_for() {
     let packed = zstd::encode_all(&vec![0; 3 * QUEUE * PIECE][..], 3).unwrap();
     let layer = store.put(mt::OCI_LAYER_ZSTD, &packed).await;
     store.fill();
-    let made = recode(&shared, &layer, None, Compress::None);
+    let made = recode(&shared, &layer, None, Compression::Plain);
     let made = tokio::time::timeout(std::time::Duration::from_secs(60), made).await;
     let error = made.expect("it waits for ever").unwrap_err();
     assert!(error.is(Code::ResourceExhausted), "{error}");
@@ -173,7 +173,7 @@ fn a_layer_that_waits_for_the_store_does_not_keep_it_waiting() {
             size: data.len() as u64,
             annotations: Labels::new(),
         };
-        let made = recode(&store, &layer, Some(&layer.digest), Compress::Gzip).await;
+        let made = recode(&store, &layer, Some(&layer.digest), Compression::Gzip).await;
         done.send(made.map(|made| made.size)).unwrap();
     });
     let waited = converted.recv_timeout(std::time::Duration::from_secs(60));

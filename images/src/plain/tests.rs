@@ -1,4 +1,4 @@
-//! Ceilings.
+//! Ceilings, and windows of zstd.
 
 use std::io::Write as _;
 
@@ -128,4 +128,63 @@ fn the_ceilings_are_those_of_what_a_layer_takes_and_of_its_stream() {
     assert_eq!(stream.of(0), 64 << 30);
     assert_eq!(stream.of(100 << 20), 2000 * (100 << 20));
     assert_eq!(stream.of(u64::MAX), 1 << 40);
+}
+
+fn unpacked(stream: &[u8], whence: Whence, is_unwanted: bool) -> Result<Vec<u8>> {
+    let opts = PlainOpts {
+        ceilings: SMALL,
+        whence,
+        total: 0,
+        is_unwanted: Box::new(move || is_unwanted),
+    };
+    let reader = Box::new(std::io::Cursor::new(stream.to_vec()));
+    let mut all = Vec::new();
+    let mut plain = decompress(reader, opts)?.unwrap();
+    let read = plain.read_to_end(&mut all);
+    read.map_err(|error| error.downcast::<Error>().unwrap())?;
+    Ok(all)
+}
+
+fn windowed(data: &[u8], log: u32) -> Vec<u8> {
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(log).unwrap();
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn a_window_that_nobody_has_memory_for_is_refused() {
+    for whence in [Whence::Outside, Whence::Store] {
+        let error = unpacked(&windowed(b"x", 28), whence, false).unwrap_err();
+        assert!(error.is(Code::ResourceExhausted), "{error}");
+    }
+}
+
+/// The one test here that takes the process's turn. Those who unpack layers take it, too.
+#[test]
+fn large_windows_have_their_turn_one_after_another() {
+    let (common, large) = (windowed(b"x", 23), windowed(b"y", 27));
+    let turn = Turns::stored().wait(&|| false).unwrap();
+    assert_eq!(unpacked(&common, Whence::Store, true).unwrap(), b"x");
+    let error = unpacked(&large, Whence::Store, true).unwrap_err();
+    assert!(error.is(Code::Cancelled), "{error}");
+    // Nobody holds up what comes in, and the other way round.
+    assert_eq!(unpacked(&large, Whence::Outside, true).unwrap(), b"y");
+    drop(turn);
+    let arriving = Turns::arriving().wait(&|| false).unwrap();
+    let error = unpacked(&large, Whence::Outside, true).unwrap_err();
+    assert!(error.is(Code::Cancelled), "{error}");
+    let opts = PlainOpts {
+        ceilings: SMALL,
+        whence: Whence::Store,
+        total: 0,
+        is_unwanted: Box::new(|| false),
+    };
+    let reader = Box::new(std::io::Cursor::new(large));
+    let mut plain = decompress(reader, opts).unwrap().unwrap();
+    plain.read_to_end(&mut Vec::new()).unwrap();
+    // As long as there is a decoder.
+    Turns::stored().wait(&|| true).unwrap_err();
+    drop((plain, arriving));
+    drop(Turns::stored().wait(&|| true).unwrap());
 }

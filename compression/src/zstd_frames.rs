@@ -4,108 +4,21 @@
 //! asks the allocator for before the first byte comes out: a blob of a few bytes can ask for much.
 //!
 //! ```text
-//!   frame header -> window -> within the ceiling? -> larger than what is common? -> wait for room
+//!   frame header -> window -> does the caller let it pass? -> decoder
 //! ```
 //! Invariant: the decoder sees no header that was not let pass.
 
 use std::io::{BufRead, Read};
 
-use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
-use types::{Error, Result};
+use types::Result;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
 
-use crate::work::{Rooms, Stop, Window};
-
-/// Windows that everybody gets: what the builders write at any level (klauspost/compress: 8 MiB at most),
-/// zstd itself up to level 19, and what RFC 8878 asks of each decoder.
-pub(crate) const COMMON: u64 = 8 << 20;
-/// Windows that need no turn: there are buffers that are larger.
-const SMALL: u64 = 1 << 20;
 /// Logarithm of the largest window that the library decodes, whatever it is told.
 const LIBRARY: u32 = 31;
 /// Magic number, descriptor, dictionary, length of the content.
 const LONGEST_HEADER: usize = 4 + 1 + 4 + 8;
 /// Magic number of a frame.
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-
-/// What windows a stream may have.
-#[derive(Debug)]
-pub(crate) struct Windows {
-    /// The largest one.
-    pub(crate) most: u64,
-    pub(crate) large: Large,
-}
-
-/// Who may have one larger than [`SMALL`], and than [`COMMON`].
-#[derive(Debug)]
-pub(crate) enum Large {
-    /// Everybody: there is but one stream.
-    Free,
-    /// Those who are not too many, and one of the large ones after another.
-    InTurn {
-        rooms: Rooms,
-        handle: Handle,
-        stop: Stop,
-    },
-    /// The same of common ones, from the first frame on where there is a turn then, and nobody a large
-    /// one: the stream waits for the net, and would keep others waiting.
-    Coming(Rooms),
-}
-
-impl Windows {
-    /// Lets a window pass. A large one gets its turn, which is held as long as there is a decoder: that
-    /// keeps what it has for the frames that follow.
-    fn admit(&self, window: u64, turn: &mut Option<Turn>) -> Result<()> {
-        if window > self.most {
-            return Err(Error::resource_exhausted(format_args!(
-                "zstd window of {window} bytes, more than {}",
-                self.most
-            )));
-        }
-        if let (Large::Coming(rooms), None) = (&self.large, &turn) {
-            // Already for a small one: a larger one may follow, and what had come by then would be unpacked
-            // in vain.
-            *turn = rooms.window_of_coming().map(|room| (Window::Common, room));
-        }
-        if window <= SMALL {
-            return Ok(());
-        }
-        let size = if window <= COMMON {
-            Window::Common
-        } else {
-            Window::Large
-        };
-        if turn
-            .as_ref()
-            .is_some_and(|(held, _)| *held == Window::Large || *held == size)
-        {
-            return Ok(());
-        }
-        let room = match &self.large {
-            Large::Free => return Ok(()),
-            Large::InTurn {
-                rooms,
-                handle,
-                stop,
-            } => {
-                // Who waits for a large one keeps nobody from a common one.
-                *turn = None;
-                handle.block_on(rooms.window(size, stop))?
-            }
-            Large::Coming(_) => {
-                return Err(Error::unavailable(format_args!(
-                    "zstd window of {window} bytes, no room for it while the layer comes in"
-                )));
-            }
-        };
-        *turn = Some((size, room));
-        Ok(())
-    }
-}
-
-/// The turn of a decoder.
-type Turn = (Window, OwnedSemaphorePermit);
 
 /// The window that a frame asks for. None for what is not the whole header of one, and for a frame that
 /// is to be skipped.
@@ -130,33 +43,32 @@ fn window(header: &[u8]) -> Option<u64> {
 }
 
 /// The decoder.
-pub(crate) struct Frames<R> {
+pub(crate) struct Frames<R, A> {
     source: R,
     decoder: Decoder<'static>,
-    windows: Windows,
     /// The header of the frame that begins, and how much of it the decoder has.
     header: Vec<u8>,
     given: usize,
     begins: bool,
-    turn: Option<Turn>,
+    /// Behind the decoder: what it holds is for that.
+    admit: A,
 }
 
-impl<R: BufRead> Frames<R> {
+impl<R: BufRead, A: FnMut(u64) -> Result<()>> Frames<R, A> {
     /// Decodes `source`.
     ///
     /// # Errors
     /// That of the library.
-    pub(crate) fn new(source: R, windows: Windows) -> std::io::Result<Self> {
+    pub(crate) fn new(source: R, admit: A) -> std::io::Result<Self> {
         let mut decoder = Decoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(LIBRARY))?;
         Ok(Self {
             source,
             decoder,
-            windows,
             header: Vec::with_capacity(LONGEST_HEADER),
             given: 0,
             begins: true,
-            turn: None,
+            admit,
         })
     }
 
@@ -180,8 +92,7 @@ impl<R: BufRead> Frames<R> {
             return Ok(false);
         }
         if let Some(window) = wanted {
-            let admitted = self.windows.admit(window, &mut self.turn);
-            admitted.map_err(std::io::Error::other)?;
+            (self.admit)(window).map_err(std::io::Error::other)?;
         }
         self.decoder.reinit()?;
         self.begins = false;
@@ -218,7 +129,7 @@ impl<R: BufRead> Frames<R> {
     }
 }
 
-impl<R: BufRead> Read for Frames<R> {
+impl<R: BufRead, A: FnMut(u64) -> Result<()>> Read for Frames<R, A> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
@@ -235,23 +146,22 @@ impl<R: BufRead> Read for Frames<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use std::cell::Cell;
+    use std::io::{ErrorKind, Write as _};
 
-    use types::Code;
+    use types::{Code, Error};
 
     use super::*;
-    use crate::compression::decode_error;
+    use crate::within;
 
     const MOST: u64 = 64 << 20;
 
-    fn read(frames: &[u8], large: Large) -> Result<Vec<u8>> {
-        let windows = Windows { most: MOST, large };
+    fn read(frames: &[u8]) -> std::io::Result<Vec<u8>> {
         let mut out = Vec::new();
         // As it comes: headers are cut where pieces end.
         let pieces = std::io::BufReader::with_capacity(3, frames);
-        Frames::new(pieces, windows)
-            .and_then(|mut stream| stream.read_to_end(&mut out))
-            .map_err(decode_error)?;
+        let mut stream = Frames::new(pieces, |window| within(window, MOST))?;
+        stream.read_to_end(&mut out)?;
         Ok(out)
     }
 
@@ -297,12 +207,13 @@ mod tests {
             single(MOST + 1, 8),
         ] {
             for before in [&[][..], &common, &large, &skipped] {
-                let error = read(&[before, &greedy].concat(), Large::Free).unwrap_err();
+                let error = read(&[before, &greedy].concat()).unwrap_err();
+                let error = error.downcast::<Error>().unwrap();
                 assert!(error.is(Code::ResourceExhausted), "{error}");
             }
         }
         let good = [&common[..], &skipped, &large, &common].concat();
-        assert_eq!(read(&good, Large::Free).unwrap(), b"");
+        assert_eq!(read(&good).unwrap(), b"");
     }
 
     #[test]
@@ -311,15 +222,14 @@ mod tests {
         for piece in [&b"one"[..], b"", &[b'2'; 100_000]] {
             all.extend(zstd::encode_all(piece, 0).unwrap());
         }
-        let out = read(&all, Large::Free).unwrap();
+        let out = read(&all).unwrap();
         assert_eq!(out, [&b"one"[..], &[b'2'; 100_000]].concat());
         for cut in [all.len() - 1, 3, 1] {
-            let error = read(&all[..cut], Large::Free).unwrap_err();
-            assert!(error.is(Code::InvalidArgument), "{error}");
+            let error = read(&all[..cut]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{error}");
         }
         let trailing = [&all[..], b"no frame"].concat();
-        let error = read(&trailing, Large::Free).unwrap_err();
-        assert!(error.is(Code::InvalidArgument), "{error}");
+        read(&trailing).unwrap_err();
     }
 
     #[test]
@@ -343,99 +253,21 @@ mod tests {
             packed.len() < twice.len() * 2 / 3,
             "nothing was found again"
         );
-        assert!(read(&packed, Large::Free).unwrap() == twice);
+        assert!(read(&packed).unwrap() == twice);
     }
 
     #[test]
-    fn the_usual_ceiling_takes_what_zstd_writes_at_its_highest_level() {
-        let usual = Windows {
-            most: crate::Limits::default().window,
-            large: Large::Free,
+    fn who_lets_windows_pass_is_asked_of_each() {
+        let seen = Cell::new(Vec::new());
+        let frames = [windowed(24, 0), windowed(20, 0), windowed(25, 0)].concat();
+        let admit = |window| {
+            let mut all = seen.take();
+            all.push(window);
+            seen.set(all);
+            Ok(())
         };
-        usual.admit(128 << 20, &mut None).unwrap();
-        let error = usual.admit((128 << 20) + 1, &mut None).unwrap_err();
-        assert!(error.is(Code::ResourceExhausted), "{error}");
-    }
-
-    #[test]
-    fn a_layer_that_comes_in_has_its_turn_from_its_first_frame_on() {
-        let rooms = Rooms::default();
-        let windows = Windows {
-            most: MOST,
-            large: Large::Coming(rooms.clone()),
-        };
-        let mut turn = None;
-        windows.admit(1, &mut turn).unwrap();
-        let others: Vec<_> = std::iter::from_fn(|| rooms.window_of_coming()).collect();
-        windows.admit(COMMON, &mut turn).unwrap();
-        // One for which there was none goes on as long as it needs none, and gets what becomes free.
-        let mut late = None;
-        windows.admit(SMALL, &mut late).unwrap();
-        assert!(windows.admit(COMMON, &mut late).is_err());
-        drop((others, turn));
-        windows.admit(COMMON, &mut late).unwrap();
-    }
-
-    #[test]
-    fn who_waits_for_a_large_window_has_given_its_common_one_back() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        let (rooms, stop) = (Rooms::default(), Stop::default());
-        let windows = Windows {
-            most: MOST,
-            large: Large::InTurn {
-                rooms,
-                handle: runtime.handle().clone(),
-                stop: stop.clone(),
-            },
-        };
-        let mut turn = None;
-        windows.admit(COMMON, &mut turn).unwrap();
-        assert!(turn.is_some());
-        // Waits no longer than it takes to give up.
-        stop.tell();
-        let error = windows.admit(COMMON + 1, &mut turn).unwrap_err();
-        assert!(error.is(Code::Cancelled), "{error}");
-        assert!(turn.is_none());
-    }
-
-    #[test]
-    fn large_windows_are_taken_in_turn_and_not_while_a_layer_comes_in() {
-        let rooms = Rooms::default();
-        let coming = || Large::Coming(rooms.clone());
-        let error = read(&windowed(24, 0), coming()).unwrap_err();
-        assert!(error.is(Code::Unavailable), "{error}");
-        read(&windowed(23, 0), coming()).unwrap();
-        let mut all = Vec::new();
-        while let Some(turn) = rooms.window_of_coming() {
-            all.push(turn);
-        }
-        let error = read(&windowed(23, 0), coming()).unwrap_err();
-        assert!(error.is(Code::Unavailable), "{error}");
-        read(&windowed(20, 0), coming()).unwrap();
-
-        let runtime = tokio::runtime::Builder::new_multi_thread().build().unwrap();
-        let stop = Stop::default();
-        let in_turn = |stop: &Stop| Large::InTurn {
-            rooms: rooms.clone(),
-            handle: runtime.handle().clone(),
-            stop: stop.clone(),
-        };
-        for _ in 0..2 {
-            read(&windowed(24, 0).repeat(2), in_turn(&stop)).unwrap();
-        }
-        let turn = runtime
-            .block_on(rooms.window(Window::Large, &stop))
-            .unwrap();
-        // Those with a common one do not wait; the others do, until they are told that it is in vain.
-        read(&windowed(23, 0), in_turn(&stop)).unwrap();
-        let waiting = in_turn(&stop);
-        let waiter = std::thread::spawn(move || read(&windowed(24, 0), waiting));
-        stop.tell();
-        let error = waiter.join().unwrap().unwrap_err();
-        assert!(error.is(Code::Cancelled), "{error}");
-        drop(turn);
-        read(&windowed(24, 0), in_turn(&Stop::default())).unwrap();
+        let mut stream = Frames::new(&frames[..], admit).unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+        assert_eq!(seen.take(), [1 << 24, 1 << 20, 1 << 25]);
     }
 }
