@@ -3,14 +3,15 @@
 //! Invariant: data is hashed and written in the order in which it was accepted, on one blocking thread
 //! at a time, while the caller already fetches the next piece. Small pieces are gathered, so that a
 //! hop to that thread pays for itself; at most two gatherings are in memory, and less than one when
-//! nothing more is written: the thread ends when there is nothing left.
+//! nothing more is written: the thread ends when there is nothing left. How it
+//! becomes a blob is in `publish`.
+
+mod publish;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::fs::{self, File, FileTimes, Permissions};
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -23,7 +24,7 @@ use types::{Algorithm, Code, Digest, Error, IngestStatus, Labels, Result};
 use super::follow::Following;
 use super::ingest::{Ticket, hash_on};
 use super::kept;
-use super::layout::{discard, os, sync_dir};
+use super::layout::{discard, os};
 use super::{Claim, blocking};
 use crate::{Blob, Hasher, Ingest, IngestSpec};
 
@@ -382,133 +383,6 @@ impl Sink {
     }
 }
 
-impl LocalIngest {
-    /// Verify, sync, rename, sync the directory, clean up. On a mismatch the ingest stays.
-    fn finish(&mut self, size: Option<u64>, expected: Option<&Digest>) -> Result<Digest> {
-        let (digest, found) = {
-            let mut sink = self.shared.drain();
-            sink.check()?;
-            let path = self.ticket.data();
-            let found = sink
-                .file
-                .metadata()
-                .map_err(|e| os("stat", &path, e))?
-                .len();
-            if size.is_some_and(|size| size > 0 && size != found) {
-                return Err(Error::failed_precondition(format_args!(
-                    "unexpected commit size {found}, expected {}",
-                    size.unwrap_or(0)
-                )));
-            }
-            if let Some(expected) = expected
-                && expected.algorithm() != sink.hasher.algorithm()
-            {
-                sink.hasher = Hasher::new(expected.algorithm());
-                sink.rehash(u64::MAX).map_err(|e| os("read", &path, e))?;
-            }
-            let digest = sink.hasher.current()?;
-            if let Some(expected) = expected
-                && *expected != digest
-            {
-                return Err(Error::failed_precondition(format_args!(
-                    "unexpected commit digest {digest}, expected {expected}"
-                )));
-            }
-            (digest, found)
-        };
-        self.publish(&digest, found, sync_dir)?;
-        Ok(digest)
-    }
-
-    fn publish(
-        &mut self,
-        digest: &Digest,
-        size: u64,
-        sync_dir: impl Fn(&Path) -> Result<()>,
-    ) -> Result<()> {
-        let store = Arc::clone(&self.claim.store);
-        let directory = store.layout.blobs(digest.algorithm());
-        let target = store.layout.blob(digest);
-        let naming = store.naming(digest);
-        if let Some(done) = self.is_there(digest, size, || sync_dir(&directory)) {
-            return done;
-        }
-        drop(naming);
-        let data = self.ticket.data();
-        {
-            let mut sink = self.shared.sink();
-            let now = SystemTime::now();
-            let times = FileTimes::new().set_modified(now).set_accessed(now);
-            sink.file
-                .set_permissions(Permissions::from_mode(0o444))
-                .and_then(|()| sink.file.set_times(times))
-                .map_err(|e| os("finish", &data, e))?;
-            let synced = sink.file.sync_all();
-            if let Err(error) = sink.doubt(synced) {
-                drop(sink);
-                self.lose();
-                return Err(os("sync", &data, error));
-            }
-        }
-        let _naming = store.naming(digest);
-        if let Some(done) = self.is_there(digest, size, || sync_dir(&directory)) {
-            return done;
-        }
-        fs::rename(&data, &target).map_err(|e| os("rename", &data, e))?;
-        self.committed = true;
-        let synced = sync_dir(&directory);
-        if synced.is_err() {
-            // Nobody knows whether the disk has its name. Left there, it would be found by who tries again,
-            // and that flush might succeed without having done anything: it is sent again as well.
-            if let Err(error) = fs::remove_file(&target) {
-                let path = target.display();
-                tracing::error!(%path, %error, "a blob whose name was not flushed stays");
-            }
-        }
-        self.ticket.remove();
-        synced
-    }
-
-    /// Ends a commit of a blob that another one has made: nobody else names it meanwhile, or takes its name
-    /// away again. It stays where it is whatever becomes of the flush: there may be records of it.
-    fn is_there(
-        &mut self,
-        digest: &Digest,
-        size: u64,
-        sync: impl FnOnce() -> Result<()>,
-    ) -> Option<Result<()>> {
-        let target = self.claim.store.layout.blob(digest);
-        // A file of another length cannot be the blob: it is replaced by what was just verified.
-        if fs::metadata(&target).is_ok_and(|there| there.len() == size) {
-            self.committed = true;
-            // Who made it may not have come to this step yet, or ever.
-            let synced = sync();
-            self.ticket.remove();
-            let known = Error::already_exists(format_args!("content {digest}"));
-            return Some(synced.and(Err(known)));
-        }
-        None
-    }
-}
-
-impl LocalIngest {
-    /// Gives up data of which nobody knows what the disk has. Left where it is, a later writer would
-    /// resume it from the page cache, where all looks well, and its flush would fail no more: the kernel
-    /// tells of a failure once. So the client sends it again.
-    fn lose(&mut self) {
-        self.committed = true;
-        let sink = self.shared.sink();
-        // Where the name cannot be taken away, who resumes it has nothing to resume.
-        if let Err(error) = sink.file.set_len(0) {
-            tracing::debug!(%error, "data that the disk has refused keeps its length");
-        }
-        if let Err(error) = discard(self.ticket.path()) {
-            let path = self.ticket.path().display();
-            tracing::error!(%path, %error, "data that the disk has refused stays in an ingest");
-        }
-    }
-}
-
 impl Drop for LocalIngest {
     fn drop(&mut self) {
         if self.committed {
@@ -535,5 +409,4 @@ impl fmt::Debug for LocalIngest {
 }
 
 #[cfg(test)]
-#[path = "writer_tests.rs"]
 mod tests;

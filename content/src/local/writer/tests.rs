@@ -1,13 +1,13 @@
 //! What is accepted comes to the file, and waits in memory within bounds.
 
+use std::fs;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::super::Local;
-use super::super::layout::ticket_name;
 use super::*;
-use crate::ContentStore as _;
+use crate::local::layout::ticket_name;
 use crate::testsuite::spec;
+use crate::{ContentStore as _, Local};
 
 /// A writer of a store of its own; how long its file is tells the receiver.
 fn writer() -> (tempfile::TempDir, Box<LocalIngest>, watch::Receiver<u64>) {
