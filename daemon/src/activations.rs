@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use metadata::Metadata;
-use metadata::gc::{HeldMount, Mounts as Collected};
-use mounts::{ActivateOpts, Held, Mounts, OpenOpts};
+use metadata::gc::Holder;
+use mounts::{ActivateOpts, Mounts, OpenOpts};
 use protos::Message as _;
 use protos::types::RuntimeInfo;
 use runtime_v2::{CreateOpts, Task, TaskManager};
-use types::{Code, ContainerId, Error, Exit, Labels, Namespace, Result, Scope, gc_label};
+use types::{Code, ContainerId, Error, Exit, Held, Labels, Namespace, Result, Scope, gc_label};
 
 use crate::config::Config;
 use crate::point::Row;
@@ -153,27 +153,13 @@ async fn end(mounts: &Mounts, namespace: &Namespace, name: &str) {
 struct Kept(Mounts);
 
 #[async_trait]
-impl Collected for Kept {
-    fn held(&self) -> Vec<HeldMount> {
-        let held = |one: Held| HeldMount {
-            namespace: one.namespace,
-            name: one.name,
-            number: one.number,
-            lease: one.lease,
-            labels: one.labels,
-        };
-        self.0.held().into_iter().map(held).collect()
+impl Holder for Kept {
+    fn held(&self) -> Vec<Held> {
+        self.0.held()
     }
 
-    async fn end(&self, mount: &HeldMount) {
-        let held = Held {
-            namespace: mount.namespace.clone(),
-            name: mount.name.clone(),
-            number: mount.number,
-            lease: None,
-            labels: Labels::new(),
-        };
-        if let Err(error) = self.0.collect(&held).await {
+    async fn end(&self, held: &Held) {
+        if let Err(error) = self.0.collect(held).await {
             tracing::warn!(name = held.name, %error, "mount that nobody keeps stays for now");
         }
     }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use metadata::gc::{HeldNetwork, Networks as Collected};
-use network::{Held, Networks, OpenOpts};
+use metadata::gc::Holder;
+use network::{Networks, OpenOpts};
 use tokio::sync::Notify;
-use types::{Code, Event, Result};
+use types::{Code, Event, Held, Result};
 
 use crate::config::Config;
 use crate::identity::Identity;
@@ -67,34 +67,21 @@ pub(crate) fn examine(config: &Config) -> Result<Networks> {
 struct Kept(Networks);
 
 #[async_trait]
-impl Collected for Kept {
-    fn held(&self) -> Vec<HeldNetwork> {
-        let held = |one: Held| HeldNetwork {
-            namespace: one.namespace,
-            name: one.name,
-            number: one.number,
-            lease: one.lease,
-            labels: one.labels,
-        };
-        self.0.held().into_iter().map(held).collect()
+impl Holder for Kept {
+    fn held(&self) -> Vec<Held> {
+        self.0.held()
     }
 
-    async fn end(&self, network: &HeldNetwork) {
-        let held = Held {
-            namespace: network.namespace.clone(),
-            name: network.name.clone(),
-            number: network.number,
-            lease: None,
-            labels: network.labels.clone(),
-        };
-        match self.0.collect(&held).await {
+    async fn end(&self, held: &Held) {
+        let name = &held.name;
+        match self.0.collect(held).await {
             Ok(()) => {}
             // Whoever is in it keeps it for now.
             Err(error) if error.is(Code::FailedPrecondition) => {
-                tracing::debug!(name = held.name, %error, "network that nobody keeps is in use");
+                tracing::debug!(name, %error, "network that nobody keeps is in use");
             }
             Err(error) => {
-                tracing::warn!(name = held.name, %error, "network that nobody keeps stays for now");
+                tracing::warn!(name, %error, "network that nobody keeps stays for now");
             }
         }
     }

@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use types::{Activation, Error, Filter, Labels, LeaseId, Mount, Namespace, Result, Scope};
+use types::{Activation, Error, Filter, Held, Labels, Mount, Namespace, Result, Scope};
 
 pub use crate::check::check_stopped;
 use crate::plan::Plan;
@@ -54,21 +54,6 @@ pub struct ActivateOpts {
     /// Types that the caller performs itself, where no mount of ours needs them before it. `format/*` and
     /// the like: the caller makes that change itself.
     pub allowed: Vec<String>,
-}
-
-/// An activation as the collector sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Its namespace.
-    pub namespace: Namespace,
-    /// Its name there.
-    pub name: String,
-    /// Tells it from others of that name.
-    pub number: u64,
-    /// The lease that it was made under.
-    pub lease: Option<LeaseId>,
-    /// Its labels.
-    pub labels: Labels,
 }
 
 /// The activations of all namespaces. Clones share them.

@@ -7,13 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use types::{Activation, ActiveMount, Error, Filter, Labels, LeaseId, Mount, Namespace, Result};
+use types::{
+    Activation, ActiveMount, Error, Filter, Held, Labels, LeaseId, Mount, Namespace, Result,
+};
 
 use crate::handler::Handler;
 use crate::place::{Busy, Place};
 use crate::plan::{Plan, Planned};
 use crate::record::{self, Entry, Phase};
-use crate::{Held, Key, OpenOpts};
+use crate::{Key, OpenOpts};
 
 /// Directory of the places. Parity: core/mount/manager: clients see it in paths.
 pub(crate) const TARGETS: &str = "t";

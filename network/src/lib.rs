@@ -33,7 +33,7 @@ use async_trait::async_trait;
 use types::network::{Joined, NetRequest, NetResult, TenantId};
 use types::{Error, Errors, Finding, Namespace, Repair, Result};
 
-pub use networks::{Held, Hold, NamespaceOpts, Networks, OpenOpts, Publisher};
+pub use networks::{Hold, NamespaceOpts, Networks, OpenOpts, Publisher};
 pub use undo::Undo;
 
 /// A container may be made after it was joined, but not for ever.

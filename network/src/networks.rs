@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OwnedMutexGuard;
 use types::network::{Link, LinkChange, LinkMove, LinkName, NetNamespace, NewLink, Place};
-use types::{Error, Event, Fields, Filter, Finding, Labels, LeaseId, Namespace, Result, Scope};
+use types::{Error, Event, Fields, Filter, Finding, Held, Labels, Namespace, Result, Scope};
 
 use crate::grave::Grave;
 use crate::link::other;
@@ -50,21 +50,6 @@ pub struct NamespaceOpts {
     /// Gives the one that this file stands for a name instead; empty: makes one.
     pub adopt: PathBuf,
     /// Labels.
-    pub labels: Labels,
-}
-
-/// A namespace or an interface as the collector sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Its tenant.
-    pub namespace: Namespace,
-    /// Its name there; of an interface `place/name`, which no namespace has.
-    pub name: String,
-    /// Tells it from others of that name.
-    pub number: u64,
-    /// The lease that it was made under.
-    pub lease: Option<LeaseId>,
-    /// Its labels.
     pub labels: Labels,
 }
 

@@ -1,8 +1,8 @@
-//! What stores tell about blobs, ingests and snapshots.
+//! What stores tell about blobs, ingests and snapshots, and about what they hold without a record.
 
 use std::time::SystemTime;
 
-use crate::{Digest, Filterable, IngestRef, Labels, SnapshotKey};
+use crate::{Digest, Filterable, IngestRef, Labels, LeaseId, Namespace, SnapshotKey};
 
 /// A blob's facts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +117,22 @@ pub struct Usage {
     pub inodes: u64,
     /// Bytes.
     pub size: u64,
+}
+
+/// What was made for a client and has no record: an activation of mounts, a network namespace, an interface.
+/// As the collector sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its name there; of an interface `place/name`, which no network namespace has.
+    pub name: String,
+    /// Tells it from others of that name.
+    pub number: u64,
+    /// The lease that it was made under.
+    pub lease: Option<LeaseId>,
+    /// What else keeps it stands in these.
+    pub labels: Labels,
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub use event::{Event, Topic};
 pub use fields::Fields;
 pub use filter::{Filter, Filterable, Patterns};
 pub use id::{ContainerId, ExecId, Identifier, IngestRef, LeaseId, Namespace, SnapshotKey};
-pub use info::{BlobInfo, IngestStatus, SnapshotInfo, SnapshotKind, Usage};
+pub use info::{BlobInfo, Held, IngestStatus, SnapshotInfo, SnapshotKind, Usage};
 pub use json::{MAX_JSON, bound_json};
 pub use labels::{Labels, gc_label, label};
 pub use mount::{Activation, ActiveMount, IMPLIED_DIRECTORY, Mount, UNSETTLED_LAYER};

@@ -6,12 +6,12 @@ use std::time::SystemTime;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use types::{Labels, Namespace, Resource, Result, gc_label};
+use types::{Held, Labels, Namespace, Resource, Result, gc_label};
 
 use super::condition::{Condition, conditions, used_at};
 use super::link::{Link, Node, links};
 use super::spare::node;
-use super::{Beside, HeldMount, HeldNetwork, LeasedStream};
+use super::{Beside, LeasedStream};
 use crate::db::earliest;
 use crate::key::{Bucket, all, names};
 use crate::kv::{Flow, Read};
@@ -272,18 +272,10 @@ impl Graph {
 
     /// A mount lives as long as its lease, as what its labels name, or as what names it. Parity:
     /// core/mount/manager: of its labels only back references count.
-    fn add_mounts(&mut self, namespace: &Namespace, mounts: &[HeldMount]) {
+    fn add_mounts(&mut self, namespace: &Namespace, mounts: &[Held]) {
         for mount in mounts.iter().filter(|m| m.namespace == *namespace) {
             let node = Node::Mount(mount.name.clone());
-            let lease = mount
-                .lease
-                .as_ref()
-                .map(|lease| Node::Lease(lease.to_string()));
-            let labels = links(&mount.labels).filter_map(|link| match link {
-                Link::KeptBy(other) => Some(other),
-                Link::Root | Link::Keeps(_) => None,
-            });
-            for keeper in lease.into_iter().chain(labels) {
+            for keeper in keepers(mount) {
                 self.kept_by.entry(keeper).or_default().push(node.clone());
             }
             self.objects.insert(node, Refs::default());
@@ -292,18 +284,10 @@ impl Graph {
 
     /// A network made under a lease, or with labels that name a keeper, lives as long as those, or as what
     /// names it; any other one until it is deleted.
-    fn add_networks(&mut self, namespace: &Namespace, networks: &[HeldNetwork]) {
+    fn add_networks(&mut self, namespace: &Namespace, networks: &[Held]) {
         for network in networks.iter().filter(|n| n.namespace == *namespace) {
             let node = Node::Network(network.name.clone());
-            let lease = network
-                .lease
-                .as_ref()
-                .map(|lease| Node::Lease(lease.to_string()));
-            let labels = links(&network.labels).filter_map(|link| match link {
-                Link::KeptBy(other) => Some(other),
-                Link::Root | Link::Keeps(_) => None,
-            });
-            let keepers: Vec<Node> = lease.into_iter().chain(labels).collect();
+            let keepers = keepers(network);
             if keepers.is_empty() || links(&network.labels).any(|link| link == Link::Root) {
                 self.root(node.clone());
             }
@@ -456,6 +440,17 @@ impl Graph {
             Ok(Flow::Continue(()))
         })
     }
+}
+
+/// Its lease, and what its labels say that it is kept by.
+fn keepers(held: &Held) -> Vec<Node> {
+    let lease = held.lease.as_ref();
+    let lease = lease.map(|lease| Node::Lease(lease.to_string()));
+    let labels = links(&held.labels).filter_map(|link| match link {
+        Link::KeptBy(other) => Some(other),
+        Link::Root | Link::Keeps(_) => None,
+    });
+    lease.into_iter().chain(labels).collect()
 }
 
 /// The time in labels after which they root nothing. One that cannot be read is none.

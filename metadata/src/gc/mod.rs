@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use types::{Error, Labels, LeaseId, Namespace, Result};
+use types::{Error, Held, LeaseId, Namespace, Result};
 
 pub(crate) use self::mark::{condition_due, due, expiry};
 pub use self::scheduler::{Scheduler, SchedulerOpts};
@@ -57,62 +57,23 @@ pub struct LeasedStream {
     pub lease: LeaseId,
 }
 
-/// The mounts that the daemon has activated for its clients. They have no record here.
+/// What the daemon has made for its clients, of one kind: activations of mounts, or networks. They have no
+/// record here.
 #[async_trait]
-pub trait Mounts: Send + Sync + fmt::Debug {
+pub trait Holder: Send + Sync + fmt::Debug {
     /// All that may be ended.
-    fn held(&self) -> Vec<HeldMount>;
+    fn held(&self) -> Vec<Held>;
 
     /// Ends one, if it still is the same. What cannot be ended now is among the held ones again.
-    async fn end(&self, mount: &HeldMount);
-}
-
-/// An activation of mounts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldMount {
-    /// Its namespace.
-    pub namespace: Namespace,
-    /// Its name there.
-    pub name: String,
-    /// Tells it from others of that name.
-    pub number: u64,
-    /// The lease that keeps it.
-    pub lease: Option<LeaseId>,
-    /// What else keeps it stands in these.
-    pub labels: Labels,
-}
-
-/// The network namespaces and interfaces that the daemon has made for its clients. They have no record here.
-#[async_trait]
-pub trait Networks: Send + Sync + fmt::Debug {
-    /// All that may be ended.
-    fn held(&self) -> Vec<HeldNetwork>;
-
-    /// Ends one, if it still is the same. What cannot be ended now is among the held ones again.
-    async fn end(&self, network: &HeldNetwork);
-}
-
-/// A network namespace or an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldNetwork {
-    /// Its namespace.
-    pub namespace: Namespace,
-    /// Its name there.
-    pub name: String,
-    /// Tells it from others of that name.
-    pub number: u64,
-    /// The lease that keeps it.
-    pub lease: Option<LeaseId>,
-    /// What else keeps it stands in these.
-    pub labels: Labels,
+    async fn end(&self, held: &Held);
 }
 
 /// What lives beside the records, as it was before the marking.
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
     pub(crate) streams: Vec<LeasedStream>,
-    pub(crate) mounts: Vec<HeldMount>,
-    pub(crate) networks: Vec<HeldNetwork>,
+    pub(crate) mounts: Vec<Held>,
+    pub(crate) networks: Vec<Held>,
 }
 
 /// What one run did.
@@ -204,9 +165,9 @@ pub(crate) struct Collector {
     /// Collected beside the records.
     pub(crate) streams: OnceLock<Arc<dyn Streams>>,
     /// As well.
-    pub(crate) mounts: OnceLock<Arc<dyn Mounts>>,
+    pub(crate) mounts: OnceLock<Arc<dyn Holder>>,
     /// As well.
-    pub(crate) networks: OnceLock<Arc<dyn Networks>>,
+    pub(crate) networks: OnceLock<Arc<dyn Holder>>,
 }
 
 impl Collector {
@@ -236,42 +197,31 @@ impl Collector {
                 streams.end(namespace, id);
             }
         }
-        self.end_mounts(swept, beside).await;
-        self.end_networks(swept, beside).await;
+        let mounts = (beside.mounts.as_slice(), swept.mounts.as_slice());
+        end_held("mount", self.mounts.get(), mounts).await;
+        let networks = (beside.networks.as_slice(), swept.networks.as_slice());
+        end_held("network", self.networks.get(), networks).await;
     }
+}
 
-    async fn end_networks(&self, swept: &Swept, beside: &Beside) {
-        let Some(networks) = self.networks.get() else {
-            return;
-        };
-        let gone = |held: &&HeldNetwork| {
-            let key = (&held.namespace, &held.name);
-            swept
-                .networks
-                .iter()
-                .any(|(namespace, name)| (namespace, name) == key)
-        };
-        for held in beside.networks.iter().filter(gone) {
-            tracing::debug!(namespace = %held.namespace, name = held.name, "network that nobody keeps goes");
-            networks.end(held).await;
-        }
-    }
-
-    async fn end_mounts(&self, swept: &Swept, beside: &Beside) {
-        let Some(mounts) = self.mounts.get() else {
-            return;
-        };
-        let gone = |held: &&HeldMount| {
-            let key = (&held.namespace, &held.name);
-            swept
-                .mounts
-                .iter()
-                .any(|(namespace, name)| (namespace, name) == key)
-        };
-        for held in beside.mounts.iter().filter(gone) {
-            tracing::debug!(namespace = %held.namespace, name = held.name, "mount that nobody keeps goes");
-            mounts.end(held).await;
-        }
+/// Ends those of a kind that were swept.
+async fn end_held(
+    kind: &str,
+    holder: Option<&Arc<dyn Holder>>,
+    (all, swept): (&[Held], &[(Namespace, String)]),
+) {
+    let Some(holder) = holder else {
+        return;
+    };
+    let is_swept = |held: &&Held| {
+        let key = (&held.namespace, &held.name);
+        swept
+            .iter()
+            .any(|(namespace, name)| (namespace, name) == key)
+    };
+    for held in all.iter().filter(is_swept) {
+        tracing::debug!(namespace = %held.namespace, name = held.name, "{kind} that nobody keeps goes");
+        holder.end(held).await;
     }
 }
 

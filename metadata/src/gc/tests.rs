@@ -10,6 +10,7 @@ use crate::fixture::{
 
 mod due;
 mod expiry;
+mod holding;
 mod ingests;
 mod kinds;
 mod model;
@@ -21,6 +22,8 @@ mod proxies;
 mod steps;
 mod streams;
 mod unlinked;
+
+use holding::Holding;
 
 const PAST: &str = "2001-01-01T00:00:00Z";
 const FUTURE: &str = "2999-01-01T00:00:00+02:00";

@@ -22,13 +22,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use types::network::{NetNamespace, Place};
-use types::{Error, Event, Fields, Labels, Namespace, Result, Scope};
+use types::{Error, Event, Fields, Held, Labels, Namespace, Result, Scope};
 
 use crate::grave::Grave;
 use crate::link::Inside;
 use crate::netns::Pins;
 use crate::record::{Entry, LinkFacts, LinkKey, NsFacts, NsKey, Phase};
-use crate::{Held, OpenOpts, Publisher};
+use crate::{OpenOpts, Publisher};
 
 pub(crate) use links::Transfer;
 

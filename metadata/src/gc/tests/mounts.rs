@@ -1,50 +1,17 @@
 //! Activations of mounts live as long as their leases, what their labels name, or what names them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use async_trait::async_trait;
-use types::{Labels, LeaseId, gc_label};
+use types::{Labels, gc_label};
 
+use super::Holding;
 use crate::fixture::{House, scope};
-use crate::gc::{HeldMount, Mounts};
-
-#[derive(Debug, Default)]
-struct Active(Mutex<Vec<HeldMount>>);
-
-impl Active {
-    fn add(&self, namespace: &str, name: &str, lease: Option<&LeaseId>, labels: Labels) {
-        let mut all = self.0.lock().unwrap();
-        let number = all.len() as u64;
-        all.push(HeldMount {
-            namespace: namespace.parse().unwrap(),
-            name: name.into(),
-            number,
-            lease: lease.cloned(),
-            labels,
-        });
-    }
-
-    fn names(&self) -> Vec<String> {
-        let all = self.0.lock().unwrap();
-        all.iter().map(|mount| mount.name.clone()).collect()
-    }
-}
-
-#[async_trait]
-impl Mounts for Active {
-    fn held(&self) -> Vec<HeldMount> {
-        self.0.lock().unwrap().clone()
-    }
-
-    async fn end(&self, mount: &HeldMount) {
-        self.0.lock().unwrap().retain(|one| one != mount);
-    }
-}
+use crate::gc::Holder as _;
 
 #[tokio::test]
 async fn mounts_go_when_nothing_keeps_them() {
     let house = House::new().await;
-    let active = Arc::new(Active::default());
+    let active = Arc::new(Holding::default());
     house.metadata.collect_mounts(Arc::clone(&active) as _);
     let lease = house.leased("a", Labels::new()).await.lease.unwrap();
     let of_container = || Labels::new().with(gc_label::BREF_CONTAINER, "c");
@@ -85,7 +52,7 @@ async fn what_is_taken_up_beside_a_run_keeps_its_mounts() {
 
     let house = House::new().await;
     house.leased("a", Labels::new()).await;
-    let active = Active::default();
+    let active = Holding::default();
     active.add(
         "a",
         "m",

@@ -1,50 +1,16 @@
 //! Networks live as long as their keepers; those without one until they are deleted.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use async_trait::async_trait;
-use types::{Labels, LeaseId, gc_label};
+use types::{Labels, gc_label};
 
+use super::Holding;
 use crate::fixture::House;
-use crate::gc::{HeldNetwork, Networks};
-
-#[derive(Debug, Default)]
-struct Made(Mutex<Vec<HeldNetwork>>);
-
-impl Made {
-    fn add(&self, name: &str, lease: Option<&LeaseId>, labels: Labels) {
-        let mut all = self.0.lock().unwrap();
-        let number = all.len() as u64;
-        all.push(HeldNetwork {
-            namespace: "a".parse().unwrap(),
-            name: name.into(),
-            number,
-            lease: lease.cloned(),
-            labels,
-        });
-    }
-
-    fn names(&self) -> Vec<String> {
-        let all = self.0.lock().unwrap();
-        all.iter().map(|network| network.name.clone()).collect()
-    }
-}
-
-#[async_trait]
-impl Networks for Made {
-    fn held(&self) -> Vec<HeldNetwork> {
-        self.0.lock().unwrap().clone()
-    }
-
-    async fn end(&self, network: &HeldNetwork) {
-        self.0.lock().unwrap().retain(|one| one != network);
-    }
-}
 
 #[tokio::test]
 async fn a_network_makes_its_tenant_known_and_keeps_it() {
     let house = House::new().await;
-    let made = Arc::new(Made::default());
+    let made = Arc::new(Holding::default());
     house.metadata.collect_networks(Arc::clone(&made) as _);
     let tenant: types::Namespace = "a".parse().unwrap();
     let mut scope = types::Scope::new(tenant.clone());
@@ -64,7 +30,7 @@ async fn a_network_makes_its_tenant_known_and_keeps_it() {
     scope.lease = None;
     house.metadata.admit(&scope).await.unwrap();
     assert_eq!(house.metadata.namespaces().list().await.unwrap().len(), 2);
-    made.add("n", None, Labels::new());
+    made.add("a", "n", None, Labels::new());
     let error = house.metadata.namespaces().delete(&tenant).await;
     let error = error.unwrap_err();
     assert!(
@@ -84,17 +50,18 @@ async fn a_network_makes_its_tenant_known_and_keeps_it() {
 #[tokio::test]
 async fn networks_go_with_their_keepers_and_others_stay() {
     let house = House::new().await;
-    let made = Arc::new(Made::default());
+    let made = Arc::new(Holding::default());
     house.metadata.collect_networks(Arc::clone(&made) as _);
     let lease = house.leased("a", Labels::new()).await.lease.unwrap();
     let root = || Labels::new().with(gc_label::ROOT, "y");
-    made.add("anybody's", None, Labels::new());
-    made.add("leased", Some(&lease), Labels::new());
-    made.add("/eth0", Some(&lease), Labels::new());
-    made.add("rooted", Some(&lease), root());
-    made.add("rooted/eth0", Some(&lease), Labels::new());
-    made.add("leased/eth0", Some(&lease), Labels::new());
+    made.add("a", "anybody's", None, Labels::new());
+    made.add("a", "leased", Some(&lease), Labels::new());
+    made.add("a", "/eth0", Some(&lease), Labels::new());
+    made.add("a", "rooted", Some(&lease), root());
+    made.add("a", "rooted/eth0", Some(&lease), Labels::new());
+    made.add("a", "leased/eth0", Some(&lease), Labels::new());
     made.add(
+        "a",
         "back",
         None,
         Labels::new().with(gc_label::BREF_CONTAINER, "c"),
