@@ -13,7 +13,6 @@ use types::network::{Link, LinkChange, LinkMove, LinkName, NetNamespace, NewLink
 use types::{Error, Event, Fields, Filter, Finding, Held, Labels, Namespace, Result, Scope};
 
 use crate::grave::Grave;
-use crate::link::other;
 use crate::record::{LinkKey, NsKey};
 use crate::store::{Store, Transfer};
 use crate::turns::Turns;
@@ -218,7 +217,7 @@ impl Networks {
     pub async fn create_link(&self, scope: &Scope, new: NewLink) -> Result<Link> {
         let scope = scope.clone();
         let mut locks = vec![lock_of(&scope.namespace, &new.place)];
-        let there = other(&new.kind).and_then(|other| other.place.as_ref());
+        let there = new.kind.other().and_then(|other| other.place.as_ref());
         locks.extend(there.map(|place| lock_of(&scope.namespace, place)));
         self.alone(locks, move |store| store.create_link(&scope, &new))
             .await

@@ -1,6 +1,6 @@
 //! Interfaces that come, go, and move.
 
-use types::network::{LinkKind, LinkName, LinkSpec, Other, TunMode};
+use types::network::{LinkKind, LinkName, LinkSpec, TunMode};
 use types::{Code, Context as _, Error, Result};
 
 use super::{Inside, Seen, change, classed, encode};
@@ -16,18 +16,6 @@ pub(crate) struct New<'a> {
     pub(crate) spec: &'a LinkSpec,
     /// Mark of interfaces that are ours.
     pub(crate) group: u32,
-}
-
-/// The other end or the parent in a kind.
-pub(crate) fn other(kind: &LinkKind) -> Option<&Other> {
-    match kind {
-        LinkKind::Veth(other)
-        | LinkKind::Macvlan(other, _)
-        | LinkKind::Ipvlan(other, _)
-        | LinkKind::Vlan(other, _) => other.as_ref(),
-        LinkKind::Vxlan(vxlan) => vxlan.parent.as_ref(),
-        LinkKind::Bridge | LinkKind::Tun(_) | LinkKind::Dummy | LinkKind::Foreign(_) => None,
-    }
 }
 
 /// Checks what can be checked of a kind without looking.
@@ -106,7 +94,7 @@ impl Inside {
     }
 
     fn parent(&mut self, kind: &LinkKind) -> Result<Option<u32>> {
-        let Some(parent) = other(kind) else {
+        let Some(parent) = kind.other() else {
             return Ok(None);
         };
         let raw = self

@@ -31,7 +31,7 @@ pub(crate) use abi::SKIP_STATS;
 pub(crate) use bury::buried_name;
 pub(crate) use class::classed;
 use decode::{Raw, RawAddress};
-pub(crate) use make::{New, is_on_its_way, other, validate as validate_kind};
+pub(crate) use make::{New, is_on_its_way, validate as validate_kind};
 
 /// An interface as it is, and what of it is for us alone.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use types::{Error, Event, Fields, Filter, Labels, Namespace, Result, Scope};
 
 use super::{Store, relabelled};
 use crate::Undo;
-use crate::link::{Inside, New, Seen, other, validate_kind};
+use crate::link::{Inside, New, Seen, validate_kind};
 use crate::record::{self, Entry, LinkFacts, LinkKey, Phase};
 
 /// A move, a rename, or both.
@@ -259,7 +259,7 @@ impl Store {
         tenant: &Namespace,
         new: &NewLink,
     ) -> Result<Option<Inside>> {
-        let Some(other) = other(&new.kind) else {
+        let Some(other) = new.kind.other() else {
             return Ok(None);
         };
         let place = other.place.as_ref().unwrap_or(&new.place);

@@ -233,6 +233,19 @@ impl LinkKind {
             Self::Foreign(kind) => kind,
         }
     }
+
+    /// The other end, or the parent.
+    #[must_use]
+    pub fn other(&self) -> Option<&Other> {
+        match self {
+            Self::Veth(other)
+            | Self::Macvlan(other, _)
+            | Self::Ipvlan(other, _)
+            | Self::Vlan(other, _) => other.as_ref(),
+            Self::Vxlan(vxlan) => vxlan.parent.as_ref(),
+            Self::Bridge | Self::Tun(_) | Self::Dummy | Self::Foreign(_) => None,
+        }
+    }
 }
 
 /// How an interface is attached to a bridge.

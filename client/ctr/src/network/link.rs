@@ -2,7 +2,7 @@
 
 use client::Client;
 use serde_json::{Value, json};
-use types::network::{Link, LinkChange, LinkKind, LinkMove, LinkName, NewLink, Other, Route};
+use types::network::{Link, LinkChange, LinkKind, LinkMove, LinkName, NewLink, Route};
 use types::{Context as _, Fields, Filter, Result};
 
 use super::spec::{KindFlags, SpecFlags, place};
@@ -165,18 +165,6 @@ async fn set(client: &Client, set: Set) -> Result<()> {
     out::line(&name)
 }
 
-/// What it is made with.
-fn other(kind: &LinkKind) -> Option<&Other> {
-    match kind {
-        LinkKind::Veth(other)
-        | LinkKind::Macvlan(other, _)
-        | LinkKind::Ipvlan(other, _)
-        | LinkKind::Vlan(other, _) => other.as_ref(),
-        LinkKind::Vxlan(vxlan) => vxlan.parent.as_ref(),
-        LinkKind::Bridge | LinkKind::Tun(_) | LinkKind::Dummy | LinkKind::Foreign(_) => None,
-    }
-}
-
 fn table(all: &[Link]) -> Table {
     let mut table = Table::new(Pad::NARROW);
     table.row([
@@ -203,7 +191,8 @@ fn table(all: &[Link]) -> Table {
             link.name.to_string(),
             dash(link.kind.as_str().to_owned()),
             dash(
-                other(&link.kind)
+                link.kind
+                    .other()
                     .map(|other| other.name.to_string())
                     .unwrap_or_default(),
             ),
@@ -248,7 +237,7 @@ fn document(link: &Link) -> Value {
     put("mac", link.mac.map(|mac| json!(mac.to_string())));
     put(
         "other",
-        other(&link.kind).map(|other| json!(other.name.as_str())),
+        link.kind.other().map(|other| json!(other.name.as_str())),
     );
     put(
         "createdAt",
