@@ -3,11 +3,12 @@
 use std::time::SystemTime;
 
 use types::{
-    Digest, Error, Event, Fields, Filter, Image, ImageRef, Resource, Result, Scope, gc_label,
+    Digest, Error, Event, Fields, Filter, Identifier, Image, ImageRef, Resource, Result, Scope,
+    gc_label,
 };
 
 use crate::db::WriteTx;
-use crate::key::{self, Bucket, all, names, own};
+use crate::key::{Bucket, all, names, own};
 use crate::kv::{Flow, Read};
 use crate::record::{get_image, put_image, view_image};
 use crate::{Metadata, gc, leases, mask};
@@ -187,7 +188,7 @@ fn tidy(mut image: Image) -> Image {
 }
 
 fn validate(image: &Image) -> Result<()> {
-    key::name(&image.name, "image name")?;
+    Identifier::check_free(&image.name, "image name")?;
     image.labels.validate().map_err(|e| e.ctx("image.Labels"))?;
     if image.target.size == 0 {
         return Err(Error::invalid_argument(

@@ -1,9 +1,10 @@
 //! Keys of records: one byte of bucket, then names joined by NUL.
 //!
-//! Invariant: no name holds a NUL (the types forbid it, free strings are checked with [`name`]), so
-//! keys of one parent are one range, ordered by the bytes of their names.
+//! Invariant: no name holds a NUL (the types forbid it, free strings are checked with
+//! [`types::Identifier::check_free`]), so keys of one parent are one range, ordered by the bytes of their
+//! names.
 
-use types::{Error, Namespace, Result};
+use types::{Namespace, Result};
 
 use crate::codec::damaged;
 
@@ -98,24 +99,6 @@ pub(crate) fn split(key: &[u8]) -> Result<Option<(Bucket, Namespace, &str)>> {
     };
     let namespace = namespace.parse().map_err(|_| damaged())?;
     Ok(Some((*bucket, namespace, rest)))
-}
-
-/// Checks a free string that becomes part of a key.
-///
-/// # Errors
-/// `InvalidArgument` when it is empty or holds a NUL.
-pub(crate) fn name(text: &str, what: &str) -> Result<()> {
-    if text.is_empty() {
-        return Err(Error::invalid_argument(format_args!(
-            "{what} must not be empty"
-        )));
-    }
-    if text.contains('\0') {
-        return Err(Error::invalid_argument(format_args!(
-            "{what} must not contain a NUL byte"
-        )));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

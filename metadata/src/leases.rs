@@ -5,7 +5,9 @@
 
 use std::time::SystemTime;
 
-use types::{Error, Filter, Labels, Lease, LeaseId, Namespace, Resource, Result, Scope};
+use types::{
+    Error, Filter, Identifier, Labels, Lease, LeaseId, Namespace, Resource, Result, Scope,
+};
 
 use crate::codec::damaged;
 use crate::db::WriteTx;
@@ -102,10 +104,10 @@ impl Leases {
     /// `NotFound` for the lease; `InvalidArgument` for a name that cannot exist.
     pub async fn add(&self, id: &LeaseId, resource: Resource) -> Result<()> {
         if let Resource::Image(name) = &resource {
-            key::name(name, "image name")?;
+            Identifier::check_free(name, "image name")?;
         }
         if let Resource::Snapshot { snapshotter, .. } = &resource {
-            key::name(snapshotter, "snapshotter")?;
+            Identifier::check_free(snapshotter, "snapshotter")?;
         }
         let namespace = self.namespace.clone();
         let id = id.clone();

@@ -44,20 +44,24 @@ impl Identifier {
         }
         Ok(())
     }
-}
 
-fn not_empty(text: &str, what: &str) -> Result<()> {
-    if text.is_empty() {
-        return Err(Error::invalid_argument(format_args!(
-            "{what} must not be empty"
-        )));
+    /// Checks a name that may be any text: `what` it is the error says.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when it is empty or holds a NUL.
+    pub fn check_free(text: &str, what: &str) -> Result<()> {
+        if text.is_empty() {
+            return Err(Error::invalid_argument(format_args!(
+                "{what} must not be empty"
+            )));
+        }
+        if text.contains('\0') {
+            return Err(Error::invalid_argument(format_args!(
+                "{what} must not contain a NUL byte"
+            )));
+        }
+        Ok(())
     }
-    if text.contains('\0') {
-        return Err(Error::invalid_argument(format_args!(
-            "{what} must not contain a NUL byte"
-        )));
-    }
-    Ok(())
 }
 
 macro_rules! id {
@@ -130,15 +134,15 @@ id! {
 }
 id! {
     /// Id of a lease: a free, non-empty string.
-    LeaseId, |text| not_empty(text, "lease id")
+    LeaseId, |text| Identifier::check_free(text, "lease id")
 }
 id! {
     /// Key of an active snapshot or name of a committed one: a free, non-empty string.
-    SnapshotKey, |text| not_empty(text, "snapshot key")
+    SnapshotKey, |text| Identifier::check_free(text, "snapshot key")
 }
 id! {
     /// Name of an ingest: a free, non-empty string.
-    IngestRef, |text| not_empty(text, "ref")
+    IngestRef, |text| Identifier::check_free(text, "ref")
 }
 
 #[cfg(test)]
