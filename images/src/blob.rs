@@ -1,7 +1,9 @@
 //! Whole documents in and out of a content store, within limits.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
-use content::{ContentStore, IngestSpec};
+use content::{Blob, ContentStore, IngestSpec};
 use sha2::{Digest as _, Sha256};
 use types::{Algorithm, Context as _, Descriptor, Digest, Error, Labels, Result};
 
@@ -33,17 +35,7 @@ pub async fn read_blob(
             descriptor.size
         )));
     }
-    let blob = store
-        .open(digest)
-        .await
-        .ctx_with(|| format!("content {digest}"))?;
-    if blob.size() != descriptor.size {
-        return Err(Error::failed_precondition(format_args!(
-            "{digest} has {} bytes, its descriptor says {}",
-            blob.size(),
-            descriptor.size
-        )));
-    }
+    let blob = open_blob(store, descriptor).await?;
     let mut data = BytesMut::new();
     let mut at = 0;
     while at < descriptor.size {
@@ -56,6 +48,29 @@ pub async fn read_blob(
         data.extend_from_slice(&part);
     }
     Ok(data.freeze())
+}
+
+/// A blob of the store that is as long as its descriptor says.
+///
+/// # Errors
+/// `NotFound`; `FailedPrecondition` when it has another length.
+pub(crate) async fn open_blob(
+    store: &dyn ContentStore,
+    descriptor: &Descriptor,
+) -> Result<Arc<dyn Blob>> {
+    let digest = &descriptor.digest;
+    let blob = store
+        .open(digest)
+        .await
+        .ctx_with(|| format!("content {digest}"))?;
+    if blob.size() != descriptor.size {
+        return Err(Error::failed_precondition(format_args!(
+            "{digest} has {} bytes, its descriptor says {}",
+            blob.size(),
+            descriptor.size
+        )));
+    }
+    Ok(blob)
 }
 
 /// Stores a small document under its digest; that it is there already is fine.

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use types::{Context as _, Descriptor, Error, Result};
 
 use super::docker::descriptor_json;
+use crate::blob::open_blob;
 use crate::media::{is_config, is_index, is_non_distributable};
 use crate::model::Entry;
 use crate::name::{ANNOTATION_IMAGE_NAME, ANNOTATION_REF_NAME, familiar, tag_of};
@@ -187,17 +188,7 @@ async fn send(
                 .map_err(gone)?;
         }
         let digest = &descriptor.digest;
-        let blob = store
-            .open(digest)
-            .await
-            .ctx_with(|| format!("content {digest}"))?;
-        if blob.size() != descriptor.size {
-            return Err(Error::failed_precondition(format_args!(
-                "{digest} has {} bytes, its descriptor says {}",
-                blob.size(),
-                descriptor.size
-            )));
-        }
+        let blob = open_blob(store, descriptor).await?;
         parts
             .send(Part::File(name.clone(), descriptor.size))
             .await
