@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use content::{Blob, ContentStore, IngestSpec};
-use sha2::{Digest as _, Sha256};
-use types::{Algorithm, Context as _, Descriptor, Digest, Error, Labels, Result};
+use content::{Blob, ContentStore, Hasher, IngestSpec};
+use types::{Context as _, Descriptor, Digest, Error, Labels, Result};
 
 /// Bytes asked for at a time.
 const READ: usize = 1 << 20;
@@ -15,7 +14,7 @@ const READ: usize = 1 << 20;
 /// # Errors
 /// `Internal`: never in practice.
 pub fn digest_of(data: &[u8]) -> Result<Digest> {
-    Digest::from_bytes(Algorithm::Sha256, &Sha256::digest(data))
+    Hasher::digest(data)
 }
 
 /// Reads the whole blob of `descriptor`, which may be `limit` bytes at most.

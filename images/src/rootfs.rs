@@ -1,7 +1,8 @@
 //! Chain ids: the names of the snapshots that layers become (OCI image-spec, config.md).
 
-use sha2::{Digest as _, Sha256};
-use types::{Algorithm, Digest, Result};
+use types::{Digest, Result};
+
+use crate::blob::digest_of;
 
 /// The chain ids of all prefixes of `diff_ids`, lowest layer first.
 ///
@@ -12,10 +13,7 @@ pub fn chain_ids(diff_ids: &[Digest]) -> Result<Vec<Digest>> {
     for id in diff_ids {
         let next = match all.last() {
             None => id.clone(),
-            Some(below) => Digest::from_bytes(
-                Algorithm::Sha256,
-                &Sha256::digest(format!("{below} {id}").as_bytes()),
-            )?,
+            Some(below) => digest_of(format!("{below} {id}").as_bytes())?,
         };
         all.push(next);
     }
@@ -44,9 +42,7 @@ mod tests {
         assert_eq!(chain_of(&[]).unwrap(), None);
         assert_eq!(chain_of(&[id("a")]).unwrap(), Some(id("a")));
         let chains = chain_ids(&[id("a"), id("b"), id("c")]).unwrap();
-        let hash = |text: String| {
-            Digest::from_bytes(Algorithm::Sha256, &Sha256::digest(text.as_bytes())).unwrap()
-        };
+        let hash = |text: String| digest_of(text.as_bytes()).unwrap();
         assert_eq!(chains[1], hash(format!("{} {}", id("a"), id("b"))));
         assert_eq!(chains[2], hash(format!("{} {}", chains[1], id("c"))));
     }

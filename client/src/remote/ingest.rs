@@ -6,17 +6,16 @@
 //! COMMIT -> <- digest; the stream ends
 //! ```
 
-use ::content::{Ingest, IngestSpec};
+use ::content::{Hasher, Ingest, IngestSpec};
 use async_trait::async_trait;
 use bytes::Bytes;
 use grpc::content::ContentClient;
 use protos::services::content as wire;
 use protos::wire::{Wire as _, length, signed, time};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use types::{Algorithm, Context as _, Digest, Error, IngestRef, IngestStatus, Labels, Result};
+use types::{Context as _, Digest, Error, IngestRef, IngestStatus, Labels, Result};
 
 use crate::again::Again;
 use crate::call::{Caller, done, next};
@@ -38,7 +37,7 @@ pub(super) struct RemoteIngest {
     /// The other end's digest of its first so many bytes.
     digest: Option<(u64, Digest)>,
     /// Hash of all that is there, unless its digest is known beforehand or it was begun by others.
-    hash: Option<Sha256>,
+    hash: Option<Hasher>,
 }
 
 impl RemoteIngest {
@@ -79,7 +78,7 @@ impl RemoteIngest {
         let answer = made.answer().await?;
         made.status.offset = length("offset", answer.offset)?;
         if made.status.offset == 0 && made.status.expected.is_none() {
-            made.hash = Some(Sha256::new());
+            made.hash = Some(Hasher::default());
         }
         if let Some(total) = Some(length("total", answer.total)?).filter(|t| *t > 0) {
             made.status.total = total;
@@ -149,7 +148,7 @@ impl Ingest for RemoteIngest {
 
     async fn digest(&mut self) -> Result<Digest> {
         if let Some(hash) = &self.hash {
-            return Digest::from_bytes(Algorithm::Sha256, &hash.clone().finalize());
+            return hash.current();
         }
         match &self.digest {
             Some((offset, digest)) if *offset == self.status.offset => Ok(digest.clone()),
@@ -193,7 +192,7 @@ impl Ingest for RemoteIngest {
         self.status.offset = size;
         if size == 0 {
             self.digest = None;
-            self.hash = self.status.expected.is_none().then(Sha256::new);
+            self.hash = self.status.expected.is_none().then(Hasher::default);
         }
         Ok(())
     }
