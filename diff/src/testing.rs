@@ -15,26 +15,16 @@ use crate::{Applier as _, ApplyOpts, Root, Target, TreeOpts, Walking, apply_tar}
 /// An entry with plain attributes.
 pub(crate) fn entry(kind: Kind, name: &str) -> Entry {
     Entry {
-        kind,
-        name: name.into(),
-        link: Vec::new(),
         mode: if kind == Kind::Directory {
             0o755
         } else {
             0o644
         },
-        uid: 0,
-        gid: 0,
-        size: 0,
         mtime: Time {
             seconds: 1_500_000_000,
             nanos: 0,
         },
-        atime: None,
-        major: 0,
-        minor: 0,
-        xattrs: Vec::new(),
-        sparse: None,
+        ..Entry::bare(kind, name.into())
     }
 }
 

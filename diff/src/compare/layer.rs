@@ -132,21 +132,7 @@ impl<'a, W: Write> Layer<'a, W> {
         let name = [&path[..cut], b".wh.", &path[cut..]].concat();
         self.parents(path)?;
         // Parity: the time of a deletion is 1970.
-        self.put(&Entry {
-            kind: Kind::File,
-            name,
-            link: Vec::new(),
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            size: 0,
-            mtime: Time::default(),
-            atime: None,
-            major: 0,
-            minor: 0,
-            xattrs: Vec::new(),
-            sparse: None,
-        })
+        self.put(&Entry::bare(Kind::File, name))
     }
 
     /// A node that is as before: written only as a further name of a file that changed.

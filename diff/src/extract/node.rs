@@ -74,13 +74,16 @@ impl Tree<'_> {
             let make = || rustix::fs::mknodat(&dir.fd, name, kind, mode(entry.mode), number);
             self.fresh(dir, name, make).map_err(fail("mknod"))?;
         }
-        let what = What::Entry(&dir.fd, name, kind);
-        self.attributes
-            .set(what, entry, dir.inherits)
-            .map_err(fail("set attributes of"))?;
-        self.attributes
-            .times(what, entry)
-            .map_err(fail("set times of"))
+        self.dress(What::Entry(&dir.fd, name, kind), entry, dir)
+    }
+
+    /// Gives what was made its attributes, and its times last.
+    fn dress(&self, what: What<'_>, entry: &Entry, dir: &Directory) -> Result<()> {
+        let fail = |call: &'static str| move |e| entry_error(call, &entry.name, e);
+        let set = self.attributes.set(what, entry, dir.inherits);
+        set.map_err(fail("set attributes of"))?;
+        let times = self.attributes.times(what, entry);
+        times.map_err(fail("set times of"))
     }
 
     /// Makes something that must not exist, after taking away what does.
@@ -164,13 +167,7 @@ impl Tree<'_> {
         let file = File::from(fd);
         contents(&file, entry, reader, &mut self.room)?;
         let fd = OwnedFd::from(file);
-        let what = What::Open(&fd);
-        self.attributes
-            .set(what, entry, dir.inherits)
-            .map_err(fail("set attributes of"))?;
-        self.attributes
-            .times(what, entry)
-            .map_err(fail("set times of"))
+        self.dress(What::Open(&fd), entry, dir)
     }
 
     fn link(&mut self, dir: &Directory, name: &[u8], entry: &Entry) -> Result<()> {

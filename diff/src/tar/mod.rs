@@ -76,6 +76,27 @@ pub(crate) struct Entry {
     pub(crate) sparse: Option<Vec<Extent>>,
 }
 
+impl Entry {
+    /// One without anything else: root's, of 1970, nobody may use it.
+    pub(crate) fn bare(kind: Kind, name: Vec<u8>) -> Self {
+        Self {
+            kind,
+            name,
+            link: Vec::new(),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            mtime: Time::default(),
+            atime: None,
+            major: 0,
+            minor: 0,
+            xattrs: Vec::new(),
+            sparse: None,
+        }
+    }
+}
+
 /// The error for bytes that are no tar.
 pub(crate) fn damaged(why: impl std::fmt::Display) -> Error {
     Error::invalid_argument(format_args!("archive/tar: {why}"))

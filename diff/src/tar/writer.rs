@@ -104,19 +104,8 @@ fn padding(size: u64) -> usize {
 /// Base values of a PAX header's own header.
 fn special() -> Entry {
     Entry {
-        kind: Kind::File,
-        name: Vec::new(),
-        link: Vec::new(),
         mode: 0o644,
-        uid: 0,
-        gid: 0,
-        size: 0,
-        mtime: Time::default(),
-        atime: None,
-        major: 0,
-        minor: 0,
-        xattrs: Vec::new(),
-        sparse: None,
+        ..Entry::bare(Kind::File, Vec::new())
     }
 }
 
