@@ -44,6 +44,23 @@ pub(super) fn flat(path: &Path) -> Flat {
     Flat::parse(&read(path))
 }
 
+/// The sizes of huge pages that a group counts, sorted: those with a file `hugetlb.<size>.<counter>`.
+pub(super) fn huge_sizes(dir: &Path, counter: &str) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let size = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let size = name.strip_prefix("hugetlb.")?.strip_suffix(counter)?;
+        let size = size.strip_suffix('.')?;
+        // `rsvd.` and others count something else.
+        (!size.contains('.')).then(|| size.to_owned())
+    };
+    let mut sizes: Vec<String> = entries.flatten().filter_map(size).collect();
+    sizes.sort();
+    sizes
+}
+
 /// Reads a text file; missing is empty.
 pub(super) fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()

@@ -197,23 +197,7 @@ fn block_entries(text: &str) -> Vec<BlockEntry> {
 }
 
 fn huge(dir: &Path) -> Vec<HugePages> {
-    let Ok(entries) = std::fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    let mut sizes: Vec<String> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            Some(
-                name.strip_prefix("hugetlb.")?
-                    .strip_suffix(".usage_in_bytes")?
-                    .to_owned(),
-            )
-        })
-        .filter(|size| !size.contains('.'))
-        .collect();
-    sizes.sort();
-    sizes
+    text::huge_sizes(dir, "usage_in_bytes")
         .into_iter()
         .map(|size| HugePages {
             counter: counter(dir, &format!("hugetlb.{size}")),

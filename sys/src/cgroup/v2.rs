@@ -174,19 +174,7 @@ fn pressure(text: &str) -> Option<Pressure> {
 }
 
 fn huge(dir: &Path) -> Vec<HugePages> {
-    let Ok(entries) = std::fs::read_dir(dir) else {
-        return Vec::new();
-    };
-    let mut sizes: Vec<String> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let size = name.strip_prefix("hugetlb.")?.strip_suffix(".current")?;
-            (!size.contains('.')).then(|| size.to_owned())
-        })
-        .collect();
-    sizes.sort();
-    sizes
+    text::huge_sizes(dir, "current")
         .into_iter()
         .map(|size| {
             let file = |what: &str| dir.join(format!("hugetlb.{size}.{what}"));
