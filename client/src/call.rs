@@ -122,10 +122,33 @@ impl Caller {
         Ok(request)
     }
 
+    /// [`Caller::endless`] for a call that `waits` for what may take any time, else [`Caller::request`].
+    pub(crate) fn waiting<T>(&self, waits: bool, message: T) -> Result<Request<T>> {
+        if waits {
+            self.endless(message)
+        } else {
+            self.request(message)
+        }
+    }
+
     /// One step of a call that only looks something up and answers with a stream: the deadline of its
     /// request is for the head alone.
     pub(crate) async fn step<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
         within(self.limits.map(|limits| limits.quick), step).await
+    }
+
+    /// All that is in the pages of a list: `call` answers with a stream of them.
+    pub(crate) async fn pages<P, T>(
+        &self,
+        call: impl Future<Output = std::result::Result<Response<Streaming<P>>, Status>>,
+        items: impl Fn(P) -> Result<Vec<T>>,
+    ) -> Result<Vec<T>> {
+        let mut stream = self.step(async { done(call.await) }).await?;
+        let mut all = Vec::new();
+        while let Some(page) = self.step(next(&mut stream)).await? {
+            all.extend(items(page)?);
+        }
+        Ok(all)
     }
 
     /// One step of a call that moves data, as [`Caller::step`].

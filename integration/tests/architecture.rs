@@ -112,20 +112,25 @@ fn metadata() -> Value {
     serde_json::from_slice(&out.stdout).expect("cargo metadata prints JSON")
 }
 
-/// Normal dependencies of the workspace's crates on each other.
-fn edges(meta: &Value) -> BTreeMap<String, BTreeSet<String>> {
-    let floors: BTreeMap<_, _> = FLOORS.iter().copied().collect();
-    let mut all = BTreeMap::new();
-    let members: BTreeSet<&str> = meta["workspace_members"]
+/// What cargo says of the workspace's own crates.
+fn members(meta: &Value) -> Vec<&Value> {
+    let ids: BTreeSet<&str> = meta["workspace_members"]
         .as_array()
         .expect("members")
         .iter()
         .filter_map(Value::as_str)
         .collect();
-    for package in meta["packages"].as_array().expect("packages") {
-        if !members.contains(package["id"].as_str().expect("id")) {
-            continue;
-        }
+    let packages = meta["packages"].as_array().expect("packages").iter();
+    packages
+        .filter(|package| ids.contains(package["id"].as_str().expect("id")))
+        .collect()
+}
+
+/// Normal dependencies of the workspace's crates on each other.
+fn edges(meta: &Value) -> BTreeMap<String, BTreeSet<String>> {
+    let floors: BTreeMap<_, _> = FLOORS.iter().copied().collect();
+    let mut all = BTreeMap::new();
+    for package in members(meta) {
         let name = package["name"].as_str().expect("name");
         assert!(
             floors.contains_key(name),
@@ -318,16 +323,7 @@ fn every_file_says_what_it_is() {
 #[test]
 fn no_feature_but_testsuite_and_failpoints() {
     let meta = metadata();
-    let members: BTreeSet<&str> = meta["workspace_members"]
-        .as_array()
-        .expect("members")
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
-    for package in meta["packages"].as_array().expect("packages") {
-        if !members.contains(package["id"].as_str().expect("id")) {
-            continue;
-        }
+    for package in members(&meta) {
         for feature in package["features"].as_object().expect("features").keys() {
             assert!(
                 ["testsuite", "failpoints"].contains(&feature.as_str()),

@@ -104,13 +104,10 @@ impl ContentStore for RemoteContent {
         };
         let request = self.caller.endless(message)?;
         let mut stub = self.stub();
-        let listed = async { done(stub.list(request).await) };
-        let mut stream = self.caller.step(listed).await?;
-        let mut all = Vec::new();
-        while let Some(page) = self.caller.step(next(&mut stream)).await? {
-            all.extend(Vec::from_wire(page.info)?);
-        }
-        Ok(all)
+        let list = stub.list(request);
+        self.caller
+            .pages(list, |page| Vec::from_wire(page.info))
+            .await
     }
 
     async fn delete(&self, digest: &Digest) -> Result<()> {

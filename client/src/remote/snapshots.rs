@@ -9,7 +9,7 @@ use snapshotters::Snapshotter;
 use types::{Fields, Filter, Labels, Mount, Result, SnapshotInfo, SnapshotKey, Usage, label};
 
 use crate::again::Again;
-use crate::call::{Caller, done, next, present};
+use crate::call::{Caller, done, present};
 
 /// One snapshotter of a daemon, in one namespace.
 #[derive(Clone, Debug)]
@@ -157,10 +157,7 @@ impl Snapshotter for RemoteSnapshotter {
         };
         // Until another client's unpacking of the same layer has come to its end.
         let waits = message.labels.contains_key(label::SNAPSHOT_REF);
-        let request = match waits {
-            true => self.caller(key).endless(message)?,
-            false => self.caller(key).request(message)?,
-        };
+        let request = self.caller(key).waiting(waits, message)?;
         let answer = done(self.stub().prepare(request).await)?;
         Vec::from_wire(answer.mounts)
     }
@@ -226,13 +223,10 @@ impl Snapshotter for RemoteSnapshotter {
         };
         let request = self.caller.endless(message)?;
         let mut stub = self.stub();
-        let listed = async { done(stub.list(request).await) };
-        let mut stream = self.caller.step(listed).await?;
-        let mut all = Vec::new();
-        while let Some(page) = self.caller.step(next(&mut stream)).await? {
-            all.extend(Vec::from_wire(page.info)?);
-        }
-        Ok(all)
+        let list = stub.list(request);
+        self.caller
+            .pages(list, |page| Vec::from_wire(page.info))
+            .await
     }
 
     async fn cleanup(&self) -> Result<()> {

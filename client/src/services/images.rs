@@ -78,11 +78,7 @@ impl Images {
             sync,
             ..Default::default()
         };
-        let request = if sync {
-            self.caller.endless(message)?
-        } else {
-            self.caller.request(message)?
-        };
+        let request = self.caller.waiting(sync, message)?;
         done(self.stub().delete(request).await)?;
         Ok(())
     }

@@ -109,16 +109,12 @@ impl Networks {
             filters: filter.texts().to_vec(),
             ..Default::default()
         };
-        let mut stream = done(
-            self.stub()
-                .list_namespaces(self.caller.request(message)?)
-                .await,
-        )?;
-        let mut all = Vec::new();
-        while let Some(page) = crate::call::next(&mut stream).await? {
-            all.extend(Vec::<NetNamespace>::from_wire(page.network_namespaces)?);
-        }
-        Ok(all)
+        let request = self.caller.request(message)?;
+        let mut stub = self.stub();
+        let items = |page: wire::ListNamespacesResponse| Vec::from_wire(page.network_namespaces);
+        self.caller
+            .pages(stub.list_namespaces(request), items)
+            .await
     }
 
     /// Changes labels of a network namespace.
@@ -200,12 +196,10 @@ impl Networks {
             filters: filter.texts().to_vec(),
             ..Default::default()
         };
-        let mut stream = done(self.stub().list_links(self.caller.request(message)?).await)?;
-        let mut all = Vec::new();
-        while let Some(page) = crate::call::next(&mut stream).await? {
-            all.extend(Vec::<Link>::from_wire(page.links)?);
-        }
-        Ok(all)
+        let request = self.caller.request(message)?;
+        let mut stub = self.stub();
+        let items = |page: wire::ListLinksResponse| Vec::from_wire(page.links);
+        self.caller.pages(stub.list_links(request), items).await
     }
 
     /// Changes an interface.
@@ -307,15 +301,15 @@ impl Networks {
             ..Default::default()
         };
         let request = self.caller.request(message)?;
-        let mut stream = done(self.stub().list_attachments(request).await)?;
+        let mut stub = self.stub();
         let tenant = &self.caller.scope().namespace;
-        let mut all = Vec::new();
-        while let Some(page) = crate::call::next(&mut stream).await? {
-            for one in page.attachments {
-                all.push(joined_from_wire(tenant, one)?);
-            }
-        }
-        Ok(all)
+        let items = |page: wire::ListAttachmentsResponse| {
+            let all = page.attachments.into_iter();
+            all.map(|one| joined_from_wire(tenant, one)).collect()
+        };
+        self.caller
+            .pages(stub.list_attachments(request), items)
+            .await
     }
 
     /// Whether a driver can join anything now, and what may keep packets from where they should go.

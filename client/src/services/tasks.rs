@@ -68,10 +68,8 @@ impl Tasks {
             runtime_path: opts.runtime_path,
             ..Default::default()
         };
-        let request = match message.checkpoint.is_some() {
-            true => self.caller.endless(message)?,
-            false => self.caller.request(message)?,
-        };
+        let restores = message.checkpoint.is_some();
+        let request = self.caller.waiting(restores, message)?;
         Ok(done(self.stub().create(request).await)?.pid)
     }
 
@@ -86,10 +84,7 @@ impl Tasks {
             exec_id: exec(process),
             ..Default::default()
         };
-        let request = match process {
-            None => self.caller.endless(message)?,
-            Some(_) => self.caller.request(message)?,
-        };
+        let request = self.caller.waiting(process.is_none(), message)?;
         Ok(done(self.stub().start(request).await)?.pid)
     }
 
