@@ -11,6 +11,7 @@
 
 mod docker;
 mod export;
+mod found;
 mod import;
 mod stream;
 mod tar;

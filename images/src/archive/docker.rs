@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use types::{Context as _, Descriptor, Digest, Error, Labels, Result, media_type as mt};
 
-use super::import::{File, Found};
+use super::found::{File, Found};
 use crate::blob::put_blob;
 use crate::convert::recode;
 use crate::model::Entry;

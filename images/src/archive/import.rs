@@ -1,6 +1,5 @@
 //! Import: an archive's blobs into a content store, and what its index says.
 
-use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -14,12 +13,13 @@ use types::{
 };
 
 use super::docker;
+use super::found::{File, Found, clean};
 use super::stream::{Part, parts};
 use super::tar::{Header, Kind, unrecognized};
+use crate::MAX_MANIFEST;
 use crate::blob::{digest_of, put_blob};
 use crate::model::{Entry, Index, json};
 use crate::plain::Ceilings;
-use crate::{MAX_CONFIG, MAX_MANIFEST};
 
 /// Told about each blob as it goes in: name in the archive, bytes so far, length.
 pub type OnBytes<'a> = &'a (dyn Fn(&str, u64, u64) + Send + Sync);
@@ -28,8 +28,6 @@ pub type OnBytes<'a> = &'a (dyn Fn(&str, u64, u64) + Send + Sync);
 const MAX_FILES: usize = 16_384;
 /// Longest name of a blob that is kept.
 const MAX_NAME: usize = 1024;
-/// Longest chain of links from a layer's name to its file.
-const MAX_LINKS: usize = 8;
 /// The only version of the OCI layout.
 const LAYOUT_VERSION: &str = "1.0.0";
 
@@ -107,25 +105,7 @@ pub async fn import_within(
     while let Some(header) = import.next_entry().await? {
         import.entry(header).await?;
     }
-    import.found.archive(store, compress).await
-}
-
-/// What was seen so far.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    layout: Option<Bytes>,
-    index: Option<Bytes>,
-    manifest: Option<Bytes>,
-    files: HashMap<String, File>,
-    links: HashMap<String, String>,
-}
-
-/// A blob of the archive, in the store now.
-#[derive(Clone, Debug)]
-pub(super) struct File {
-    pub(super) digest: Digest,
-    pub(super) size: u64,
-    pub(super) compression: Compression,
+    archive(import.found, store, compress).await
 }
 
 struct Import<'a> {
@@ -327,66 +307,40 @@ impl Import<'_> {
     }
 }
 
-impl Found {
-    async fn archive(
-        self,
-        store: &Arc<dyn ContentStore>,
-        compress: Option<Compression>,
-    ) -> Result<Archive> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Layout {
-            image_layout_version: Option<String>,
-        }
-        if let Some(text) = &self.layout {
-            let layout: Layout = json(text, "oci-layout")?;
-            let version = layout.image_layout_version.unwrap_or_default();
-            if version != LAYOUT_VERSION {
-                return Err(Error::invalid_argument(format_args!(
-                    "unsupported OCI version {version:?}"
-                )));
-            }
-            let document = self.index.ok_or_else(|| {
-                Error::invalid_argument(format_args!(
-                    "missing index.json in OCI layout {LAYOUT_VERSION}"
-                ))
-            })?;
-            let images = Index::parse(&document, mt::OCI_INDEX)
-                .ctx("index.json")?
-                .manifests;
-            return Ok(Archive { images, document });
-        }
-        let Some(manifest) = self.manifest.clone() else {
-            return Err(unrecognized());
-        };
-        let (images, document) = docker::index(&manifest, &self, store, compress).await?;
-        Ok(Archive { images, document })
+/// What the archive holds: an OCI layout, or what Docker has saved.
+async fn archive(
+    found: Found,
+    store: &Arc<dyn ContentStore>,
+    compress: Option<Compression>,
+) -> Result<Archive> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Layout {
+        image_layout_version: Option<String>,
     }
-
-    /// The file that `name` is, also over links.
-    pub(super) fn file(&self, name: &str, what: &str) -> Result<&File> {
-        let missing =
-            || Error::invalid_argument(format_args!("{what} {name:?} not found in archive"));
-        let mut at = clean(name)?;
-        for _ in 0..MAX_LINKS {
-            if let Some(file) = self.files.get(&at) {
-                return Ok(file);
-            }
-            at = self.links.get(&at).ok_or_else(missing)?.clone();
-        }
-        Err(missing())
-    }
-
-    /// The config that `name` is, unless it is too large for one.
-    pub(super) fn config(&self, name: &str) -> Result<&File> {
-        let file = self.file(name, "image config")?;
-        if file.size > MAX_CONFIG {
-            return Err(Error::resource_exhausted(format_args!(
-                "image config {name:?} is larger than {MAX_CONFIG} bytes"
+    if let Some(text) = &found.layout {
+        let layout: Layout = json(text, "oci-layout")?;
+        let version = layout.image_layout_version.unwrap_or_default();
+        if version != LAYOUT_VERSION {
+            return Err(Error::invalid_argument(format_args!(
+                "unsupported OCI version {version:?}"
             )));
         }
-        Ok(file)
+        let document = found.index.ok_or_else(|| {
+            Error::invalid_argument(format_args!(
+                "missing index.json in OCI layout {LAYOUT_VERSION}"
+            ))
+        })?;
+        let images = Index::parse(&document, mt::OCI_INDEX)
+            .ctx("index.json")?
+            .manifests;
+        return Ok(Archive { images, document });
     }
+    let Some(manifest) = found.manifest.clone() else {
+        return Err(unrecognized());
+    };
+    let (images, document) = docker::index(&manifest, &found, store, compress).await?;
+    Ok(Archive { images, document })
 }
 
 /// An ingest that must not outlive a failed or abandoned import.
@@ -425,24 +379,6 @@ impl Drop for Pending {
         let store = Arc::clone(&self.store);
         drop(runtime.spawn(async move { store.abort(&reference).await }));
     }
-}
-
-/// A name without `.` and double slashes. Names that lead out of the archive are refused, though
-/// nothing here ever uses one as a path.
-fn clean(name: &str) -> Result<String> {
-    let unsafe_name = || Error::invalid_argument(format_args!("unsafe name {name:?} in archive"));
-    if name.starts_with('/') {
-        return Err(unsafe_name());
-    }
-    let mut parts = Vec::new();
-    for part in name.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop().ok_or_else(unsafe_name)?),
-            part => parts.push(part),
-        }
-    }
-    Ok(parts.join("/"))
 }
 
 /// True for names that the known writers give to blobs: a file system tree that someone takes for an
