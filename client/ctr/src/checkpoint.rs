@@ -19,7 +19,7 @@ use types::{Container, ContainerId, Context as _, Error, Labels, Result};
 use crate::attached::Signals;
 use crate::context::Context;
 use crate::pull::interruptible;
-use crate::{out, tasks, text};
+use crate::{out, text};
 use index::Contents;
 
 pub(crate) use restore::{RestoreArgs, restore};
@@ -85,7 +85,7 @@ impl TaskArgs {
 /// `tasks checkpoint`: to a directory, or to an image with everything that a restore needs.
 pub(crate) async fn task(ctx: &Context, args: TaskArgs) -> Result<u8> {
     let options = args.options()?;
-    let (client, record) = tasks::load(ctx, &args.id).await?;
+    let (client, record) = ctx.container(&args.id).await?;
     // From the dump on there may be no process to come back to: nothing interrupts us then.
     let _caught = options.exit.then(Signals::catch).transpose()?;
     if !options.image_path.is_empty() {
@@ -148,7 +148,7 @@ async fn to_image(
 
 /// `containers checkpoint`: to an image with what the flags ask for.
 pub(crate) async fn container(ctx: &Context, args: ContainerArgs) -> Result<u8> {
-    let (client, record) = tasks::load(ctx, &args.id).await?;
+    let (client, record) = ctx.container(&args.id).await?;
     if record.image.is_empty() {
         return Err(Error::failed_precondition(format_args!(
             "container {} is not of an image",

@@ -133,26 +133,18 @@ pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
         Command::Kill(args) => kill(ctx, args).await,
         Command::Metrics(args) => metrics(ctx, args).await,
         Command::Pause(args) => {
-            let (client, record) = load(ctx, &args.id).await?;
+            let (client, record) = ctx.container(&args.id).await?;
             client.tasks().pause(&record.id).await?;
             Ok(0)
         }
         Command::Ps(args) => ps(ctx, args).await,
         Command::Resume(args) => {
-            let (client, record) = load(ctx, &args.id).await?;
+            let (client, record) = ctx.container(&args.id).await?;
             client.tasks().resume(&record.id).await?;
             Ok(0)
         }
         Command::Start(args) => start(ctx, args).await,
     }
-}
-
-/// The container first: its absence is what people must hear of, not that of its task.
-pub(crate) async fn load(ctx: &Context, id: &str) -> Result<(Client, Container)> {
-    let id: ContainerId = id.parse()?;
-    let client = ctx.client().await?;
-    let record = client.containers().get(&id).await?;
-    Ok((client, record))
 }
 
 /// The container of a task that is to go. One whose record is gone already has none, and is not kept for
@@ -182,7 +174,7 @@ async fn list(ctx: &Context, args: List) -> Result<u8> {
 }
 
 async fn ps(ctx: &Context, args: One) -> Result<u8> {
-    let (client, record) = load(ctx, &args.id).await?;
+    let (client, record) = ctx.container(&args.id).await?;
     let mut table = Table::new(Pad::WIDE);
     table.row(["PID", "INFO"]);
     for process in client.tasks().pids(&record.id).await? {
@@ -198,7 +190,7 @@ async fn ps(ctx: &Context, args: One) -> Result<u8> {
 }
 
 async fn metrics(ctx: &Context, args: Metrics) -> Result<u8> {
-    let (client, record) = load(ctx, &args.id).await?;
+    let (client, record) = ctx.container(&args.id).await?;
     let metric = client.tasks().metrics(&record.id).await?;
     if args.format == "json" {
         out::line(
@@ -300,7 +292,7 @@ async fn delete_one(target: &Target, force: bool) -> Result<u32> {
 }
 
 async fn attach(ctx: &Context, args: One) -> Result<u8> {
-    let (client, record) = load(ctx, &args.id).await?;
+    let (client, record) = ctx.container(&args.id).await?;
     let target = Target {
         tasks: client.tasks(),
         id: record.id,
@@ -325,7 +317,7 @@ async fn attach(ctx: &Context, args: One) -> Result<u8> {
 }
 
 async fn start(ctx: &Context, args: StartArgs) -> Result<u8> {
-    let (client, record) = load(ctx, &args.id).await?;
+    let (client, record) = ctx.container(&args.id).await?;
     let terminal = Spec::from_any(record.spec.as_ref())?.terminal();
     let kind = match (terminal, args.null_io) {
         (true, true) => {

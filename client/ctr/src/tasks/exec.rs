@@ -6,7 +6,6 @@ use client::ExecTask;
 use client::spec::{Spec, UserSpec};
 use types::{Context as _, Error, ExecId, Result};
 
-use super::load;
 use crate::attached::{Failure, Io, IoFlags, Kind, Session, Signals, Target, start_detached};
 use crate::context::Context;
 use crate::create;
@@ -41,7 +40,7 @@ pub(super) async fn run(ctx: &Context, args: Exec) -> Result<u8> {
     let Some((id, command)) = args.words.split_first() else {
         return Err(Error::invalid_argument("container id must be provided"));
     };
-    let (client, record) = load(ctx, id).await?;
+    let (client, record) = ctx.container(id).await?;
     let mut spec = Spec::from_any(record.spec.as_ref())?;
     if let Some(user) = args.user {
         match record.snapshot_key.as_str() {
