@@ -3,8 +3,8 @@
 //! Invariant: data is hashed and written in the order in which it was accepted, on one blocking thread
 //! at a time, while the caller already fetches the next piece. Small pieces are gathered, so that a
 //! hop to that thread pays for itself; at most two gatherings are in memory, and less than one when
-//! nothing more is written: the thread ends when there is nothing left. How it
-//! becomes a blob is in `publish`.
+//! nothing more is written: the thread ends when there is nothing left. How it becomes a blob is in
+//! `publish`.
 
 mod publish;
 
