@@ -193,6 +193,8 @@ impl Convert<'_> {
         let wanted = self.opts.compress.filter(|wanted| {
             is_layer(&old.media_type)
                 && !is_non_distributable(&old.media_type)
+                // It is mounted as it is: packed, it would be another thing.
+                && !mt::is_erofs(&old.media_type)
                 && Compression::of_layers(&old.media_type) != Some(*wanted)
         });
         let Some(wanted) = wanted else {

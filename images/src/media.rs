@@ -26,6 +26,9 @@ pub fn is_layer(media_type: &str) -> bool {
     if media_type.starts_with("application/vnd.oci.image.layer.") {
         return true;
     }
+    if mt::is_erofs(media_type) {
+        return true;
+    }
     let base = media_type.split('+').next().unwrap_or_default();
     matches!(
         base,
@@ -34,7 +37,6 @@ pub fn is_layer(media_type: &str) -> bool {
             | mt::DOCKER_LAYER_ZSTD
             | "application/vnd.docker.image.rootfs.foreign.diff.tar"
             | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-            | "application/vnd.erofs.layer.v1"
     )
 }
 
@@ -81,6 +83,10 @@ mod tests {
             (mt::DOCKER_CONFIG, "config"),
             (mt::OCI_LAYER, "layer"),
             (mt::OCI_LAYER_ZSTD, "layer"),
+            (mt::EROFS_LAYER, "layer"),
+            ("application/vnd.erofs.layer.v1+zstd", "layer"),
+            ("application/vnd.example.layer.v1.erofs", "layer"),
+            ("application/vnd.example.erofs.thing", "unknown"),
             (mt::DOCKER_LAYER_GZIP, "layer"),
             (
                 "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",

@@ -52,4 +52,15 @@ pub mod media_type {
     pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
     /// zstd Docker layer.
     pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
+    /// Layer that is an EROFS image.
+    pub const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
+
+    /// True for a layer that is an EROFS image, whatever it is packed in (`+zstd`).
+    ///
+    /// Parity: internal/erofsutils: the types of before it had one of its own end in `.erofs`.
+    #[must_use]
+    pub fn is_erofs(media_type: &str) -> bool {
+        let base = media_type.split('+').next().unwrap_or_default();
+        base.ends_with(".erofs") || base.starts_with("application/vnd.erofs.layer.")
+    }
 }

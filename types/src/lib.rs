@@ -38,7 +38,10 @@ pub use id::{ContainerId, ExecId, Identifier, IngestRef, LeaseId, Namespace, Sna
 pub use info::{BlobInfo, Held, IngestStatus, SnapshotInfo, SnapshotKind, Usage};
 pub use json::{MAX_JSON, bound_json};
 pub use labels::{Labels, gc_label, label};
-pub use mount::{Activation, ActiveMount, IMPLIED_DIRECTORY, Mount, UNSETTLED_LAYER};
+pub use mount::{
+    Activation, ActiveMount, EROFS_IMAGE, EROFS_LAYER, EROFS_PART, IMPLIED_DIRECTORY, Mount,
+    UNSETTLED_LAYER,
+};
 pub use platform::Platform;
 pub use record::{
     AnyRef, Container, ContainerRef, Image, ImageRef, Lease, NamespaceInfo, Resource, Runtime,

@@ -11,6 +11,13 @@ pub const UNSETTLED_LAYER: &str = "trusted.overlay.containerd.unsettled";
 /// Attribute, with the value `y`, of a directory that no entry of its layer describes: it is to look
 /// like the one that it covers.
 pub const IMPLIED_DIRECTORY: &str = "trusted.overlay.containerd.implied";
+/// File beside the directory that an active snapshot is written to: its layer may be given as a whole
+/// instead, as the file [`EROFS_IMAGE`] beside it.
+pub const EROFS_LAYER: &str = ".erofslayer";
+/// The EROFS image that is a layer.
+pub const EROFS_IMAGE: &str = "layer.erofs";
+/// One that is being written. What a killed daemon has left of it is in nobody's way, and is taken away.
+pub const EROFS_PART: &str = "layer.erofs.part";
 
 /// One mount to perform, in the order of the list it stands in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
