@@ -8,7 +8,10 @@
 //! read, and (with `sync`) the file system was flushed.
 
 mod blob;
+pub(crate) mod erofs;
+mod mkfs;
 mod place;
+mod superblock;
 
 use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
@@ -19,6 +22,7 @@ use bytes::Bytes;
 use content::{ContentStore, Hasher};
 use sys::mount::TempMount;
 use tokio::runtime::Handle;
+use tokio::sync::OwnedSemaphorePermit;
 use types::{
     Algorithm, Any, Context as _, Descriptor, Digest, Error, Labels, Mount, Result, media_type,
 };
@@ -28,10 +32,10 @@ use crate::extract::{Limits, Target, TreeOpts, apply_tar};
 use crate::mounts;
 use crate::processor::{self, Link, Processor};
 use crate::root::Root;
-use crate::stream::{CHUNK, Chunk, Pool, Sender, pipe};
+use crate::stream::{CHUNK, Chunk, Pool, Sender, Source, pipe};
 use crate::tar::stream_error;
 use crate::windows::{Large, Windows};
-use crate::work::{self, Rooms, Stop};
+use crate::work::{self, Guard, Rooms, Stop};
 use crate::{Applier, ApplyOpts, external};
 use blob::{BlobReader, Incoming};
 use place::{Place, in_user_namespace, place};
@@ -94,37 +98,7 @@ impl Applier for Walking {
     ) -> Result<Descriptor> {
         let chain = processor::chain(&self.processors, &layer.media_type)?;
         mounts::check(mounts)?;
-        let follows = opts.blob.is_some();
-        let blob = match opts.blob {
-            Some(blob) => blob,
-            None => {
-                let opened = store.open(&layer.digest).await;
-                opened.ctx("failed to get reader from content store")?
-            }
-        };
-        if layer.size != 0 && blob.size() != layer.size {
-            return Err(Error::failed_precondition(format_args!(
-                "blob {} has {} bytes, not {}",
-                layer.digest,
-                blob.size(),
-                layer.size
-            )));
-        }
-        let room = self.rooms.apply(follows).await?;
-        let stop = Stop::default();
-        let _guard = stop.guard();
-        let handle = Handle::current();
-        let job = Job {
-            from: Incoming { blob, handle, stop },
-            follows,
-            rooms: self.rooms.clone(),
-            digest: layer.digest.clone(),
-            limits: self.limits,
-            igzip: self.igzip.clone(),
-            chain,
-            payloads: opts.payloads,
-            sync: opts.sync,
-        };
+        let (job, room, _guard) = self.job(store, layer, opts, chain).await?;
         let (temporary, mounts) = (self.temporary.clone(), mounts.to_vec());
         let work = move || job.apply(&temporary, &mounts);
         work::run("layer-files", room, work).await
@@ -143,6 +117,51 @@ impl Applier for Walking {
     }
 }
 
+impl Walking {
+    /// Opens the blob of a layer, and waits for room to unpack it. The work ends when the guard is dropped.
+    async fn job(
+        &self,
+        store: &Arc<dyn ContentStore>,
+        layer: &Descriptor,
+        opts: ApplyOpts,
+        chain: Vec<Link>,
+    ) -> Result<(Job, OwnedSemaphorePermit, Guard)> {
+        let follows = opts.blob.is_some();
+        let blob = match opts.blob {
+            Some(blob) => blob,
+            None => {
+                let opened = store.open(&layer.digest).await;
+                opened.ctx("failed to get reader from content store")?
+            }
+        };
+        if layer.size != 0 && blob.size() != layer.size {
+            return Err(Error::failed_precondition(format_args!(
+                "blob {} has {} bytes, not {}",
+                layer.digest,
+                blob.size(),
+                layer.size
+            )));
+        }
+        let room = self.rooms.apply(follows).await?;
+        let stop = Stop::default();
+        let guard = stop.guard();
+        let handle = Handle::current();
+        let job = Job {
+            from: Incoming { blob, handle, stop },
+            follows,
+            rooms: self.rooms.clone(),
+            digest: layer.digest.clone(),
+            limits: self.limits,
+            igzip: self.igzip.clone(),
+            chain,
+            packed: None,
+            payloads: opts.payloads,
+            sync: opts.sync,
+        };
+        Ok((job, room, guard))
+    }
+}
+
 /// One apply.
 struct Job {
     from: Incoming,
@@ -154,6 +173,8 @@ struct Job {
     igzip: Option<PathBuf>,
     /// What it goes through before it is a layer.
     chain: Vec<Link>,
+    /// How it is packed; the bytes decide where nothing is said.
+    packed: Option<Compression>,
     payloads: Vec<(String, Any)>,
     sync: bool,
 }
@@ -186,7 +207,7 @@ impl Job {
             stop: self.from.stop.clone(),
         };
         let sync = self.sync;
-        let stream = self.extract(&root, &tree)?;
+        let stream = self.extract(|source| apply_tar(source, &root, &tree))?;
         if sync {
             rustix::fs::syncfs(root.fd())
                 .map_err(|e| Error::os(format_args!("syncfs {}", path.display()), e.into()))?;
@@ -194,8 +215,8 @@ impl Job {
         Ok(stream)
     }
 
-    /// Runs the three threads.
-    fn extract(self, root: &Root, tree: &TreeOpts) -> Result<Descriptor> {
+    /// Runs the three threads; `take` is what this one does, with the whole stream.
+    fn extract(self, take: impl FnOnce(Source) -> Result<()>) -> Result<Descriptor> {
         let (files, source) = pipe();
         let (sums, summed) = pipe();
         let (extracted, read, hashed) = std::thread::scope(|scope| -> Result<_> {
@@ -209,7 +230,7 @@ impl Job {
             let hashing = spawn("layer-hash")
                 .spawn_scoped(scope, move || hash(summed))
                 .map_err(fail)?;
-            let extracted = apply_tar(source, root, tree);
+            let extracted = take(source);
             Ok((extracted, join(reading), join(hashing)))
         })?;
         // The extractor's error names the entry; when it is the stream's own, both are the same.
@@ -249,8 +270,9 @@ impl Job {
         if !self.chain.is_empty() {
             return self.process(&self.chain, blob, to).map(drop);
         }
-        let compression = begins_as(blob).map_err(stream_error)?;
-        if compression == Compression::Plain && self.digest.algorithm() == Algorithm::Sha256 {
+        if self.compression(blob)? == Compression::Plain
+            && self.digest.algorithm() == Algorithm::Sha256
+        {
             // Nothing was hashed yet: the first buffer is counted when it is consumed.
             blob.hasher = None;
         }
@@ -290,7 +312,10 @@ impl Job {
 
     /// Decompresses a stream and passes it on; false when nobody wants the rest.
     fn unpack(&self, blob: &mut (dyn BufRead + Send), to: &[Sender; 2]) -> Result<bool> {
-        let compression = begins_as(&mut *blob).map_err(stream_error)?;
+        let compression = self.compression(&mut *blob)?;
+        if self.packed == Some(Compression::Plain) {
+            return self.pump(blob, to);
+        }
         // It may be gone since it was found.
         let igzip = self.igzip.as_deref().filter(|path| path.exists());
         if let (Compression::Gzip, Some(igzip)) = (compression, igzip) {
@@ -307,6 +332,17 @@ impl Job {
         };
         let mut stream = decoder(&mut *blob, windows).map_err(decode_error)?;
         self.pump(&mut stream, to)
+    }
+
+    fn compression<R: BufRead + ?Sized>(&self, stream: &mut R) -> Result<Compression> {
+        let found = begins_as(stream).map_err(stream_error)?;
+        match self.packed {
+            Some(Compression::Plain) => Ok(Compression::Plain),
+            Some(said) if said != found => Err(Error::invalid_argument(
+                "layer is not packed as its media type says",
+            )),
+            _ => Ok(found),
+        }
     }
 
     fn large_windows(&self) -> Large {
@@ -361,7 +397,7 @@ fn fill_chunk(stream: &mut dyn Read, chunk: &mut Chunk) -> std::io::Result<()> {
 }
 
 /// Thread 2: length and digest of the stream.
-fn hash(mut source: crate::stream::Source) -> Result<(u64, Digest)> {
+fn hash(mut source: Source) -> Result<(u64, Digest)> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut size = 0;
     loop {

@@ -32,6 +32,7 @@ use content::{Blob, ContentStore};
 use types::{Any, Descriptor, IngestRef, Labels, Mount, Result, Scope};
 
 pub use apply::Walking;
+pub use apply::erofs::{Erofs, ErofsOpts};
 pub use extract::{Limits, Target, TreeOpts, UNSUSPECTED, apply_tar};
 pub use processor::Processor;
 pub use root::Root;

@@ -206,6 +206,7 @@ async fn a_blob_with_another_digest_is_refused_however_it_is_packed() {
                 limits: Limits::default(),
                 igzip: None,
                 chain: Vec::new(),
+                packed: None,
                 payloads: Vec::new(),
                 sync: false,
             };
@@ -258,6 +259,7 @@ async fn an_abandoned_apply_ends() {
         limits: Limits::default(),
         igzip: None,
         chain: Vec::new(),
+        packed: None,
         payloads: Vec::new(),
         sync: false,
     };

@@ -39,7 +39,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Attribute of an opaque directory.
 const TRUSTED_OPAQUE: &str = "trusted.overlay.opaque";
 /// Prefix of the entries that delete.
-const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
 
 /// Ceilings for one layer: high, but not endless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
