@@ -6,6 +6,8 @@
 //! ```
 //! Invariant: a committed file is never written to. Copies share blocks where the disk can.
 
+mod look;
+
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -109,7 +111,8 @@ impl Blockfile {
     pub fn examine(root: &Path, scratch: &Path) -> Result<Local> {
         let files = Files {
             scratch: root.join(SCRATCH),
-            fs_type: DEFAULT_TYPE.to_owned(),
+            // The files tell.
+            fs_type: String::new(),
             options: Vec::new(),
         };
         let store = Store::examine(root, scratch, KEEPING)?;
@@ -205,6 +208,16 @@ impl Layout for Files {
             SnapshotKind::View => &[""],
             SnapshotKind::Active | SnapshotKind::Committed => &[BLOCK],
         }
+    }
+
+    /// What a check of the file system finds that nobody has mounted: it only reads.
+    fn flaw(&self, directory: &Path, kind: SnapshotKind) -> Option<String> {
+        let block = directory.join(BLOCK);
+        let is_free = || matches!(sys::loopdev::device_of(&block), Ok(None));
+        if kind != SnapshotKind::Committed || !is_free() {
+            return None;
+        }
+        look::flaw(&block, &self.fs_type)
     }
 
     fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {

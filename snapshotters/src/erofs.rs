@@ -3,12 +3,16 @@
 //! ```text
 //!   <root>/snapshots/<id>/fs           upper directory of an active one; mount point of a committed one
 //!   <root>/snapshots/<id>/work         workdir of an active one
-//!   <root>/snapshots/<id>/layer.erofs  the image of a committed one, made of `fs` by mkfs.erofs
+//!   <root>/snapshots/<id>/.erofslayer  in an active one: its layer may be given as an image
+//!   <root>/snapshots/<id>/layer.erofs  the image of a committed one, made of `fs` by mkfs.erofs; or of an
+//!                                      active one, when it was given so
+//!   <root>/snapshots/<id>/layer.erofs.new  the same file, from the making to the commit of one that is made
 //! ```
 //! Invariant: a committed snapshot has its image, whole and on the disk. An image is mounted when a
 //! snapshot on top of it is asked for its mounts, and stays mounted until it is removed.
 
 mod holes;
+mod sum;
 
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,7 +22,10 @@ use std::time::Duration;
 use rustix::fs::IFlags;
 use rustix::io::Errno;
 use sys::process::{Spawn, Status};
-use types::{Code, Context as _, Error, Mount, Result, SnapshotKind, Usage};
+use types::{
+    Code, Context as _, EROFS_IMAGE, EROFS_LAYER, EROFS_PART, Error, Mount, Result, SnapshotKind,
+    Usage,
+};
 
 use crate::gate::Gate;
 use crate::local::{Layout, Local, New};
@@ -29,9 +36,10 @@ use crate::store::{Keeping, Notes, Store, nameable, text};
 use crate::tree::{self, at};
 use holes::Filling;
 
-/// Name of the image in the directory of a committed snapshot.
-const IMAGE: &str = "layer.erofs";
-/// Name of one that is being made.
+/// Name of the image in the directory of a snapshot.
+const IMAGE: &str = EROFS_IMAGE;
+/// Name of one that is made here, until its snapshot is committed. One that was given has never had it: that
+/// tells them apart, and only what was made here can be made again.
 const NEW_IMAGE: &str = "layer.erofs.new";
 /// The program that makes images.
 const MKFS: &str = "mkfs.erofs";
@@ -129,6 +137,7 @@ impl Images {
         }
         // A crash may have kept `sealed` from it.
         tree::empty(&point)?;
+        tree::remove(&directory.join(NEW_IMAGE))?;
         let mut mount = Mount {
             kind: "erofs".into(),
             source: text(&image),
@@ -150,38 +159,97 @@ impl Images {
         ids.iter().map(|id| self.mounted(store, *id)).collect()
     }
 
-    fn make_image(&self, directory: &Path) -> Result<Usage> {
+    /// True when the layer of an active snapshot was given as an image.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when it has been given files as well: nobody knows how the two belong together.
+    fn is_given(directory: &Path) -> Result<bool> {
+        let (new, image) = (directory.join(NEW_IMAGE), directory.join(IMAGE));
+        let is_file = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|it| it.is_file());
+        if is_file(&new) || !is_file(&image) {
+            return Ok(false);
+        }
+        let layer = directory.join(LAYER);
+        let mut names = std::fs::read_dir(&layer)
+            .map_err(|e| Error::os(format_args!("list {}", layer.display()), e))?;
+        if names.next().is_some() {
+            return Err(Error::failed_precondition(
+                "the snapshot has an image for a layer and files beside it",
+            ));
+        }
+        Ok(true)
+    }
+
+    /// Makes a given image durable.
+    fn take_image(directory: &Path) -> Result<Usage> {
+        let image = directory.join(IMAGE);
+        flush(&image)?;
+        sys::fs::fsync_dir(directory)?;
+        usage_of(&image)
+    }
+
+    fn make_image(directory: &Path) -> Result<Usage> {
         let (new, image) = (directory.join(NEW_IMAGE), directory.join(IMAGE));
         let layer = directory.join(LAYER);
         let filling = holes::look(&layer)?;
-        tree::remove(&new)?;
+        unmake(directory)?;
         let made = filled(&new, &layer, filling).and_then(|()| {
-            let file = std::fs::File::open(&new);
-            let synced = file.and_then(|file| file.sync_all());
-            synced.map_err(|e| Error::os(format_args!("fsync {}", new.display()), e))?;
-            // One that could not be taken away again stands in the way as long as it cannot be changed.
-            set_immutable(&image, false)?;
-            std::fs::rename(&new, &image)
-                .map_err(|e| Error::os(format_args!("rename {}", new.display()), e))
+            flush(&new)?;
+            std::fs::hard_link(&new, &image)
+                .map_err(|e| Error::os(format_args!("link {}", new.display()), e))
         });
         if made.is_err() {
             tree::remove(&new)?;
         }
         made?;
         sys::fs::fsync_dir(directory)?;
+        usage_of(&image)
+    }
+
+    /// Takes away what only an active snapshot needs; the image cannot be changed from here on.
+    fn tidy(&self, directory: &Path) -> Result<()> {
+        let point = directory.join(LAYER);
+        if !sys::mount::is_mount_point(&point)? {
+            tree::empty(&point)?;
+        }
+        for name in [WORK, NEW_IMAGE, EROFS_LAYER, EROFS_PART] {
+            tree::remove(&directory.join(name))?;
+        }
         if self.set_immutable
-            && let Err(error) = set_immutable(&image, true)
+            && let Err(error) = set_immutable(&directory.join(IMAGE), true)
         {
             // Not every file system has the flag, and the layer is as good without it.
             tracing::debug!(%error, "layer is not made immutable");
         }
-        let facts = std::fs::metadata(&image)
-            .map_err(|e| Error::os(format_args!("stat {}", image.display()), e))?;
-        Ok(Usage {
-            size: facts.blocks() * 512,
-            inodes: 1,
-        })
+        Ok(())
     }
+}
+
+fn flush(path: &Path) -> Result<()> {
+    let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(|e| Error::os(format_args!("fsync {}", path.display()), e))
+}
+
+fn usage_of(image: &Path) -> Result<Usage> {
+    let facts = std::fs::metadata(image)
+        .map_err(|e| Error::os(format_args!("stat {}", image.display()), e))?;
+    Ok(Usage {
+        size: facts.blocks() * 512,
+        inodes: 1,
+    })
+}
+
+/// Takes an image away that was made here, and not one that was given.
+fn unmake(directory: &Path) -> Result<()> {
+    let (new, image) = (directory.join(NEW_IMAGE), directory.join(IMAGE));
+    let inode = |path: &Path| std::fs::symlink_metadata(path).map(|facts| facts.ino());
+    if let (Ok(new), Ok(it)) = (inode(&new), inode(&image))
+        && new == it
+    {
+        set_immutable(&image, false)?;
+        tree::remove(&image)?;
+    }
+    tree::remove(&new)
 }
 
 /// Makes an image of a directory with holes.
@@ -265,7 +333,14 @@ fn roots(store: &Store, ids: &[u64]) -> Vec<PathBuf> {
 
 impl Layout for Images {
     fn fill(&self, store: &Store, directory: &Path, new: &New<'_>) -> Result<()> {
-        self.stack.fill(directory, new, &roots(store, new.parents))
+        self.stack
+            .fill(directory, new, &roots(store, new.parents))?;
+        if new.kind == SnapshotKind::Active {
+            let mark = directory.join(EROFS_LAYER);
+            std::fs::write(&mark, "")
+                .map_err(|e| Error::os(format_args!("write {}", mark.display()), e))?;
+        }
+        Ok(())
     }
 
     fn mounts(&self, store: &Store, chain: &Chain) -> Result<Vec<Mount>> {
@@ -279,7 +354,11 @@ impl Layout for Images {
     }
 
     fn usage(&self, store: &Store, chain: &Chain) -> Result<Usage> {
-        tree::usage(&store.directory(chain.id).join(LAYER))
+        let directory = store.directory(chain.id);
+        match std::fs::symlink_metadata(directory.join(IMAGE)) {
+            Ok(_) => usage_of(&directory.join(IMAGE)),
+            Err(_) => tree::usage(&directory.join(LAYER)),
+        }
     }
 
     fn parts(&self, kind: SnapshotKind) -> &'static [&'static str] {
@@ -291,8 +370,11 @@ impl Layout for Images {
     }
 
     fn seal(&self, store: &Store, chain: &Chain) -> Result<Sealed> {
-        let made = self.make_image(&store.directory(chain.id));
-        let usage = made.ctx("make image of layer")?;
+        let directory = store.directory(chain.id);
+        let usage = match Self::is_given(&directory)? {
+            true => Self::take_image(&directory)?,
+            false => Self::make_image(&directory).ctx("make image of layer")?,
+        };
         let print = self.print(store, chain.id)?;
         Ok(Sealed {
             print,
@@ -300,27 +382,31 @@ impl Layout for Images {
         })
     }
 
-    /// The length of the image: one that was cut is no layer any more.
+    /// Length and a sum of the image: it is one file, so all of it can be read.
     fn print(&self, store: &Store, id: u64) -> Result<Option<u64>> {
-        tree::length(&store.directory(id).join(IMAGE)).map(Some)
+        sum::of(&store.directory(id).join(IMAGE)).map(Some)
     }
 
+    fn agrees(&self, known: u64, found: u64) -> bool {
+        sum::agrees(known, found)
+    }
+
+    fn renews(&self, _store: &Store) -> bool {
+        true
+    }
+
+    /// What was made here; an image that was given stays.
     fn unseal(&self, store: &Store, chain: &Chain) -> Result<()> {
-        let image = store.directory(chain.id).join(IMAGE);
-        set_immutable(&image, false)?;
-        tree::remove(&image)
+        let directory = store.directory(chain.id);
+        unmake(&directory)?;
+        set_immutable(&directory.join(IMAGE), false)?;
+        tree::remove(&directory.join(EROFS_PART))
     }
 
     /// The files are in the image.
     fn sealed(&self, store: &Store, id: u64) {
-        let point = store.directory(id).join(LAYER);
         let _alone = self.mounting.alone(id);
-        let emptied = sys::mount::is_mount_point(&point).and_then(|is_mounted| match is_mounted {
-            true => Ok(()),
-            false => tree::empty(&point),
-        });
-        let work = emptied.and_then(|()| tree::remove(&store.directory(id).join(WORK)));
-        if let Err(error) = work {
+        if let Err(error) = self.tidy(&store.directory(id)) {
             tracing::warn!(%error, id, "files of a layer are left beside its image");
         }
     }

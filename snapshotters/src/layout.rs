@@ -71,6 +71,17 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
         Ok(Some(tree::measure(&tree)?.1.number()))
     }
 
+    /// True when a snapshot of which [`Layout::print`] tells `found` can be the one of which it told `known`.
+    fn agrees(&self, known: u64, found: u64) -> bool {
+        known == found
+    }
+
+    /// True when the directory of a committed snapshot can be exchanged for another of the same layer.
+    fn renews(&self, store: &Store) -> bool {
+        // A layout has trees, or it has none: of which snapshot is the same.
+        self.tree(store, 0).is_some()
+    }
+
     /// Where the files of an active snapshot are, when they are the committed one's as well: they are to be
     /// flushed before it is sealed.
     fn loose(&self, _store: &Store, _id: u64) -> Option<PathBuf> {

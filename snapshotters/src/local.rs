@@ -375,29 +375,34 @@ impl Snapshotter for Local {
         let this = Arc::clone(&self.0);
         blocking(move || {
             let Inside { store, layout, .. } = &*this;
-            let print = |id| layout.print(store, id);
+            let is_same = |id, known| {
+                let found = layout.print(store, id)?;
+                Ok(found.is_none_or(|found| layout.agrees(known, found)))
+            };
             let flaw = |directory: &Path, kind| layout.flaw(directory, kind);
-            Ok(store.broken(since, |kind| layout.parts(kind), flaw, print))
+            Ok(store.broken(since, |kind| layout.parts(kind), flaw, is_same))
         })
         .await
     }
 
     fn renews(&self) -> bool {
-        // A layout has trees, or it has none: of which snapshot is the same.
-        self.0.layout.tree(&self.0.store, 0).is_some()
+        self.0.layout.renews(&self.0.store)
     }
 
     async fn renew(&self, name: &SnapshotKey, key: &SnapshotKey) -> Result<()> {
         let (this, name, key) = (Arc::clone(&self.0), name.clone(), key.clone());
         blocking(move || {
             let Inside { store, layout, .. } = &*this;
-            if layout.tree(store, store.row(&name)?.id).is_none() {
+            let id = store.row(&name)?.id;
+            if !layout.renews(store) {
                 return Err(Error::not_implemented("renew a committed snapshot"));
             }
             store.renew((&name, &key), |chain| {
                 this.flush(chain.id)?;
                 layout.seal(store, chain)
-            })
+            })?;
+            layout.sealed(store, id);
+            Ok(())
         })
         .await
     }

@@ -87,6 +87,13 @@ pub fn index_files(root: &Path) -> [PathBuf; 3] {
     FILES.map(|name| root.join(name))
 }
 
+/// True when a look failed for want of memory or descriptors: that says nothing of what was looked at.
+fn is_of_machine(error: &Error) -> bool {
+    let scarce = [Errno::NOMEM, Errno::MFILE, Errno::NFILE];
+    let errno = error.errno();
+    scarce.iter().any(|it| errno == Some(it.raw_os_error()))
+}
+
 /// Makes a directory and the missing ones above it, each with `mode`.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<()> {
     std::fs::DirBuilder::new()
@@ -328,14 +335,14 @@ impl Store {
     }
 
     /// The snapshots that miss one of `parts` in their directory, those of which `flaw` tells something,
-    /// and the committed ones that have not the print that they had; only those made after `since` are
-    /// looked into. `print` takes it, where it can be taken.
+    /// and the committed ones of which `is_same` says that they have not the print that they had, or that it
+    /// cannot be taken any more; only those made after `since` are looked into.
     pub(crate) fn broken(
         &self,
         since: Option<SystemTime>,
         parts: impl Fn(SnapshotKind) -> &'static [&'static str],
         flaw: impl Fn(&Path, SnapshotKind) -> Option<String>,
-        print: impl Fn(u64) -> Result<Option<u64>>,
+        is_same: impl Fn(u64, u64) -> Result<bool>,
     ) -> Vec<Broken> {
         let mut broken = Vec::new();
         for (id, info) in self.list(&Filter::default()) {
@@ -346,12 +353,12 @@ impl Store {
             let why = match gone {
                 Some(gone) => Some(format!("{} is not there", gone.display())),
                 None if since.is_some_and(|since| info.updated_at < since) => None,
-                None => flaw(&directory, info.kind).or_else(|| self.changed(&info.name, &print)),
+                None => flaw(&directory, info.kind).or_else(|| self.changed(&info.name, &is_same)),
             };
             // Looked at once more: it may have been removed meanwhile, or committed.
-            let is_same = |row: Row| row.id == id && row.kind == info.kind;
+            let is_there = |row: Row| row.id == id && row.kind == info.kind;
             if let Some(why) = why
-                && self.row(&info.name).is_ok_and(is_same)
+                && self.row(&info.name).is_ok_and(is_there)
             {
                 let key = info.name;
                 broken.push(Broken { key, why, is_gone });
@@ -384,17 +391,22 @@ impl Store {
     fn changed(
         &self,
         key: &SnapshotKey,
-        print: impl Fn(u64) -> Result<Option<u64>>,
+        is_same: impl Fn(u64, u64) -> Result<bool>,
     ) -> Option<String> {
         let row = self.row(key).ok()?;
         let known = row.print?;
-        match print(row.id) {
-            Ok(Some(found)) if found != known => Some(format!(
+        match is_same(row.id, known) {
+            Ok(false) => Some(format!(
                 "files in {} are gone or are not what they were",
                 self.directory(row.id).display()
             )),
-            Ok(_) => None,
-            Err(error) => Some(error.to_string()),
+            Ok(true) => None,
+            // The disk's own word, as btrfs has it for a block that has not its checksum, is that of a damage.
+            Err(error) if !is_of_machine(&error) => Some(error.to_string()),
+            Err(error) => {
+                tracing::warn!(%error, %key, "snapshot cannot be looked at");
+                None
+            }
         }
     }
 

@@ -253,7 +253,8 @@ async fn a_layer_of_holes_is_refused_before_its_image_is_begun() {
     assert!(error.is(Code::ResourceExhausted), "{error}");
     let left = std::fs::read_dir(layer.parent().unwrap()).unwrap();
     let left: BTreeSet<_> = left.map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, BTreeSet::from([LAYER.into(), WORK.into()]));
+    let want = [LAYER, WORK, EROFS_LAYER].map(Into::into);
+    assert_eq!(left, BTreeSet::from(want));
     // It is as good as before.
     file.set_len(1 << 20).unwrap();
     commit(&sn, "A", "a").await;
@@ -305,7 +306,7 @@ fn an_image_that_grows_beyond_the_room_that_there_is_ends() {
 async fn a_layer_made_alone_that_gets_no_parent_hides_nothing() {
     let temp = tempfile::tempdir().unwrap();
     let sn = open(temp.path());
-    assert!(sn.rebases() && !sn.renews());
+    assert!(sn.rebases());
     // Not the word upon which Go's clients write a layer as if it stood on nothing.
     assert_eq!(sn.capabilities().last(), Some(&crate::SETTLES));
     let layer = upper(&prepare(&sn, "alone", None).await);
@@ -334,12 +335,123 @@ async fn an_image_that_was_cut_is_named() {
     assert_eq!(sn.verify(None).await.unwrap(), []);
     let id = sn.store().row(&key("A")).unwrap().id;
     let image = sn.store().directory(id).join(IMAGE);
-    let image = std::fs::OpenOptions::new().write(true).open(image);
-    image.unwrap().set_len(64 << 10).unwrap();
+    let image = std::fs::OpenOptions::new().write(true).open(image).unwrap();
+    image.set_len(64 << 10).unwrap();
     let broken = sn.verify(None).await.unwrap();
     assert!(
         broken.len() == 1 && broken[0].key == key("A") && !broken[0].is_gone,
         "{broken:?}"
     );
     clear(&sn, &["A"]).await;
+}
+
+#[tokio::test]
+async fn a_flipped_bit_is_noticed_and_another_image_takes_the_place_under_what_stands_on_it() {
+    use std::os::unix::fs::FileExt as _;
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    for name in ["a", "again"] {
+        let layer = upper(&prepare(&sn, name, None).await);
+        std::fs::write(layer.join("f"), vec![b'x'; 1 << 20]).unwrap();
+    }
+    commit(&sn, "A", "a").await;
+    let mounts = prepare(&sn, "b", Some("A")).await;
+    let id = sn.store().row(&key("A")).unwrap().id;
+    let image = sn.store().directory(id).join(IMAGE);
+    let image = std::fs::OpenOptions::new().write(true).open(image).unwrap();
+    image.write_all_at(b"y", 600_000).unwrap();
+    let broken = sn.verify(None).await.unwrap();
+    assert!(broken.len() == 1 && broken[0].key == key("A"), "{broken:?}");
+    assert!(sn.renews());
+    sn.renew(&key("A"), &key("again")).await.unwrap();
+    assert_eq!(sn.verify(None).await.unwrap(), []);
+    assert!(sn.stat(&key("again")).await.unwrap_err().is_not_found());
+    sn.cleanup().await.unwrap();
+    // Its directory has what a committed one has, and its image is mounted anew.
+    let names = std::fs::read_dir(sn.store().directory(id)).unwrap();
+    let names: BTreeSet<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, BTreeSet::from([LAYER, IMAGE].map(Into::into)));
+    assert_eq!(sn.mounts(&key("b")).await.unwrap(), mounts);
+    let lower = PathBuf::from(mounts[0].option("lowerdir").unwrap());
+    assert_eq!(std::fs::read(lower.join("f")).unwrap(), vec![b'x'; 1 << 20]);
+    clear(&sn, &["b", "A"]).await;
+}
+
+/// An image of a file `f` with this text.
+fn image_of(text: &str, at: &Path) {
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::write(temp.path().join("f"), text).unwrap();
+    mkfs(at, temp.path(), u64::MAX, &[]).unwrap();
+}
+
+#[tokio::test]
+async fn a_layer_that_is_given_as_an_image_is_that_image() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = Erofs::open(
+        temp.path(),
+        ErofsConfig {
+            set_immutable: true,
+            ..ErofsConfig::default()
+        },
+    )
+    .unwrap();
+    let layer = upper(&prepare(&sn, "a", None).await);
+    let directory = layer.parent().unwrap().to_owned();
+    assert!(directory.join(EROFS_LAYER).is_file());
+    image_of("given", &directory.join(IMAGE));
+    let given = std::fs::read(directory.join(IMAGE)).unwrap();
+    assert!(sn.usage(&key("a")).await.unwrap().size >= 4096);
+    // A commit that is refused, and a start, leave it as it was.
+    prepare(&sn, "other", None).await;
+    commit(&sn, "A", "other").await;
+    sn.commit(&key("A"), &key("a"), Labels::new())
+        .await
+        .unwrap_err();
+    drop(sn);
+    let sn = open(temp.path());
+    assert_eq!(std::fs::read(directory.join(IMAGE)).unwrap(), given);
+    commit(&sn, "B", "a").await;
+    assert_eq!(std::fs::read(directory.join(IMAGE)).unwrap(), given);
+    let names = std::fs::read_dir(&directory).unwrap();
+    let names: BTreeSet<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, BTreeSet::from([LAYER, IMAGE].map(Into::into)));
+    let mounts = sn
+        .view(&key("v"), Some(&key("B")), Labels::new())
+        .await
+        .unwrap();
+    let shown = PathBuf::from(&mounts[0].source);
+    assert_eq!(std::fs::read(shown.join("f")).unwrap(), b"given");
+    assert!(!shown.parent().unwrap().join(EROFS_LAYER).exists());
+    clear(&sn, &["v", "B", "A"]).await;
+}
+
+#[tokio::test]
+async fn an_image_beside_files_is_no_layer_and_one_that_was_made_here_is_made_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let layer = upper(&prepare(&sn, "a", None).await);
+    let directory = layer.parent().unwrap().to_owned();
+    image_of("given", &directory.join(IMAGE));
+    std::fs::write(layer.join("g"), "").unwrap();
+    let error = sn
+        .commit(&key("A"), &key("a"), Labels::new())
+        .await
+        .unwrap_err();
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+    // As a crash leaves it between the making and the commit.
+    std::fs::rename(directory.join(IMAGE), directory.join(NEW_IMAGE)).unwrap();
+    std::fs::hard_link(directory.join(NEW_IMAGE), directory.join(IMAGE)).unwrap();
+    std::fs::write(directory.join(EROFS_PART), "half").unwrap();
+    drop(sn);
+    let sn = open(temp.path());
+    for name in [IMAGE, NEW_IMAGE, EROFS_PART] {
+        assert!(!directory.join(name).exists(), "{name}");
+    }
+    commit(&sn, "A", "a").await;
+    let mounts = sn
+        .view(&key("v"), Some(&key("A")), Labels::new())
+        .await
+        .unwrap();
+    assert!(Path::new(&mounts[0].source).join("g").exists());
+    clear(&sn, &["v", "A"]).await;
 }
