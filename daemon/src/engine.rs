@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use client::remote::RemoteDiff;
 use content::ContentStore;
-use diff::{Applier, ApplyOpts, CompareOpts, Comparer, Walking};
+use diff::{Applier, ApplyOpts, CompareOpts, Comparer, Erofs, Walking};
 use futures::FutureExt as _;
 use metadata::Metadata;
 use metadata::gc::{Scheduler, SchedulerOpts};
@@ -34,6 +34,8 @@ use crate::transfers::{self, Transfers};
 
 /// Kind of differs.
 const DIFFER: &str = "io.containerd.differ.v1";
+/// The one that gives layers as images; what it declines is unpacked as files.
+pub(crate) const EROFS: &str = "erofs";
 /// Kind of the runtime.
 const RUNTIME: &str = "io.containerd.runtime.v2";
 /// Kind of the streams.
@@ -79,20 +81,7 @@ impl Engine {
     /// That of a required differ; I/O on the directory of the bundles.
     pub(crate) fn open(store: Store, config: &Config) -> Result<Self> {
         let temporary = empty(config.root.join(TEMPORARY))?;
-        let limits = config.section::<config::Walking>(&format!("{DIFFER}.walking"))?;
-        let walking = || {
-            let walking = Walking::new(temporary)
-                .with_limits(limits.limits())
-                .with_processors(config.processors());
-            let made: Arc<dyn Differ> = Arc::new(walking);
-            Ok((made, Facts::of_host().capability(SETTLES, true)))
-        };
-        let requires = &["io.containerd.metadata.v1"];
-        let mut candidates = vec![Candidate {
-            id: "walking",
-            requires,
-            build: Box::new(walking),
-        }];
+        let mut candidates = own_differs(config, temporary)?;
         candidates.extend(proxies::candidates(
             config,
             ProxyKind::Diff,
@@ -167,6 +156,38 @@ impl Engine {
         });
         sender
     }
+}
+
+/// The differs of this program.
+fn own_differs(config: &Config, temporary: PathBuf) -> Result<Vec<Candidate<'static, dyn Differ>>> {
+    let limits = config.section::<config::Walking>(&format!("{DIFFER}.walking"))?;
+    let walking = Walking::new(temporary)
+        .with_limits(limits.limits())
+        .with_processors(config.processors());
+    let section: config::ErofsDiffer = config.section(&format!("{DIFFER}.erofs"))?;
+    let of_walking = walking.clone();
+    let erofs = move || {
+        let opts = section.opts()?;
+        let made: Arc<dyn Differ> = Arc::new(Erofs::new(of_walking, opts));
+        Ok((made, Facts::of_host().capability(SETTLES, true)))
+    };
+    let walking = move || {
+        let made: Arc<dyn Differ> = Arc::new(walking);
+        Ok((made, Facts::of_host().capability(SETTLES, true)))
+    };
+    let requires: &[_] = &["io.containerd.metadata.v1"];
+    Ok(vec![
+        Candidate {
+            id: "walking",
+            requires,
+            build: Box::new(walking),
+        },
+        Candidate {
+            id: EROFS,
+            requires,
+            build: Box::new(erofs),
+        },
+    ])
 }
 
 /// Makes the directory of temporary mounts, and takes away what a daemon that was killed left there.
@@ -272,15 +293,17 @@ impl Differs {
         mut opts: ApplyOpts,
     ) -> Result<Descriptor> {
         opts.sync |= self.sync;
+        let mut declined = Vec::new();
         for differ in &self.ordered {
             match differ.apply(store, layer, mounts, opts.clone()).await {
-                Err(error) if error.is(Code::NotImplemented) => {}
+                Err(error) if error.is(Code::NotImplemented) => declined.push(error.to_string()),
                 done => return done,
             }
         }
         let media_type = &layer.media_type;
         Err(Error::not_implemented(format_args!(
-            "no differ applies media type {media_type:?}"
+            "no differ applies media type {media_type:?} ({})",
+            declined.join("; ")
         )))
     }
 

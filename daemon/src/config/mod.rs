@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use types::{Error, Result};
 
 pub(crate) use plugins::{
-    BinDir, Cni, Diff, Metadata, Scheduler, Sharing, Tasks, Transfer, Walking,
+    BinDir, Cni, Diff, ErofsDiffer, Metadata, Scheduler, Sharing, Tasks, Transfer, Walking,
 };
 pub(crate) use proxies::{ProxyKind, ProxyPlugin};
 pub(crate) use read::{Loaded, Overrides, load, migrated};

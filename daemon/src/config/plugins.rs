@@ -81,9 +81,57 @@ pub(crate) struct Diff {
 impl Default for Diff {
     fn default() -> Self {
         Self {
-            default: vec!["walking".into()],
+            // Files as ever; the other one is asked for layers that are images.
+            default: vec!["walking".into(), "erofs".into()],
             sync_fs: true,
         }
+    }
+}
+
+/// `io.containerd.differ.v1.erofs`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ErofsDiffer {
+    /// Further options of `mkfs.erofs`, where it makes images of archives.
+    pub(crate) mkfs_options: Vec<String>,
+    /// Images that point into the archive: not available here, they are made in full.
+    pub(crate) enable_tar_index: bool,
+    /// Not available here.
+    pub(crate) enable_dmverity: bool,
+    /// Take layers that are images already.
+    pub(crate) take_images: bool,
+}
+
+impl Default for ErofsDiffer {
+    fn default() -> Self {
+        let opts = diff::ErofsOpts::default();
+        Self {
+            mkfs_options: opts.mkfs_options,
+            enable_tar_index: false,
+            enable_dmverity: false,
+            take_images: opts.take_images,
+        }
+    }
+}
+
+impl ErofsDiffer {
+    /// As the differ takes them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a protection that there is not: a layer without it is worse than none.
+    pub(crate) fn opts(self) -> Result<diff::ErofsOpts> {
+        if self.enable_dmverity {
+            return Err(Error::invalid_argument(
+                "the erofs differ does not support enable_dmverity",
+            ));
+        }
+        if self.enable_tar_index {
+            tracing::info!("enable_tar_index: images of archives are made in full");
+        }
+        Ok(diff::ErofsOpts {
+            mkfs_options: self.mkfs_options,
+            take_images: self.take_images,
+        })
     }
 }
 
@@ -242,7 +290,8 @@ fn complete_as<T: DeserializeOwned + Serialize>(table: toml::Table) -> Result<to
 }
 
 /// Every section that exists.
-const SECTIONS: [(&str, Complete); 14] = [
+const SECTIONS: [(&str, Complete); 15] = [
+    ("io.containerd.differ.v1.erofs", complete_as::<ErofsDiffer>),
     ("io.containerd.differ.v1.walking", complete_as::<Walking>),
     ("io.containerd.gc.v1.scheduler", complete_as::<Scheduler>),
     (
@@ -303,6 +352,20 @@ pub(super) fn fits(uri: &str, table: toml::Table) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_erofs_differ_promises_no_protection_that_there_is_not() {
+        let read = |text| toml::from_str::<ErofsDiffer>(text).unwrap().opts();
+        let opts = read("mkfs_options = [\"-zlz4\"]\ntake_images = false").unwrap();
+        assert_eq!(
+            (opts.mkfs_options, opts.take_images),
+            (vec!["-zlz4".to_owned()], false)
+        );
+        // Go's default.
+        assert!(read("enable_tar_index = true").unwrap().take_images);
+        let error = read("enable_dmverity = true").unwrap_err();
+        assert!(error.to_string().contains("enable_dmverity"), "{error}");
+    }
 
     #[test]
     fn each_ceiling_of_the_differ_is_that_of_its_name() {

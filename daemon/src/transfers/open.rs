@@ -8,7 +8,7 @@ use types::{Error, Platform, Result};
 
 use super::{Live, Parts, Transfers, Unpacking};
 use crate::config::{self, Config};
-use crate::engine::{Differ, Differs};
+use crate::engine::{Differ, Differs, EROFS};
 use crate::point::{Candidate, Facts, Point, Row};
 use crate::store::Store;
 use crate::streams::Streams;
@@ -103,6 +103,16 @@ fn verifiers(config: &Config) -> Result<Point<dyn Verifier>> {
     Point::build(VERIFIER, config, candidates)
 }
 
+/// The differs of an unpacking with this one.
+fn asked(differ: &str, order: &config::Diff) -> Vec<String> {
+    match differ {
+        "" => order.default.clone(),
+        // Where Go's daemon would not have it at all (mkfs.erofs before 1.7), archives are unpacked as files.
+        EROFS => [EROFS, "walking"].map(str::to_owned).to_vec(),
+        other => vec![other.to_owned()],
+    }
+}
+
 /// What is configured; without that, every snapshotter for the host's platform.
 fn unpacking(
     store: &Store,
@@ -132,12 +142,9 @@ fn unpacking(
             if !one.differ.is_empty() && !differs.ready().contains_key(&one.differ) {
                 return Err(Error::not_found(format_args!("differ {:?}", one.differ)));
             }
-            let order = match one.differ.as_str() {
-                "" => order.clone(),
-                differ => config::Diff {
-                    default: vec![differ.to_owned()],
-                    ..order.clone()
-                },
+            let order = config::Diff {
+                default: asked(&one.differ, order),
+                ..order.clone()
             };
             Ok(Unpacking {
                 platform: one.platform.parse()?,
@@ -154,4 +161,20 @@ fn unpacking(
         }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_erofs_differ_declines_is_unpacked_as_files() {
+        let order = config::Diff {
+            default: vec!["far".into()],
+            ..config::Diff::default()
+        };
+        assert_eq!(asked("", &order), ["far"]);
+        assert_eq!(asked("near", &order), ["near"]);
+        assert_eq!(asked(EROFS, &order), [EROFS, "walking"]);
+    }
 }
