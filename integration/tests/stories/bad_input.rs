@@ -72,6 +72,57 @@ fn archives_that_are_no_images() {
     host.finish();
 }
 
+/// Layers that are archives, and would do harm.
+#[test]
+fn hostile_layers_leave_nothing_of_their_image() {
+    let host = Host::new("bad-layers");
+    let long = "n".repeat(10_000);
+    let name = |to: &str| format!("echo x >f; tar -P --transform 's,^f$,{to},' -cf $OUT f");
+    let cases = [
+        (
+            "a hard link to outside",
+            "echo x >f; ln f g; tar -P --transform 'flags=h;s,^f$,../../../../etc/passwd,' -cf $OUT f g"
+                .to_owned(),
+        ),
+        ("a whiteout of the root", name(".wh.")),
+        ("a whiteout of what is above", name(".wh...")),
+        ("a name of 10,000 bytes", name(&long)),
+        (
+            "a file for a directory",
+            "echo x >f; tar -cf $OUT f; tar -P --transform 's,^f$,f/f,' -rf $OUT f".to_owned(),
+        ),
+    ];
+    for (what, script) in cases {
+        let layout = host.path("hostile");
+        let [tree, out, image] =
+            ["hostile-tree", "hostile.tar", "image.tar"].map(|name| host.path(name));
+        fs::create_dir(&tree).expect("make the tree");
+        let script = format!("set -e; cd {}; {script}", tree.display());
+        let pack = Program::new("bash").args(["-c", &script]).env("OUT", &out);
+        drop(pack.run().ok());
+        let hostile = fs::read(&out).expect("read");
+        // One that is fine lies below it: nothing of that stays either.
+        let fine = crate::layout::archive(&host.path(""), &[("fine", b"fine".to_vec())]);
+        let layers = vec![fine, hostile];
+        let architecture = types::Platform::host().architecture;
+        let _bytes = crate::layout::of(&layout, "{}", &architecture, layers);
+        let made = Program::new("tar").args(["-C"]).args([&layout]);
+        drop(made.args(["-cf"]).args([&image]).args(["."]).run().ok());
+        for flags in [&[][..], &["--local"]] {
+            let import = host.ctr_program().args(["images", "import"]).args(flags);
+            let error = line(import.args([&image]).run());
+            assert!(error.contains("invalid argument"), "{what}: {error}");
+            integration::until("no snapshot is left", || {
+                host.ctr(["snapshots", "ls"]).ok().lines().count() == 1
+            });
+        }
+        for path in [&tree, &layout] {
+            fs::remove_dir_all(path).expect("remove");
+        }
+    }
+    host.finish();
+}
+
 #[test]
 fn names_that_cannot_be() {
     let host = Host::new("bad-names");

@@ -19,6 +19,18 @@ pub(crate) fn make_with(to: &Path, process: &str, layers: &[&[(&str, Vec<u8>)]])
 
 /// An image of these layers, in `to`; its size in bytes.
 pub(crate) fn of(to: &Path, process: &str, architecture: &str, layers: Vec<Vec<u8>>) -> u64 {
+    let kind = "application/vnd.oci.image.layer.v1.tar";
+    let layers = layers.into_iter().map(|data| (kind, data)).collect();
+    of_kinds(to, process, architecture, layers)
+}
+
+/// The same with the media type of each layer; none is compressed.
+pub(crate) fn of_kinds(
+    to: &Path,
+    process: &str,
+    architecture: &str,
+    layers: Vec<(&str, Vec<u8>)>,
+) -> u64 {
     std::fs::create_dir_all(to.join("blobs/sha256")).expect("make the layout");
     let mut size = 0;
     let mut put = |data: &[u8]| -> String {
@@ -29,10 +41,9 @@ pub(crate) fn of(to: &Path, process: &str, architecture: &str, layers: Vec<Vec<u
         format!(r#""digest":"{digest}","size":{}"#, data.len())
     };
     let (mut ids, mut described) = (Vec::new(), Vec::new());
-    for data in layers {
+    for (kind, data) in layers {
         let digest = Hasher::digest(&data).expect("digest");
         ids.push(format!("{:?}", digest.as_str()));
-        let kind = "application/vnd.oci.image.layer.v1.tar";
         described.push(format!(r#"{{"mediaType":"{kind}",{}}}"#, put(&data)));
     }
     let config = format!(

@@ -24,6 +24,7 @@ mod damaged_records;
 mod deaf_daemon;
 mod debian_shim_under_our_daemon;
 mod dockerd;
+mod erofs_layers;
 mod event_streams;
 mod exec;
 mod exec_storm;

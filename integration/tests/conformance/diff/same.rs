@@ -20,8 +20,8 @@ use crate::peer::{Peer, labels};
 use crate::snapshots::Snapshots;
 use crate::stock;
 
-/// By hand: the OCI layout of an image that is compared instead of the corpus, as `make` makes them
-/// below `out/layers`.
+/// The OCI layout of an image that is compared instead of the corpus: `make same-layers`, with which `make
+/// bench` begins, gives the realistic one.
 const LAYERS: &str = "SAME_LAYERS";
 
 /// Bytes in one message.
