@@ -5,13 +5,14 @@
 # make soak    a mixed load for MINUTES (20), looked at every minute; stops at the first drift
 # make bench   figures beside Debian's containerd, in one interleaved run; PARTS="life exec" for some; fails
 #              when a bar is missed
+# make same-layers  unpacks a realistic image with Debian's containerd as well; fails when a file differs
 # make plots   docs/plots from the rows that `make bench` wrote
 # make install real use: binaries, systemd unit
 # make deb     the same as a Debian package, in out/
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo check checks fmt clippy doc unit search architecture fuzz-check fuzz test integration soak bench plots \
+.PHONY: demo check checks fmt clippy doc unit search architecture fuzz-check fuzz test integration soak bench same-layers plots \
 	install uninstall deb deps-build deps-demo deps-unit deps-test deps-fuzz deps-bench binaries-dev binaries-release clean
 
 PREFIX ?= /usr/local
@@ -156,10 +157,15 @@ soak: deps-test binaries-release $(IMAGE)
 	MINUTES=$(MINUTES) $(if $(SEED),SEED=$(SEED)) BIN_DIR=$(RELEASE) \
 		$(CARGO) test --locked -p integration --test soak -- --nocapture
 
-bench: deps-bench binaries-release $(IMAGE) $(LAYERS)
+# A whole run begins with this: figures of a daemon that unpacks something else are worth nothing.
+bench: deps-bench binaries-release $(IMAGE) $(LAYERS) $(if $(PARTS),,same-layers)
 	$(CARGO) bench --locked -p integration --no-run
 	BIN_DIR=$(RELEASE) unshare -m sh -c 'if mountpoint -q /sys/fs/cgroup/unified; then \
 		umount /sys/fs/cgroup/unified; fi; exec $(CARGO) bench --locked -p integration -- $(PARTS)'
+
+same-layers: deps-bench binaries-release $(LAYERS)
+	SAME_LAYERS=$(LAYERS)/gzip BIN_DIR=$(RELEASE) $(CARGO) test --locked -p integration --test conformance \
+		all_layers_come_out_as_under_debian
 
 plots:
 	@scripts/deps python3
