@@ -207,8 +207,8 @@ mod tests {
             ("devices", with(&good, 86, &[1, 0])),
             ("far root", with(&good, 14, &[0xff, 0xff])),
             ("far inodes", with(&good, 40, &u32::MAX.to_le_bytes())),
-            // The superblock itself, which has no mode.
-            ("odd root", with(&good, 14, &[32, 0])),
+            // In front of the superblock, where there are zeroes.
+            ("odd root", with(&good, 14, &[1, 0])),
         ];
         for (what, image) in bad {
             let error = checked(&image).expect_err(what);

@@ -85,6 +85,7 @@ fn how_the_program_fails_is_told() {
         assert!(error.is(code), "{text}: {error}");
         assert!(error.to_string().contains(said), "{error}");
     }
+    std::fs::remove_file(temp.path().join("image")).unwrap();
     // Who takes no more than the archive is not in the wrong.
     let text = "exec head -c 1024 >/dev/null";
     made(temp.path(), text, &tar, limits).unwrap();
