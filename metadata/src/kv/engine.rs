@@ -17,7 +17,7 @@ use redb::{
 use types::{Error, Result};
 
 use super::journal::Journal;
-use super::{CACHE_BYTES, COMMIT, INCOMPLETE, LOST, RECORDS, STORE, TORN, number};
+use super::{CACHE_BYTES, COMMIT, INCOMPLETE, LOST, RECORDS, STORE, number};
 
 /// How often, and how long apart, a new opening waits for readers of the old one.
 const REOPEN_TRIES: u32 = 50;
@@ -136,7 +136,7 @@ pub(super) fn mark(database: &Database, mark: &[u8]) -> Result<()> {
     {
         let mut table = txn.open_table(RECORDS).map_err(failure)?;
         let old = table.get(INCOMPLETE).map_err(failure)?;
-        let is_worse = old.is_some_and(|old| !old.value().starts_with(TORN));
+        let is_worse = old.is_some_and(|old| old.value() == LOST);
         let mark = if is_worse { LOST } else { mark };
         apply(&mut table, (INCOMPLETE, Some(mark)))?;
     }

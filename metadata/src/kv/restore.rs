@@ -146,8 +146,11 @@ pub(super) fn open(path: &Path) -> Result<(Store, Opened)> {
     }
     if found.last < commit {
         if found.torn {
-            // It may have ended behind the file.
-            engine.with(|database| engine::mark(database, LOST))?;
+            // The half frame is of a change that the file has, or of the one after that: then it is as below.
+            // What is further behind may have had whole ones.
+            let is_next = commit == found.last + 1;
+            let kind = if is_next { TORN } else { LOST };
+            engine.with(|database| engine::mark(database, kind))?;
         }
         tracing::info!(
             commits = commit - found.last,

@@ -251,7 +251,7 @@ async fn a_store_says_that_it_may_lack_changes_until_somebody_takes_that_away() 
     }
 }
 
-/// A torn end most likely has lost nothing; one behind which the file is has.
+/// A torn end most likely has lost nothing, also where the file has that change; one further behind has.
 #[tokio::test]
 async fn a_store_says_what_kind_of_loss_it_may_have() {
     let (_root, path) = place();
@@ -260,11 +260,17 @@ async fn a_store_says_what_kind_of_loss_it_may_have() {
     drop(kv);
     let kv = open(&path).unwrap();
     let crashed = std::fs::read(&path).unwrap();
+    let end = || usize::try_from(journal_end(&path)).unwrap();
     put(&kv, b"b", b"2").await;
+    let last = end() - 1;
     drop(kv);
     let whole = std::fs::read(&path).unwrap();
     let mut journal = std::fs::read(Journal::beside(&path)).unwrap();
-    journal[usize::try_from(journal_end(&path)).unwrap() - 1] ^= 1;
+    journal[last] ^= 1;
+    let kv = open(&path).unwrap();
+    put(&kv, b"c", b"3").await;
+    drop(kv);
+    let later = std::fs::read(&path).unwrap();
     let mark = |file: &[u8]| {
         std::fs::write(&path, file).unwrap();
         std::fs::write(Journal::beside(&path), &journal).unwrap();
@@ -276,8 +282,10 @@ async fn a_store_says_what_kind_of_loss_it_may_have() {
         drop(kv);
         (mark, std::fs::read(&path).unwrap())
     };
-    assert_eq!(mark(&crashed).0.as_deref(), Some(TORN));
-    let (marked, lost) = mark(&whole);
+    for file in [&crashed, &whole] {
+        assert_eq!(mark(file).0.as_deref(), Some(TORN));
+    }
+    let (marked, lost) = mark(&later);
     assert_eq!(marked.as_deref(), Some(LOST));
     assert_eq!(mark(&lost).0.as_deref(), Some(LOST), "it is not forgotten");
 }
