@@ -16,7 +16,8 @@ use std::time::SystemTime;
 use types::{Code, Context as _, Error, Result};
 
 use crate::kv::{Kv, Opened, Restored, Source};
-use crate::rebuild::{Found, Rebuilt, complete};
+use crate::rebuild::complete::{self, Spared};
+use crate::rebuild::{Found, Rebuilt};
 use crate::{OpenOpts, migrate, snapshots};
 
 /// A store that was opened.
@@ -28,6 +29,8 @@ pub(crate) struct Begun {
     pub(crate) unsettled: HashSet<String>,
     /// Snapshotters that could not be asked for what a lost end of the journal named.
     pub(crate) incomplete: BTreeSet<String>,
+    /// What has no record for want of room, and is kept all the same.
+    pub(crate) spared: Spared,
 }
 
 impl Begun {
@@ -37,6 +40,7 @@ impl Begun {
             damage,
             unsettled: HashSet::new(),
             incomplete: BTreeSet::new(),
+            spared: Spared::default(),
         }
     }
 }
@@ -61,12 +65,13 @@ async fn go_on(kv: Kv, path: &Path, restored: Option<Restored>, opts: &OpenOpts)
     migrate::bring(&kv, path, &opts.snapshotters).await?;
     // Before anybody looks at what they have.
     let unsettled = snapshots::redo_noted(&kv, &opts.snapshotters).await?;
-    let (rebuilt, incomplete) = complete::at_start(&kv, opts).await?;
+    let done = complete::at_start(&kv, opts).await?;
     Ok(Begun {
-        damage: told(restored.as_ref(), rebuilt.as_ref()),
+        damage: told(restored.as_ref(), done.rebuilt.as_ref()),
         kv,
         unsettled,
-        incomplete,
+        incomplete: done.left,
+        spared: done.spared,
     })
 }
 

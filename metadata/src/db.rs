@@ -238,14 +238,18 @@ pub(crate) struct Db {
     pub(crate) kv: Kv,
     pub(crate) outlet: Arc<Outlet>,
     sequence: Arc<Sequence>,
+    /// Backend numbers up to this one may be in use, though the records do not say so.
+    pub(crate) used: u64,
 }
 
 impl Db {
-    pub(crate) fn new(kv: Kv, outlet: Outlet) -> Self {
+    /// No backend number up to `used` will be given.
+    pub(crate) fn new(kv: Kv, outlet: Outlet, used: u64) -> Self {
         Self {
             kv,
             outlet: Arc::new(outlet),
             sequence: Arc::default(),
+            used,
         }
     }
 
@@ -295,6 +299,7 @@ impl Db {
     /// A number that no backend key ever had, also not before a crash.
     pub(crate) async fn next(&self) -> Result<u64> {
         let sequence = Arc::clone(&self.sequence);
+        let seen = self.used;
         loop {
             if let Some(number) = sequence.take() {
                 return Ok(number);
@@ -304,7 +309,7 @@ impl Db {
                 .write(move |tx| {
                     // Two callers may find it empty; blocks only ever grow, so that is a waste at most.
                     let at = key(Bucket::Store, &["sequence"]);
-                    let used = tx.get(&at)?.as_deref().map_or(Ok(0), number)?;
+                    let used = tx.get(&at)?.as_deref().map_or(Ok(0), number)?.max(seen);
                     let limit = used + SEQUENCE_BLOCK;
                     tx.put(at, limit.to_le_bytes().into());
                     tx.on_commit(move || filled.fill(used + 1, limit));

@@ -161,7 +161,7 @@ pub(crate) fn store(root: &Path) -> PathBuf {
     root.join("meta/meta.redb")
 }
 
-fn local(root: &Path) -> Local {
+pub(crate) fn local(root: &Path) -> Local {
     Local::open(root.join("content")).unwrap()
 }
 

@@ -33,6 +33,8 @@ pub(crate) enum Bucket {
     Child = 9,
     /// snapshotter, its own name of a commit
     Redo = 10,
+    /// snapshotter, its own name of a snapshot whose record was removed
+    Removed = 11,
 }
 
 /// The key of one record.
@@ -89,7 +91,7 @@ pub(crate) fn split(key: &[u8]) -> Result<Option<(Bucket, Namespace, &str)>> {
         Bucket::Child,
     ];
     let (first, rest) = key.split_first().ok_or_else(damaged)?;
-    if *first == Bucket::Redo as u8 {
+    if [Bucket::Redo as u8, Bucket::Removed as u8].contains(first) {
         return Ok(None);
     }
     let bucket = ALL.get(usize::from(*first)).ok_or_else(damaged)?;

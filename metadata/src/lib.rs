@@ -37,7 +37,7 @@ mod rebuild;
 mod record;
 mod snapshots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,6 +58,7 @@ use self::begin::Begun;
 use self::db::{Db, Marks, Outlet};
 use self::flight::Flights;
 use self::gate::Gate;
+use self::snapshots::Unnamed;
 
 /// Whether a namespace may link a blob that only another one has brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,6 +98,8 @@ pub struct Metadata(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) db: Db,
     pub(crate) content: Arc<dyn ContentStore>,
+    /// Blobs that have no record and are no garbage for that.
+    pub(crate) spared: HashSet<String>,
     pub(crate) snapshotters: BTreeMap<String, snapshots::Backend>,
     pub(crate) policy: Policy,
     /// Held by who is about to link a blob, taken by who removes it.
@@ -142,26 +145,31 @@ impl Metadata {
             damage,
             unsettled,
             incomplete,
+            mut spared,
         } = begin::open_or_rebuild(path, &opts).await?;
         let marks = Marks {
             content: true,
             snapshotters: opts.snapshotters.keys().cloned().collect(),
             ..Marks::default()
         };
-        let db = Db::new(kv, Outlet::new(opts.events, marks));
+        let db = Db::new(kv, Outlet::new(opts.events, marks), spared.used);
         let snapshotters = opts
             .snapshotters
             .into_iter()
             .map(|(name, backend)| {
                 let is_unsettled = unsettled.contains(&name);
-                let is_incomplete = incomplete.contains(&name);
-                let backend = snapshots::Backend::new(backend, is_unsettled, is_incomplete);
+                let unnamed = match incomplete.contains(&name) {
+                    true => Unnamed::All,
+                    false => Unnamed::These(spared.snapshots.remove(&name).unwrap_or_default()),
+                };
+                let backend = snapshots::Backend::new(backend, is_unsettled, unnamed);
                 (name, backend)
             })
             .collect();
         Ok(Self(Arc::new(Shared {
             db,
             content: opts.content,
+            spared: spared.blobs,
             snapshotters,
             policy: opts.policy,
             digests: Gate::default(),

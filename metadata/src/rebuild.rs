@@ -5,6 +5,7 @@
 //! known again (names of images, labels) is told as lost.
 
 pub(crate) mod complete;
+pub(crate) mod unasked;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -123,6 +124,8 @@ pub(crate) struct Rebuilt {
     aside: Namespace,
     /// How long the lease holds it all.
     held: &'static str,
+    /// Nobody knows on which snapshot a container stands.
+    has_bare: bool,
 }
 
 /// In half a line.
@@ -137,6 +140,12 @@ impl fmt::Display for Rebuilt {
 }
 
 impl Rebuilt {
+    /// True when there is a container that runs and names no snapshot: what it stands on may be held by
+    /// nothing but a lease.
+    pub(crate) fn has_bare(&self) -> bool {
+        self.has_bare
+    }
+
     /// Tells the log, in a few lines.
     pub(crate) fn tell(&self, cause: &dyn fmt::Display, aside: Option<&Path>) {
         let kept = aside.map_or_else(String::new, |path| {
@@ -185,8 +194,8 @@ struct Builder {
     known: BTreeSet<Namespace>,
     /// Containers whose records name no snapshot.
     bare: Vec<(Namespace, Container)>,
-    /// Labels of the lease.
-    lease: Labels,
+    /// How long the lease is to last, unless what it holds may be used by who does not name it.
+    lasts: Option<Duration>,
 }
 
 /// A backend key of ours, taken apart.
@@ -210,6 +219,7 @@ impl Builder {
             blobs: 0,
             aside: name.parse()?,
             held: "until it is deleted",
+            has_bare: false,
         };
         Ok(Self {
             records: Records::new(),
@@ -218,17 +228,25 @@ impl Builder {
             rootfs: Rootfs::new(),
             known: BTreeSet::new(),
             bare: Vec::new(),
-            lease: Labels::new(),
+            lasts: None,
         })
     }
 
     /// The lease ends by itself after so long, which is some days.
-    fn end_after(&mut self, time: Duration) -> Result<()> {
-        let end = OffsetDateTime::from(self.now + time);
-        let end = end.format(&Rfc3339).map_err(Error::internal)?;
-        self.lease.insert(gc_label::EXPIRE.to_owned(), end);
-        self.report.held = "for some days, or until it is deleted";
-        Ok(())
+    fn end_after(&mut self, time: Duration) {
+        self.lasts = Some(time);
+    }
+
+    /// Labels of the lease. It does not end while a container may stand on what it holds without naming it.
+    fn lease_labels(&mut self) -> Result<Labels> {
+        let mut labels = Labels::new();
+        if let Some(time) = self.lasts.filter(|_| !self.report.has_bare) {
+            let end = OffsetDateTime::from(self.now + time);
+            let end = end.format(&Rfc3339).map_err(Error::internal)?;
+            labels.insert(gc_label::EXPIRE.to_owned(), end);
+            self.report.held = "for some days, or until it is deleted";
+        }
+        Ok(labels)
     }
 
     fn build(mut self, found: &Found, policy: Policy) -> Result<(Records, Rebuilt)> {
@@ -242,12 +260,13 @@ impl Builder {
             self.container(task);
         }
         self.blobs(&found.blobs, policy)?;
+        let lease_labels = self.lease_labels()?;
         for namespace in self.report.namespaces.clone() {
             let labels = put_labels(&Labels::new());
             self.put(key(Bucket::Namespace, &[namespace.as_str()]), labels);
             let lease = Lease {
                 id: self.report.lease.clone(),
-                labels: self.lease.clone(),
+                labels: lease_labels.clone(),
                 created_at: self.now,
             };
             let at = own(Bucket::Lease, &namespace, lease.id.as_str());
@@ -329,6 +348,9 @@ impl Builder {
             let at = own(Bucket::Container, namespace, &id);
             self.put(at, put_container(&container));
             tracing::info!(%namespace, id, "container has its snapshot again");
+        } else {
+            let of = self.rootfs.get(&(namespace.clone(), id));
+            self.report.has_bare |= of.is_some();
         }
     }
 
@@ -339,6 +361,7 @@ impl Builder {
             Some(only) => (only, id.clone()),
             None => (String::new(), String::new()),
         };
+        self.report.has_bare |= snapshotter.is_empty();
         let container = Container {
             id: task.id.clone(),
             labels: Labels::new(),

@@ -90,6 +90,7 @@ impl Check<'_> {
             match records.remove(info.name.as_str()) {
                 Some(record) => drop(found.insert(info.name.to_string(), record)),
                 None if is_ahead(info.name.as_str()) => {}
+                None if backend.keeps(info.name.as_str()) => self.unasked(snapshotter, info),
                 None => {
                     let orphan = Orphan::Snapshot(snapshotter.to_owned(), info.name.to_string());
                     self.orphan(orphan);
@@ -130,6 +131,15 @@ impl Check<'_> {
             self.orphans.snapshotters.insert(snapshotter.to_owned());
         }
         Ok(())
+    }
+
+    /// A snapshot that may have lost its record: nothing is known yet, and nothing done.
+    fn unasked(&mut self, snapshotter: &str, info: &SnapshotInfo) {
+        let object = format!("snapshot {snapshotter}/{}", info.name);
+        let text = "changes of the records may be lost, its own among them; it is kept, and the next start at \
+                    which its snapshotter answers and the disk has room looks again";
+        self.report
+            .note(Fault::Orphan, object, text, Repair::Impossible);
     }
 
     /// A snapshot without its files. It can go unless something stands on it.

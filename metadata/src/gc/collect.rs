@@ -36,7 +36,7 @@ impl Swept {
         }
         let (dirty, others): (Vec<_>, Vec<_>) =
             metadata.0.snapshotters.iter().partition(|(name, backend)| {
-                marks.snapshotters.contains(*name) && !backend.is_incomplete
+                marks.snapshotters.contains(*name) && !backend.is_unasked()
             });
         for (name, backend) in others {
             if let Err(error) = flush(metadata, name, backend).await {
@@ -93,7 +93,8 @@ async fn content(metadata: &Metadata, stats: &mut Stats) -> Result<bool> {
     let mut errors = Errors::default();
     let mut is_done = true;
     for blob in blobs {
-        if named.digests.contains(blob.digest.as_str()) {
+        let digest = blob.digest.as_str();
+        if named.digests.contains(digest) || metadata.0.spared.contains(digest) {
             continue;
         }
         // Held: somebody is about to link it, and may fail to.
@@ -193,6 +194,7 @@ async fn snapshots(metadata: &Metadata, name: &str, backend: &Backend) -> Result
     numbers.extend(keys.iter().filter_map(|key| number_of(key)));
     let is_garbage = |info: &SnapshotInfo| {
         !keys.contains(info.name.as_str())
+            && !backend.keeps(info.name.as_str())
             && number_of(info.name.as_str()).is_none_or(|number| !numbers.contains(&number))
     };
     for info in deepest_first(there) {

@@ -29,8 +29,10 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use types::{Error, Held, LeaseId, Namespace, Result};
 
+pub(crate) use self::link::Node;
 pub(crate) use self::mark::{condition_due, due, expiry};
 pub use self::scheduler::{Scheduler, SchedulerOpts};
+pub(crate) use self::spare::names_any;
 
 use self::mark::Marked;
 use self::sweep::{STEP, Swept};

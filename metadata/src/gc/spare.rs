@@ -14,13 +14,13 @@ use types::{Namespace, Resource, Result};
 use super::condition::conditions;
 use super::link::{Link, Node, links};
 use super::mark::{Doubt, Marked};
-use crate::key::{Bucket, own, split};
-use crate::kv::Read;
-use crate::leases;
+use crate::key::{Bucket, all, own, split};
+use crate::kv::{Flow, Read};
 use crate::record::{
     BlobRecord, IngestRecord, SnapshotRecord, get_container_refs, get_image, get_lease,
 };
 use crate::snapshots::record_key;
+use crate::{leases, namespaces};
 
 impl Marked {
     /// Spares what the records at `touched` may have taken up; true when that was anything.
@@ -42,6 +42,44 @@ impl Marked {
         }
         Ok(spared)
     }
+}
+
+/// True when a record of any namespace names an object that fits.
+///
+/// # Errors
+/// Those of the store.
+pub(crate) fn names_any(tx: &dyn Read, fits: &dyn Fn(&Namespace, &Node) -> bool) -> Result<bool> {
+    const NAMING: [Bucket; 6] = [
+        Bucket::Image,
+        Bucket::Container,
+        Bucket::Lease,
+        Bucket::Blob,
+        Bucket::Ingest,
+        Bucket::Snapshot,
+    ];
+    for namespace in namespaces::known(tx)? {
+        for prefix in NAMING.map(|bucket| all(bucket, &namespace)) {
+            let mut is_named = false;
+            tx.scan(&prefix, &mut |rest, _| {
+                let key = [prefix.as_slice(), rest].concat();
+                let named = match object(&key)? {
+                    Some((namespace, Object::Node(node))) => named_by(tx, &namespace, &node)?,
+                    _ => None,
+                };
+                let mut named = named.into_iter().flatten();
+                is_named = named.any(|node| fits(&namespace, &node));
+                Ok(if is_named {
+                    Flow::Break(())
+                } else {
+                    Flow::Continue(())
+                })
+            })?;
+            if is_named {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// What a key is the record of.
@@ -73,7 +111,9 @@ fn object(key: &[u8]) -> Result<Option<(Namespace, Object)>> {
             None => return Ok(None),
         },
         // Names of namespaces keep nothing, and the children of a snapshot are in its record.
-        Bucket::Store | Bucket::Namespace | Bucket::Child | Bucket::Redo => return Ok(None),
+        Bucket::Store | Bucket::Namespace | Bucket::Child | Bucket::Redo | Bucket::Removed => {
+            return Ok(None);
+        }
     };
     Ok(Some((namespace, object)))
 }
@@ -107,7 +147,11 @@ pub(super) fn node(resource: Resource) -> Node {
 }
 
 /// All that an object may keep, as its record says now; `None` without a record.
-fn named_by(tx: &dyn Read, namespace: &Namespace, of: &Node) -> Result<Option<Vec<Node>>> {
+pub(super) fn named_by(
+    tx: &dyn Read,
+    namespace: &Namespace,
+    of: &Node,
+) -> Result<Option<Vec<Node>>> {
     let key = match of {
         Node::Content(digest) => own(Bucket::Blob, namespace, digest),
         Node::Snapshot(snapshotter, key) => record_key(namespace, snapshotter, key),

@@ -2,91 +2,51 @@
 //!
 //! Invariant: such a store carries a mark, and nothing of a backend is collected before that backend was
 //! asked. That happens at a start only, when nobody is served yet: what lacks a record then has lost it. The
-//! mark goes with the transaction that has the records; as long as a snapshotter cannot be asked, it names
-//! that one.
-//!
-//! ```text
-//! mark: empty ----> nobody was asked: blobs, tasks, all snapshotters
-//!       names ----> these snapshotters are left: not loaded, or silent. None of their snapshots is
-//!                   collected before a start at which they answer
-//! ```
+//! mark goes with the transaction that has the records; a snapshotter that cannot be asked, not loaded or
+//! silent, is left in a record of those, and none of its snapshots is collected before a start at which it
+//! answers.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use types::{Code, Container, Context as _, Namespace, Result, SnapshotInfo, SnapshotKind};
 
-use super::{Builder, Found, Rebuilt, Rootfs};
-use crate::codec::damaged;
+use super::unasked::{self, END, Mark, Names, Removed};
+use super::{Builder, Found, Rebuilt, Rootfs, parse};
+use crate::db::number;
+use crate::gc::{self, Node};
 use crate::key::{Bucket, all, key, names};
-use crate::kv::{Flow, INCOMPLETE, Kv, Read, Records, TORN, Tx};
+use crate::kv::{Flow, Kv, Read, Records, Tx};
 use crate::record::{SnapshotRecord, get_container, get_container_refs};
 use crate::{OpenOpts, Policy, namespaces};
-
-/// The snapshotters that a mark names.
-type Names = BTreeSet<String>;
-
-/// Between names in the mark: no name holds it.
-const END: char = '\0';
 
 /// How long is held what has no record when most likely nothing was lost: it was removed, or never
 /// finished. What runs has a container.
 const TORN_LEASE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// What a store says of changes that may be lost.
-#[derive(Debug)]
-struct Mark {
-    /// Its journal ended in half a frame, and that was all.
-    is_torn: bool,
-    /// The snapshotters that are left to be asked; empty: all that there are, and everybody else.
-    asked: Names,
+/// How far the numbers of backends are advanced where somebody could not be asked for those that a lost end of
+/// the journal gave: more than anybody has ever given.
+const UNSEEN_NUMBERS: u64 = 1 << 32;
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(crate) struct Completed {
+    /// What has records again.
+    pub(crate) rebuilt: Option<Rebuilt>,
+    /// The snapshotters that are left to be asked: nothing is collected there.
+    pub(crate) left: Names,
+    /// What lacks its records still, since there is no room for them.
+    pub(crate) spared: Spared,
 }
 
-impl Mark {
-    fn load(tx: &dyn Read) -> Result<Option<Self>> {
-        let Some(mark) = tx.get(INCOMPLETE)? else {
-            return Ok(None);
-        };
-        let text = std::str::from_utf8(&mark).map_err(|_| damaged())?;
-        let names = text.split(END).filter(|name| !name.is_empty());
-        Ok(Some(Self {
-            is_torn: mark.starts_with(TORN),
-            asked: names.map(ToOwned::to_owned).collect(),
-        }))
-    }
-
-    /// True when all who are left are away.
-    fn is_in_vain(&self, opts: &OpenOpts) -> bool {
-        let is_away = |name| !opts.snapshotters.contains_key(name);
-        !self.asked.is_empty() && self.asked.iter().all(is_away)
-    }
-
-    /// Who has not answered of those that had to. The first time that is whoever may have something:
-    /// what does not work, is silent, or is not configured any more and has records.
-    fn left(&self, found: &Found, named: &Named, opts: &OpenOpts) -> Names {
-        let mut left = self.asked.clone();
-        if left.is_empty() {
-            let known = opts.absent.iter().chain(opts.snapshotters.keys());
-            left.extend(known.chain(&named.snapshotters).cloned());
-        }
-        left.retain(|name| !found.snapshots.contains_key(name));
-        left
-    }
-
-    /// Leaves these to be asked, and no mark without one.
-    fn leave(&self, tx: &mut Tx<'_>, left: &Names) {
-        if left.is_empty() {
-            return tx.remove(INCOMPLETE.into());
-        }
-        let names: Vec<&str> = left.iter().map(String::as_str).collect();
-        let mut mark = if self.is_torn {
-            TORN.into()
-        } else {
-            Vec::new()
-        };
-        mark.extend(names.join("\0").into_bytes());
-        tx.put(INCOMPLETE.into(), mark);
-    }
+/// What has no record and must not be collected for that, until a start at which the disk has room for one.
+#[derive(Debug, Default)]
+pub(crate) struct Spared {
+    pub(crate) blobs: HashSet<String>,
+    /// By snapshotter: the names there.
+    pub(crate) snapshots: HashMap<String, HashSet<String>>,
+    /// No number up to this one may be given again.
+    pub(crate) used: u64,
 }
 
 /// Completes a store that has its mark, before anybody is served. Who cannot be asked stays in the mark
@@ -94,41 +54,69 @@ impl Mark {
 ///
 /// # Errors
 /// Those of the backends, of the bundles and of the store; the mark stays as it was.
-pub(crate) async fn at_start(kv: &Kv, opts: &OpenOpts) -> Result<(Option<Rebuilt>, Names)> {
+pub(crate) async fn at_start(kv: &Kv, opts: &OpenOpts) -> Result<Completed> {
     let Some(mark) = Mark::load(&kv.read()?)? else {
-        return Ok((None, Names::new()));
+        return Ok(Completed::default());
     };
     if mark.is_in_vain(opts) {
-        tell_left(&mark.asked);
-        return Ok((None, mark.asked));
+        tell_left(&mark.left);
+        return Ok(Completed {
+            left: mark.left,
+            ..Completed::default()
+        });
     }
     tracing::info!("metadata may lack its last changes: looking for what has no record");
-    let found = Found::look(opts, &mark.asked).await;
-    let found = found.ctx("complete metadata")?;
+    let found = Found::look(opts, &mark.asked()).await;
+    let mut found = found.ctx("complete metadata")?;
     let named = Named::load(&kv.read()?)?;
-    let left = mark.left(&found, &named, opts);
+    let left = mark.left_by(&found, &named, opts);
     tell_left(&left);
-    let now = SystemTime::now();
-    let (records, rebuilt) = found.complete(&kv.read()?, named, &mark, opts.policy, now)?;
-    let is_needed = !records.is_empty();
-    if !is_needed && !left.is_empty() && left == mark.asked {
-        return Ok((None, left));
+    let is_left = !left.is_empty();
+    let (records, rebuilt) = found.complete(&kv.read()?, named, (&mark, is_left), opts.policy)?;
+    let mut done = Completed {
+        rebuilt,
+        left,
+        spared: Spared::default(),
+    };
+    if records.is_empty() && is_left && !mark.asks_all() && done.left == mark.left {
+        return Ok(done);
     }
-    let rest = left.clone();
+    let is_torn = mark.is_torn() && !done.rebuilt.as_ref().is_some_and(Rebuilt::has_bare);
+    let rest = done.left.clone();
     let change = move |tx: &mut Tx<'_>| {
         put_all(tx, records);
-        mark.leave(tx, &rest);
-        Ok(())
+        mark.leave(tx, &rest, is_torn)
     };
     match kv.write(change).await {
         // A full disk: images can be removed only by who has started.
-        Err(error) if !is_needed && error.is(Code::ResourceExhausted) => {
-            tracing::warn!(%error, "nothing lacks a record; the next start has to look again");
+        Err(error) if error.is(Code::ResourceExhausted) && !found.is_wanted(&kv.read()?)? => {
+            tracing::warn!(
+                %error,
+                "nothing that is named lacks a record; what has none is kept, and the next start looks again"
+            );
+            done.rebuilt = None;
+            done.spared = found.into_spared();
+            return Ok(done);
         }
-        done => done?,
+        written => written?,
     }
-    rebuilt.iter().for_each(Rebuilt::tell_what);
-    Ok((rebuilt, left))
+    done.rebuilt.iter().for_each(Rebuilt::tell_what);
+    Ok(done)
+}
+
+impl Mark {
+    /// Who has not answered of those that had to. When everybody is asked that is whoever may have something:
+    /// what does not work, is silent, or is not configured any more and has records; and whoever was left
+    /// before.
+    fn left_by(&self, found: &Found, named: &Named, opts: &OpenOpts) -> Names {
+        let mut left = self.left.clone();
+        if self.asks_all() {
+            let known = opts.absent.iter().chain(opts.snapshotters.keys());
+            left.extend(known.chain(&named.snapshotters).cloned());
+        }
+        left.retain(|name| !found.snapshots.contains_key(name));
+        left
+    }
 }
 
 /// Tells which snapshotters are not cleaned up, and why.
@@ -149,10 +137,13 @@ fn put_all(tx: &mut Tx<'_>, records: Records) {
 }
 
 impl Found {
-    /// Leaves what has no record.
-    fn retain_lacking(&mut self, named: &Named) {
+    /// Leaves what has no record, but for what has lost it by a removal.
+    fn retain_lacking(&mut self, named: &Named, removed: &Removed) {
         for (snapshotter, all) in &mut self.snapshots {
             all.retain(|info| !named.has_snapshot(snapshotter, info));
+            if let Some(removed) = removed.get(snapshotter) {
+                retain_needed(all, removed);
+            }
         }
         self.blobs
             .retain(|blob| !named.blobs.contains(blob.digest.as_str()));
@@ -162,17 +153,17 @@ impl Found {
         });
     }
 
-    /// Makes records of what has none, and tells of what there is of that kind.
+    /// Makes records of what has none, and tells of what there is of that kind, which is all that is left of
+    /// what was found.
     ///
     /// # Errors
     /// Those of the store.
     fn complete(
-        mut self,
+        &mut self,
         tx: &dyn Read,
         named: Named,
-        mark: &Mark,
+        (mark, is_left): (&Mark, bool),
         policy: Policy,
-        now: SystemTime,
     ) -> Result<(Records, Option<Rebuilt>)> {
         let there: HashSet<String> = self
             .snapshots
@@ -180,21 +171,25 @@ impl Found {
             .flatten()
             .map(|info| info.name.to_string())
             .collect();
-        self.retain_lacking(&named);
+        self.retain_lacking(&named, &unasked::removed(tx)?);
+        let sequence = key(Bucket::Store, &["sequence"]);
+        if is_left && mark.asks_all() {
+            let given = tx.get(&sequence)?.as_deref().map_or(Ok(0), number)?;
+            self.highest = self.highest.max(given).saturating_add(UNSEEN_NUMBERS);
+        }
         let is_complete = self.is_nothing();
-        let mut builder = Builder::new(now)?;
+        let mut builder = Builder::new(SystemTime::now())?;
         // The record of a container may be lost alone: it stands on a snapshot that has one.
         builder.rootfs = named.rootfs;
-        if !mark.asked.is_empty() {
+        if !mark.left.is_empty() {
             // Who left its snapshotter out on purpose is not told from who could not know it.
             builder.bare = named.bare;
         }
-        if mark.is_torn {
-            builder.end_after(TORN_LEASE)?;
+        if mark.is_torn() {
+            builder.end_after(TORN_LEASE);
         }
         builder.known = namespaces::known(tx)?.into_iter().collect();
-        let (records, rebuilt) = builder.build(&self, policy)?;
-        let sequence = key(Bucket::Store, &["sequence"]);
+        let (records, rebuilt) = builder.build(self, policy)?;
         let mut kept = Records::new();
         for (key, record) in records {
             let is_ours = match tx.get(&key)? {
@@ -213,6 +208,64 @@ impl Found {
         }
         Ok((kept, (!is_complete).then_some(rebuilt)))
     }
+
+    /// True when a task runs without a record, or a record names something that has none.
+    ///
+    /// # Errors
+    /// Those of the store.
+    fn is_wanted(&self, tx: &dyn Read) -> Result<bool> {
+        if !self.tasks.is_empty() {
+            return Ok(true);
+        }
+        let blobs: HashSet<&str> = self.blobs.iter().map(|blob| blob.digest.as_str()).collect();
+        let mut snapshots = HashSet::new();
+        for (snapshotter, all) in &self.snapshots {
+            let ours = all.iter().filter_map(|info| parse(info.name.as_str()));
+            snapshots.extend(ours.map(|(namespace, _, name)| (namespace, snapshotter, name)));
+        }
+        gc::names_any(tx, &|namespace, node| match node {
+            Node::Content(digest) => blobs.contains(digest.as_str()),
+            Node::Snapshot(snapshotter, name) => {
+                snapshots.contains(&(namespace.clone(), snapshotter, name))
+            }
+            _ => false,
+        })
+    }
+
+    fn into_spared(self) -> Spared {
+        let name = |info: SnapshotInfo| info.name.to_string();
+        let snapshots = self.snapshots.into_iter();
+        Spared {
+            blobs: self
+                .blobs
+                .into_iter()
+                .map(|blob| blob.digest.to_string())
+                .collect(),
+            snapshots: snapshots
+                .map(|(snapshotter, all)| (snapshotter, all.into_iter().map(name).collect()))
+                .collect(),
+            used: self.highest,
+        }
+    }
+}
+
+/// Leaves what was not removed, and what that stands on.
+fn retain_needed(all: &mut Vec<SnapshotInfo>, removed: &HashSet<String>) {
+    let parent = |info: &SnapshotInfo| info.parent.as_ref().map(ToString::to_string);
+    let parents: HashMap<String, Option<String>> = all
+        .iter()
+        .map(|info| (info.name.to_string(), parent(info)))
+        .collect();
+    let mut needed = HashSet::new();
+    for name in parents.keys().filter(|name| !removed.contains(*name)) {
+        let mut at = Some(name);
+        while let Some(name) = at
+            && needed.insert(name.clone())
+        {
+            at = parents.get(name).and_then(Option::as_ref);
+        }
+    }
+    all.retain(|info| needed.contains(info.name.as_str()));
 }
 
 /// True when a number in the store, 0 if there is none, is less than another one.

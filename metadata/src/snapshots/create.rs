@@ -7,9 +7,10 @@ use types::{
     SnapshotKind, label,
 };
 
-use super::{Backend, Busy, ScopedSnapshotter, child_key, record_key};
+use super::{Backend, Busy, ScopedSnapshotter, child_key, number_of, record_key};
 use crate::db::WriteTx;
 use crate::kv::Read as _;
+use crate::rebuild::unasked;
 use crate::record::SnapshotRecord;
 use crate::{gc, leases};
 
@@ -212,6 +213,9 @@ impl ScopedSnapshotter {
                     child_key(namespace, &this.name, parent, key.as_str()),
                     Vec::new(),
                 );
+            }
+            if number_of(&record.backend).is_none() {
+                unasked::note_adopted(tx, &this.name, &record.backend)?;
             }
             tx.expires(gc::condition_due(&record.labels));
             tx.put(this.at(key.as_str()), record.encode());

@@ -52,15 +52,24 @@ pub(crate) struct Backend {
     pub(crate) collecting: tokio::sync::Mutex<()>,
     /// Not all noted commits could be made again: what they need may look like garbage.
     is_unsettled: AtomicBool,
-    /// It could not be asked at the start for what lost records named: that looks like garbage.
-    pub(crate) is_incomplete: bool,
+    /// What of it has no record and may be no garbage all the same.
+    unnamed: Unnamed,
+}
+
+/// What lost records may have named in a snapshotter: that looks like garbage.
+#[derive(Debug)]
+pub(crate) enum Unnamed {
+    /// It could not be asked at the start.
+    All,
+    /// It has told, and there was no room for their records.
+    These(HashSet<String>),
 }
 
 impl Backend {
     pub(crate) fn new(
         snapshotter: Arc<dyn Snapshotter>,
         is_unsettled: bool,
-        is_incomplete: bool,
+        unnamed: Unnamed,
     ) -> Self {
         Self {
             snapshotter,
@@ -70,7 +79,20 @@ impl Backend {
             adopted: Mutex::default(),
             collecting: tokio::sync::Mutex::default(),
             is_unsettled: is_unsettled.into(),
-            is_incomplete,
+            unnamed,
+        }
+    }
+
+    /// True when nothing of it is collected before it was asked.
+    pub(crate) fn is_unasked(&self) -> bool {
+        matches!(self.unnamed, Unnamed::All)
+    }
+
+    /// True when what the backend calls so is kept though it has no record.
+    pub(crate) fn keeps(&self, backend_key: &str) -> bool {
+        match &self.unnamed {
+            Unnamed::All => true,
+            Unnamed::These(names) => names.contains(backend_key),
         }
     }
 

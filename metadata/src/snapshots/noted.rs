@@ -20,6 +20,7 @@ use crate::codec::damaged;
 use crate::db::WriteTx;
 use crate::key::{Bucket, below, key, names};
 use crate::kv::{Flow, Kv, Read, Tx};
+use crate::rebuild::unasked;
 
 /// Notes that go in one transaction.
 const STEP: usize = 256;
@@ -51,7 +52,8 @@ pub(crate) fn forget(tx: &mut WriteTx<'_, '_>, of: At<'_>) -> Result<()> {
     if tx.has(&at)? {
         tx.remove(at);
     }
-    Ok(())
+    let (snapshotter, backend) = of;
+    unasked::note_removed(tx, snapshotter, backend)
 }
 
 /// The keys of all notes for a snapshotter.
