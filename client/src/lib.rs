@@ -18,6 +18,7 @@ mod checkpoint;
 mod client;
 mod connect;
 pub mod fsck;
+pub mod holders;
 mod json;
 mod proxy;
 pub mod remote;

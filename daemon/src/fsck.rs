@@ -18,7 +18,10 @@ use network::Networks;
 use runtime_v2::Survey;
 use tokio::sync::{Mutex, Semaphore};
 use tracing::Instrument as _;
-use types::{BUNDLES_DIR, CheckOpts, Code, Error, Fault, Finding, Repair, Report, Result, Scope};
+use types::{
+    BUNDLES_DIR, CheckOpts, Code, Error, Fault, Finding, Holders, Namespace, Repair, Report,
+    Resource, Result, Scope,
+};
 
 use crate::activations;
 use crate::config::Config;
@@ -97,6 +100,14 @@ impl Checker {
     pub(crate) async fn check_records(&self, opts: CheckOpts) -> Report {
         let _turn = self.turn.lock().await;
         self.metadata.check(opts).await
+    }
+
+    /// What keeps a blob or a snapshot of a namespace.
+    ///
+    /// # Errors
+    /// `NotFound`; `NotImplemented` for another object; those of the records.
+    pub(crate) async fn holders(&self, namespace: &Namespace, of: &Resource) -> Result<Holders> {
+        self.metadata.holders(namespace, of).await
     }
 
     /// Checks records, content, snapshots, bundles and mounts, after the check that is under way. It may be

@@ -8,7 +8,7 @@ use types::{Error, Result};
 
 use crate::context::Context;
 use crate::{
-    containers, content, events, flights, fsck, images, info, leases, namespaces, network, oci,
+    containers, content, du, events, flights, fsck, images, info, leases, namespaces, network, oci,
     out, plugins, run, snapshots, tasks, text, version,
 };
 
@@ -93,6 +93,8 @@ enum Group {
     Why(flights::Why),
     /// Have the daemon check its records and files.
     Fsck(fsck::Args),
+    /// Show what the namespace takes on the disk, or what keeps a part of it.
+    Du(du::Args),
 }
 
 impl Cli {
@@ -141,6 +143,7 @@ impl Group {
             Self::Inflight(args) => flights::run(ctx, args).await,
             Self::Why(args) => flights::why(ctx, args).await,
             Self::Fsck(args) => fsck::run(ctx, args).await,
+            Self::Du(args) => du::run(ctx, args).await,
         }
     }
 }
@@ -220,6 +223,8 @@ mod tests {
             "ctr network ls --check --json driver==bridge",
             "ctr network status cni",
             "ctr oci spec --platform linux/arm64",
+            "ctr du --why sha256:0 --snapshotter native",
+            "ctr du -b",
             "ctr --debug --timeout 1m --connect-timeout 5s info",
         ] {
             let parsed = Cli::try_parse_from(line.split(' '));

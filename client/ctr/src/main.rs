@@ -18,6 +18,7 @@ mod content;
 mod context;
 mod create;
 mod devices;
+mod du;
 mod events;
 mod export;
 mod flags;

@@ -6,11 +6,13 @@ use protos::MessageField;
 use protos::services::introspection as wire;
 use protos::well_known::Empty;
 use protos::wire::Wire as _;
-use types::{Any, CheckOpts, Error, Filter, Platform, Report, Result};
+use types::{
+    Any, CheckOpts, Error, Filter, Holders, Namespace, Platform, Report, Resource, Result,
+};
 
 use crate::again::Again;
 use crate::call::done;
-use crate::fsck;
+use crate::{fsck, holders};
 
 super::service! {
     /// What a daemon tells about itself.
@@ -148,13 +150,7 @@ impl Introspection {
     /// # Errors
     /// Of the call; `NotImplemented` from a daemon that does not know how.
     pub async fn check(&self, opts: &CheckOpts) -> Result<Report> {
-        let (kind, id) = fsck::PLUGIN;
-        let message = wire::PluginInfoRequest {
-            type_: kind.to_owned(),
-            id: id.to_owned(),
-            options: MessageField::some(fsck::options_to_any(opts).to_wire()),
-            ..Default::default()
-        };
+        let message = asking(&fsck::options_to_any(opts));
         let answer = done(self.stub().plugin_info(self.caller.endless(message)?).await);
         let answer = answer.map_err(|error| match error.is_not_found() {
             true => Error::not_implemented("this daemon does not check itself"),
@@ -162,5 +158,31 @@ impl Introspection {
         })?;
         let report = Option::<Any>::from_wire(answer.extra)?;
         fsck::report_from_any(&report.unwrap_or_default())
+    }
+
+    /// What keeps a blob or a snapshot of a namespace.
+    ///
+    /// # Errors
+    /// `NotFound` when it is not there; of the call; `NotImplemented` from a daemon that does not know.
+    pub async fn holders(&self, namespace: &Namespace, of: &Resource) -> Result<Holders> {
+        let message = asking(&holders::question_to_any(namespace, of));
+        let answer = done(self.stub().plugin_info(self.caller.request(message)?).await);
+        let answer = answer.map_err(|error| match error.to_string().starts_with("plugin ") {
+            true => Error::not_implemented("this daemon does not tell what keeps an object"),
+            false => error,
+        })?;
+        let answer = Option::<Any>::from_wire(answer.extra)?;
+        holders::holders_from_any(&answer.unwrap_or_default())
+    }
+}
+
+/// A request to the plugin that knows the records.
+fn asking(options: &Any) -> wire::PluginInfoRequest {
+    let (kind, id) = fsck::PLUGIN;
+    wire::PluginInfoRequest {
+        type_: kind.to_owned(),
+        id: id.to_owned(),
+        options: MessageField::some(options.to_wire()),
+        ..Default::default()
     }
 }

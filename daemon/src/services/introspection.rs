@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use client::fsck;
+use client::{fsck, holders};
 use grpc::introspection::Introspection as Service;
 use grpc::{serve_unscoped, serve_unscoped_cancellable, status};
 use protos::MessageField;
@@ -106,6 +106,11 @@ async fn look(row: &Row, options: Any, tasks: &dyn TaskManager, checker: &Checke
     }
     match (row.kind, row.id.as_str()) {
         RUNTIME => {}
+        fsck::PLUGIN if options.type_url == holders::QUESTION_URL => {
+            let (namespace, of) = holders::question_from_any(&options)?;
+            let found = checker.holders(&namespace, &of).await?;
+            return Ok(holders::holders_to_any(&found));
+        }
         fsck::PLUGIN => {
             let opts = fsck::options_from_any(&options)?;
             return Ok(fsck::report_to_any(&checker.check(opts).await?));

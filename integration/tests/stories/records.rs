@@ -1,6 +1,6 @@
 //! Namespaces, leases, events, plugins and the daemon's own facts through our `ctr`.
 
-use integration::{Host, Watch, bin_dir};
+use integration::{Host, IMAGE, Watch, bin_dir};
 
 #[test]
 fn namespaces_are_made_labelled_and_refused_while_full() {
@@ -78,5 +78,37 @@ fn plugins_and_version_are_told() {
         drop(host.ctr(["version"]).ok());
     }
     integration::until("no descriptor stays open", || host.descriptors() <= fds);
+    host.finish();
+}
+
+#[test]
+fn what_keeps_a_layer_is_named() {
+    let host = Host::new("records-why");
+    host.image();
+    let create = ["containers", "create", IMAGE, "c", "true"];
+    drop(host.ctr(create).ok());
+    let snapshots = host.ctr(["snapshots", "ls"]).ok();
+    let layer = snapshots
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .find(|name| name.starts_with("sha256:"))
+        .expect("a layer's snapshot");
+    let told = host.ctr(["du", "--why", layer]).ok();
+    let line = |start: String| {
+        let end = format!(" -> snapshot overlayfs/{layer}");
+        let fits = |line: &&str| line.starts_with(&start) && line.contains(&end);
+        told.lines().find(fits).unwrap_or_else(|| panic!("{told}"))
+    };
+    assert!(line(format!("image {IMAGE} -> content sha256:")).contains(" -> content "));
+    line("container c -> snapshot overlayfs/c".to_owned());
+    assert!(told.contains("\nbytes: "), "{told}");
+    let sums = host.ctr(["du", "-b"]).ok();
+    for kind in ["content", "snapshots overlayfs"] {
+        assert!(sums.lines().any(|line| line.starts_with(kind)), "{sums}");
+    }
+    let none = format!("sha256:{}", "0".repeat(64));
+    let none = host.ctr(["du", "--why", &none]).err();
+    assert!(none.contains("not found"), "{none}");
+    drop(host.ctr(["containers", "rm", "c"]).ok());
     host.finish();
 }

@@ -1,5 +1,7 @@
 //! What labels say to the collector.
 
+use std::fmt;
+
 use types::{Labels, gc_label};
 
 /// An object of one namespace.
@@ -23,6 +25,22 @@ pub(crate) enum Node {
     Mount(String),
     /// A network namespace or an interface, by name. It has no record here.
     Network(String),
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Content(digest) => write!(f, "content {digest}"),
+            Self::Snapshot(snapshotter, name) => write!(f, "snapshot {snapshotter}/{name}"),
+            Self::Image(name) => write!(f, "image {name}"),
+            Self::Ingest(reference) => write!(f, "ingest {reference}"),
+            Self::Container(id) => write!(f, "container {id}"),
+            Self::Lease(id) => write!(f, "lease {id}"),
+            Self::Stream(id) => write!(f, "stream {id}"),
+            Self::Mount(name) => write!(f, "mount {name}"),
+            Self::Network(name) => write!(f, "network {name}"),
+        }
+    }
 }
 
 /// What one label means.

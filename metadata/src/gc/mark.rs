@@ -33,18 +33,18 @@ pub(super) enum Depth {
 #[derive(Debug, Default)]
 pub(super) struct Refs {
     /// What it cannot do without.
-    solid: Vec<Node>,
+    pub(super) solid: Vec<Node>,
     /// What its labels name.
-    loose: Vec<Node>,
+    pub(super) loose: Vec<Node>,
 }
 
 /// The objects of one namespace and their references.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
     pub(super) objects: BTreeMap<Node, Refs>,
-    roots: Vec<(Node, Depth)>,
+    pub(super) roots: Vec<(Node, Depth)>,
     /// Objects that live as long as another one does.
-    kept_by: HashMap<Node, Vec<Node>>,
+    pub(super) kept_by: HashMap<Node, Vec<Node>>,
     /// References of images and blobs that hold as long as a snapshot is in use.
     conditional: Vec<(Node, Condition)>,
     /// When snapshots were used.
@@ -85,10 +85,7 @@ impl Marked {
         let beside_records = mounts.chain(networks).filter(|ns| !known.contains(ns));
         let gone: BTreeSet<_> = beside_records.cloned().collect();
         for namespace in known {
-            let mut graph = Graph::load(tx, &namespace, now)?;
-            graph.add_streams(&namespace, &beside.streams);
-            graph.add_mounts(&namespace, &beside.mounts);
-            graph.add_networks(&namespace, &beside.networks);
+            let graph = Graph::load_beside(tx, &namespace, beside, now)?;
             expires = earliest(expires, graph.expires);
             let doubt = graph.unmarked();
             doubts.push((namespace, doubt));
@@ -322,6 +319,20 @@ impl Graph {
         graph.load_records(tx, namespace, now)?;
         graph.load_content(tx, namespace, now)?;
         graph.settle(now);
+        Ok(graph)
+    }
+
+    /// The same with what lives beside the records.
+    pub(super) fn load_beside(
+        tx: &dyn Read,
+        ns: &Namespace,
+        beside: &Beside,
+        now: SystemTime,
+    ) -> Result<Self> {
+        let mut graph = Self::load(tx, ns, now)?;
+        graph.add_streams(ns, &beside.streams);
+        graph.add_mounts(ns, &beside.mounts);
+        graph.add_networks(ns, &beside.networks);
         Ok(graph)
     }
 

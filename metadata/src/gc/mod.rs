@@ -15,6 +15,7 @@
 
 mod collect;
 mod condition;
+mod holders;
 mod link;
 mod mark;
 mod scheduler;

@@ -10,6 +10,7 @@ use crate::fixture::{
 
 mod due;
 mod expiry;
+mod holders;
 mod holding;
 mod ingests;
 mod kinds;
