@@ -2,6 +2,8 @@
 
 mod containers;
 mod events;
+#[cfg(test)]
+mod fallback_tests;
 mod flights;
 mod follow;
 mod images;
