@@ -4,8 +4,8 @@
 //!   first bytes -> Compression -> decoder: gzip | zstd, each window let pass by the caller | as it is
 //!   media type  -> Compression -> Encoder
 //! ```
-//! Invariant: a decoder has no more memory than its caller lets pass, and of those with a large window
-//! there are two in the process at most ([`Turns`]), whoever has them. Called by `diff` for layers that are
+//! Invariant: a decoder has no more memory than its caller lets pass; of those whose callers take a turn for a
+//! large window ([`Turns`]) there are two in the process at most. Called by `diff` for layers that are
 //! unpacked and compared, and by `images` for archives that come in and layers that are converted.
 
 mod encoder;

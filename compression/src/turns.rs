@@ -5,7 +5,7 @@
 //!   convert a layer --+--> stored: one at a time, who came first is first
 //!   read an archive -----> arriving: one at a time, for a minute at most behind another
 //! ```
-//! Invariant: of decoders with a large window there are two in the process at most. Not one: who sends an
+//! Invariant: two decoders at most have a turn in this process. Not one: who sends an
 //! archive may stop on the way for as long as it likes, and would keep all that is in the store from being
 //! unpacked.
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use metadata::Metadata;
-use metadata::gc::Holder;
+use metadata::gc::Unrecorded;
 use mounts::{ActivateOpts, Mounts, OpenOpts};
 use protos::Message as _;
 use protos::types::RuntimeInfo;
@@ -153,7 +153,7 @@ async fn end(mounts: &Mounts, namespace: &Namespace, name: &str) {
 struct Kept(Mounts);
 
 #[async_trait]
-impl Holder for Kept {
+impl Unrecorded for Kept {
     fn held(&self) -> Vec<Held> {
         self.0.held()
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use metadata::gc::Holder;
+use metadata::gc::Unrecorded;
 use network::{Networks, OpenOpts};
 use tokio::sync::Notify;
 use types::{Code, Event, Held, Result};
@@ -67,7 +67,7 @@ pub(crate) fn examine(config: &Config) -> Result<Networks> {
 struct Kept(Networks);
 
 #[async_trait]
-impl Holder for Kept {
+impl Unrecorded for Kept {
     fn held(&self) -> Vec<Held> {
         self.0.held()
     }

@@ -255,13 +255,13 @@ impl Metadata {
     }
 
     /// Lets the collector end activations of mounts, too. The first call counts.
-    pub fn collect_mounts(&self, mounts: Arc<dyn gc::Holder>) {
+    pub fn collect_mounts(&self, mounts: Arc<dyn gc::Unrecorded>) {
         // As for streams.
         let _first = self.0.collector.mounts.set(mounts);
     }
 
     /// Lets the collector end networks, too. The first call counts.
-    pub fn collect_networks(&self, networks: Arc<dyn gc::Holder>) {
+    pub fn collect_networks(&self, networks: Arc<dyn gc::Unrecorded>) {
         // As for streams.
         let _first = self.0.collector.networks.set(networks);
     }

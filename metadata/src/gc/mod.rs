@@ -63,7 +63,7 @@ pub struct LeasedStream {
 /// What the daemon has made for its clients, of one kind: activations of mounts, or networks. They have no
 /// record here.
 #[async_trait]
-pub trait Holder: Send + Sync + fmt::Debug {
+pub trait Unrecorded: Send + Sync + fmt::Debug {
     /// All that may be ended.
     fn held(&self) -> Vec<Held>;
 
@@ -168,9 +168,9 @@ pub(crate) struct Collector {
     /// Collected beside the records.
     pub(crate) streams: OnceLock<Arc<dyn Streams>>,
     /// As well.
-    pub(crate) mounts: OnceLock<Arc<dyn Holder>>,
+    pub(crate) mounts: OnceLock<Arc<dyn Unrecorded>>,
     /// As well.
-    pub(crate) networks: OnceLock<Arc<dyn Holder>>,
+    pub(crate) networks: OnceLock<Arc<dyn Unrecorded>>,
 }
 
 impl Collector {
@@ -210,7 +210,7 @@ impl Collector {
 /// Ends those of a kind that were swept.
 async fn end_held(
     kind: &str,
-    holder: Option<&Arc<dyn Holder>>,
+    holder: Option<&Arc<dyn Unrecorded>>,
     (all, swept): (&[Held], &[(Namespace, String)]),
 ) {
     let Some(holder) = holder else {

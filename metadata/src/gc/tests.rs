@@ -11,7 +11,6 @@ use crate::fixture::{
 mod due;
 mod expiry;
 mod holders;
-mod holding;
 mod ingests;
 mod kinds;
 mod model;
@@ -23,8 +22,9 @@ mod proxies;
 mod steps;
 mod streams;
 mod unlinked;
+mod unrecorded;
 
-use holding::Holding;
+use unrecorded::Holding;
 
 const PAST: &str = "2001-01-01T00:00:00Z";
 const FUTURE: &str = "2999-01-01T00:00:00+02:00";

@@ -6,7 +6,7 @@ use types::{Labels, gc_label};
 
 use super::Holding;
 use crate::fixture::{House, scope};
-use crate::gc::Holder as _;
+use crate::gc::Unrecorded as _;
 
 #[tokio::test]
 async fn mounts_go_when_nothing_keeps_them() {

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use async_trait::async_trait;
 use types::{Held, Labels, LeaseId};
 
-use crate::gc::Holder;
+use crate::gc::Unrecorded;
 
 /// What the daemon holds, of one kind.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ impl Holding {
 }
 
 #[async_trait]
-impl Holder for Holding {
+impl Unrecorded for Holding {
     fn held(&self) -> Vec<Held> {
         self.0.lock().unwrap().clone()
     }
