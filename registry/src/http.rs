@@ -58,7 +58,7 @@ impl Http {
         proxies: Arc<Proxies>,
         watch: Option<Watch>,
     ) -> Self {
-        let connector = Connector::new(Arc::clone(&proxies), limits.connect);
+        let connector = Connector::new(Arc::clone(&proxies), limits.connect, &trust);
         Self {
             limits,
             trust,
@@ -136,7 +136,7 @@ impl Http {
         } else {
             // A proxy that passes plain requests on reads its own header in each of them.
             let proxy = self.proxies.for_origin(&Origin::of(request.uri())?)?;
-            if let Some(value) = proxy.and_then(|proxy| proxy.authorization)
+            if let Some(value) = proxy.and_then(|proxy| proxy.authorization())
                 && let Ok(mut value) = HeaderValue::try_from(value)
             {
                 value.set_sensitive(true);

@@ -33,6 +33,7 @@ mod reader;
 mod reference;
 mod repository;
 mod silence;
+mod socks;
 #[cfg(any(test, feature = "testsuite"))]
 pub mod testsuite;
 mod thought;

@@ -25,10 +25,58 @@ pub struct Proxies {
 /// A proxy to go through.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Proxy {
+    pub(crate) kind: Kind,
     /// `host:port`, with brackets for IPv6.
     pub(crate) authority: String,
-    /// Value of `proxy-authorization`.
-    pub(crate) authorization: Option<String>,
+    /// Who we are there.
+    pub(crate) user: Option<(String, String)>,
+}
+
+/// What a proxy speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// HTTP.
+    Http,
+    /// HTTP in TLS.
+    Https,
+    /// SOCKS 5. It resolves names, whichever of its two schemes is written, as in Go.
+    Socks,
+}
+
+impl Kind {
+    fn of(scheme: &str) -> Option<Self> {
+        match scheme {
+            "http" => Some(Self::Http),
+            "https" => Some(Self::Https),
+            "socks5" | "socks5h" => Some(Self::Socks),
+            _ => None,
+        }
+    }
+
+    /// Where the URL names no port.
+    fn port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+            Self::Socks => 1080,
+        }
+    }
+}
+
+impl Proxy {
+    /// The value of `proxy-authorization`, for proxies that read it.
+    pub(crate) fn authorization(&self) -> Option<String> {
+        let (name, secret) = self.user.as_ref()?;
+        let pair = format!("{name}:{secret}");
+        let is_http = self.kind != Kind::Socks;
+        is_http.then(|| format!("Basic {}", base64::encode(pair.as_bytes())))
+    }
+
+    /// Its name or address, without brackets.
+    pub(crate) fn name(&self) -> &str {
+        let name = self.authority.rsplit_once(':').map(|(name, _)| name);
+        name.unwrap_or_default().trim_matches(['[', ']'])
+    }
 }
 
 /// Without what may be passwords.
@@ -75,8 +123,7 @@ impl Proxies {
     /// The proxy for `to`, if one is to be used.
     ///
     /// # Errors
-    /// `InvalidArgument` for a proxy that is no URL, `NotImplemented` for one that is not reached by
-    /// plain http.
+    /// `InvalidArgument` for a proxy that is no URL, `NotImplemented` for one that speaks something else.
     pub(crate) fn for_origin(&self, to: &Origin) -> Result<Option<Proxy>> {
         let proxy = if to.https { &self.https } else { &self.http };
         if proxy.is_empty() || to.is_loopback() || self.is_direct(to) {
@@ -87,7 +134,7 @@ impl Proxies {
 
     fn is_direct(&self, to: &Origin) -> bool {
         let (host, port) = (to.host(), to.port());
-        let address: Option<IpAddr> = host.parse().ok();
+        let address = parsed(host);
         let rules = self
             .none
             .split(',')
@@ -97,26 +144,39 @@ impl Proxies {
                 return true;
             }
             if let Some((network, bits)) = rule.split_once('/') {
-                let network: Option<IpAddr> = network.parse().ok();
-                return match (network, bits.parse(), address) {
+                return match (parsed(network), bits.parse(), address) {
                     (Some(network), Ok(bits), Some(address)) => within(address, network, bits),
                     _ => false,
                 };
             }
             let (name, wanted) = with_port(&rule);
+            // A port alone names nobody.
+            if name.is_empty() {
+                return false;
+            }
             if wanted.is_some_and(|wanted| wanted != port) {
                 return false;
             }
-            if let Ok(rule) = name.parse::<IpAddr>() {
+            if let Some(rule) = parsed(name) {
                 return address == Some(rule);
             }
-            let name = name.strip_prefix('*').unwrap_or(name);
+            let name = match name.strip_prefix('*') {
+                Some(rest) if rest.starts_with('.') => rest,
+                _ => name,
+            };
             match name.strip_prefix('.') {
                 Some(_) => host.ends_with(name),
                 None => host == name || host.ends_with(&format!(".{name}")),
             }
         })
     }
+}
+
+/// An address; one of IPv4 is the same in both of its forms.
+fn parsed(text: &str) -> Option<IpAddr> {
+    text.parse()
+        .ok()
+        .map(|address: IpAddr| address.to_canonical())
 }
 
 /// A rule's name or address, and its port.
@@ -163,26 +223,30 @@ fn parse(text: &str) -> Result<Proxy> {
         Error::invalid_argument(format_args!("proxy {shown:?}: {why}"))
     };
     let url: Uri = full.parse().map_err(|_| bad("no URL"))?;
-    if url.scheme_str() != Some("http") {
-        let shown = bad("only http proxies are supported");
+    let Some(kind) = url.scheme_str().and_then(Kind::of) else {
+        let shown = bad("only http, https and socks5 proxies are supported");
         return Err(shown.reclass(types::Code::NotImplemented));
-    }
+    };
     let authority = url.authority().ok_or_else(|| bad("no host"))?.as_str();
     let (user, host) = match authority.rsplit_once('@') {
         Some((user, host)) => (Some(user), host),
         None => (None, authority),
     };
     let plain = url::parse(&format!("http://{host}/"))?;
-    let origin = Origin::of(&plain)?;
     let name = plain.host().unwrap_or_default();
-    let authorization = user.map(|user| {
+    let port = match (plain.port_u16(), host.strip_prefix(name)) {
+        (Some(port), _) => port,
+        (None, Some("" | ":")) => kind.port(),
+        (None, _) => return Err(bad("no port")),
+    };
+    let user = user.map(|user| {
         let (name, secret) = user.split_once(':').unwrap_or((user, ""));
-        let pair = format!("{}:{}", url::unescape(name), url::unescape(secret));
-        format!("Basic {}", base64::encode(pair.as_bytes()))
+        (url::unescape(name), url::unescape(secret))
     });
     Ok(Proxy {
-        authority: format!("{name}:{}", origin.port()),
-        authorization,
+        kind,
+        authority: format!("{name}:{port}"),
+        user,
     })
 }
 
@@ -239,8 +303,20 @@ mod tests {
             ("fd00::1", "https://[fd00::1]/", true),
             ("[fd00::1]:443", "https://[fd00::1]/", true),
             ("10.0.0.0/8", "https://r.example.test/", false),
+            ("::ffff:10.1.2.3", "https://10.1.2.3/", true),
+            ("10.0.0.0/8", "https://[::ffff:10.1.2.3]/", true),
+            ("10.0.0.0/8", "https://[fd00::1]/", false),
+            ("10.1.2.3/32,fd00::/129", "https://[fd00::1]/", false),
+            ("*example.test", "https://r.example.test/", false),
+            (":443", "https://r.example.test./", false),
+            ("r.example.test:https", "https://r.example.test/", false),
+            (" , ,,", "https://r.example.test/", false),
+            (".example.test:443", "https://r.example.test/", true),
+            ("", "https://127.9.9.9/", true),
+            ("", "https://localhost.example.test/", false),
             ("", "https://127.0.0.1/", true),
             ("", "https://[::1]/", true),
+            ("", "https://[::ffff:127.0.0.1]/", true),
             ("", "https://localhost/", true),
         ] {
             let proxies = Proxies {
@@ -255,16 +331,32 @@ mod tests {
 
     #[test]
     fn proxies_are_urls_with_or_without_a_scheme() {
-        let auth = Some("Basic dUB4OnA=".to_owned());
-        for (text, authority, authorization) in [
-            ("proxy.example.test", "proxy.example.test:80", None),
-            ("proxy.example.test:3128/", "proxy.example.test:3128", None),
-            ("http://u%40x:p@[fd00::1]:1", "[fd00::1]:1", auth),
+        for (text, kind, authority, authorization) in [
+            ("p.test", Kind::Http, "p.test:80", None),
+            ("p.test:3128/", Kind::Http, "p.test:3128", None),
+            (
+                "http://u%40x:p@[fd00::1]:1",
+                Kind::Http,
+                "[fd00::1]:1",
+                Some("Basic dUB4OnA="),
+            ),
+            (
+                "HTTPS://u@p.test",
+                Kind::Https,
+                "p.test:443",
+                Some("Basic dTo="),
+            ),
+            ("https://p.test:3129", Kind::Https, "p.test:3129", None),
+            ("socks5://u:p@p.test", Kind::Socks, "p.test:1080", None),
+            ("socks5h://[fd00::1]", Kind::Socks, "[fd00::1]:1080", None),
         ] {
             let proxy = parse(text).unwrap();
-            assert_eq!(proxy.authority, authority);
-            assert_eq!(proxy.authorization, authorization);
+            assert_eq!((proxy.kind, proxy.authority.as_str()), (kind, authority));
+            assert_eq!(proxy.authorization().as_deref(), authorization, "{text}");
+            assert!(!proxy.name().contains(['[', ']']) && authority.contains(proxy.name()));
         }
+        let user = parse("socks5://u:p%3A@p.test").unwrap().user.unwrap();
+        assert_eq!(user, ("u".to_owned(), "p:".to_owned()));
         let http = Proxies {
             http: "http://p.example.test".into(),
             ..Proxies::default()
@@ -280,8 +372,10 @@ mod tests {
                 .is_none()
         );
         for (text, code) in [
-            ("socks5://p.example.test", Code::NotImplemented),
+            ("socks4://u:secret@p.example.test", Code::NotImplemented),
             ("http://", Code::InvalidArgument),
+            ("https://u:secret@", Code::InvalidArgument),
+            ("socks5://u:secret@p.test:99999", Code::InvalidArgument),
             ("u:secret@a b", Code::InvalidArgument),
         ] {
             let error = parse(text).unwrap_err();

@@ -33,6 +33,17 @@ pub(crate) struct Trust {
     pub(crate) client: Vec<(PathBuf, Option<PathBuf>)>,
 }
 
+impl Trust {
+    /// Who a proxy on the way to the same host has to be: its certificate counts, whatever may be passed
+    /// over of the host's, as it gets a password of its own. We show none of ours.
+    pub(crate) fn of_proxies(&self) -> Self {
+        Self {
+            also: self.only.iter().chain(&self.also).cloned().collect(),
+            ..Self::default()
+        }
+    }
+}
+
 /// The TLS configuration of a client. Reads files: blocks for a moment.
 pub(crate) fn config(trust: &Trust) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());

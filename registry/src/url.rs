@@ -66,7 +66,8 @@ impl Origin {
     /// Whether this is the machine itself.
     pub(crate) fn is_loopback(&self) -> bool {
         let address = self.host().parse::<std::net::IpAddr>();
-        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        self.host == "localhost"
+            || address.is_ok_and(|address| address.to_canonical().is_loopback())
     }
 }
 

@@ -18,21 +18,25 @@ use super::{image, opts, read, with_hosts};
 use crate::testsuite::{Reply, Server};
 use crate::{Credentials, Limits, RegistryOpts, Repository, TlsFiles};
 
-fn file(name: &str) -> PathBuf {
+pub(super) fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("src/tests/tls")
         .join(name)
 }
 
 /// TLS in front of a server that speaks none.
-struct Front {
-    host: String,
+pub(super) struct Front {
+    pub(super) host: String,
     /// Connections that did not begin with a greeting.
     plain: Arc<AtomicUsize>,
     _connections: JoinSet<()>,
 }
 
 async fn front(server: &Server, cert: &str, wants_client: bool) -> Front {
+    front_of(server.host(), cert, wants_client).await
+}
+
+pub(super) async fn front_of(to: &str, cert: &str, wants_client: bool) -> Front {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -52,7 +56,7 @@ async fn front(server: &Server, cert: &str, wants_client: bool) -> Front {
     let acceptor = TlsAcceptor::from(Arc::new(builder.with_single_cert(chain, key).unwrap()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
-    let to = server.host().to_owned();
+    let to = to.to_owned();
     let plain = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&plain);
     let mut connections = JoinSet::new();
