@@ -17,6 +17,7 @@ use types::{Code, Error, Result};
 
 use crate::auth::AGENT;
 use crate::body::{Outgoing, Payload, Sent};
+use crate::budget::Budget;
 use crate::challenge::challenge;
 use crate::host::Host;
 use crate::http::{is_no_tls, status_error};
@@ -57,19 +58,26 @@ pub(crate) enum Target {
     Url(Uri),
 }
 
-/// Tries without progress, counted.
-#[derive(Clone, Copy, Debug)]
+/// Tries without progress of one request, counted; those of all requests are the budget's.
+#[derive(Clone, Debug)]
 pub(crate) struct Tries {
     failed: u32,
     since: Instant,
+    budget: Option<Budget>,
 }
 
 impl Tries {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(budget: Option<&Budget>) -> Self {
         Self {
             failed: 0,
             since: Instant::now(),
+            budget: budget.cloned(),
         }
+    }
+
+    /// There was progress.
+    pub(crate) fn renew(&mut self) {
+        (self.failed, self.since) = (0, Instant::now());
     }
 
     /// So much of the time was ours.
@@ -90,8 +98,7 @@ impl Tries {
             return Err(error);
         }
         tracing::debug!(%error, "going on with another host");
-        sleep(pause).await;
-        Ok(())
+        self.rest(pause, error).await
     }
 
     /// Waits before the next try, or gives up with `error`: at once when the server wants to be left
@@ -121,6 +128,16 @@ impl Tries {
             return Err(error);
         }
         tracing::debug!(%error, ?pause, "trying again");
+        self.rest(pause, error).await
+    }
+
+    /// Pauses, where the whole that this is a part of may do so once more.
+    async fn rest(&self, pause: Duration, error: Error) -> Result<()> {
+        let again = |budget: &Budget| budget.again(pause, &error);
+        let _counted = match self.budget.as_ref().map(again).transpose() {
+            Ok(counted) => counted,
+            Err(spent) => return Err(error.ctx(spent)),
+        };
         let why = || On::named(error.to_string());
         let _waiting = recorder::stage("pause before the registry is tried again", why);
         sleep(pause).await;
@@ -388,7 +405,7 @@ mod tests {
             (Duration::from_secs(u64::MAX), false),
             (Duration::MAX, false),
         ] {
-            let (mut tries, began) = (Tries::new(), Instant::now());
+            let (mut tries, began) = (Tries::new(None), Instant::now());
             let error = Error::unavailable("429 Too Many Requests");
             let again = tries.again(&limits, error, Some(wish)).await;
             let took = began.elapsed();
@@ -409,7 +426,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_time_for_a_server_s_wish_is_what_is_left() {
         let limits = Limits::default();
-        let (mut tries, wish) = (Tries::new(), limits.patience * 2 / 3);
+        let (mut tries, wish) = (Tries::new(None), limits.patience * 2 / 3);
         let error = || Error::unavailable("x");
         tries.again(&limits, error(), Some(wish)).await.unwrap();
         let again = tries.again(&limits, error(), Some(wish)).await;

@@ -154,7 +154,7 @@ impl Repository {
     {
         let shared = &self.shared;
         let hosts = shared.able(can).await?;
-        let mut tries = Tries::new();
+        let mut tries = Tries::new(self.budget());
         let (host, (first, mut next)) = loop {
             let call = &call;
             let asked = race::first(
@@ -176,7 +176,7 @@ impl Repository {
             };
             let mut call = call.clone();
             call.target = Target::Url(url);
-            let mut tries = Tries::new();
+            let mut tries = Tries::new(self.budget());
             let page = loop {
                 match page::<P>(&host, &call).await {
                     Ok((page, more)) => {

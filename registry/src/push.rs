@@ -6,6 +6,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -50,7 +51,7 @@ impl Repository {
             call.accept = format!("{media_type}, */*");
         }
         let host = self.push_host().await?;
-        let mut tries = Tries::new();
+        let mut tries = Tries::new(self.budget());
         let asked = within(self.budget(), call.run(&host, &mut tries));
         let answer = asked.await.absent_ok();
         let Some(answer) = answer.ctx_with(|| format!("look for {}", descriptor.digest))? else {
@@ -110,6 +111,7 @@ impl Repository {
                 on,
                 start: self.path("blobs", "uploads/"),
                 scopes: vec![self.scope("pull,push")],
+                budget: self.budget().cloned(),
             };
             upload.run(session).await?;
             Ok(Pushed::Uploaded)
@@ -128,10 +130,18 @@ impl Repository {
     fn counted(&self, on: OnSent) -> OnSent {
         match self.budget().cloned() {
             None => on,
-            Some(budget) => Arc::new(move |sent| {
-                budget.progress();
-                on(sent);
-            }),
+            Some(budget) => {
+                let best = AtomicU64::new(0);
+                Arc::new(move |sent| {
+                    // What is sent again is no gain.
+                    let before = best.fetch_max(sent, Ordering::Relaxed);
+                    match sent.saturating_sub(before) {
+                        0 => budget.progress(),
+                        gained => budget.gained(gained),
+                    }
+                    on(sent);
+                })
+            }
         }
     }
 
@@ -144,7 +154,7 @@ impl Repository {
         );
         let scopes = [self.scope("pull,push"), format!("repository:{from}:pull")];
         let call = Call::new(Method::POST, path, &scopes);
-        match call.run(host, &mut Tries::new()).await {
+        match call.run(host, &mut Tries::new(self.budget())).await {
             Ok(answer) if answer.status() == StatusCode::CREATED => Ok(Mount::Done),
             Ok(answer) => Ok(Mount::Session(Session::begun(
                 &host.url(&self.path("blobs", "uploads/"))?,
@@ -194,7 +204,7 @@ impl Repository {
         call.payload = Payload::Whole(bytes);
         let host = self.push_host().await?;
         let push = async {
-            let answer = call.run(&host, &mut Tries::new()).await?;
+            let answer = call.run(&host, &mut Tries::new(self.budget())).await?;
             stored(&answer, &descriptor.digest)
         };
         within(self.budget(), push).await.ctx_with(|| {

@@ -259,7 +259,7 @@ mod tests {
     async fn who_waits_for_our_password_is_not_silent() {
         let health = Health::new();
         let hosts = two(&health);
-        let mut tries = Tries::new();
+        let mut tries = Tries::new(None);
         let began = Instant::now();
         let answer = first(&hosts, &health, HEDGE, &mut tries, |host| async move {
             assert!(host.root().contains("m.test"), "nobody else need be asked");
@@ -280,7 +280,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_is_silent_after_our_password_is_silent() {
-        let (health, mut tries) = (Health::new(), Tries::new());
+        let (health, mut tries) = (Health::new(), Tries::new(None));
         let hosts = two(&health);
         let answer = first(&hosts, &health, HEDGE, &mut tries, |host| async move {
             if host.root().contains("m.test") {
@@ -301,7 +301,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_registry_that_says_no_waits_for_our_password_elsewhere() {
         for knows in [true, false] {
-            let (health, mut tries) = (Health::new(), Tries::new());
+            let (health, mut tries) = (Health::new(), Tries::new(None));
             let hosts = two(&health);
             let answer = first(&hosts, &health, HEDGE, &mut tries, |host| async move {
                 if host.root().contains("r.test") {
@@ -326,7 +326,7 @@ mod tests {
             (wish(10), wish(3600), Some(10 * SECOND)),
             (wish(3600), wish(3600), None),
         ] {
-            let (health, mut tries) = (Health::new(), Tries::new());
+            let (health, mut tries) = (Health::new(), Tries::new(None));
             let (hosts, began) = (two(&health), Instant::now());
             let asked = std::sync::Mutex::new(Vec::new());
             let done = loop {
@@ -362,7 +362,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_wants_to_be_left_alone_is_asked_where_nobody_else_may_be() {
         for (resting, want) in [(1, "m.test"), (2, "r.test")] {
-            let (health, mut tries) = (Health::new(), Tries::new());
+            let (health, mut tries) = (Health::new(), Tries::new(None));
             let hosts = two(&health);
             for host in hosts.iter().rev().take(resting) {
                 health.wants_rest(host.origin(), 60 * SECOND);
@@ -386,7 +386,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_has_answered_for_good_is_not_left_alone() {
-        let (health, mut tries) = (Health::new(), Tries::new());
+        let (health, mut tries) = (Health::new(), Tries::new(None));
         let hosts = two(&health);
         let answer = first(&hosts, &health, HEDGE, &mut tries, |host| async move {
             let error = match host.root().contains("m.test") {

@@ -98,6 +98,7 @@ impl BlobReader {
         size: u64,
         end: u64,
     ) -> Self {
+        let tries = Tries::new(shared.budget.as_ref());
         Self {
             shared,
             digest,
@@ -107,7 +108,7 @@ impl BlobReader {
             open: None,
             host: None,
             alternatives: false,
-            tries: Tries::new(),
+            tries,
             silences: Silences::new(),
             failures: Vec::new(),
             is_piece: false,
@@ -247,7 +248,7 @@ impl BlobReader {
         self.reached = self.reached.max(at);
         self.progress(came, gained, deadline).map_err(forever)?;
         if let Some(budget) = self.shared.budget.as_ref().filter(|_| gained > 0) {
-            budget.progress();
+            budget.gained(gained);
         }
         Ok(data)
     }
@@ -262,7 +263,7 @@ impl BlobReader {
             failure
         };
         let note = &note;
-        let mut tries = self.tries;
+        let mut tries = self.tries.clone();
         let asked = race::first(
             &hosts,
             &shared.health,
@@ -337,7 +338,7 @@ impl BlobReader {
         self.window.seen += came;
         self.window.gained += gained;
         if self.window.gained >= least {
-            self.tries = Tries::new();
+            self.tries.renew();
             self.failures.clear();
         }
         if self.window.since.elapsed() >= window {

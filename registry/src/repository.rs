@@ -137,7 +137,7 @@ impl Repository {
             true => shared.able(|c| c.pull || c.resolve).await?,
             false => shared.able(|c| c.resolve).await?,
         };
-        let mut tries = Tries::new();
+        let mut tries = Tries::new(self.budget());
         loop {
             let asked = race::first(
                 &hosts,

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use types::{Code, Descriptor, Error, Result};
 
 use crate::body::{BlobSource, OnSent, Payload};
+use crate::budget::Budget;
 use crate::call::{Call, Target, Tries};
 use crate::host::Host;
 use crate::push::stored;
@@ -63,13 +64,15 @@ pub(crate) struct Upload<'a> {
     /// Path that begins an upload.
     pub(crate) start: String,
     pub(crate) scopes: Vec<String>,
+    /// Of the whole push.
+    pub(crate) budget: Option<Budget>,
 }
 
 impl Upload<'_> {
     /// Sends the blob, from where `session` is.
     pub(crate) async fn run(&self, mut session: Option<Session>) -> Result<()> {
         let limits = self.host.http.limits();
-        let (mut tries, mut best) = (Tries::new(), 0);
+        let (mut tries, mut best) = (Tries::new(self.budget.as_ref()), 0);
         // Sizes are forgotten with their session, but not that only small requests pass.
         let mut small = false;
         loop {
@@ -82,7 +85,8 @@ impl Upload<'_> {
             tries.excuse(thought.taken() - before);
             let had = session.as_ref().and_then(|s| s.offset).unwrap_or_default();
             if had > best {
-                (best, tries) = (had, Tries::new());
+                best = had;
+                tries.renew();
             }
             if error.is(Code::ResourceExhausted) && !small {
                 small = true;

@@ -188,3 +188,46 @@ async fn a_dropped_read_lets_go_at_once() {
     assert!(resolving.await.unwrap_err().is_cancelled());
     assert!(began.elapsed() < SOON);
 }
+
+#[tokio::test]
+async fn what_breaks_off_again_and_again_ends_with_the_budget_of_all_requests() {
+    let (content, _, layer, data) = image();
+    // Each answer comes further, so that no request is without progress.
+    let server = Server::start(move |request| Reply {
+        cut: Some(10_000),
+        ..content.reply(request)
+    })
+    .await;
+    let alone = read(&repository(&server, "", opts()), &layer, 0).await;
+    assert_eq!(alone.unwrap(), data);
+    let before = server.requests().len();
+    let mut options = opts();
+    let budget = Budget::new(Duration::from_secs(60), None);
+    options.budget = Some(budget.with_tries(5, Duration::from_secs(60)));
+    let repository = repository(&server, "", options);
+    let both = tokio::join!(read(&repository, &layer, 0), read(&repository, &layer, 9));
+    let digest = layer.digest.as_str();
+    for error in [both.0.unwrap_err(), both.1.unwrap_err()] {
+        let said = [
+            server.host(),
+            digest,
+            "at byte",
+            "tried again 5 times in all",
+        ];
+        told(&error, Code::Unavailable, &said);
+    }
+    assert_eq!(server.requests().len() - before, 2 + 5);
+}
+
+#[tokio::test]
+async fn pauses_that_hosts_ask_for_end_with_the_budget_of_all_requests() {
+    let server = Server::start(|_| Reply::status(429).with("retry-after", "20")).await;
+    let mut options = opts();
+    let budget = Budget::new(Duration::from_secs(60), None);
+    options.budget = Some(budget.with_tries(5, Duration::from_secs(19)));
+    let began = Instant::now();
+    let error = repository(&server, ":latest", options).resolve().await;
+    assert!(began.elapsed() < SOON);
+    let said = [server.host(), "latest", "paused for 19 s in all", "429"];
+    told(&error.unwrap_err(), Code::Unavailable, &said);
+}
