@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 use types::{Code, Descriptor, Error, Fields, IngestRef, Labels, Result, label};
 
+use crate::begun::Begun;
 use crate::progress::{OnProgress, Status};
 use crate::turns::{Place, Places, Wait};
 
@@ -112,6 +113,7 @@ impl Fetcher {
             let filled = filling.await;
             let Failed { error, again } = match filled {
                 Ok(()) => {
+                    self.budget.done();
                     self.on
                         .tell(&key, Status::Done, descriptor.size, descriptor.size);
                     return Ok(());
@@ -143,12 +145,12 @@ impl Fetcher {
         reference: &IngestRef,
         descriptor: &Descriptor,
         is_layer: bool,
-    ) -> Result<Option<(Box<dyn Ingest>, Option<Place>)>> {
+    ) -> Result<Option<(Begun, Option<Place>)>> {
         let (mut wait, mut place) = (Wait::new(), None);
         let (store, on, budget) = (self.content.as_ref(), &self.on, &self.budget);
         loop {
             let ingest = match store.ingest(spec(reference, descriptor)).await {
-                Ok(ingest) => ingest,
+                Ok(ingest) => Begun::new(ingest),
                 Err(error) if error.is_already_exists() => return Ok(None),
                 Err(error) if error.is(Code::Unavailable) => {
                     drop(place.take());
@@ -158,7 +160,7 @@ impl Fetcher {
                 }
                 Err(error) => return Err(error),
             };
-            let there = ingest.status().offset;
+            let there = ingest.offset();
             if !is_layer || there == descriptor.size || place.is_some() {
                 return Ok(Some((ingest, place)));
             }
@@ -168,7 +170,7 @@ impl Fetcher {
             }
             // Whoever has a place may write it meanwhile; nothing stays that holds nothing.
             match there {
-                0 => ingest.abandon().await?,
+                0 => ingest.take()?.abandon().await?,
                 _ => drop(ingest),
             }
             let key = reference.as_str();
@@ -179,7 +181,7 @@ impl Fetcher {
 
     async fn fill(
         &self,
-        mut ingest: Box<dyn Ingest>,
+        mut ingest: Begun,
         place: Option<Place>,
         descriptor: &Descriptor,
         started: &mut Option<Started>,
@@ -187,13 +189,13 @@ impl Fetcher {
     ) -> Result<(), Failed> {
         let key = &images::ref_key(descriptor);
         let size = descriptor.size;
-        let mut offset = ingest.status().offset;
+        let mut offset = ingest.offset();
         if offset > size || (anew && offset > 0) {
-            ingest.truncate(0).await?;
+            ingest.writer()?.truncate(0).await?;
             offset = 0;
         }
         if let Some(started) = started.take()
-            && let Some(blob) = ingest.follow(size)?
+            && let Some(blob) = ingest.writer()?.follow(size)?
         {
             // Who does not listen reads it later.
             let _unheard = started.send(blob);
@@ -208,7 +210,7 @@ impl Fetcher {
         }
         let copy = Copy {
             fetcher: self,
-            ingest: ingest.as_mut(),
+            ingest: ingest.writer()?,
             place: place.as_ref(),
             key,
             buffer: BytesMut::new(),
@@ -219,8 +221,8 @@ impl Fetcher {
             let failed = judged(error, &reader, offset > 0);
             // What came in is good for the next try, unless it is this itself that is wrong: time that
             // ran out, a token or a full disk do not make it so.
-            if (is_wrong(&failed.error) || ingest.status().offset == 0)
-                && let Err(error) = ingest.abandon().await
+            if (is_wrong(&failed.error) || ingest.offset() == 0)
+                && let Err(error) = ingest.take()?.abandon().await
             {
                 tracing::debug!(%error, key, "what came in is still there");
             }
@@ -228,7 +230,7 @@ impl Fetcher {
         }
         let labels = Labels::new().with(&self.source.0, &self.source.1);
         let digest = Some(descriptor.digest.clone());
-        let Err(error) = ingest.commit(Some(size), digest, labels).await else {
+        let Err(error) = ingest.take()?.commit(Some(size), digest, labels).await else {
             return Ok(());
         };
         if error.is_not_found() {

@@ -258,12 +258,49 @@ async fn a_pull_ends_with_its_budget() {
     assert!(error.is(Code::DeadlineExceeded), "{error}");
 }
 
+#[tokio::test]
+async fn what_a_registry_is_waited_for_is_told_while_it_is() {
+    let (content, layer) = image();
+    let (asked, digest) = (AtomicUsize::new(0), layer.digest.clone());
+    let server = Server::start(move |request| {
+        let is_layer = request.path.ends_with(digest.as_str());
+        if is_layer && asked.fetch_add(1, Ordering::Relaxed) < 2 {
+            return Reply::status(503);
+        }
+        content.reply(request)
+    })
+    .await;
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    let tell = Arc::clone(&told);
+    let progress = OnProgress::default();
+    let progress = progress.with_delays(move |text| tell.lock().unwrap().push(text.to_owned()));
+    let opts = PullOpts {
+        registry: RegistryOpts {
+            plain_http: true,
+            health: Health::new(),
+            ..RegistryOpts::default()
+        },
+        progress,
+        ..PullOpts::default()
+    };
+    let (world, name) = (World::new(), format!("{}/r:a", server.host()));
+    drop(pull(&name, &world.deps(), opts).await.unwrap());
+    let told = told.lock().unwrap();
+    assert_eq!(told.len(), 2, "{told:?}");
+    for (n, line) in told.iter().enumerate() {
+        let try_of = format!("try {} of 64: ", n + 1);
+        for part in [server.host(), layer.digest.as_str(), "503", &try_of] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+}
+
 #[test]
 fn a_transfer_without_a_budget_gets_one() {
     let mut opts = RegistryOpts::default();
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_time().build().unwrap();
     let _inside = runtime.enter();
-    drop(crate::budget(&mut opts));
+    drop(crate::budget(&mut opts, &OnProgress::default()));
     assert!(opts.budget.is_some());
 }

@@ -11,6 +11,7 @@
 //! push    registry <-------------'
 //! ```
 
+mod begun;
 mod extract;
 mod fetch;
 mod import;
@@ -65,8 +66,12 @@ pub struct Deps {
     pub applier: Arc<dyn Applier>,
 }
 
-/// The budget of one pull or push: the caller's, or else one that ends with progress.
-fn budget(opts: &mut RegistryOpts) -> Budget {
-    let made = || Budget::new(IDLE, None);
-    opts.budget.get_or_insert_with(made).clone()
+/// The budget of one pull or push: as the caller's, or else one that ends with progress. It tells of what
+/// it waits for.
+fn budget(opts: &mut RegistryOpts, on: &OnProgress) -> Budget {
+    let given = opts.budget.take();
+    let budget = given.unwrap_or_else(|| Budget::new(IDLE, None));
+    let on = on.clone();
+    let budget = budget.telling(move |text| on.delay(text));
+    opts.budget.insert(budget).clone()
 }

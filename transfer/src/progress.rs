@@ -64,12 +64,14 @@ impl Status {
 
 type Listener = dyn Fn(&Progress) + Send + Sync;
 type Family = dyn Fn(&str, &Descriptor) + Send + Sync;
+type Delays = dyn Fn(&str) + Send + Sync;
 
 /// Who listens; nobody by default. Called from the transfer's own task: it must not block.
 #[derive(Clone, Default)]
 pub struct OnProgress {
     listener: Option<Arc<Listener>>,
     family: Option<Arc<Family>>,
+    delays: Option<Arc<Delays>>,
 }
 
 impl OnProgress {
@@ -77,7 +79,7 @@ impl OnProgress {
     pub fn new(listener: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
         Self {
             listener: Some(Arc::new(listener)),
-            family: None,
+            ..Self::default()
         }
     }
 
@@ -88,6 +90,21 @@ impl OnProgress {
         Self {
             family: Some(Arc::new(family)),
             ..self
+        }
+    }
+
+    /// Also tells `delays` of each pause before a registry is tried again: how long, and why, in one line.
+    #[must_use]
+    pub fn with_delays(self, delays: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self {
+            delays: Some(Arc::new(delays)),
+            ..self
+        }
+    }
+
+    pub(crate) fn delay(&self, text: &str) {
+        if let Some(delays) = &self.delays {
+            delays(text);
         }
     }
 

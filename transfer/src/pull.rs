@@ -54,7 +54,7 @@ pub struct PullOpts {
 /// `NotFound` when there is nothing for the platform; `FailedPrecondition` when bytes are not what
 /// their digest says; those of [`crate::verify()`].
 pub async fn pull(reference: &str, deps: &Deps, mut opts: PullOpts) -> Result<Image> {
-    let budget = crate::budget(&mut opts.registry);
+    let budget = crate::budget(&mut opts.registry, &opts.progress);
     if opts.max_concurrent == 0 {
         opts.max_concurrent = fitted();
     }
@@ -293,3 +293,7 @@ fn limited(descriptor: &Descriptor) -> Result<()> {
 #[cfg(test)]
 #[path = "pull_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "shared_tests.rs"]
+mod shared_tests;

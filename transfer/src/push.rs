@@ -78,7 +78,7 @@ pub async fn push(
             tree.root.digest
         )));
     }
-    let budget = crate::budget(&mut opts.registry);
+    let budget = crate::budget(&mut opts.registry, &opts.progress);
     let push = Push {
         repository: Repository::new(&parsed, opts.registry.clone())?,
         content: Arc::clone(content),
@@ -307,6 +307,7 @@ impl Push {
             return Err(Error::not_found(format_args!("content {}", blob.digest)));
         }
         let pushed = pushed?;
+        self.budget.done();
         let status = match pushed {
             Pushed::Existed => Status::Exists,
             Pushed::Mounted(_) | Pushed::Uploaded => Status::Done,
@@ -348,6 +349,7 @@ impl Push {
         let store = self.content.as_ref();
         let bytes = images::read_blob(store, document, images::MAX_MANIFEST).await?;
         self.repository.push_manifest(document, bytes, tag).await?;
+        self.budget.done();
         self.on
             .tell(&key, Status::Done, document.size, document.size);
         Ok(())

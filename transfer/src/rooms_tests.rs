@@ -34,7 +34,7 @@ async fn images_of_one_pull_share_the_room_to_extract_layers() {
     early.is_on.store(true, Ordering::Relaxed);
     let deps = world.deps();
     let parsed: Reference = name.parse().unwrap();
-    let budget = crate::budget(&mut opts.registry);
+    let budget = crate::budget(&mut opts.registry, &OnProgress::default());
     let repository = Repository::new(&parsed, opts.registry.clone()).unwrap();
     let (places, on) = (Places::new(opts.max_concurrent), &opts.progress);
     let fetcher = Fetcher::new(&deps.content, repository, &parsed, budget, places, on);

@@ -49,11 +49,12 @@ impl Display {
 
     /// Shows what a transfer in this process tells.
     pub(crate) fn listener(&self) -> OnProgress {
-        let display = self.clone();
+        let (display, late) = (self.clone(), self.clone());
         OnProgress::new(move |progress| {
             let word = progress.status.word();
             display.show(&progress.reference, word, progress.offset, progress.total);
         })
+        .with_delays(move |text| late.show("", text, 0, 0))
     }
 
     /// Shows what a transfer in the daemon tells.
@@ -76,7 +77,7 @@ impl Display {
                 if shown != word {
                     word.clone_into(shown);
                     bar.set_style(style(reference, word));
-                    bar.set_message(word.to_owned());
+                    bar.set_message(out::plain(word));
                 }
                 if total > 0 {
                     bar.set_length(total);
@@ -89,7 +90,7 @@ impl Display {
                 let step = (reference.to_owned(), word.to_owned());
                 if told.len() < 8 * MAX_NAMES && told.insert(step) {
                     let line = match short(reference) {
-                        name if name.is_empty() => word.to_owned(),
+                        name if name.is_empty() => out::plain(word),
                         name => format!("{name}: {word}"),
                     };
                     // A reader that is gone must not end the transfer; the last line tells of it.

@@ -1,8 +1,9 @@
 //! Progress as events on a client's stream.
 //!
 //! Invariant: a transfer never waits for who reads its progress. What is not yet taken is kept by
-//! name: numbers are replaced by newer numbers, and beyond a limit steps by later steps, so a client
-//! that does not read costs no more than the names of an image.
+//! name: numbers are replaced by newer numbers, and beyond a limit steps by later steps, and what a
+//! registry is waited for by newer reasons, so a client that does not read costs no more than the names
+//! of an image.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,6 +43,8 @@ struct State {
     /// The newest that waits for each name.
     newest: HashMap<String, u64>,
     serial: u64,
+    /// The newest delay, if it was not taken yet.
+    delay: Option<u64>,
     family: BTreeMap<String, Member>,
     /// What is coming in from an archive: names in it, of blobs that nobody has described yet.
     saving: BTreeSet<String>,
@@ -71,6 +74,14 @@ impl State {
             _ => false,
         };
         is_known.then(Default::default)
+    }
+
+    /// Puts an event behind the others; its place.
+    fn add(&mut self, event: TransferEvent) -> u64 {
+        let at = self.serial;
+        self.serial += 1;
+        self.waiting.insert(at, event);
+        at
     }
 }
 
@@ -125,9 +136,25 @@ impl Report {
         if !self.0.listens {
             return OnProgress::default();
         }
-        let (told, born) = (self.clone(), self.clone());
+        let (told, born, late) = (self.clone(), self.clone(), self.clone());
         OnProgress::new(move |progress| told.blob(progress))
             .with_family(move |parent, child| born.child(parent, child))
+            .with_delays(move |text| late.delay(text))
+    }
+
+    /// Tells what the transfer as a whole waits for. Only the newest is worth to be read.
+    fn delay(&self, text: &str) {
+        let mut state = self.state();
+        if let Some(last) = state.delay.take() {
+            drop(state.waiting.remove(&last));
+        }
+        let at = state.add(TransferEvent {
+            event: text.to_owned(),
+            ..TransferEvent::default()
+        });
+        state.delay = Some(at);
+        drop(state);
+        self.0.more.notify_one();
     }
 
     fn child(&self, parent: &str, child: &Descriptor) {
@@ -189,13 +216,12 @@ impl Report {
         match waiting {
             Some(waiting) if full || waiting.event == event.event => *waiting = event,
             _ => {
-                let at = state.serial;
-                state.serial += 1;
+                let name = event.name.clone();
+                let at = state.add(event);
                 // What is told of the whole is told in full.
-                if !event.name.is_empty() {
-                    state.newest.insert(event.name.clone(), at);
+                if !name.is_empty() {
+                    state.newest.insert(name, at);
                 }
-                state.waiting.insert(at, event);
             }
         }
         drop(state);
@@ -354,6 +380,22 @@ mod tests {
         let want = ["saving", "complete", "extracting", "waiting", "extracted"];
         assert_eq!(told, want);
         assert!(state.saving.is_empty());
+    }
+
+    #[test]
+    fn of_delays_that_nobody_reads_the_newest_is_kept() {
+        let report = report();
+        report.say("Pulling".into());
+        for n in 0..5 {
+            report.delay(&format!("try {n}"));
+            report.child("r", &layer(n));
+            report.blob(&progress(n, Status::Waiting, 0));
+        }
+        let state = report.state();
+        let told: Vec<_> = state.waiting.values().map(|e| e.event.as_str()).collect();
+        let delays = told.iter().filter(|event| event.starts_with("try"));
+        assert_eq!(delays.collect::<Vec<_>>(), [&"try 4"]);
+        assert_eq!((told.len(), told[0]), (7, "Pulling"));
     }
 
     #[test]
