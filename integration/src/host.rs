@@ -74,6 +74,8 @@ pub struct Host {
     namespace: String,
     parts: Parts,
     daemon: Option<Daemon>,
+    /// What is more in the daemon's environment.
+    env: Vec<(String, String)>,
     /// Hears what the daemon tells a service manager.
     notified: Option<UnixDatagram>,
     /// Descriptors that the daemon had open when it began to serve.
@@ -194,6 +196,7 @@ impl Host {
             namespace,
             parts,
             daemon: None,
+            env: Vec::new(),
             notified: None,
             descriptors: 0,
             pinned: pinned_namespaces(),

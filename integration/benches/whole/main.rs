@@ -14,7 +14,7 @@
 //!       ├─ density  a thousand containers up (crowd)       spec   what runs in the containers
 //!       ├─ count    execs and syncs, by strace             bars   the table
 //!       ├─ records, content, events, snapshots, removal, memory   what a daemon keeps and tells
-//!       ├─ unpack, pull                                           layers onto disk, images off the net
+//!       ├─ unpack, pull, resume                                   layers onto disk, images off the net
 //!       ├─ network  networks of containers                       wires  the same by the kernel's calls alone
 //!       └─ docker                                                 what dockerd makes of it
 //! ```
@@ -31,11 +31,19 @@ mod calls;
 mod content;
 mod count;
 mod crowd;
+#[path = "../../tests/stories/cut.rs"]
+mod cut;
 mod density;
 mod docker;
 mod events;
 mod exec;
 mod group;
+#[allow(
+    dead_code,
+    reason = "the stories' own, of which the bench takes a part"
+)]
+#[path = "../../tests/stories/layout.rs"]
+mod layout;
 mod lean;
 mod life;
 mod memory;
@@ -45,6 +53,7 @@ mod pull;
 mod raw;
 mod records;
 mod removal;
+mod resume;
 mod snapshots;
 mod spec;
 mod stdio;
@@ -63,7 +72,7 @@ use raw::Raw;
 use tokio::runtime::Runtime;
 
 /// What can be asked for.
-const PARTS: [&str; 17] = [
+const PARTS: [&str; 18] = [
     "cold",
     "life",
     "rate",
@@ -79,6 +88,7 @@ const PARTS: [&str; 17] = [
     "removal",
     "unpack",
     "pull",
+    "resume",
     "network",
     "docker",
 ];
@@ -202,6 +212,10 @@ fn kept(bench: &Bench, wanted: &dyn Fn(&str) -> bool, table: &mut Table) {
     if wanted("pull") {
         say("pull");
         pull::measure(bench, table);
+    }
+    if wanted("resume") {
+        say("a pull that is cut off");
+        resume::measure(table);
     }
     if wanted("network") {
         say("networks");

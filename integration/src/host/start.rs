@@ -6,12 +6,26 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::{Daemon, Host, NOTIFY, SIGKILL};
-use crate::{Trap, until};
+use crate::daemon::Parts;
+use crate::{Oci, Trap, until};
 
 /// Stops before it becomes what it is told to run.
 const STOPPED: [&str; 3] = ["-c", "kill -STOP $$; exec \"$@\"", "sh"];
 
 impl Host {
+    /// Starts a daemon with more in its environment.
+    ///
+    /// # Panics
+    /// When the daemon does not serve within the limit.
+    #[must_use]
+    pub fn with_env(name: &str, env: &[(&str, &str)]) -> Self {
+        let mut host = Self::made(name, Parts::ours(Oci::Runc), "", None);
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        host.env = env.iter().map(own).collect();
+        host.start();
+        host
+    }
+
     /// Starts the daemon and waits until it answers.
     ///
     /// # Panics
@@ -95,6 +109,7 @@ impl Host {
 
     fn command(&self) -> Command {
         let mut command = self.parts.command(self.dir(), &self.root);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         if self.notified.is_some() {
             command.env("NOTIFY_SOCKET", self.path(NOTIFY));
         }

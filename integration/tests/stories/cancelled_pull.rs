@@ -2,12 +2,14 @@
 //! the next one resumes stays, and that one fetches the rest.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use integration::{Host, Proxy, Registry, bin_dir, until, until_told};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cut::UNSENT;
 use crate::layout;
-use crate::resume::UNSENT;
 
 /// The only layer.
 const LAYER: usize = 16 << 20;
@@ -175,4 +177,153 @@ fn a_client_without_a_lease_leaves_an_ingest_and_no_lease() {
     drop(runtime);
     stuck.is_left(descriptors, 0);
     stuck.goes_on();
+}
+
+/// A registry that gives everything of a small image but its layer, of which not one byte comes until it
+/// `speaks`.
+fn mute(
+    runtime: &tokio::runtime::Runtime,
+    speaks: &Arc<AtomicBool>,
+) -> registry::testsuite::Server {
+    let speaks = Arc::clone(speaks);
+    use registry::testsuite::{Content, Reply, Server};
+    let mut content = Content::default();
+    let layer = content.add(types::media_type::OCI_LAYER, vec![0; 10_240], &[]);
+    crate::pull_faults::tagged(&mut content, std::slice::from_ref(&layer), "latest");
+    runtime.block_on(Server::start(move |request| {
+        let is_layer = request.path.ends_with(layer.digest.as_str());
+        match is_layer && !speaks.load(Ordering::SeqCst) {
+            true => Reply::status(0),
+            false => content.reply(request),
+        }
+    }))
+}
+
+/// Whether the layer was asked for.
+fn is_at_the_layer(server: &registry::testsuite::Server) -> bool {
+    let asked = server.requests();
+    // The name, the manifest, the config.
+    asked.len() > 3
+}
+
+fn pulling(host: &Host, server: &registry::testsuite::Server) -> Child {
+    let client = Command::new(bin_dir().join("ctr"))
+        .arg("--address")
+        .arg(host.address())
+        .args(["-n", host.namespace(), "images", "pull", "--plain-http"])
+        .arg(format!("{}/r:latest", server.host()))
+        .env("DOCKER_CONFIG", host.dir())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    client.expect("start ctr")
+}
+
+fn few_threads() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime")
+}
+
+/// Nothing is there that a transfer made, and nobody is asked any more.
+fn nothing_is_left(host: &Host, descriptors: usize) {
+    until("all of it is gone", || {
+        let active = host.ctr(["content", "active"]).ok();
+        let leases = host.ctr(["leases", "ls", "-q"]).ok();
+        host.descriptors() <= descriptors && active.lines().count() == 1 && leases.is_empty()
+    });
+    assert_eq!(host.ctr(["images", "ls", "-q"]).ok(), "");
+    let snapshots = host.ctr(["snapshots", "ls"]).ok();
+    assert_eq!(snapshots.lines().count(), 1, "{snapshots}");
+}
+
+#[test]
+fn a_client_that_is_interrupted_before_the_first_byte_leaves_nothing() {
+    let runtime = few_threads();
+    let (server, host) = (mute(&runtime, &Arc::default()), Host::new("cancel-mute"));
+    let descriptors = host.descriptors();
+    let mut client = pulling(&host, &server);
+    until("the layer is asked for", || is_at_the_layer(&server));
+    kill_process(Pid::from_child(&client), Signal::INT).expect("interrupt");
+    assert!(!client.wait().expect("wait").success());
+    nothing_is_left(&host, descriptors);
+    host.finish();
+}
+
+/// What it leaves is for the next pull of the blob, or the collector's after a day.
+#[test]
+fn a_daemon_that_is_killed_before_the_first_byte_leaves_nothing_in_the_way() {
+    let (runtime, speaks) = (few_threads(), Arc::<AtomicBool>::default());
+    let (server, mut host) = (mute(&runtime, &speaks), Host::new("kill-mute"));
+    let mut client = pulling(&host, &server);
+    until("the layer is asked for", || is_at_the_layer(&server));
+    host.kill();
+    assert!(!client.wait().expect("wait").success());
+    host.start();
+    speaks.store(true, Ordering::SeqCst);
+    let reference = format!("{}/r:latest", server.host());
+    let pull = ["images", "pull", "--plain-http", &reference];
+    drop(host.ctr(pull).ok());
+    let active = host.ctr(["content", "active"]).ok();
+    assert_eq!(active.lines().count(), 1, "{active}");
+    drop(host.ctr(["images", "rm", "--sync", &reference]).ok());
+    for lease in host.ctr(["leases", "ls", "-q"]).ok().lines() {
+        drop(host.ctr(["leases", "delete", lease]).ok());
+    }
+    host.finish();
+}
+
+#[test]
+fn a_deadline_of_the_call_ends_what_the_registry_is_asked() {
+    use grpc::transfer::TransferClient;
+    use protos::MessageField;
+    use protos::services::transfer::TransferRequest;
+    use protos::wire::Wire as _;
+    use protos::wire::transfer::endpoint_to_any;
+    use types::transfer::{Endpoint, Remote, Store};
+    /// Shorter than a registry that says nothing is waited for.
+    const DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
+    let runtime = few_threads();
+    let (server, host) = (
+        mute(&runtime, &Arc::default()),
+        Host::new("cancel-deadline"),
+    );
+    let descriptors = host.descriptors();
+    let reference = format!("{}/r:latest", server.host());
+    let remote = Endpoint::Registry(Remote {
+        reference: reference.clone(),
+        default_scheme: "http".into(),
+        ..Remote::default()
+    });
+    let store = Endpoint::Store(Store {
+        name: reference,
+        ..Store::default()
+    });
+    let any = |endpoint: &Endpoint| {
+        let any = endpoint_to_any(endpoint).expect("an endpoint");
+        MessageField::some(any.to_wire())
+    };
+    let message = TransferRequest {
+        source: any(&remote),
+        destination: any(&store),
+        ..TransferRequest::default()
+    };
+    let began = std::time::Instant::now();
+    let status = runtime.block_on(async {
+        let mut client = TransferClient::new(crate::many_streams::connect(&host).await);
+        let mut request = crate::many_streams::scoped(&host, message);
+        request.set_timeout(DEADLINE);
+        client.transfer(request).await
+    });
+    let (status, took) = (status.expect_err("nobody gives the layer"), began.elapsed());
+    // Whose clock is first, the client's or the daemon's.
+    let late = [tonic::Code::DeadlineExceeded, tonic::Code::Cancelled];
+    assert!(late.contains(&status.code()), "{status}");
+    assert!(took >= DEADLINE / 2 && took < 2 * DEADLINE, "{took:?}");
+    assert!(is_at_the_layer(&server), "{:?}", server.requests());
+    nothing_is_left(&host, descriptors);
+    host.finish();
 }

@@ -243,20 +243,26 @@ async fn writers(host: &Host, cost: &Cost, connections: usize) {
     }
 }
 
+/// All ingests, and how much each of them has.
+pub(crate) async fn ingests(host: &Host) -> Vec<(String, i64)> {
+    let mut client = ContentClient::new(connect(host).await);
+    let list = client.list_statuses(scoped(host, ListStatusesRequest::default()));
+    let all = list.await.expect("list").into_inner().statuses;
+    all.into_iter().map(|one| (one.ref_, one.offset)).collect()
+}
+
 /// Gives up all ingests.
 pub(crate) async fn abort(host: &Host) -> Vec<(String, i64)> {
     let mut client = ContentClient::new(connect(host).await);
-    let list = client.list_statuses(scoped(host, ListStatusesRequest::default()));
-    let mut aborted = Vec::new();
-    for status in list.await.expect("list").into_inner().statuses {
-        aborted.push((status.ref_.clone(), status.offset));
+    let all = ingests(host).await;
+    for (reference, _) in &all {
         let request = AbortRequest {
-            ref_: status.ref_,
+            ref_: reference.clone(),
             ..AbortRequest::default()
         };
         drop(client.abort(scoped(host, request)).await.expect("abort"));
     }
-    aborted
+    all
 }
 
 #[test]

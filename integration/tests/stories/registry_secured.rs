@@ -15,9 +15,10 @@ use crate::push::digest;
 /// The name by which the registry is known: only its hosts file says where it is.
 const NAME: &str = "registry.example.test";
 /// `user` with the password `pass`.
-const USERS: &str = "user:$2b$04$LfMysTTOsVNg4VyKKZGwyelIf2HgchgHyhfogjYxrHUMFMOAfx0ma\n";
+pub(crate) const USERS: &str =
+    "user:$2b$04$LfMysTTOsVNg4VyKKZGwyelIf2HgchgHyhfogjYxrHUMFMOAfx0ma\n";
 
-fn pem(name: &str) -> PathBuf {
+pub(crate) fn pem(name: &str) -> PathBuf {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     top.join("registry/src/tests/tls").join(name)
 }

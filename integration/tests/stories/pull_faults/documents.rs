@@ -11,6 +11,7 @@ pub(super) fn faults() -> Vec<Fault> {
         large(),
         without_an_end(),
         cycle(),
+        deep(),
         large_config(),
         impossible_layer(),
         too_many_layers(),
@@ -82,6 +83,21 @@ fn cycle() -> Fault {
                 .with("docker-content-digest", digest.clone())
                 .body(text.clone())
         }
+    })
+}
+
+/// Indexes in indexes, more of them than anybody has, and no image.
+fn deep() -> Fault {
+    let mut content = Content::default();
+    let index = |inner: &str| format!(r#"{{"schemaVersion":2,"manifests":[{inner}]}}"#);
+    let mut inner = content.add(mt::OCI_INDEX, index(""), &[]);
+    for n in 1..=40 {
+        let tags: &[&str] = if n == 40 { &["latest"] } else { &[] };
+        inner = content.add(mt::OCI_INDEX, index(&super::json(&inner)), tags);
+    }
+    let says = ["latest", "nested deeper than 32 documents"];
+    Fault::new("deep", AT_ONCE, &says, move |request| {
+        content.reply(request)
     })
 }
 
@@ -198,6 +214,12 @@ fn a_manifest_without_an_end_is_cut() {
 #[test]
 fn an_index_that_contains_itself_ends() {
     drop(cycle().happens());
+}
+
+#[test]
+fn indexes_that_are_nested_too_deep_end() {
+    let asked = deep().happens();
+    assert!(asked.len() <= 40, "{} requests", asked.len());
 }
 
 #[test]

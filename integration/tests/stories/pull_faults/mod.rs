@@ -18,7 +18,7 @@ use registry::testsuite::{Content, Reply, Request, Server};
 use tokio::runtime::Runtime;
 use types::{Descriptor, media_type as mt};
 
-use crate::many_streams::abort;
+use crate::many_streams::{abort, ingests};
 
 /// For a fault that no retry can help: not as long as an answer is waited for, 30 seconds.
 const AT_ONCE: Duration = Duration::from_secs(20);
@@ -144,9 +144,13 @@ impl Fault {
 
 /// Ends the test: what can be resumed, and nothing else, is kept for a day, and given up here.
 fn finish(host: Host, stay: &[Stays]) {
-    let mut left = runtime().block_on(abort(&host));
-    // A layer that was begun, and given up for another one's fault before anything came, is there by chance.
-    left.retain(|(_, bytes)| *bytes > 0);
+    let runtime = runtime();
+    // A layer that was begun, and given up for another one's fault before anything came, goes at once.
+    integration::until("what brought nothing is gone", || {
+        let all = runtime.block_on(ingests(&host));
+        all.iter().all(|(_, bytes)| *bytes > 0)
+    });
+    let mut left = runtime.block_on(abort(&host));
     for Stays { reference, bytes } in stay {
         let at = left.iter().position(|(left, _)| left.ends_with(reference));
         let at = at.unwrap_or_else(|| panic!("{reference} is not in {left:?}"));
@@ -212,7 +216,7 @@ fn config(layers: &[Descriptor]) -> String {
 }
 
 /// Adds an image of these layers, which are not compressed, with a tag.
-fn tagged(content: &mut Content, layers: &[Descriptor], tag: &str) -> Descriptor {
+pub(crate) fn tagged(content: &mut Content, layers: &[Descriptor], tag: &str) -> Descriptor {
     let config = content.add(mt::OCI_CONFIG, config(layers), &[]);
     content.add(mt::OCI_MANIFEST, manifest(&config, layers), &[tag])
 }
@@ -229,7 +233,7 @@ fn image(mark: &str) -> (Content, Descriptor) {
 }
 
 /// A name for the registry at `server`, of whom its hosts file below `host`'s directory says this.
-fn known_as(host: &Host, name: &str, hosts: &str) -> String {
+pub(crate) fn known_as(host: &Host, name: &str, hosts: &str) -> String {
     let of_name = host.path("certs.d").join(name);
     std::fs::create_dir_all(&of_name).expect("directory");
     std::fs::write(of_name.join("hosts.toml"), hosts).expect("write hosts.toml");
