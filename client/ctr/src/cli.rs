@@ -131,7 +131,7 @@ impl Group {
             Self::Containers(args) => containers::run(ctx, args).await,
             Self::Content(args) => content::run(ctx, args).await,
             Self::Events(args) => events::run(ctx, args).await,
-            Self::Images(args) => images::run(ctx, args).await,
+            Self::Images(args) => Box::pin(images::run(ctx, args)).await,
             Self::Leases(args) => leases::run(ctx, args).await,
             Self::Namespaces(args) => namespaces::run(ctx, args).await,
             Self::Network(args) => network::run(ctx, args).await,

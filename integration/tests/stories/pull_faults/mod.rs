@@ -151,6 +151,8 @@ fn finish(host: Host, stay: &[Stays]) {
         all.iter().all(|(_, bytes)| *bytes > 0)
     });
     let mut left = runtime.block_on(abort(&host));
+    // With the connections that it has to the daemon.
+    drop(runtime);
     for Stays { reference, bytes } in stay {
         let at = left.iter().position(|(left, _)| left.ends_with(reference));
         let at = at.unwrap_or_else(|| panic!("{reference} is not in {left:?}"));
