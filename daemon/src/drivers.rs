@@ -110,10 +110,12 @@ impl Drivers {
     /// their time: nobody else waits for them.
     ///
     /// # Errors
-    /// Those of the driver; `NotFound` for a namespace that went just now.
+    /// Those of the driver; `NotFound` for a namespace that went just now, `FailedPrecondition` for another
+    /// tenant's.
     pub(crate) async fn setup(&self, driver: &str, request: &NetRequest) -> Result<NetResult> {
         let found = self.get(driver)?;
-        let _held = self.networks.hold(&request.netns).await?;
+        let tenant = &request.id.namespace;
+        let _held = self.networks.hold(tenant, &request.netns).await?;
         found.setup(request).await
     }
 

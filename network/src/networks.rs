@@ -184,14 +184,23 @@ impl Networks {
         self.without_namespace(key, None).await
     }
 
-    /// Keeps the network namespace at `path` from being taken away while the answer lives, if it is one that
-    /// has a name here: who tries is refused at once.
+    /// Keeps the network namespace at `path`, which a tenant joins a container from, from being taken away while
+    /// the answer lives, if it is one that has a name here: who tries is refused at once.
     ///
     /// # Errors
-    /// `NotFound` for one that went meanwhile.
-    pub async fn hold(&self, path: &Path) -> Result<Hold> {
-        let Some(key) = self.store.named_at(path) else {
-            return Ok(Hold { held: None });
+    /// `NotFound` for one that went meanwhile; `FailedPrecondition` for one that only others have a name for.
+    pub async fn hold(&self, tenant: &Namespace, path: &Path) -> Result<Hold> {
+        let from = path.to_owned();
+        let keys = self.beside(move |store| Ok(store.named_at(&from))).await?;
+        let own = keys.iter().find(|key| key.0 == *tenant).cloned();
+        let Some(key) = own else {
+            if keys.is_empty() {
+                return Ok(Hold { held: None });
+            }
+            return Err(Error::failed_precondition(format_args!(
+                "network namespace {} is another tenant's",
+                path.display()
+            )));
         };
         let locks = [Some(key.clone())];
         // Whoever takes it away now has it alone, and is done before this is answered.

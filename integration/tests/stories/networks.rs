@@ -389,6 +389,9 @@ fn tenants_have_networks_of_their_own() {
     let line = format!("network netns create --adopt {own} mine");
     let told = elsewhere(&host, &line).err();
     assert!(told.contains("another tenant's"), "{told}");
+    let line = format!("network setup --netns {own} --address 10.9.0.2/24 c");
+    let told = elsewhere(&host, &line).err();
+    assert!(told.contains("another tenant's"), "{told}");
     let line = format!(
         "network netns create --adopt /proc/{}/ns/net mine",
         host.daemon_pid()

@@ -115,12 +115,19 @@ impl Store {
         Ok(self.described(key, &self.namespace(key)?))
     }
 
-    /// Whose namespace has its file at `path`.
-    pub(crate) fn named_at(&self, path: &Path) -> Option<NsKey> {
+    /// Whose namespaces are what `path` stands for, by whatever way it leads there; nobody's what cannot be
+    /// opened.
+    pub(crate) fn named_at(&self, path: &Path) -> Vec<NsKey> {
+        let Ok(found) = NetNs::open(path) else {
+            return Vec::new();
+        };
         let known = self.known();
-        let mut keys = known.namespaces.keys();
-        keys.find(|key| self.pins.path(&key.0, &key.1) == path)
-            .cloned()
+        // A number may be given again to one that has nothing to do with a record that is old.
+        let is_it = |(key, entry): &(&NsKey, &Entry<NsFacts>)| {
+            entry.what.inode == found.inode() && self.is_whole(key, entry).unwrap_or(true)
+        };
+        let keys = known.namespaces.iter().filter(is_it);
+        keys.map(|(key, _)| key.clone()).collect()
     }
 
     /// Whose namespaces there are, whatever becomes of them.

@@ -103,8 +103,15 @@ fn a_namespace_that_is_held_is_refused_at_once_and_holds_up_nobody() {
         let house = House::new();
         let made = house.namespace("a", "n").await.unwrap();
         let networks = &house.networks;
-        let held = networks.hold(&made.path).await.unwrap();
-        let again = networks.hold(&made.path).await.unwrap();
+        let held = networks.hold(&ns("a"), &made.path).await.unwrap();
+        // By another way that leads to it; and never another tenant's.
+        let link = house.dir.path().join("by-link");
+        std::os::unix::fs::symlink(&made.path, &link).unwrap();
+        let again = networks.hold(&ns("a"), &link).await.unwrap();
+        for path in [&made.path, &link] {
+            let error = networks.hold(&ns("b"), path).await.unwrap_err();
+            assert!(error.is(Code::FailedPrecondition), "{error}");
+        }
         let refused = async || {
             let error = networks.delete_namespace(&ns("a"), "n").await.unwrap_err();
             let is_told = error.to_string().contains("in use by a setup");
@@ -127,9 +134,9 @@ fn a_namespace_that_is_held_is_refused_at_once_and_holds_up_nobody() {
         networks.delete_namespace(&ns("a"), "n").await.unwrap();
         assert!(!made.path.exists());
         // What is no longer there, and what was never ours.
-        networks.hold(&made.path).await.unwrap();
+        networks.hold(&ns("a"), &made.path).await.unwrap();
         networks
-            .hold(&PathBuf::from("/proc/self/ns/net"))
+            .hold(&ns("a"), &PathBuf::from("/proc/self/ns/net"))
             .await
             .unwrap();
         house.end().await;
