@@ -16,8 +16,9 @@ use types::{Error, Result};
 const AGAIN: u32 = 64;
 /// Time in which something of it pauses before a try.
 const PAUSES: Duration = Duration::from_secs(600);
-/// What so many bytes, or one whole blob, have paid for: what one request may take.
-const STEP: u64 = 1 << 20;
+/// What so many bytes, or one whole blob, have paid for: what one request may take. Small enough for a line that
+/// breaks every half minute at a few KB/s.
+const STEP: u64 = 64 << 10;
 /// Tries of them.
 const PAID: u32 = 4;
 /// Pauses of them.
@@ -76,13 +77,24 @@ impl State {
     }
 
     /// All of the pauses until now.
-    fn paused(&self) -> Duration {
-        let now = self.open.map(|(_, since)| since.elapsed());
-        self.paused + now.unwrap_or_default()
+    fn paused(&mut self) -> Duration {
+        self.fold();
+        self.paused
     }
 
-    /// So many steps pay for what they took.
+    /// Counts pauses that go on until now.
+    fn fold(&mut self) {
+        if let Some((_, since)) = &mut self.open {
+            let now = Instant::now();
+            self.paused += now - *since;
+            *since = now;
+        }
+    }
+
+    /// So many steps pay for what was taken until now, of pauses that go on as well: with many layers there may
+    /// be no moment without any.
     fn pay(&mut self, steps: u32) {
+        self.fold();
         self.again = self.again.saturating_sub(PAID.saturating_mul(steps));
         let pauses = PAID_PAUSES.saturating_mul(steps);
         self.paused = self.paused.saturating_sub(pauses);
@@ -96,13 +108,10 @@ pub(crate) struct Pausing(Budget);
 impl Drop for Pausing {
     fn drop(&mut self) {
         let mut state = self.0.state();
+        state.fold();
         state.open = match state.open {
             Some((open, since)) if open > 1 => Some((open - 1, since)),
-            Some((_, since)) => {
-                state.paused += since.elapsed();
-                None
-            }
-            None => None,
+            _ => None,
         };
     }
 }
@@ -361,6 +370,22 @@ mod tests {
         pause(1).unwrap_err();
         budget.done();
         drop(pause(10).unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_during_a_pause_pays_for_it_too() {
+        let budget = Budget::new(SECOND, None).with_tries(100, 60 * SECOND);
+        let error = Error::unavailable("429");
+        // There is always somebody who pauses, while others bring more than enough.
+        let mut last = budget.again(30 * SECOND, &error).unwrap();
+        for _ in 0..40 {
+            tokio::time::sleep(20 * SECOND).await;
+            budget.gained(STEP);
+            last = budget.again(30 * SECOND, &error).unwrap();
+        }
+        tokio::time::sleep(60 * SECOND).await;
+        budget.again(SECOND, &error).unwrap_err();
+        drop(last);
     }
 
     #[tokio::test(start_paused = true)]

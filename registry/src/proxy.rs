@@ -184,7 +184,12 @@ fn with_port(rule: &str) -> (&str, Option<u16>) {
     if let Some(rest) = rule.strip_prefix('[')
         && let Some((address, port)) = rest.split_once(']')
     {
-        return (address, port.strip_prefix(':').and_then(|p| p.parse().ok()));
+        return match port.strip_prefix(':').map(str::parse) {
+            None if port.is_empty() => (address, None),
+            Some(Ok(port)) => (address, Some(port)),
+            // Mistyped it is nobody's: least of all the address's on every port.
+            _ => (rule, None),
+        };
     }
     match rule.rsplit_once(':') {
         // A bare IPv6 address has more than one colon.
@@ -227,6 +232,12 @@ fn parse(text: &str) -> Result<Proxy> {
         let shown = bad("only http, https and socks5 proxies are supported");
         return Err(shown.reclass(types::Code::NotImplemented));
     };
+    if url
+        .path_and_query()
+        .is_some_and(|rest| rest.as_str().contains('@'))
+    {
+        return Err(bad("a / in user or password is to be escaped"));
+    }
     let authority = url.authority().ok_or_else(|| bad("no host"))?.as_str();
     let (user, host) = match authority.rsplit_once('@') {
         Some((user, host)) => (Some(user), host),
@@ -302,6 +313,9 @@ mod tests {
             ("fd00::/8", "https://[fd00::1]/", true),
             ("fd00::1", "https://[fd00::1]/", true),
             ("[fd00::1]:443", "https://[fd00::1]/", true),
+            ("[fd00::1]", "https://[fd00::1]/", true),
+            ("[fd00::1]:https", "https://[fd00::1]/", false),
+            ("[fd00::1]:99999", "https://[fd00::1]/", false),
             ("10.0.0.0/8", "https://r.example.test/", false),
             ("::ffff:10.1.2.3", "https://10.1.2.3/", true),
             ("10.0.0.0/8", "https://[::ffff:10.1.2.3]/", true),
@@ -355,6 +369,9 @@ mod tests {
             assert_eq!(proxy.authorization().as_deref(), authorization, "{text}");
             assert!(!proxy.name().contains(['[', ']']) && authority.contains(proxy.name()));
         }
+        // It would be asked for the user's name, and told with half of the password.
+        let error = parse("http://me:12/34@p.test").unwrap_err().to_string();
+        assert!(error.contains("escaped") && !error.contains("12"), "{error}");
         let user = parse("socks5://u:p%3A@p.test").unwrap().user.unwrap();
         assert_eq!(user, ("u".to_owned(), "p:".to_owned()));
         let http = Proxies {
