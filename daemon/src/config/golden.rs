@@ -41,6 +41,11 @@ fn the_default_of_debian_is_ours_but_for_cri_and_its_decoders() {
     let diff = "io.containerd.service.v1.diff-service";
     // Theirs says nothing of it, and ours is to flush.
     assert_eq!(plugins[diff]["sync_fs"].as_bool(), Some(true));
+    // It had one differ, and a file that names that one means it.
+    let order: toml::Value = vec!["walking", "erofs"].into();
+    let section = plugins.get_mut(diff).unwrap();
+    let order = section.insert("default".into(), order);
+    assert_eq!(order, Some(vec!["walking"].into()));
     let platforms = "io.containerd.runtime.v2.task";
     plugins.insert(platforms.into(), ours.section(platforms).unwrap());
     let mut want = plugins::complete(&ours.plugins).unwrap();
