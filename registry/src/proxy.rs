@@ -371,7 +371,10 @@ mod tests {
         }
         // It would be asked for the user's name, and told with half of the password.
         let error = parse("http://me:12/34@p.test").unwrap_err().to_string();
-        assert!(error.contains("escaped") && !error.contains("12"), "{error}");
+        assert!(
+            error.contains("escaped") && !error.contains("12"),
+            "{error}"
+        );
         let user = parse("socks5://u:p%3A@p.test").unwrap().user.unwrap();
         assert_eq!(user, ("u".to_owned(), "p:".to_owned()));
         let http = Proxies {

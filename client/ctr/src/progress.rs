@@ -69,6 +69,14 @@ impl Display {
                 if bars.len() >= MAX_NAMES && !bars.contains_key(reference) {
                     return;
                 }
+                if !reference.is_empty()
+                    && let Some((bar, shown)) = bars.get_mut("")
+                    && is_delay("", shown)
+                {
+                    // Something moves again.
+                    shown.clear();
+                    bar.set_message("");
+                }
                 let name = out::plain(&short(reference));
                 let (bar, shown) = bars.entry(reference.to_owned()).or_insert_with(|| {
                     let bar = all.add(ProgressBar::new(total).with_prefix(name));
@@ -88,7 +96,8 @@ impl Display {
             State::Lines(told) => {
                 // Bytes are for bars: a line tells each step once.
                 let step = (reference.to_owned(), word.to_owned());
-                if told.len() < 8 * MAX_NAMES && told.insert(step) {
+                // Each delay is another one, and none is kept.
+                if is_delay(reference, word) || (told.len() < 8 * MAX_NAMES && told.insert(step)) {
                     let line = match short(reference) {
                         name if name.is_empty() => out::plain(word),
                         name => format!("{name}: {word}"),
@@ -110,6 +119,11 @@ impl Display {
             }
         }
     }
+}
+
+/// True for the line of a pause before a registry is tried again.
+fn is_delay(reference: &str, word: &str) -> bool {
+    reference.is_empty() && word.starts_with("waiting ")
 }
 
 /// Bytes count while something moves, and the bar takes the width that is left: a line that does not
