@@ -194,7 +194,7 @@ async fn what_breaks_off_again_and_again_ends_with_the_budget_of_all_requests() 
     let (content, _, layer, data) = image();
     // Each answer comes further, so that no request is without progress.
     let server = Server::start(move |request| Reply {
-        cut: Some(10_000),
+        cut: Some(5_000),
         ..content.reply(request)
     })
     .await;
