@@ -325,16 +325,13 @@ fn set_immutable(path: &Path, on: bool) -> Result<()> {
     rustix::fs::ioctl_setflags(file.as_fd(), wanted).map_err(|e| at("set flags of", path, e))
 }
 
-/// The parent's own directory, below what may be mounted on it, has the same owner as the image's.
-fn roots(store: &Store, ids: &[u64]) -> Vec<PathBuf> {
-    let root = |id: &u64| store.directory(*id).join(LAYER);
-    ids.iter().map(root).collect()
-}
-
 impl Layout for Images {
     fn fill(&self, store: &Store, directory: &Path, new: &New<'_>) -> Result<()> {
-        self.stack
-            .fill(directory, new, &roots(store, new.parents))?;
+        // The root belongs to whom that of the parent's image belongs: the directory below it was nobody's
+        // when the image was given.
+        let parent = new.parents.first().map(|id| self.mounted(store, *id));
+        let parent = parent.transpose()?;
+        self.stack.fill(directory, new, parent.as_slice())?;
         if new.kind == SnapshotKind::Active {
             let mark = directory.join(EROFS_LAYER);
             std::fs::write(&mark, "")
