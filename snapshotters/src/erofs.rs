@@ -166,7 +166,7 @@ impl Images {
     fn is_given(directory: &Path) -> Result<bool> {
         let (new, image) = (directory.join(NEW_IMAGE), directory.join(IMAGE));
         let is_file = |path: &Path| std::fs::symlink_metadata(path).is_ok_and(|it| it.is_file());
-        if is_file(&new) || !is_file(&image) {
+        if is_file(&new) || !is_file(&image) || !takes_images(directory)? {
             return Ok(false);
         }
         let layer = directory.join(LAYER);
@@ -239,13 +239,20 @@ fn usage_of(image: &Path) -> Result<Usage> {
     })
 }
 
-/// Takes an image away that was made here, and not one that was given.
+/// True when the layer of an active snapshot may be given as an image.
+fn takes_images(directory: &Path) -> Result<bool> {
+    let mark = directory.join(EROFS_LAYER);
+    mark.try_exists()
+        .map_err(|e| Error::os(format_args!("look for {}", mark.display()), e))
+}
+
+/// Takes an image away that was made here, and not one that was given. Where none is taken it was made here
+/// whatever its other name says: versions that knew none left it so when they died.
 fn unmake(directory: &Path) -> Result<()> {
     let (new, image) = (directory.join(NEW_IMAGE), directory.join(IMAGE));
     let inode = |path: &Path| std::fs::symlink_metadata(path).map(|facts| facts.ino());
-    if let (Ok(new), Ok(it)) = (inode(&new), inode(&image))
-        && new == it
-    {
+    let is_new = matches!((inode(&new), inode(&image)), (Ok(new), Ok(it)) if new == it);
+    if is_new || !takes_images(directory)? {
         set_immutable(&image, false)?;
         tree::remove(&image)?;
     }
