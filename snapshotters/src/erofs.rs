@@ -135,9 +135,10 @@ impl Images {
                 image.display()
             )));
         }
-        // A crash may have kept `sealed` from it.
-        tree::empty(&point)?;
+        // A crash may have kept `sealed` from it. Without its other name the image is not made again, of
+        // files that are half gone.
         tree::remove(&directory.join(NEW_IMAGE))?;
+        tree::empty(&point)?;
         let mut mount = Mount {
             kind: "erofs".into(),
             source: text(&image),
@@ -397,6 +398,16 @@ impl Layout for Images {
 
     fn renews(&self, _store: &Store) -> bool {
         true
+    }
+
+    /// Clients have been told where the layer is mounted, and so it is whenever they look: the mount moves
+    /// with the directory.
+    fn take_place(&self, store: &Store, chain: &Chain) -> Result<()> {
+        let mark = store.directory(chain.id).join(EROFS_LAYER);
+        // If this goes wrong, the image is as good as one that was given.
+        std::fs::write(&mark, "")
+            .map_err(|e| Error::os(format_args!("write {}", mark.display()), e))?;
+        self.mounted(store, chain.id).map(drop)
     }
 
     /// What was made here; an image that was given stays.

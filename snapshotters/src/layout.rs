@@ -82,6 +82,12 @@ pub(crate) trait Layout: fmt::Debug + Send + Sync {
         self.tree(store, 0).is_some()
     }
 
+    /// The directory of a sealed active snapshot takes the place of that of a committed one next, for whoever
+    /// has been told of mounts in there.
+    fn take_place(&self, _store: &Store, _chain: &Chain) -> Result<()> {
+        Ok(())
+    }
+
     /// Where the files of an active snapshot are, when they are the committed one's as well: they are to be
     /// flushed before it is sealed.
     fn loose(&self, _store: &Store, _id: u64) -> Option<PathBuf> {

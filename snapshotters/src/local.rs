@@ -399,7 +399,9 @@ impl Snapshotter for Local {
             }
             store.renew((&name, &key), |chain| {
                 this.flush(chain.id)?;
-                layout.seal(store, chain)
+                let sealed = layout.seal(store, chain)?;
+                layout.take_place(store, chain)?;
+                Ok(sealed)
             })?;
             layout.sealed(store, id);
             Ok(())

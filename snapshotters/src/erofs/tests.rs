@@ -366,13 +366,16 @@ async fn a_flipped_bit_is_noticed_and_another_image_takes_the_place_under_what_s
     sn.renew(&key("A"), &key("again")).await.unwrap();
     assert_eq!(sn.verify(None).await.unwrap(), []);
     assert!(sn.stat(&key("again")).await.unwrap_err().is_not_found());
+    // Who was told of the mount before finds the new image there, without asking again.
+    let lower = PathBuf::from(mounts[0].option("lowerdir").unwrap());
+    assert!(sys::mount::is_mount_point(&lower).unwrap());
+    assert_eq!(std::fs::read(lower.join("f")).unwrap(), vec![b'x'; 1 << 20]);
     sn.cleanup().await.unwrap();
-    // Its directory has what a committed one has, and its image is mounted anew.
+    // Its directory has what a committed one has.
     let names = std::fs::read_dir(sn.store().directory(id)).unwrap();
     let names: BTreeSet<_> = names.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, BTreeSet::from([LAYER, IMAGE].map(Into::into)));
     assert_eq!(sn.mounts(&key("b")).await.unwrap(), mounts);
-    let lower = PathBuf::from(mounts[0].option("lowerdir").unwrap());
     assert_eq!(std::fs::read(lower.join("f")).unwrap(), vec![b'x'; 1 << 20]);
     clear(&sn, &["b", "A"]).await;
 }
@@ -454,4 +457,44 @@ async fn an_image_beside_files_is_no_layer_and_one_that_was_made_here_is_made_ag
         .unwrap();
     assert!(Path::new(&mounts[0].source).join("g").exists());
     clear(&sn, &["v", "A"]).await;
+}
+
+#[tokio::test]
+async fn a_root_belongs_to_whom_a_given_image_says() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let layer = upper(&prepare(&sn, "a", None).await);
+    let from = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(from.path(), Some(1000), Some(1001)).unwrap();
+    let image = layer.with_file_name(IMAGE);
+    mkfs(&image, from.path(), u64::MAX, &[]).unwrap();
+    commit(&sn, "A", "a").await;
+    let child = upper(&prepare(&sn, "b", Some("A")).await);
+    let facts = std::fs::metadata(child).unwrap();
+    assert_eq!((facts.uid(), facts.gid()), (1000, 1001));
+    clear(&sn, &["b", "A"]).await;
+}
+
+#[tokio::test]
+async fn an_image_that_an_earlier_version_left_when_it_died_is_made_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let sn = open(temp.path());
+    let layer = upper(&prepare(&sn, "a", None).await);
+    let directory = layer.parent().unwrap().to_owned();
+    std::fs::write(layer.join("g"), "").unwrap();
+    std::fs::remove_file(directory.join(EROFS_LAYER)).unwrap();
+    image_of("old", &directory.join(IMAGE));
+    // Whether it is opened in between or not.
+    commit(&sn, "A", "a").await;
+    let mounts = sn.view(&key("v"), Some(&key("A")), Labels::new()).await;
+    let shown = PathBuf::from(&mounts.unwrap()[0].source);
+    assert!(shown.join("g").exists() && !shown.join("f").exists());
+    let other = upper(&prepare(&sn, "b", None).await);
+    let other = other.parent().unwrap().to_owned();
+    std::fs::remove_file(other.join(EROFS_LAYER)).unwrap();
+    image_of("old", &other.join(IMAGE));
+    drop(sn);
+    let sn = open(temp.path());
+    assert!(!other.join(IMAGE).exists());
+    clear(&sn, &["v", "A", "b"]).await;
 }
