@@ -17,7 +17,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use content::ContentStore;
 use tokio::sync::OnceCell;
-use types::{Descriptor, EROFS_IMAGE, EROFS_LAYER, EROFS_PART, Error, Mount, Result, media_type};
+use rustix::fs::{CWD, RenameFlags};
+use types::{
+    Code, Descriptor, EROFS_IMAGE, EROFS_LAYER, EROFS_PART, Error, Mount, Result, media_type,
+};
 
 use super::mkfs::{Making, packs_archives};
 use super::{Job, Walking, superblock};
@@ -208,7 +211,11 @@ fn pack(place: &Place, job: Job, program: &Path, options: &[String]) -> Result<D
             longest,
             stop: stop.clone(),
         }
-        .make(source)
+        .make(source)?;
+        let file = File::open(image)
+            .map_err(|e| Error::os(format_args!("open {}", image.display()), e))?;
+        // It is the program's, and not what the layer holds.
+        superblock::check(&file).map_err(|e| e.reclass(Code::NotImplemented))
     })
 }
 
@@ -314,9 +321,11 @@ impl Place {
             .and_then(|found| {
                 superblock::check(&file)?;
                 if sync {
+        let stop = job.from.stop.clone();
                     file.sync_all().map_err(|e| fail("fsync", e))?;
                 }
-                std::fs::rename(&part, self.image()).map_err(|e| fail("rename", e))?;
+                stop.check()?;
+                self.name(&part)?;
                 if sync {
                     sys::fs::fsync_dir(&self.directory)?;
                 }
@@ -350,6 +359,18 @@ fn longest(job: &Job, directory: &Path) -> Result<u64> {
 fn copy(mut source: Source, image: &Path, longest: u64) -> Result<()> {
     let fail = |e| Error::os(format_args!("write {}", image.display()), e);
     let mut file = File::options().write(true).open(image).map_err(fail)?;
+
+    /// Gives an image its name, unless the snapshot was committed meanwhile: then there is another.
+    fn name(&self, part: &Path) -> Result<()> {
+        rustix::fs::renameat_with(CWD, part, CWD, self.image(), RenameFlags::NOREPLACE).map_err(
+            |e| match e {
+                rustix::io::Errno::EXIST => Error::failed_precondition(
+                    "the snapshot has been given a layer while this one was read",
+                ),
+                e => Error::os(format_args!("rename {}", part.display()), e.into()),
+            },
+        )
+    }
     let mut len = 0_u64;
     loop {
         let data = source.fill_buf().map_err(stream_error)?;

@@ -271,8 +271,22 @@ async fn an_archive_is_given_to_a_program_that_makes_images_of_those() {
     let differ = with_program(&bench, &format!("{help}cat >/dev/null"));
     let (directory, mounts) = snapshot(&bench, "three");
     let error = apply(&differ, &bench, &layer, &mounts).await.unwrap_err();
-    assert!(error.is(Code::InvalidArgument), "{error}");
+    assert!(error.is(Code::NotImplemented), "{error}");
     assert!(is_bare(&directory));
+    // One beside which the snapshot is committed.
+    let (directory, mounts) = snapshot(&bench, "four");
+    let image = directory.join(EROFS_IMAGE);
+    let text = format!(
+        "{help}for last; do :; done\ncat >/dev/null\ncp {} \"$last\"\necho other >{}",
+        good.display(),
+        image.display()
+    );
+    let differ = with_program(&bench, &text);
+    let error = apply(&differ, &bench, &layer, &mounts).await.unwrap_err();
+    assert!(error.is(Code::FailedPrecondition), "{error}");
+    assert_eq!(std::fs::read(&image).unwrap(), b"other\n");
+    assert!(!directory.join(EROFS_PART).exists());
+    std::fs::remove_file(&image).unwrap();
     // One that cannot.
     let differ = with_program(&bench, "echo ' --quiet'");
     let error = apply(&differ, &bench, &layer, &mounts).await.unwrap_err();
