@@ -30,8 +30,11 @@ use crate::work::Stop;
 const HELP: Duration = Duration::from_secs(10);
 /// What is kept of what it says.
 const OUTPUT: usize = 64 * 1024;
-/// How long it may neither read nor write anything.
-const SILENCE: Duration = Duration::from_secs(120);
+/// What a program may take at work.
+const BOUNDS: Bounds = Bounds {
+    silence: Duration::from_secs(120),
+    memory: 1 << 30,
+};
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -49,6 +52,15 @@ pub(super) fn packs_archives(program: &Path) -> bool {
     }
 }
 
+/// What a program may take.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// How long it may neither read nor write anything while it is waited for.
+    silence: Duration,
+    /// Bytes of its memory that are in no file.
+    memory: u64,
+}
+
 /// What to make, and within what.
 #[derive(Debug)]
 pub(super) struct Making<'a> {
@@ -61,8 +73,9 @@ pub(super) struct Making<'a> {
     /// Ceilings of a layer, and of the bytes of files of this one.
     pub(super) limits: Limits,
     pub(super) data: u64,
-    /// Most bytes of the image on the disk. Beside it the program has no more than it was given: a limit of
-    /// the kernel's for all its files would end it at once, since it begins with one of 2 TiB that is a hole.
+    /// Most bytes on the disk of the file that becomes the image. Until it is written, the program keeps there
+    /// what it was given, far behind its beginning: both count, so that less may be all that a layer needs. A
+    /// limit of the kernel's would end it at once, since that file is 2 TiB of holes first.
     pub(super) longest: u64,
     pub(super) stop: Stop,
 }
@@ -72,13 +85,14 @@ impl Making<'_> {
     ///
     /// # Errors
     /// `NotImplemented` for an archive that the program does not take, or of which it would make another
-    /// tree than our own reader; `InvalidArgument` for a damaged one; `ResourceExhausted` beyond a ceiling;
+    /// tree than our own reader, or for which it takes too much room; `InvalidArgument` for a damaged one;
+    /// `ResourceExhausted` beyond a ceiling of layers;
     /// `DeadlineExceeded` when the program does not go on; those of the stream.
     pub(super) fn make(&self, source: Source) -> Result<()> {
-        self.make_within(source, SILENCE)
+        self.make_within(source, BOUNDS)
     }
 
-    fn make_within(&self, source: Source, silence: Duration) -> Result<()> {
+    fn make_within(&self, source: Source, bounds: Bounds) -> Result<()> {
         let (theirs, ours) = sys::pipe::new()?;
         let (said, saying) = sys::pipe::new()?;
         sys::fs::set_nonblocking(&said, true)?;
@@ -87,7 +101,9 @@ impl Making<'_> {
             child: &child,
             fed: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
-            silence,
+            bounds,
+            is_its_turn: AtomicBool::new(false),
+            is_unwanted: AtomicBool::new(false),
             image: self.image,
             longest: self.longest,
         };
@@ -97,12 +113,12 @@ impl Making<'_> {
             let Ok(watching) = watching else {
                 drop(sys::process::kill_tree(child.pid()));
                 return (Ok(()), child.wait().map(|status| (status, Vec::new())));
+                // Nobody waits for it yet: the pid is still its own.
             };
             let fed = self.feed(source, ours, &watch);
-            if fed.is_err() {
-                // Nobody wants what it makes.
-                drop(sys::process::kill_tree(child.pid()));
-            }
+            // Who waits for it ends it: when it is reaped already, its pid may be another's.
+            watch.is_unwanted.store(fed.is_err(), Ordering::Relaxed);
+            watch.is_its_turn.store(true, Ordering::Relaxed);
             let ended = watching.join();
             let panicked = |_| Err(Error::internal("layer thread panicked"));
             (fed, ended.unwrap_or_else(panicked))
@@ -193,6 +209,7 @@ impl Making<'_> {
         )))
     }
 }
+            self.watch.is_its_turn.store(true, Ordering::Relaxed);
 
 /// The name as a path below the root.
 fn trimmed(mut name: &[u8]) -> &[u8] {
@@ -219,6 +236,10 @@ fn taken(entry: &Entry) -> Result<()> {
         "it is a link to no plain path"
     } else if entry.xattrs.iter().any(|(key, _)| is_reserved(key)) {
         "it has attributes of overlayfs"
+    /// It is waited for: to read what it is given, or to end. Else it may be waiting for a layer that comes in.
+    is_its_turn: AtomicBool,
+    /// Nobody wants what it makes.
+    is_unwanted: AtomicBool,
     } else {
         return Ok(());
     };
@@ -236,6 +257,9 @@ fn declined(entry: &Entry, why: &str) -> Error {
 }
 
 /// What is read goes to the program as well.
+            if self.is_unwanted.load(Ordering::Relaxed) {
+                break Err(Error::cancelled("the image of a layer is not wanted"));
+            }
 struct Tee<'a> {
     source: Source,
     /// None when it does not want more.
@@ -257,8 +281,9 @@ impl BufRead for Tee<'_> {
         if let (Some(to), Ok(data)) = (&mut self.to, self.source.fill_buf()) {
             let data = &data[..amount.min(data.len())];
             // It may have read all that it wants: its end tells whether it has.
-            if to.write_all(data).is_err() {
-                self.to = None;
+            match to.write_all(data) {
+                Ok(()) => self.watch.is_its_turn.store(false, Ordering::Relaxed),
+                Err(_) => self.to = None,
             }
         }
         self.source.consume(amount);
@@ -277,13 +302,24 @@ impl Read for Tee<'_> {
 }
 
 /// The program at work.
+    /// Bytes of its memory that are in no file; none when it has ended.
+    fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.pid()));
+        let status = status.unwrap_or_default();
+        let rss = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB"));
+        rss.and_then(|rss| rss.trim().parse::<u64>().ok())
+            .map_or(0, |rss| rss.saturating_mul(1024))
+    }
+
 struct Watch<'a> {
     child: &'a Child,
     /// Bytes that it was given.
     fed: AtomicU64,
     /// It has failed: there is no reason to go on reading.
     is_over: AtomicBool,
-    silence: Duration,
+    bounds: Bounds,
     image: &'a Path,
     longest: u64,
 }
@@ -291,8 +327,35 @@ struct Watch<'a> {
 impl Watch<'_> {
     /// Waits for its end, and collects what it says.
     fn end(&self, said: OwnedFd, stop: &Stop) -> Result<(Status, Vec<u8>)> {
+/// How long nothing has happened that should have.
+#[derive(Debug)]
+struct Silence {
+    progress: u64,
+    since: Instant,
+}
+
+impl Silence {
+    fn new(progress: u64) -> Self {
+        Self {
+            progress,
+            since: Instant::now(),
+        }
+    }
+
+    /// How long it is at `now`, when the program has come so far, and is waited for or not.
+    fn after(&mut self, progress: u64, is_its_turn: bool, now: Instant) -> Duration {
+        if progress != self.progress || !is_its_turn {
+            *self = Self {
+                progress,
+                since: now,
+            };
+        }
+        now.saturating_duration_since(self.since)
+    }
+}
+
         let (mut said, mut text) = (File::from(said), Vec::new());
-        let (mut seen, mut since) = (self.progress(), Instant::now());
+        let mut silence = Silence::new(self.progress());
         let done = loop {
             collect(&mut said, &mut text);
             if sys::pipe::is_readable_within(self.child.pidfd(), LOOK) {
@@ -301,10 +364,8 @@ impl Watch<'_> {
             if let Err(error) = stop.check().and_then(|()| self.check()) {
                 break Err(error);
             }
-            let now = self.progress();
-            if now != seen {
-                (seen, since) = (now, Instant::now());
-            } else if since.elapsed() > self.silence {
+            let is_its_turn = self.is_its_turn.load(Ordering::Relaxed);
+            if silence.after(self.progress(), is_its_turn, Instant::now()) > self.bounds.silence {
                 break Err(Error::deadline_exceeded(
                     "the program that makes the image of a layer does not go on",
                 ));
@@ -323,15 +384,22 @@ impl Watch<'_> {
     }
 
     /// # Errors
-    /// `ResourceExhausted` when the image takes more than it may.
+    /// `NotImplemented` when the program takes more than it may, of the disk or of memory: what it keeps is not
+    /// the layer's fault.
     fn check(&self) -> Result<()> {
         let blocks = std::fs::metadata(self.image).map_or(0, |facts| facts.blocks());
-        if blocks.saturating_mul(512) <= self.longest {
+        if blocks.saturating_mul(512) > self.longest {
+            return Err(Error::not_implemented(format_args!(
+                "image of layer takes more than {} bytes while it is made",
+                self.longest
+            )));
+        }
+        if self.memory() <= self.bounds.memory {
             return Ok(());
         }
-        Err(Error::resource_exhausted(format_args!(
-            "image of layer has more than {} bytes",
-            self.longest
+        Err(Error::not_implemented(format_args!(
+            "image of layer takes more than {} bytes of memory to make",
+            self.bounds.memory
         )))
     }
 

@@ -27,13 +27,27 @@ fn made(temp: &Path, text: &str, tar: &[u8], limits: Limits) -> Result<()> {
                 sender.send(Ok(Bytes::copy_from_slice(piece)));
             }
         });
-        making.make_within(source, Duration::from_secs(60))
+        making.make_within(source, within(60_000))
     })
 }
 
 fn sample() -> Vec<u8> {
     archive(&[
         (dir("d"), b""),
+fn within(milliseconds: u64) -> Bounds {
+    Bounds {
+        silence: Duration::from_millis(milliseconds),
+        ..BOUNDS
+    }
+}
+
+fn root() -> Entry {
+    Entry {
+        uid: 1000,
+        ..dir("./")
+    }
+}
+
         (file("d/f"), &[b'x'; 200_000]),
         (file("d/.wh.gone"), b""),
         (link("h", "d/f"), b""),
@@ -77,7 +91,7 @@ fn how_the_program_fails_is_told() {
         ),
         (
             "for last; do :; done; head -c 2000000 /dev/zero >\"$last\"; exec sleep 1000",
-            Code::ResourceExhausted,
+            Code::NotImplemented,
             "more than 1048576 bytes",
         ),
     ] {
@@ -108,7 +122,7 @@ fn a_program_that_does_not_go_on_is_ended() {
         longest: u64::MAX,
         stop: Stop::default(),
     };
-    let done = making.make_within(source, Duration::from_millis(300));
+    let done = making.make_within(source, within(300));
     let error = done.unwrap_err();
     assert!(error.is(Code::DeadlineExceeded), "{error}");
     making.stop.tell();
@@ -119,6 +133,15 @@ fn a_program_that_does_not_go_on_is_ended() {
 }
 
 #[test]
+    // One that takes too much memory is ended at the first look.
+    let (sender, source) = pipe();
+    drop(sender);
+    let little = Bounds {
+        memory: 0,
+        ..BOUNDS
+    };
+    let error = making.make_within(source, little).unwrap_err();
+    assert!(error.is(Code::NotImplemented), "{error}");
 fn what_would_come_out_otherwise_is_left_to_the_other_differ() {
     let temp = tempfile::tempdir().unwrap();
     let with = |key: &[u8]| Entry {
