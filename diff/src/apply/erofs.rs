@@ -11,13 +11,14 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use content::ContentStore;
-use tokio::sync::OnceCell;
 use rustix::fs::{CWD, RenameFlags};
+use tokio::sync::OnceCell;
 use types::{
     Code, Descriptor, EROFS_IMAGE, EROFS_LAYER, EROFS_PART, Error, Mount, Result, media_type,
 };
@@ -26,7 +27,7 @@ use super::mkfs::{Making, packs_archives};
 use super::{Job, Walking, superblock};
 use crate::compression::Compression;
 use crate::stream::Source;
-use crate::tar::stream_error;
+use crate::tar::{self, Entry, stream_error};
 use crate::{Applier, ApplyOpts, CompareOpts, Comparer, mounts, processor, work};
 
 /// The program that makes images.
@@ -200,12 +201,14 @@ impl Comparer for Erofs {
 fn pack(place: &Place, job: Job, program: &Path, options: &[String]) -> Result<Descriptor> {
     let (limits, stop) = (job.limits, job.from.stop.clone());
     let data = limits.data_of(job.from.blob.size());
+    let root = place.root()?;
     place.fill(job, |source, image, longest| {
         Making {
             program,
             options,
             image,
             directory: &place.directory,
+            root,
             limits,
             data,
             longest,
@@ -289,6 +292,23 @@ impl Place {
         Ok(names.next().is_none())
     }
 
+    /// The root as it is before a layer says anything of it.
+    fn root(&self) -> Result<Entry> {
+        let facts = std::fs::symlink_metadata(&self.files);
+        let facts =
+            facts.map_err(|e| Error::os(format_args!("stat {}", self.files.display()), e))?;
+        Ok(Entry {
+            mode: facts.mode() & 0o7777,
+            uid: facts.uid(),
+            gid: facts.gid(),
+            mtime: tar::Time {
+                seconds: facts.mtime(),
+                nanos: 0,
+            },
+            ..Entry::bare(tar::Kind::Directory, b"./".to_vec())
+        })
+    }
+
     /// Has `make` write the image of the stream of `job`, of so many bytes at most, and gives it its name.
     fn fill(
         &self,
@@ -301,6 +321,7 @@ impl Place {
             ));
         }
         let (sync, longest) = (job.sync, longest(&job, &self.directory)?);
+        let stop = job.from.stop.clone();
         let part = self.directory.join(EROFS_PART);
         let fail = |what: &str, e| Error::os(format_args!("{what} {}", part.display()), e);
         let file = match File::options()
@@ -321,7 +342,6 @@ impl Place {
             .and_then(|found| {
                 superblock::check(&file)?;
                 if sync {
-        let stop = job.from.stop.clone();
                     file.sync_all().map_err(|e| fail("fsync", e))?;
                 }
                 stop.check()?;
@@ -339,9 +359,22 @@ impl Place {
         }
         done
     }
+
+    /// Gives an image its name, unless the snapshot was committed meanwhile: then there is another.
+    fn name(&self, part: &Path) -> Result<()> {
+        rustix::fs::renameat_with(CWD, part, CWD, self.image(), RenameFlags::NOREPLACE).map_err(
+            |e| match e {
+                rustix::io::Errno::EXIST => Error::failed_precondition(
+                    "the snapshot has been given a layer while this one was read",
+                ),
+                e => Error::os(format_args!("rename {}", part.display()), e.into()),
+            },
+        )
+    }
 }
 
-/// Most bytes of the image of a layer: what its files may store, and what there is room for.
+/// Most bytes of the image of a layer: what its files may store, and what there is room for. Of one that a
+/// program makes, also what it keeps meanwhile in the same file.
 fn longest(job: &Job, directory: &Path) -> Result<u64> {
     let blob = job.from.blob.size();
     let most = job.limits.stored.min(job.limits.data_of(blob));
@@ -359,18 +392,6 @@ fn longest(job: &Job, directory: &Path) -> Result<u64> {
 fn copy(mut source: Source, image: &Path, longest: u64) -> Result<()> {
     let fail = |e| Error::os(format_args!("write {}", image.display()), e);
     let mut file = File::options().write(true).open(image).map_err(fail)?;
-
-    /// Gives an image its name, unless the snapshot was committed meanwhile: then there is another.
-    fn name(&self, part: &Path) -> Result<()> {
-        rustix::fs::renameat_with(CWD, part, CWD, self.image(), RenameFlags::NOREPLACE).map_err(
-            |e| match e {
-                rustix::io::Errno::EXIST => Error::failed_precondition(
-                    "the snapshot has been given a layer while this one was read",
-                ),
-                e => Error::os(format_args!("rename {}", part.display()), e.into()),
-            },
-        )
-    }
     let mut len = 0_u64;
     loop {
         let data = source.fill_buf().map_err(stream_error)?;

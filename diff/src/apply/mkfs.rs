@@ -7,8 +7,9 @@
 //! Invariant: what reaches the program has been read as an archive by our own reader, entry by entry, and is
 //! within the ceilings; the program has ended, and was reaped, when the call returns.
 
+mod look;
+
 use std::fs::File;
-use std::hash::{BuildHasher as _, RandomState};
 use std::io::{BufRead, ErrorKind, Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
@@ -19,12 +20,11 @@ use std::time::{Duration, Instant};
 use sys::process::{Child, Spawn, Status};
 use types::{Code, Error, Result};
 
-use crate::extract::{Limits, WHITEOUT};
-use crate::root::MAX_NAME;
-use crate::seen::Seen;
+use crate::extract::Limits;
 use crate::stream::Source;
-use crate::tar::{Entry, Kind, Reader};
+use crate::tar::{Entry, Reader, Writer};
 use crate::work::Stop;
+use look::{Look, declined};
 
 /// How long it may take to say what it can.
 const HELP: Duration = Duration::from_secs(10);
@@ -70,6 +70,8 @@ pub(super) struct Making<'a> {
     /// The image; what the program has beside it goes into `directory`.
     pub(super) image: &'a Path,
     pub(super) directory: &'a Path,
+    /// What the root is when the archive does not say: the program would let everybody write to it.
+    pub(super) root: Entry,
     /// Ceilings of a layer, and of the bytes of files of this one.
     pub(super) limits: Limits,
     pub(super) data: u64,
@@ -100,10 +102,10 @@ impl Making<'_> {
         let watch = Watch {
             child: &child,
             fed: AtomicU64::new(0),
-            is_over: AtomicBool::new(false),
-            bounds,
             is_its_turn: AtomicBool::new(false),
             is_unwanted: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            bounds,
             image: self.image,
             longest: self.longest,
         };
@@ -111,9 +113,9 @@ impl Making<'_> {
             let thread = std::thread::Builder::new().name("layer-mkfs".into());
             let watching = thread.spawn_scoped(scope, || watch.end(said, &self.stop));
             let Ok(watching) = watching else {
+                // Nobody waits for it yet: the pid is still its own.
                 drop(sys::process::kill_tree(child.pid()));
                 return (Ok(()), child.wait().map(|status| (status, Vec::new())));
-                // Nobody waits for it yet: the pid is still its own.
             };
             let fed = self.feed(source, ours, &watch);
             // Who waits for it ends it: when it is reaped already, its pid may be another's.
@@ -153,46 +155,22 @@ impl Making<'_> {
 
     /// Reads the archive, and passes on what was read.
     fn feed(&self, source: Source, to: OwnedFd, watch: &Watch<'_>) -> Result<()> {
-        let mut reader = Reader::new(Tee {
-            source,
-            to: Some(File::from(to)),
-            watch,
-        });
-        let mut tree = Seen::default();
-        let hasher = RandomState::new();
-        let (mut entries, mut data) = (0_u64, 0_u64);
+        let mut to = File::from(to);
+        let mut first = Vec::new();
+        let written = Writer::new(&mut first).entry(&self.root);
+        written.map_err(|e| Error::os("write the root of a layer", e))?;
+        // There is room for it in the pipe. What the archive says of the root comes later, and counts.
+        let to = to.write_all(&first).is_ok().then_some(to);
+        let mut reader = Reader::new(Tee { source, to, watch });
+        let mut look = Look::new(self.limits, self.data);
         while let Some(entry) = reader.next()? {
             self.stop.check()?;
-            entries += 1;
-            data = data.saturating_add(entry.size);
-            self.limited(&entry, entries, data)?;
-            taken(&entry)?;
-            let name = trimmed(&entry.name);
-            let parent = name.iter().rposition(|byte| *byte == b'/');
-            if let Some(parent) = parent
-                && !tree.contains(hasher.hash_one(&name[..parent]))
-            {
-                return Err(declined(&entry, "its directory does not come before it"));
+            if let Some(why) = reader.unusual() {
+                return Err(declined(&entry, why));
             }
-            if entry.kind == Kind::Directory {
-                tree.insert(hasher.hash_one(name));
-            }
+            look.take(&entry)?;
         }
         reader.drain()
-    }
-
-    fn limited(&self, entry: &Entry, entries: u64, data: u64) -> Result<()> {
-        let most = self.data.min(self.limits.stored);
-        let why = if entries > self.limits.entries {
-            format!("layer has more than {} entries", self.limits.entries)
-        } else if entry.size > self.limits.bytes || data > most {
-            format!(
-                "files of layer have more than {most} bytes, which is the most for a blob of its size"
-            )
-        } else {
-            return Ok(());
-        };
-        Err(Error::resource_exhausted(why))
     }
 
     fn judge(&self, status: Status, said: &[u8]) -> Result<()> {
@@ -209,57 +187,8 @@ impl Making<'_> {
         )))
     }
 }
-            self.watch.is_its_turn.store(true, Ordering::Relaxed);
-
-/// The name as a path below the root.
-fn trimmed(mut name: &[u8]) -> &[u8] {
-    while let Some(rest) = name.strip_prefix(b"./").or(name.strip_prefix(b"/")) {
-        name = rest;
-    }
-    name.strip_suffix(b"/").unwrap_or(name)
-}
-
-/// Checks that the program makes of an entry what our own extraction makes of it.
-fn taken(entry: &Entry) -> Result<()> {
-    let name = trimmed(&entry.name);
-    let base = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    let odd = |part: &[u8]| matches!(part, b"" | b"." | b"..");
-    let why = if entry.name.len() > MAX_NAME {
-        "its name is too long"
-    } else if !matches!(name, b"" | b".") && name.split(|byte| *byte == b'/').any(odd) {
-        "its name is no plain path"
-    } else if base.strip_prefix(WHITEOUT).is_some_and(odd) {
-        "it deletes what has no name"
-    } else if entry.sparse.is_some() {
-        "it is sparse"
-    } else if entry.kind == Kind::Link && trimmed(&entry.link).split(|b| *b == b'/').any(odd) {
-        "it is a link to no plain path"
-    } else if entry.xattrs.iter().any(|(key, _)| is_reserved(key)) {
-        "it has attributes of overlayfs"
-    /// It is waited for: to read what it is given, or to end. Else it may be waiting for a layer that comes in.
-    is_its_turn: AtomicBool,
-    /// Nobody wants what it makes.
-    is_unwanted: AtomicBool,
-    } else {
-        return Ok(());
-    };
-    Err(declined(entry, why))
-}
-
-/// Attributes by which layers would tell overlayfs what only their unpacking may tell it.
-fn is_reserved(key: &[u8]) -> bool {
-    key.starts_with(b"trusted.") || key.starts_with(b"user.overlay.")
-}
-
-fn declined(entry: &Entry, why: &str) -> Error {
-    let name = String::from_utf8_lossy(&entry.name);
-    Error::not_implemented(format_args!("image of entry {name:?}: {why}"))
-}
 
 /// What is read goes to the program as well.
-            if self.is_unwanted.load(Ordering::Relaxed) {
-                break Err(Error::cancelled("the image of a layer is not wanted"));
-            }
 struct Tee<'a> {
     source: Source,
     /// None when it does not want more.
@@ -280,6 +209,7 @@ impl BufRead for Tee<'_> {
         // What is consumed is in the buffer: nothing is waited for.
         if let (Some(to), Ok(data)) = (&mut self.to, self.source.fill_buf()) {
             let data = &data[..amount.min(data.len())];
+            self.watch.is_its_turn.store(true, Ordering::Relaxed);
             // It may have read all that it wants: its end tells whether it has.
             match to.write_all(data) {
                 Ok(()) => self.watch.is_its_turn.store(false, Ordering::Relaxed),
@@ -302,21 +232,14 @@ impl Read for Tee<'_> {
 }
 
 /// The program at work.
-    /// Bytes of its memory that are in no file; none when it has ended.
-    fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.pid()));
-        let status = status.unwrap_or_default();
-        let rss = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB"));
-        rss.and_then(|rss| rss.trim().parse::<u64>().ok())
-            .map_or(0, |rss| rss.saturating_mul(1024))
-    }
-
 struct Watch<'a> {
     child: &'a Child,
     /// Bytes that it was given.
     fed: AtomicU64,
+    /// It is waited for: to read what it is given, or to end. Else it may be waiting for a layer that comes in.
+    is_its_turn: AtomicBool,
+    /// Nobody wants what it makes.
+    is_unwanted: AtomicBool,
     /// It has failed: there is no reason to go on reading.
     is_over: AtomicBool,
     bounds: Bounds,
@@ -327,39 +250,15 @@ struct Watch<'a> {
 impl Watch<'_> {
     /// Waits for its end, and collects what it says.
     fn end(&self, said: OwnedFd, stop: &Stop) -> Result<(Status, Vec<u8>)> {
-/// How long nothing has happened that should have.
-#[derive(Debug)]
-struct Silence {
-    progress: u64,
-    since: Instant,
-}
-
-impl Silence {
-    fn new(progress: u64) -> Self {
-        Self {
-            progress,
-            since: Instant::now(),
-        }
-    }
-
-    /// How long it is at `now`, when the program has come so far, and is waited for or not.
-    fn after(&mut self, progress: u64, is_its_turn: bool, now: Instant) -> Duration {
-        if progress != self.progress || !is_its_turn {
-            *self = Self {
-                progress,
-                since: now,
-            };
-        }
-        now.saturating_duration_since(self.since)
-    }
-}
-
         let (mut said, mut text) = (File::from(said), Vec::new());
         let mut silence = Silence::new(self.progress());
         let done = loop {
             collect(&mut said, &mut text);
             if sys::pipe::is_readable_within(self.child.pidfd(), LOOK) {
                 break Ok(());
+            }
+            if self.is_unwanted.load(Ordering::Relaxed) {
+                break Err(Error::cancelled("the image of a layer is not wanted"));
             }
             if let Err(error) = stop.check().and_then(|()| self.check()) {
                 break Err(error);
@@ -403,6 +302,17 @@ impl Silence {
         )))
     }
 
+    /// Bytes of its memory that are in no file; none when it has ended.
+    fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.pid()));
+        let status = status.unwrap_or_default();
+        let rss = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:")?.strip_suffix("kB"));
+        rss.and_then(|rss| rss.trim().parse::<u64>().ok())
+            .map_or(0, |rss| rss.saturating_mul(1024))
+    }
+
     /// A number that changes while it does something: bytes that it was given, and that it has read and
     /// written by itself.
     fn progress(&self) -> u64 {
@@ -414,6 +324,33 @@ impl Silence {
             counts.then(|| number.parse::<u64>().ok()).flatten()
         });
         numbers.fold(self.fed.load(Ordering::Relaxed), u64::wrapping_add)
+    }
+}
+
+/// How long nothing has happened that should have.
+#[derive(Debug)]
+struct Silence {
+    progress: u64,
+    since: Instant,
+}
+
+impl Silence {
+    fn new(progress: u64) -> Self {
+        Self {
+            progress,
+            since: Instant::now(),
+        }
+    }
+
+    /// How long it is at `now`, when the program has come so far, and is waited for or not.
+    fn after(&mut self, progress: u64, is_its_turn: bool, now: Instant) -> Duration {
+        if progress != self.progress || !is_its_turn {
+            *self = Self {
+                progress,
+                since: now,
+            };
+        }
+        now.saturating_duration_since(self.since)
     }
 }
 

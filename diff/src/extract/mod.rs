@@ -35,7 +35,7 @@ use parents::{Directory, Parents};
 use times::Times;
 
 /// Name of the entry that makes its directory opaque.
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Attribute of an opaque directory.
 const TRUSTED_OPAQUE: &str = "trusted.overlay.opaque";
 /// Prefix of the entries that delete.

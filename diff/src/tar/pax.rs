@@ -12,6 +12,8 @@ use super::{Extent, Time, damaged};
 
 /// Prefix of extended attributes.
 pub(super) const XATTR: &[u8] = b"SCHILY.xattr.";
+/// The same with values in base64, which only some programs heed.
+const FOREIGN_XATTR: &[u8] = b"LIBARCHIVE.xattr.";
 
 /// The records of one extended header that we heed.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub(super) struct Records {
     pub(super) mtime: Option<Time>,
     pub(super) atime: Option<Time>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// There are extended attributes that are not heeded.
+    pub(super) has_foreign_xattrs: bool,
     pub(super) sparse: Sparse,
 }
 
@@ -102,6 +106,8 @@ impl Records {
     fn attribute(&mut self, key: &[u8], value: &[u8]) {
         if let Some(name) = key.strip_prefix(XATTR) {
             self.xattrs.push((name.to_vec(), value.to_vec()));
+        } else if key.starts_with(FOREIGN_XATTR) {
+            self.has_foreign_xattrs = true;
         }
     }
 
@@ -112,6 +118,17 @@ impl Records {
         self.xattrs.retain(|(name, _)| seen.insert(name.clone()));
         self.xattrs.reverse();
     }
+}
+
+/// True for records that say nothing of any entry.
+pub(super) fn is_comment(mut data: &[u8]) -> bool {
+    while !data.is_empty() {
+        match record(data) {
+            Ok((b"comment", _, rest)) => data = rest,
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// Splits the first record off: key, value, rest.

@@ -11,7 +11,7 @@ use std::io::BufRead;
 use types::Result;
 
 use super::header::{Block, Dialect, c_text, sparse_entries};
-use super::pax::{Records, decimal, sparse_map};
+use super::pax::{Records, decimal, is_comment, sparse_map};
 use super::{BLOCK, Entry, Extent, Kind, MAX_SPECIAL, damaged, stream_error};
 
 /// Most extents of one sparse file: with two numbers each far below the special record's limit.
@@ -29,6 +29,7 @@ pub(crate) struct Reader<R> {
     /// Padding after it.
     padding: u64,
     done: bool,
+    unusual: Option<&'static str>,
 }
 
 /// Special records in front of a header.
@@ -47,7 +48,13 @@ impl<R: BufRead> Reader<R> {
             data: 0,
             padding: 0,
             done: false,
+            unusual: None,
         }
+    }
+
+    /// What there was up to the current entry that other programs read otherwise, or not at all.
+    pub(crate) fn unusual(&self) -> Option<&'static str> {
+        self.unusual
     }
 
     /// The next entry; `None` at the end of the archive.
@@ -69,7 +76,11 @@ impl<R: BufRead> Reader<R> {
             match header.flag() {
                 b'x' => special.pax = Records::parse(&self.record(&header)?)?,
                 // Parity: containerd ignores global records.
-                b'g' => drop(self.record(&header)?),
+                b'g' => {
+                    if !is_comment(&self.record(&header)?) {
+                        self.unusual = Some("there are global records before it");
+                    }
+                }
                 b'L' => special.name = Some(c_text(&self.record(&header)?).to_vec()),
                 b'K' => special.link = Some(c_text(&self.record(&header)?).to_vec()),
                 _ => return self.entry(&header, special).map(Some),
@@ -193,6 +204,11 @@ impl<R: BufRead> Reader<R> {
         let link = link.or(pax.link.take()).unwrap_or_else(|| header.link());
         if name.contains(&0) || link.contains(&0) {
             return Err(damaged("NUL byte in a name"));
+        }
+        if header.flag() == 0 {
+            self.unusual = Some("it is of a time before types");
+        } else if pax.has_foreign_xattrs {
+            self.unusual = Some("it has attributes in another notation");
         }
         let stored = match pax.size {
             Some(size) => size,

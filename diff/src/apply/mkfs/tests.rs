@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 
+use super::look::taken;
 use super::*;
 use crate::stream::pipe;
+use crate::tar::Kind;
 use crate::testing::{archive, dir, entry, file, link, script};
 
 /// A program in `temp` that is called as mkfs.erofs is.
@@ -16,6 +18,7 @@ fn made(temp: &Path, text: &str, tar: &[u8], limits: Limits) -> Result<()> {
         options: &["-zlz4".to_owned()],
         image: &temp.join("image"),
         directory: temp,
+        root: root(),
         limits,
         data: limits.data_of(tar.len() as u64),
         longest: 1 << 20,
@@ -31,9 +34,6 @@ fn made(temp: &Path, text: &str, tar: &[u8], limits: Limits) -> Result<()> {
     })
 }
 
-fn sample() -> Vec<u8> {
-    archive(&[
-        (dir("d"), b""),
 fn within(milliseconds: u64) -> Bounds {
     Bounds {
         silence: Duration::from_millis(milliseconds),
@@ -48,6 +48,9 @@ fn root() -> Entry {
     }
 }
 
+fn sample() -> Vec<u8> {
+    archive(&[
+        (dir("d"), b""),
         (file("d/f"), &[b'x'; 200_000]),
         (file("d/.wh.gone"), b""),
         (link("h", "d/f"), b""),
@@ -64,7 +67,11 @@ fn the_program_gets_the_archive_and_what_it_is_to_make() {
     tar.resize(tar.len() + 100_000, 0);
     made(temp.path(), text, &tar, Limits::default()).unwrap();
     let image = temp.path().join("image");
-    assert_eq!(std::fs::read(&image).unwrap(), tar);
+    let got = std::fs::read(&image).unwrap();
+    assert_eq!(&got[512..], tar);
+    // Before it comes the root as it is where the archive does not say.
+    let first = Reader::new(&got[..]).next().unwrap().unwrap();
+    assert_eq!(first, root());
     let called = std::fs::read_to_string(image.with_extension("called")).unwrap();
     let want = format!(
         "{} --tar=f --aufs --quiet -Enoinline_data -zlz4 {}\n",
@@ -117,6 +124,7 @@ fn a_program_that_does_not_go_on_is_ended() {
         options: &[],
         image: &temp.path().join("image"),
         directory: temp.path(),
+        root: root(),
         limits: Limits::default(),
         data: u64::MAX,
         longest: u64::MAX,
@@ -125,14 +133,6 @@ fn a_program_that_does_not_go_on_is_ended() {
     let done = making.make_within(source, within(300));
     let error = done.unwrap_err();
     assert!(error.is(Code::DeadlineExceeded), "{error}");
-    making.stop.tell();
-    let (sender, source) = pipe();
-    drop(sender);
-    let error = making.make(source).unwrap_err();
-    assert!(error.is(Code::Cancelled), "{error}");
-}
-
-#[test]
     // One that takes too much memory is ended at the first look.
     let (sender, source) = pipe();
     drop(sender);
@@ -142,6 +142,14 @@ fn a_program_that_does_not_go_on_is_ended() {
     };
     let error = making.make_within(source, little).unwrap_err();
     assert!(error.is(Code::NotImplemented), "{error}");
+    making.stop.tell();
+    let (sender, source) = pipe();
+    drop(sender);
+    let error = making.make(source).unwrap_err();
+    assert!(error.is(Code::Cancelled), "{error}");
+}
+
+#[test]
 fn what_would_come_out_otherwise_is_left_to_the_other_differ() {
     let temp = tempfile::tempdir().unwrap();
     let with = |key: &[u8]| Entry {
@@ -212,4 +220,66 @@ fn what_a_program_can_is_read_in_its_help() {
         assert_eq!(packs_archives(&program), can, "{text}");
     }
     assert!(!packs_archives(&temp.path().join("nowhere")));
+}
+
+/// An archive of a file `f` whose header has this flag, after these records.
+fn odd(flag: u8, records: Option<(u8, &[u8])>) -> Vec<u8> {
+    let header = |name: &str, flag, size: usize| {
+        let entry = Entry {
+            size: size as u64,
+            ..file(name)
+        };
+        let mut block = Vec::new();
+        Writer::new(&mut block).entry(&entry).unwrap();
+        block[156] = flag;
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        block
+    };
+    let mut tar = Vec::new();
+    if let Some((kind, records)) = records {
+        tar.extend(header("records", kind, records.len()));
+        tar.extend(records);
+        tar.resize(tar.len().next_multiple_of(512), 0);
+    }
+    tar.extend(header("f", flag, 0));
+    tar.resize(tar.len() + 1024, 0);
+    tar
+}
+
+#[test]
+fn what_other_programs_read_otherwise_is_left_to_the_other_differ() {
+    let temp = tempfile::tempdir().unwrap();
+    let make = |tar: &[u8]| made(temp.path(), "exec cat >/dev/null", tar, Limits::default());
+    let xattr = b"30 LIBARCHIVE.xattr.user.k=dg\n";
+    for tar in [
+        odd(0, None),
+        odd(b'0', Some((b'g', b"14 path=other\n"))),
+        odd(b'0', Some((b'g', b"13 comment=x\n14 path=other\n"))),
+        odd(b'0', Some((b'x', xattr))),
+    ] {
+        let error = make(&tar).expect_err("declined");
+        assert!(error.is(Code::NotImplemented), "{error}");
+    }
+    make(&odd(b'0', None)).unwrap();
+    make(&odd(b'0', Some((b'g', b"13 comment=x\n")))).unwrap();
+    make(&odd(
+        b'0',
+        Some((b'x', b"31 SCHILY.xattr.user.key=value\n")),
+    ))
+    .unwrap();
+}
+
+#[test]
+fn only_a_program_that_is_waited_for_is_silent() {
+    let mut silence = Silence::new(1);
+    let begin = silence.since;
+    let at = |seconds| begin + Duration::from_secs(seconds);
+    assert_eq!(silence.after(1, true, at(5)).as_secs(), 5);
+    // It waits for a layer that comes in.
+    assert_eq!(silence.after(1, false, at(9)).as_secs(), 0);
+    assert_eq!(silence.after(1, true, at(10)).as_secs(), 1);
+    assert_eq!(silence.after(2, true, at(12)).as_secs(), 0);
+    assert_eq!(silence.after(2, true, at(15)).as_secs(), 3);
 }
