@@ -145,7 +145,8 @@ fn is_of_a_lost_connection(error: &Error) -> bool {
     let text = error.to_string().to_lowercase();
     let of_transport = ["transport error", "h2 protocol error"];
     (error.is(Code::Unknown) && of_transport.iter().any(|one| text.starts_with(one)))
-        || (error.is(Code::Unavailable) && text.contains("connect"))
+        // It may die while the two of them greet each other.
+        || (error.is(Code::Unavailable) && ["connect", "failed to dial"].iter().any(|one| text.contains(one)))
 }
 
 /// What a client does that comes back.
