@@ -17,7 +17,9 @@ use redb::{
 use types::{Error, Result};
 
 use super::journal::Journal;
-use super::{CACHE_BYTES, COMMIT, INCOMPLETE, LOST, RECORDS, STORE, number};
+use super::{
+    CACHE_BYTES, COMMIT, INCOMPLETE, LOST, RECORDS, STORE, TORN, UNASKED, number, unasked,
+};
 
 /// How often, and how long apart, a new opening waits for readers of the old one.
 const REOPEN_TRIES: u32 = 50;
@@ -130,13 +132,20 @@ pub(super) fn catch_up(
 }
 
 /// Makes durable what is in memory, and that the last changes may be lost: `mark`, but for a mark that says
-/// of more than a torn end.
+/// of more than a torn end. Names in an earlier one are kept beside it.
 pub(super) fn mark(database: &Database, mark: &[u8]) -> Result<()> {
     let txn = database.begin_write().map_err(failure)?;
     {
         let mut table = txn.open_table(RECORDS).map_err(failure)?;
-        let old = table.get(INCOMPLETE).map_err(failure)?;
-        let is_worse = old.is_some_and(|old| old.value() == LOST);
+        let value = |key: &[u8]| -> Result<Option<Vec<u8>>> {
+            let found = table.get(key).map_err(failure)?;
+            Ok(found.map(|found| found.value().to_vec()))
+        };
+        let (old, kept) = (value(INCOMPLETE)?, value(UNASKED)?);
+        if let Some(names) = unasked(old.as_deref(), kept.as_deref()) {
+            apply(&mut table, (UNASKED, Some(&names)))?;
+        }
+        let is_worse = old.is_some_and(|old| !old.starts_with(TORN));
         let mark = if is_worse { LOST } else { mark };
         apply(&mut table, (INCOMPLETE, Some(mark)))?;
     }

@@ -37,7 +37,7 @@ use self::journal::Journal;
 use self::queue::Length;
 use self::restore::LOST;
 use self::restore::Store;
-pub(crate) use self::restore::{INCOMPLETE, Opened, Restored, Source, TORN};
+pub(crate) use self::restore::{INCOMPLETE, Opened, Restored, Source, TORN, UNASKED, unasked};
 pub(crate) use self::tx::Tx;
 pub(crate) use self::watch::Watch;
 use self::writer::Writer;

@@ -14,6 +14,7 @@
 //!                                                 none? the caller's turn
 //! ```
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -35,10 +36,14 @@ use super::{
 /// that have it as records call them.
 pub(crate) const INCOMPLETE: &[u8] = b"\0incomplete";
 
+/// A record of those that nobody has asked yet since an earlier loss: names, between zeros, and before them
+/// [`TORN`] if that was all. A mark with names says the same: it is what earlier daemons know.
+pub(crate) const UNASKED: &[u8] = b"\0unasked";
+
 /// What it is when more is wrong than a journal that ends in half a frame.
 pub(super) const LOST: &[u8] = b"";
 
-/// What it begins with when that is all: most likely nobody was told of that change.
+/// What a mark begins with when that is all: most likely nobody was told of that change.
 pub(crate) const TORN: &[u8] = b"\0";
 
 /// How a store came to be open.
@@ -228,6 +233,10 @@ fn restore(path: &Path, cause: Error) -> Result<(Store, Opened)> {
         written_at,
         torn,
     } = replay;
+    let [mark, kept] = [INCOMPLETE, UNASKED].map(|key| records.get(key).map(Vec::as_slice));
+    if let Some(names) = unasked(mark, kept) {
+        records.insert(UNASKED.into(), names);
+    }
     records.insert(INCOMPLETE.into(), LOST.into());
     let aside = write(path, &records, commit)?;
     drop(records);
@@ -252,6 +261,26 @@ fn restore(path: &Path, cause: Error) -> Result<(Store, Opened)> {
         torn,
     };
     Ok((store, Opened::Restored(restored)))
+}
+
+/// The names in a mark and in [`UNASKED`], as a record of that kind: what is to be kept when another mark takes
+/// the place of this one.
+pub(crate) fn unasked(mark: Option<&[u8]>, kept: Option<&[u8]>) -> Option<Vec<u8>> {
+    let is_name = |name: &&[u8]| !name.is_empty();
+    let records = [mark, kept].into_iter().flatten();
+    let records =
+        records.filter(|record| record.split(|byte| *byte == 0).any(|name| is_name(&name)));
+    let (mut names, mut is_torn) = (BTreeSet::new(), true);
+    for record in records {
+        names.extend(record.split(|byte| *byte == 0).filter(is_name));
+        is_torn &= record.starts_with(TORN);
+    }
+    if names.is_empty() {
+        return None;
+    }
+    let mut record = if is_torn { TORN.into() } else { Vec::new() };
+    record.extend(names.into_iter().collect::<Vec<_>>().join(&0));
+    Some(record)
 }
 
 /// Writes a store under another name first: the real name is a complete store or nothing. What was

@@ -3,8 +3,8 @@
 //! Invariant: such a store carries a mark, and nothing of a backend is collected before that backend was
 //! asked. That happens at a start only, when nobody is served yet: what lacks a record then has lost it. The
 //! mark goes with the transaction that has the records; a snapshotter that cannot be asked, not loaded or
-//! silent, is left in a record of those, and none of its snapshots is collected before a start at which it
-//! answers.
+//! silent, is left in it and in a record of those, and none of its snapshots is collected before a start at
+//! which it answers.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -18,6 +18,7 @@ use crate::gc::{self, Node};
 use crate::key::{Bucket, all, key, names};
 use crate::kv::{Flow, Kv, Read, Records, Tx};
 use crate::record::{SnapshotRecord, get_container, get_container_refs};
+use crate::snapshots::record_key;
 use crate::{OpenOpts, Policy, namespaces};
 
 /// How long is held what has no record when most likely nothing was lost: it was removed, or never
@@ -72,7 +73,9 @@ pub(crate) async fn at_start(kv: &Kv, opts: &OpenOpts) -> Result<Completed> {
     let left = mark.left_by(&found, &named, opts);
     tell_left(&left);
     let is_left = !left.is_empty();
-    let (records, rebuilt) = found.complete(&kv.read()?, named, (&mark, is_left), opts.policy)?;
+    let there = found.backend_names();
+    let state = (&mark, is_left, &there);
+    let (records, rebuilt) = found.complete(&kv.read()?, named, state, opts.policy)?;
     let mut done = Completed {
         rebuilt,
         left,
@@ -85,11 +88,13 @@ pub(crate) async fn at_start(kv: &Kv, opts: &OpenOpts) -> Result<Completed> {
     let rest = done.left.clone();
     let change = move |tx: &mut Tx<'_>| {
         put_all(tx, records);
-        mark.leave(tx, &rest, is_torn)
+        Mark::leave(tx, &rest, is_torn)
     };
     match kv.write(change).await {
         // A full disk: images can be removed only by who has started.
-        Err(error) if error.is(Code::ResourceExhausted) && !found.is_wanted(&kv.read()?)? => {
+        Err(error)
+            if error.is(Code::ResourceExhausted) && !found.is_wanted(&kv.read()?, &there)? =>
+        {
             tracing::warn!(
                 %error,
                 "nothing that is named lacks a record; what has none is kept, and the next start looks again"
@@ -137,6 +142,12 @@ fn put_all(tx: &mut Tx<'_>, records: Records) {
 }
 
 impl Found {
+    /// What snapshotters call what they have.
+    fn backend_names(&self) -> HashSet<String> {
+        let all = self.snapshots.values().flatten();
+        all.map(|info| info.name.to_string()).collect()
+    }
+
     /// Leaves what has no record, but for what has lost it by a removal.
     fn retain_lacking(&mut self, named: &Named, removed: &Removed) {
         for (snapshotter, all) in &mut self.snapshots {
@@ -162,15 +173,9 @@ impl Found {
         &mut self,
         tx: &dyn Read,
         named: Named,
-        (mark, is_left): (&Mark, bool),
+        (mark, is_left, there): (&Mark, bool, &HashSet<String>),
         policy: Policy,
     ) -> Result<(Records, Option<Rebuilt>)> {
-        let there: HashSet<String> = self
-            .snapshots
-            .values()
-            .flatten()
-            .map(|info| info.name.to_string())
-            .collect();
         self.retain_lacking(&named, &unasked::removed(tx)?);
         let sequence = key(Bucket::Store, &["sequence"]);
         if is_left && mark.asks_all() {
@@ -209,19 +214,25 @@ impl Found {
         Ok((kept, (!is_complete).then_some(rebuilt)))
     }
 
-    /// True when a task runs without a record, or a record names something that has none.
+    /// True when a task runs without a record, or a record names something that has none. A snapshot under a
+    /// name whose record is of another one that is `there` is not what is named.
     ///
     /// # Errors
     /// Those of the store.
-    fn is_wanted(&self, tx: &dyn Read) -> Result<bool> {
+    fn is_wanted(&self, tx: &dyn Read, there: &HashSet<String>) -> Result<bool> {
         if !self.tasks.is_empty() {
             return Ok(true);
         }
         let blobs: HashSet<&str> = self.blobs.iter().map(|blob| blob.digest.as_str()).collect();
         let mut snapshots = HashSet::new();
         for (snapshotter, all) in &self.snapshots {
-            let ours = all.iter().filter_map(|info| parse(info.name.as_str()));
-            snapshots.extend(ours.map(|(namespace, _, name)| (namespace, snapshotter, name)));
+            for (namespace, _, name) in all.iter().filter_map(|info| parse(info.name.as_str())) {
+                let record = tx.get(&record_key(&namespace, snapshotter, name))?;
+                let record = record.as_deref().map(SnapshotRecord::decode).transpose()?;
+                if !record.is_some_and(|record| there.contains(&record.backend)) {
+                    snapshots.insert((namespace, snapshotter, name));
+                }
+            }
         }
         gc::names_any(tx, &|namespace, node| match node {
             Node::Content(digest) => blobs.contains(digest.as_str()),

@@ -5,9 +5,10 @@
 //! stands here is noted, so that its files are not taken for something that has lost its record.
 //!
 //! ```text
-//! mark of the store: everybody is to be asked: blobs, tasks, all snapshotters
-//! unasked:           these snapshotters are, whether or not there is that mark
-//! removed:           names of theirs that are garbage, as many as there is room for
+//! mark of the store: without names, everybody is to be asked: blobs, tasks, all snapshotters
+//!                    with names, the same as below: an earlier daemon knows no other record
+//! unasked:           these snapshotters are to be asked, whatever the mark says
+//! removed:           names there that are garbage, as many as there is room for
 //! ```
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -18,7 +19,7 @@ use crate::OpenOpts;
 use crate::codec::damaged;
 use crate::db::number;
 use crate::key::{Bucket, below, key, names};
-use crate::kv::{Flow, INCOMPLETE, Read, TORN, Tx};
+use crate::kv::{self, Flow, INCOMPLETE, Read, TORN, Tx, UNASKED};
 
 /// Names of snapshotters.
 pub(super) type Names = BTreeSet<String>;
@@ -31,10 +32,6 @@ pub(super) const END: char = '\0';
 
 /// Removals that are noted for each snapshotter. Those beyond it are taken for losses.
 pub(crate) const MOST_REMOVED: u64 = 4096;
-
-fn at() -> Vec<u8> {
-    key(Bucket::Store, &["unasked"])
-}
 
 /// What a store says of changes that may be lost.
 #[derive(Debug, Default)]
@@ -58,10 +55,12 @@ fn parse(bytes: &[u8]) -> Result<(bool, Names)> {
 impl Mark {
     pub(super) fn load(tx: &dyn Read) -> Result<Option<Self>> {
         let mut mark = Self::default();
-        if let Some(fresh) = tx.get(INCOMPLETE)? {
-            mark.fresh = Some(fresh.starts_with(TORN));
+        let found = tx.get(INCOMPLETE)?;
+        if let Some(found) = &found {
+            let (is_torn, names) = parse(found)?;
+            mark.fresh = names.is_empty().then_some(is_torn);
         }
-        if let Some(left) = tx.get(&at())? {
+        if let Some(left) = kv::unasked(found.as_deref(), tx.get(UNASKED)?.as_deref()) {
             (mark.is_left_torn, mark.left) = parse(&left)?;
         }
         let is_there = mark.asks_all() || !mark.left.is_empty();
@@ -92,21 +91,28 @@ impl Mark {
         !self.asks_all() && self.left.iter().all(is_away)
     }
 
+    /// Whether a snapshotter is to be asked at the next start.
+    fn asks(&self, snapshotter: &str) -> bool {
+        self.asks_all() || self.left.contains(snapshotter)
+    }
+
     /// Leaves these to be asked, and of what was removed only theirs.
-    pub(super) fn leave(&self, tx: &mut Tx<'_>, left: &Names, is_torn: bool) -> Result<()> {
-        tx.remove(INCOMPLETE.into());
-        for name in self.left.difference(left) {
+    pub(super) fn leave(tx: &mut Tx<'_>, left: &Names, is_torn: bool) -> Result<()> {
+        for name in noted(tx)?.difference(left) {
             tx.remove(count_key(name));
             tx.remove_all(&below(Bucket::Removed, &[name]))?;
         }
         if left.is_empty() {
-            tx.remove(at());
+            tx.remove(INCOMPLETE.into());
+            tx.remove(UNASKED.into());
             return Ok(());
         }
         let mut record = if is_torn { TORN.into() } else { Vec::new() };
         let names: Vec<&str> = left.iter().map(String::as_str).collect();
         record.extend(names.join("\0").into_bytes());
-        tx.put(at(), record);
+        // A later loss takes the place of the mark.
+        tx.put(UNASKED.into(), record.clone());
+        tx.put(INCOMPLETE.into(), record);
         Ok(())
     }
 }
@@ -116,22 +122,37 @@ fn count_key(snapshotter: &str) -> Vec<u8> {
     key(Bucket::Removed, &[snapshotter])
 }
 
-/// The record of a snapshot goes: noted while its snapshotter is not asked yet, as far as there is room.
+/// The snapshotters of which removals are noted.
+fn noted(tx: &dyn Read) -> Result<Names> {
+    let mut all = Names::new();
+    tx.scan(&[Bucket::Removed as u8], &mut |rest, _| {
+        if !rest.contains(&0) {
+            let [snapshotter] = names(rest)?;
+            all.insert(snapshotter.to_owned());
+        }
+        Ok(Flow::Continue(()))
+    })?;
+    Ok(all)
+}
+
+/// The record of a snapshot goes: noted while its snapshotter is to be asked, as far as there is room. Where
+/// everybody is, the start had no room to say who is left.
 ///
 /// # Errors
 /// Those of the store.
 pub(crate) fn note_removed(tx: &mut Tx<'_>, snapshotter: &str, backend: &str) -> Result<()> {
-    let Some(left) = tx.get(&at())? else {
+    if !Mark::load(tx)?.is_some_and(|mark| mark.asks(snapshotter)) {
         return Ok(());
-    };
-    if !parse(&left)?.1.contains(snapshotter) {
+    }
+    let at = key(Bucket::Removed, &[snapshotter, backend]);
+    if tx.has(&at)? {
         return Ok(());
     }
     let count = tx.get(&count_key(snapshotter))?;
     let count = count.as_deref().map_or(Ok(0), number)?;
     if count < MOST_REMOVED {
         tx.put(count_key(snapshotter), (count + 1).to_le_bytes().into());
-        tx.put(key(Bucket::Removed, &[snapshotter, backend]), Vec::new());
+        tx.put(at, Vec::new());
     }
     Ok(())
 }

@@ -128,6 +128,46 @@ async fn what_nothing_names_is_kept_on_a_full_disk_and_has_records_when_there_is
     full.disk.unmount().unwrap();
 }
 
+/// The old snapshot was removed, and not collected when its name was given again.
+#[tokio::test]
+async fn garbage_under_a_name_in_use_keeps_nobody_from_a_start_on_a_full_disk() {
+    let full = Full::after(async |metadata| {
+        let a = metadata.scoped(&scope("a"));
+        let snapshots = a.snapshotter(SNAPSHOTTER).unwrap();
+        let made = snapshots.prepare(&name("c1"), None, Labels::new()).await;
+        made.unwrap();
+        let mut container = container("c1");
+        container.snapshotter = SNAPSHOTTER.into();
+        container.snapshot_key = "c1".into();
+        let containers = metadata.containers(&scope("a"));
+        containers.create(container).await.unwrap();
+    })
+    .await;
+    let old = name("a/0/c1");
+    let made = full.memory.prepare(&old, None, Labels::new()).await;
+    made.unwrap();
+    let metadata = full.start(Vec::new()).await.unwrap();
+    // It cannot be said who is left, and removals are noted all the same.
+    let kv = &metadata.0.db.kv;
+    let note = |tx: &mut Tx<'_>| {
+        unasked::note_removed(tx, SNAPSHOTTER, "a/0/c1")?;
+        unasked::removed(tx).map(drop)
+    };
+    fs::remove_file(&full.filler).unwrap();
+    kv.write(note).await.unwrap();
+    let removed = unasked::removed(&kv.read().unwrap()).unwrap();
+    assert!(removed[SNAPSHOTTER].contains("a/0/c1"));
+    drop(metadata);
+    let metadata = full.start(Vec::new()).await.unwrap();
+    assert!(!Full::is_marked(&metadata));
+    let kv = &metadata.0.db.kv;
+    assert!(!kv.read().unwrap().any(&[Bucket::Removed as u8]).unwrap());
+    metadata.gc().await.unwrap();
+    assert_eq!(full.memory.keys().len(), 1, "{:?}", full.memory.keys());
+    drop(metadata);
+    full.disk.unmount().unwrap();
+}
+
 /// A store that names the snapshot of a container.
 async fn contained() -> Full {
     Full::after(async |metadata| {

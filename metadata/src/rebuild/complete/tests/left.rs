@@ -33,7 +33,7 @@ async fn who_is_left_stays_so_when_more_is_lost() {
             ..opts(harmed.root.path(), None)
         };
         drop(Metadata::open(&harmed.path(), away()).await.unwrap());
-        assert_eq!(marks_of(&harmed.path()), [None, Some(SNAPSHOTTER.into())]);
+        assert_eq!(marks_of(&harmed.path()), only_left());
         tear(&harmed.path());
         if !is_back_at_once {
             let opts = OpenOpts {
@@ -41,12 +41,79 @@ async fn who_is_left_stays_so_when_more_is_lost() {
                 ..away()
             };
             drop(Metadata::open(&harmed.path(), opts).await.unwrap());
-            assert_eq!(marks_of(&harmed.path()), [None, Some(SNAPSHOTTER.into())]);
+            assert_eq!(marks_of(&harmed.path()), only_left());
         }
         let (house, blob) = harmed.start().await;
         assert!(!leases(&house).await.contains(&true));
         is_held(house, &blob).await;
     }
+}
+
+/// Writes what an earlier daemon leaves: the names are in the mark, and there is nothing else.
+async fn put_earlier_mark(path: &Path, mark: &'static [u8]) {
+    let (kv, _) = Kv::open(path).unwrap();
+    let change = |tx: &mut Tx<'_>| {
+        tx.remove(UNASKED.into());
+        tx.put(INCOMPLETE.into(), mark.into());
+        Ok(())
+    };
+    kv.write(change).await.unwrap();
+}
+
+/// The container names no snapshot, since its snapshotter could not be asked: it gets it back, and what holds
+/// the snapshot has no end unless most likely nothing was lost, whatever is lost later.
+#[tokio::test]
+async fn the_mark_of_an_earlier_daemon_is_understood() {
+    for (mark, is_torn_later, has_end) in [
+        (&b"\0memory"[..], false, true),
+        (b"memory", false, false),
+        (b"\0memory", true, true),
+        (b"memory", true, false),
+    ] {
+        let harmed = harmed().await;
+        let away = OpenOpts {
+            tasks: Box::new(|| Ok(vec![task()])),
+            ..opts(harmed.root.path(), None)
+        };
+        let metadata = Metadata::open(&harmed.path(), away).await.unwrap();
+        // That of this start may have the name of a later one.
+        let held = metadata.leases(&scope("a").namespace);
+        for lease in held.list(&Filter::default()).await.unwrap() {
+            held.delete(&lease.id, false).await.unwrap();
+        }
+        drop((held, metadata));
+        put_earlier_mark(&harmed.path(), mark).await;
+        if is_torn_later {
+            tear(&harmed.path());
+        }
+        let opts = OpenOpts {
+            // Who is named in the mark is asked, and nobody else.
+            tasks: Box::new(move || match is_torn_later {
+                true => Ok(vec![task()]),
+                false => Err(Error::unavailable("told to fail")),
+            }),
+            ..opts(harmed.root.path(), Some(&harmed.memory))
+        };
+        drop(Metadata::open(&harmed.path(), opts).await.unwrap());
+        let (house, _) = harmed.start().await;
+        assert_eq!(snapshotter_of(&house.metadata, "c1").await, SNAPSHOTTER);
+        let ends = leases(&house).await;
+        assert_eq!(ends.contains(&true), has_end, "{mark:?}, {is_torn_later}");
+        let (root, _) = house.close();
+        assert_eq!(marks_of(&store(root.path())), [None, None]);
+    }
+}
+
+/// A later loss writes the mark anew.
+#[tokio::test]
+async fn names_in_the_mark_outlive_a_store_that_is_written_anew() {
+    let harmed = harmed().await;
+    let path = harmed.path();
+    drop(Metadata::open(&path, opts(harmed.root.path(), None)).await);
+    put_earlier_mark(&path, b"\0memory").await;
+    fs::write(&path, "damaged").unwrap();
+    let marks = [Some(Vec::new()), Some(b"\0memory".to_vec())];
+    assert_eq!(marks_of(&path), marks);
 }
 
 /// But for what something stands on that has lost its record.
@@ -85,9 +152,12 @@ async fn removals_are_noted_while_there_is_room() {
     let root = tempfile::tempdir().unwrap();
     let (kv, _) = Kv::make(&store(root.path()), &Records::new()).unwrap();
     let change = |tx: &mut Tx<'_>| {
-        tx.put(key(Bucket::Store, &["unasked"]), b"a\0b".into());
+        tx.put(UNASKED.into(), b"a\0b".into());
         for n in 0..unasked::MOST_REMOVED + 5 {
-            unasked::note_removed(tx, "a", &format!("ns/{n}/x"))?;
+            // Said twice it is one.
+            for _ in 0..2 {
+                unasked::note_removed(tx, "a", &format!("ns/{n}/x"))?;
+            }
         }
         unasked::note_removed(tx, "b", "ns/1/x")?;
         unasked::note_removed(tx, "c", "ns/1/x")
