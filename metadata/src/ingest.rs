@@ -169,7 +169,9 @@ impl ScopedIngest {
             tx.event(namespace, Event::ContentCreate { digest: blob, size });
             Ok(true)
         };
-        if content.metadata.0.db.write(change).await? {
+        let is_new = content.metadata.0.db.write(change).await?;
+        content.metadata.0.recorded(digest.as_str());
+        if is_new {
             Ok(digest)
         } else {
             Err(Error::already_exists(format_args!("content {digest}")))

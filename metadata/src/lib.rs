@@ -40,7 +40,7 @@ mod snapshots;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::content::ContentStore;
 use ::snapshotters::Snapshotter;
@@ -98,8 +98,8 @@ pub struct Metadata(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) db: Db,
     pub(crate) content: Arc<dyn ContentStore>,
-    /// Blobs that have no record and are no garbage for that.
-    pub(crate) spared: HashSet<String>,
+    /// Blobs that have no record and are no garbage for that; one that gets a record is as all others.
+    spared: Mutex<HashSet<String>>,
     pub(crate) snapshotters: BTreeMap<String, snapshots::Backend>,
     pub(crate) policy: Policy,
     /// Held by who is about to link a blob, taken by who removes it.
@@ -109,6 +109,20 @@ pub(crate) struct Shared {
     pub(crate) collector: gc::Collector,
     /// What was wrong with the store when it was opened.
     damage: Option<String>,
+}
+
+impl Shared {
+    /// True when a blob may have lost its record, and is kept without one.
+    pub(crate) fn spares(&self, digest: &str) -> bool {
+        let spared = self.spared.lock().unwrap_or_else(PoisonError::into_inner);
+        spared.contains(digest)
+    }
+
+    /// A blob has a record now: when that goes, so does the blob.
+    pub(crate) fn recorded(&self, digest: &str) {
+        let mut spared = self.spared.lock().unwrap_or_else(PoisonError::into_inner);
+        spared.remove(digest);
+    }
 }
 
 /// The files that the store at `path` may have. That of another containerd is one of them: it is
@@ -169,7 +183,7 @@ impl Metadata {
         Ok(Self(Arc::new(Shared {
             db,
             content: opts.content,
-            spared: spared.blobs,
+            spared: Mutex::new(spared.blobs),
             snapshotters,
             policy: opts.policy,
             digests: Gate::default(),

@@ -44,7 +44,7 @@ impl Check<'_> {
                 // An ingest may be about to link it; a writer may have just made it.
                 None if waiting.contains(digest.as_str()) => {}
                 None if self.metadata.0.digests.try_alone(digest.as_str()).is_none() => {}
-                None if self.metadata.0.spared.contains(digest.as_str()) => {
+                None if self.metadata.0.spares(digest.as_str()) => {
                     let text = "changes of the records may be lost, its own among them; it is kept, and the \
                                 next start at which the disk has room makes its record";
                     let object = format!("content {digest}");

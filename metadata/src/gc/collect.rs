@@ -94,7 +94,7 @@ async fn content(metadata: &Metadata, stats: &mut Stats) -> Result<bool> {
     let mut is_done = true;
     for blob in blobs {
         let digest = blob.digest.as_str();
-        if named.digests.contains(digest) || metadata.0.spared.contains(digest) {
+        if named.digests.contains(digest) || metadata.0.spares(digest) {
             continue;
         }
         // Held: somebody is about to link it, and may fail to.

@@ -10,6 +10,7 @@ use super::{ScopedSnapshotter, child_key, forget, noted, number_of};
 use crate::db::WriteTx;
 use crate::key::{Bucket, below};
 use crate::kv::Read as _;
+use crate::rebuild::unasked;
 use crate::record::SnapshotRecord;
 use crate::{gc, leases, mask};
 
@@ -74,9 +75,13 @@ impl ScopedSnapshotter {
         };
         let stored = self.store_commit((name, key), parent, (&to, redo), labels);
         let stored = stored.await;
-        if stored.is_err() {
-            // The key may have been removed meanwhile: then nobody names what was committed.
-            self.leave_to_collector();
+        if let Err(error) = &stored {
+            // The key may have been removed meanwhile: then nobody names what was committed. Else the commit
+            // may go on from there.
+            match error.is_not_found() {
+                true => self.leave_to_collector(backend, &to).await,
+                false => self.mark_backend(),
+            }
         }
         stored
     }
@@ -146,6 +151,8 @@ impl ScopedSnapshotter {
                     Vec::new(),
                 );
             }
+            // An earlier try may have failed behind the backend's commit.
+            unasked::note_adopted(tx, &this.name, &to)?;
             if let Some(redo) = &redo {
                 noted::note(tx, (&this.name, &to), redo);
             }

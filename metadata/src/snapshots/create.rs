@@ -91,7 +91,7 @@ impl ScopedSnapshotter {
                 (Err(error), _) => {
                     // A program that has not answered in time may have made it all the same.
                     if !is_refusal(error.code()) {
-                        self.leave_to_collector();
+                        self.leave_to_collector(backend, &made).await;
                     }
                     return Err(error);
                 }
@@ -252,12 +252,26 @@ impl ScopedSnapshotter {
     async fn undo(&self, backend: &Backend, made: &SnapshotKey) {
         if let Err(error) = backend.snapshotter.remove(made).await {
             tracing::warn!(key = %made, %error, "snapshot without record stays until collection");
-            self.leave_to_collector();
+            self.leave_to_collector(backend, made).await;
         }
     }
 
-    /// The backend may hold something without a record.
-    pub(super) fn leave_to_collector(&self) {
+    /// The backend may hold something without a record. Where nothing is collected before it was asked, it
+    /// must not be taken then for what has lost its record.
+    pub(super) async fn leave_to_collector(&self, backend: &Backend, made: &SnapshotKey) {
+        if backend.is_unasked() {
+            let (snapshotter, made) = (self.name.clone(), made.to_string());
+            let note =
+                move |tx: &mut WriteTx<'_, '_>| unasked::note_removed(tx, &snapshotter, &made);
+            if let Err(error) = self.metadata.0.db.write(note).await {
+                tracing::warn!(%error, "a snapshot without record may have one after the next start");
+            }
+        }
+        self.mark_backend();
+    }
+
+    /// The collector looks at the backend.
+    pub(super) fn mark_backend(&self) {
         self.metadata.0.db.outlet.add(crate::db::Marks {
             deletions: 1,
             snapshotters: [self.name.clone()].into(),

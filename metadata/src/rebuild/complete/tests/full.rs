@@ -1,5 +1,6 @@
 //! Starts on a full disk.
 
+use ::content::ContentStore as _;
 use ::snapshotters::Snapshotter as _;
 
 use super::*;
@@ -125,6 +126,25 @@ async fn what_nothing_names_is_kept_on_a_full_disk_and_has_records_when_there_is
     let snapshots = a.snapshotter(SNAPSHOTTER).unwrap();
     snapshots.mounts(&name("lost")).await.unwrap();
     drop((a, snapshots, metadata));
+    full.disk.unmount().unwrap();
+}
+
+/// Else removing it would give no room back, and the next start would hold it for good.
+#[tokio::test]
+async fn what_is_kept_without_a_record_goes_with_the_record_that_it_gets() {
+    let full = Full::after(async |_| {}).await;
+    let backend = crate::fixture::local(full.root.path());
+    let blob = put(&backend, b"lost", Labels::new()).await;
+    let metadata = full.start(Vec::new()).await.unwrap();
+    fs::remove_file(&full.filler).unwrap();
+    metadata.gc().await.unwrap();
+    backend.info(&blob).await.unwrap();
+    let content = metadata.scoped(&scope("a")).content();
+    put(content.as_ref(), b"lost", Labels::new()).await;
+    content.delete(&blob).await.unwrap();
+    metadata.gc().await.unwrap();
+    assert_eq!(code(backend.info(&blob).await), Code::NotFound);
+    drop((content, metadata));
     full.disk.unmount().unwrap();
 }
 

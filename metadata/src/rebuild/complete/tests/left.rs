@@ -147,6 +147,31 @@ async fn what_is_removed_there_meanwhile_stays_removed() {
     is_held(house, &blob).await;
 }
 
+/// Nobody was told that it is there.
+#[tokio::test]
+async fn what_never_got_a_record_there_is_not_held_later() {
+    let (house, blob) = silent_at_first().await;
+    let before = house.memory.keys();
+    house.memory.fail_next(Code::Unknown);
+    let snapshots = house.snapshots(&scope("a"));
+    let made = snapshots.prepare(&name("new"), None, Labels::new()).await;
+    made.unwrap_err();
+    drop(snapshots);
+    let kv = &house.metadata.0.db.kv;
+    let noted = unasked::removed(&kv.read().unwrap()).unwrap();
+    let [made] = &noted[SNAPSHOTTER].iter().collect::<Vec<_>>()[..] else {
+        panic!("{noted:?}");
+    };
+    assert!(made.ends_with("/new") && !before.contains(made), "{made}");
+    // It was made all the same.
+    let made = name(made);
+    let late = house.memory.prepare(&made, None, Labels::new());
+    late.await.unwrap();
+    let house = house.restart().await;
+    assert_eq!(names(&house).await, ["c1"]);
+    is_held(house, &blob).await;
+}
+
 #[tokio::test]
 async fn removals_are_noted_while_there_is_room() {
     let root = tempfile::tempdir().unwrap();
