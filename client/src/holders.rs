@@ -46,8 +46,12 @@ pub fn holders_from_any(any: &Any) -> Result<Holders> {
     let value = value(any, ANSWER_URL)?;
     let count = |name: &str| value[name].as_u64().ok_or_else(malformed);
     let chains = value["chains"].as_array().ok_or_else(malformed)?;
+    let size = match value["size"] {
+        Value::Null => None,
+        _ => Some(count("size")?),
+    };
     Ok(Holders {
-        size: count("size")?,
+        size,
         elsewhere: texts(&value["elsewhere"])?,
         chains: chains.iter().map(texts).collect::<Result<_>>()?,
         more: count("more")?,
@@ -93,16 +97,17 @@ mod tests {
         let namespace: Namespace = "n".parse().unwrap();
         let back = question_from_any(&question_to_any(&namespace, &of)).unwrap();
         assert_eq!(back, (namespace, of));
-        let holders = Holders {
-            size: u64::MAX,
+        let mut holders = Holders {
+            size: Some(u64::MAX),
             elsewhere: vec!["b".into()],
             chains: vec![vec!["image \"i\"".into(), "content x".into()]],
             more: 3,
         };
-        assert_eq!(
-            holders_from_any(&holders_to_any(&holders)).unwrap(),
-            holders
-        );
+        for size in [holders.size, None] {
+            holders.size = size;
+            let back = holders_from_any(&holders_to_any(&holders)).unwrap();
+            assert_eq!(back, holders);
+        }
     }
 
     #[test]

@@ -61,6 +61,9 @@ pub(crate) struct Checker {
     turn: Arc<Mutex<()>>,
     /// For who is at it and who waits.
     places: Arc<Semaphore>,
+    /// The same of questions for what keeps an object: each reads all references of a namespace.
+    asking: Arc<Mutex<()>>,
+    askers: Arc<Semaphore>,
     /// Nobody makes tasks meanwhile.
     is_stopped: bool,
 }
@@ -76,6 +79,8 @@ impl Checker {
             mounts: None,
             turn: Arc::default(),
             places: Arc::new(Semaphore::new(1 + MOST_WAITING)),
+            asking: Arc::default(),
+            askers: Arc::new(Semaphore::new(1 + MOST_WAITING)),
             is_stopped: false,
         }
     }
@@ -102,12 +107,20 @@ impl Checker {
         self.metadata.check(opts).await
     }
 
-    /// What keeps a blob or a snapshot of a namespace.
+    /// What keeps a blob or a snapshot of a namespace, after who asked before.
     ///
     /// # Errors
-    /// `NotFound`; `NotImplemented` for another object; those of the records.
+    /// `NotFound`; `NotImplemented` for another object; `ResourceExhausted` when enough wait already; those of
+    /// the records.
     pub(crate) async fn holders(&self, namespace: &Namespace, of: &Resource) -> Result<Holders> {
-        self.metadata.holders(namespace, of).await
+        let place = Arc::clone(&self.askers).try_acquire_owned().map_err(|_| {
+            Error::resource_exhausted(format_args!(
+                "{MOST_WAITING} wait for an answer of that kind: try again later"
+            ))
+        })?;
+        let turn = Arc::clone(&self.asking).lock_owned().await;
+        // Who is gone does not end the reading.
+        self.metadata.holders(namespace, of, (place, turn)).await
     }
 
     /// Checks records, content, snapshots, bundles and mounts, after the check that is under way. It may be

@@ -5,9 +5,9 @@ use std::fmt;
 /// The answer to what keeps a blob or a snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holders {
-    /// Bytes that it takes by itself.
-    pub size: u64,
-    /// Other namespaces that have the same blob: its bytes stay as long as one of them has it.
+    /// Bytes that it takes by itself; none when its snapshotter does not tell.
+    pub size: Option<u64>,
+    /// Other namespaces that have the same blob or snapshot: its bytes stay as long as one of them has it.
     pub elsewhere: Vec<String>,
     /// One way from each root to the object, named as `image NAME`, `lease ID`, `container ID` and so on.
     pub chains: Vec<Vec<String>>,
@@ -16,13 +16,13 @@ pub struct Holders {
 }
 
 impl Holders {
-    /// Bytes that are freed once nothing of this namespace keeps it.
+    /// Bytes that are freed once nothing of this namespace keeps it, as far as that is known.
     #[must_use]
-    pub fn freed(&self) -> u64 {
+    pub fn freed(&self) -> Option<u64> {
         if self.elsewhere.is_empty() {
             self.size
         } else {
-            0
+            Some(0)
         }
     }
 }
@@ -46,11 +46,12 @@ impl fmt::Display for Holders {
                 self.elsewhere.join(", ")
             )?;
         }
+        let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".into(), |n| n.to_string());
         writeln!(
             f,
             "bytes: {}, freed when nothing of this keeps it: {}",
-            self.size,
-            self.freed()
+            bytes(self.size),
+            bytes(self.freed())
         )
     }
 }
@@ -62,7 +63,7 @@ mod tests {
     #[test]
     fn holders_read_as_lines() {
         let mut holders = Holders {
-            size: 7,
+            size: Some(7),
             ..Holders::default()
         };
         let text = holders.to_string();
@@ -71,6 +72,10 @@ mod tests {
             text.ends_with("bytes: 7, freed when nothing of this keeps it: 7\n"),
             "{text}"
         );
+        holders.size = None;
+        let text = holders.to_string();
+        assert!(text.contains("bytes: unknown, "), "{text}");
+        holders.size = Some(7);
         holders.chains = vec![vec!["image i".into(), "content x".into()]];
         holders.elsewhere = vec!["b".into()];
         holders.more = 2;

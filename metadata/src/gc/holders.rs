@@ -4,88 +4,151 @@
 //! for it. It takes the memory of one namespace's references, as marking does.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use types::{Context as _, Error, Holders, Namespace, Resource, Result, SnapshotKey, gc_label};
+use types::{Error, Holders, Namespace, Resource, Result, SnapshotKey, gc_label};
 
 use super::Beside;
 use super::link::Node;
 use super::mark::{Depth, Graph, expiry};
 use super::spare::node;
-use crate::key::{Bucket, all, names, own};
+use crate::key::{Bucket, all, below, names, own};
 use crate::kv::{Flow, Read};
 use crate::record::{BlobRecord, SnapshotRecord, get_lease};
-use crate::snapshots::record_key;
+use crate::snapshots::{number_of, record_key};
 use crate::{Metadata, leases, namespaces};
 
 /// Ways in one answer, and bytes of them: names have any length, and somebody reads this.
 const MOST: usize = 100;
 const MOST_BYTES: usize = 1 << 20;
 
+/// How long a snapshotter may take to tell how large a snapshot is.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What is on a way, and whether that needs references by labels to count.
 type Place<'a> = (&'a Node, bool);
 
 impl Metadata {
-    /// What keeps a blob or a snapshot of a namespace.
+    /// What keeps a blob or a snapshot of a namespace. While the records are read for it, `turn` is held, also
+    /// when nobody waits for the answer any more.
     ///
     /// # Errors
-    /// `NotFound`; `NotImplemented` for another object; those of the store and of the snapshotter.
-    pub async fn holders(&self, namespace: &Namespace, of: &Resource) -> Result<Holders> {
-        let snapshot = self.0.db.kv.read()?;
+    /// `NotFound`; `NotImplemented` for another object; those of the store.
+    pub async fn holders<T: Send + 'static>(
+        &self,
+        namespace: &Namespace,
+        of: &Resource,
+        turn: T,
+    ) -> Result<Holders> {
+        let (this, namespace, of) = (self.clone(), namespace.clone(), of.clone());
+        let read = move || {
+            let _turn = turn;
+            this.read_holders(&namespace, &of)
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        let (mut holders, at) = read.map_err(Error::internal)??;
+        if let Some((snapshotter, backend)) = at {
+            holders.size = self.size_of(&snapshotter, &backend).await;
+        }
+        Ok(holders)
+    }
+
+    /// All but the size of a snapshot, and where that is told.
+    fn read_holders(
+        &self,
+        namespace: &Namespace,
+        of: &Resource,
+    ) -> Result<(Holders, Option<(String, SnapshotKey)>)> {
+        let tx = self.0.db.kv.read()?;
         let mut holders = Holders::default();
+        let mut at = None;
         match of {
             Resource::Content(digest) => {
-                let record = snapshot.get(&own(Bucket::Blob, namespace, digest.as_str()))?;
+                let record = tx.get(&own(Bucket::Blob, namespace, digest.as_str()))?;
                 let record = record.ok_or_else(|| missing(of))?;
-                holders.size = BlobRecord::decode(&record)?.size;
-                for other in namespaces::known(&snapshot)? {
+                holders.size = Some(BlobRecord::decode(&record)?.size);
+                for other in namespaces::known(&tx)? {
                     let at = own(Bucket::Blob, &other, digest.as_str());
-                    if other != *namespace && snapshot.has(&at)? {
+                    if other != *namespace && tx.has(&at)? {
                         holders.elsewhere.push(other.to_string());
                     }
                 }
             }
             Resource::Snapshot { snapshotter, key } => {
-                let record = snapshot.get(&record_key(namespace, snapshotter, key.as_str()))?;
+                let record = tx.get(&record_key(namespace, snapshotter, key.as_str()))?;
                 let record = record.ok_or_else(|| missing(of))?;
-                let backend: SnapshotKey = SnapshotRecord::decode(&record)?.backend.parse()?;
-                let found = self.0.snapshotters.get(snapshotter);
-                let found = found.ok_or_else(|| Error::not_found(snapshotter))?;
-                holders.size = found.snapshotter.usage(&backend).await.ctx("usage")?.size;
+                let backend = SnapshotRecord::decode(&record)?.backend;
+                holders.elsewhere = adopters(&tx, namespace, snapshotter, &backend)?;
+                at = Some((snapshotter.clone(), backend.parse()?));
             }
             Resource::Ingest(_) | Resource::Image(_) => {
                 return Err(Error::not_implemented("what keeps an ingest or an image"));
             }
         }
         let beside = self.0.collector.beside();
-        let (namespace, target) = (namespace.clone(), node(of.clone()));
-        let ways = move || ways(&snapshot, &namespace, &beside, &target);
-        let ways = tokio::task::spawn_blocking(ways).await;
-        let mut left = MOST_BYTES;
-        for way in ways.map_err(Error::internal)?? {
-            let bytes: usize = way.iter().map(String::len).sum();
-            if holders.chains.len() < MOST && bytes <= left {
-                left -= bytes;
-                holders.chains.push(way);
-            } else {
-                holders.more += 1;
+        let target = node(of.clone());
+        add_ways(&tx, namespace, &beside, &target, &mut holders)?;
+        Ok((holders, at))
+    }
+
+    /// What a snapshotter says of a snapshot's size, if it does within [`PATIENCE`].
+    async fn size_of(&self, snapshotter: &str, backend: &SnapshotKey) -> Option<u64> {
+        let found = self.0.snapshotters.get(snapshotter)?;
+        let usage = tokio::time::timeout(PATIENCE, found.snapshotter.usage(backend)).await;
+        let late = |_| Err(Error::unavailable("it takes its time"));
+        match usage.unwrap_or_else(late) {
+            Ok(usage) => Some(usage.size),
+            Err(error) => {
+                tracing::warn!(snapshotter, %error, "the size of a snapshot is not known");
+                None
             }
         }
-        Ok(holders)
     }
+}
+
+/// Other namespaces that have adopted the same snapshot. One that we have named is of one namespace only.
+fn adopters(
+    tx: &dyn Read,
+    namespace: &Namespace,
+    snapshotter: &str,
+    backend: &str,
+) -> Result<Vec<String>> {
+    let mut adopters = Vec::new();
+    if number_of(backend).is_some() {
+        return Ok(adopters);
+    }
+    for other in namespaces::known(tx)? {
+        if other == *namespace {
+            continue;
+        }
+        let prefix = below(Bucket::Snapshot, &[other.as_str(), snapshotter]);
+        let mut is_there = false;
+        tx.scan(&prefix, &mut |_, record| {
+            is_there = SnapshotRecord::decode(record)?.backend == backend;
+            Ok(match is_there {
+                true => Flow::Break(()),
+                false => Flow::Continue(()),
+            })
+        })?;
+        if is_there {
+            adopters.push(other.to_string());
+        }
+    }
+    Ok(adopters)
 }
 
 fn missing(of: &Resource) -> Error {
     Error::not_found(format_args!("{} {}", of.kind(), of.id()))
 }
 
-/// One way from each root to `target`, the shortest first.
-fn ways(
+/// Adds one way from each root to `target`, the shortest first. Those beyond [`MOST`] are counted, and not made.
+fn add_ways(
     tx: &dyn Read,
     namespace: &Namespace,
     beside: &Beside,
     target: &Node,
-) -> Result<Vec<Vec<String>>> {
+    holders: &mut Holders,
+) -> Result<()> {
     let now = SystemTime::now();
     let graph = Graph::load_beside(tx, namespace, beside, now)?;
     let roots = roots(tx, namespace, &graph, now)?;
@@ -95,14 +158,14 @@ fn ways(
     let mut next: HashMap<Place<'_>, Place<'_>> = HashMap::new();
     let mut seen = HashSet::from([start]);
     let mut open = VecDeque::from([start]);
-    let mut ways = Vec::new();
+    let mut left = MOST_BYTES;
     let mut told = HashSet::new();
     while let Some(place) = open.pop_front() {
         let (node, needs_labels) = place;
         for Root { name, depth } in roots.get(node).into_iter().flatten() {
             let counts = *depth == Depth::Full || !needs_labels;
             if counts && told.insert((name, name.is_none().then_some(node))) {
-                ways.push(way(name.as_ref(), place, &next));
+                add_way(holders, &mut left, || way(name.as_ref(), place, &next));
             }
         }
         for (keeper, by_label) in keepers.get(node).into_iter().flatten() {
@@ -113,7 +176,21 @@ fn ways(
             }
         }
     }
-    Ok(ways)
+    Ok(())
+}
+
+/// Adds a way, or counts it where there is no room for another one.
+fn add_way(holders: &mut Holders, left: &mut usize, way: impl FnOnce() -> Vec<String>) {
+    let is_full = holders.more > 0 || holders.chains.len() == MOST;
+    let way = (!is_full).then(way);
+    let bytes = |way: &Vec<String>| way.iter().map(String::len).sum::<usize>();
+    match way.filter(|way| bytes(way) <= *left) {
+        Some(way) => {
+            *left -= bytes(&way);
+            holders.chains.push(way);
+        }
+        None => holders.more += 1,
+    }
 }
 
 /// The names on a way, from its root on.
@@ -164,32 +241,28 @@ fn roots(
             of.push(Root { name, depth });
         }
     }
-    let mut unnamed: HashMap<&Node, usize> = HashMap::new();
+    let mut times: HashMap<&Node, usize> = HashMap::new();
     for (node, depth) in &graph.roots {
-        let of = roots.entry(node.clone()).or_default();
-        match node {
+        let name = match node {
             Node::Content(_) | Node::Snapshot(..) => {
-                // As often as leases have it, and once more for a label.
-                let times = unnamed.entry(node).or_default();
-                *times += 1;
-                let by_lease = of.iter().filter(|root| root.name.is_some()).count();
-                if *times == by_lease + 1 {
-                    let name = Some(format!("label {} of {node}", gc_label::ROOT));
-                    let depth = *depth;
-                    of.push(Root { name, depth });
-                }
+                Some(format!("label {} of {node}", gc_label::ROOT))
             }
             // It holds what it lists, and that is told above.
-            Node::Lease(_) => {}
+            Node::Lease(_) => continue,
             Node::Image(_)
             | Node::Ingest(_)
             | Node::Container(_)
             | Node::Stream(_)
             | Node::Mount(_)
-            | Node::Network(_) => of.push(Root {
-                name: None,
-                depth: *depth,
-            }),
+            | Node::Network(_) => None,
+        };
+        let of = roots.entry(node.clone()).or_default();
+        // As often as leases have it, and once more for what it is by itself.
+        let times = times.entry(node).or_default();
+        *times += 1;
+        if *times == of.len() + 1 {
+            let depth = *depth;
+            of.push(Root { name, depth });
         }
     }
     Ok(roots)
