@@ -15,6 +15,7 @@ use crate::db::WriteTx;
 use crate::key::{Bucket, all, below, key, names};
 use crate::kv::{Flow, Read};
 use crate::namespaces;
+use crate::rebuild::unasked;
 use crate::record::{SnapshotRecord, get_container_refs};
 use crate::snapshots::{self, child_key, noted_numbers, number_of, record_key};
 
@@ -80,6 +81,8 @@ impl Check<'_> {
         let busy = backend.at_work();
         let mut records = known(&self.metadata.0.db.kv.read()?, snapshotter)?;
         self.report.snapshots += there.len() as u64;
+        let mut removed = unasked::removed(&self.metadata.0.db.kv.read()?)?;
+        let removed = removed.remove(snapshotter).unwrap_or_default();
         let mut found = BTreeMap::new();
         let mut ahead = cut_off(&there, &records);
         ahead.extend(busy);
@@ -90,6 +93,9 @@ impl Check<'_> {
             match records.remove(info.name.as_str()) {
                 Some(record) => drop(found.insert(info.name.to_string(), record)),
                 None if is_ahead(info.name.as_str()) => {}
+                // It has not lost its record, and is collected later.
+                None if backend.keeps(info.name.as_str())
+                    && removed.contains(info.name.as_str()) => {}
                 None if backend.keeps(info.name.as_str()) => self.unasked(snapshotter, info),
                 None => {
                     let orphan = Orphan::Snapshot(snapshotter.to_owned(), info.name.to_string());

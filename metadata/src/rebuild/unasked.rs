@@ -25,7 +25,7 @@ use crate::kv::{self, Flow, INCOMPLETE, Read, TORN, Tx, UNASKED};
 pub(super) type Names = BTreeSet<String>;
 
 /// Names of removed snapshots, by snapshotter.
-pub(super) type Removed = HashMap<String, HashSet<String>>;
+pub(crate) type Removed = HashMap<String, HashSet<String>>;
 
 /// Between names: no name holds it.
 pub(super) const END: char = '\0';
@@ -173,7 +173,7 @@ pub(crate) fn note_adopted(tx: &mut Tx<'_>, snapshotter: &str, backend: &str) ->
 ///
 /// # Errors
 /// Those of the store.
-pub(super) fn removed(tx: &dyn Read) -> Result<Removed> {
+pub(crate) fn removed(tx: &dyn Read) -> Result<Removed> {
     let mut removed = Removed::new();
     tx.scan(&[Bucket::Removed as u8], &mut |rest, _| {
         // The others count.

@@ -222,6 +222,13 @@ async fn a_check_does_not_call_garbage_what_was_not_asked_yet() {
     let (house, blob) = silent_at_first().await;
     let keys = house.memory.keys();
     assert_eq!(keys.len(), 1);
+    // What was removed has not lost its record.
+    prepare(&house, "removed").await;
+    let snapshots = house.snapshots(&scope("a"));
+    snapshots.remove(&name("removed")).await.unwrap();
+    drop(snapshots);
+    let all = house.memory.keys();
+    assert_eq!(all.len(), 2);
     for repair in [false, true] {
         let opts = CheckOpts {
             repair,
@@ -234,7 +241,7 @@ async fn a_check_does_not_call_garbage_what_was_not_asked_yet() {
         assert!(finding.object.contains(&keys[0]), "{finding}");
         assert!(finding.text.contains("may be lost"), "{finding}");
         assert_eq!(finding.repair, Repair::Impossible);
-        assert_eq!(house.memory.keys(), keys);
+        assert_eq!(house.memory.keys(), all);
     }
     let house = house.restart().await;
     is_held(house, &blob).await;
