@@ -7,7 +7,7 @@ use protos::services::introspection as wire;
 use protos::well_known::Empty;
 use protos::wire::Wire as _;
 use types::{
-    Any, CheckOpts, Error, Filter, Holders, Namespace, Platform, Report, Resource, Result,
+    Any, CheckOpts, Code, Error, Filter, Holders, Namespace, Platform, Report, Resource, Result,
 };
 
 use crate::again::Again;
@@ -167,12 +167,26 @@ impl Introspection {
     pub async fn holders(&self, namespace: &Namespace, of: &Resource) -> Result<Holders> {
         let message = asking(&holders::question_to_any(namespace, of));
         let answer = done(self.stub().plugin_info(self.caller.request(message)?).await);
-        let answer = answer.map_err(|error| match error.to_string().starts_with("plugin ") {
-            true => Error::not_implemented("this daemon does not tell what keeps an object"),
-            false => error,
-        })?;
+        let answer = answer.map_err(untold)?;
         let answer = Option::<Any>::from_wire(answer.extra)?;
         holders::holders_from_any(&answer.unwrap_or_default())
+    }
+}
+
+/// The error of a daemon that does not know the question as what it is: it has no plugin that knows the records,
+/// or takes the question for that for a check. All others are about what was asked.
+fn untold(error: Error) -> Error {
+    let (kind, id) = fsck::PLUGIN;
+    let text = error.to_string();
+    let is_unknown = match error.code() {
+        Code::NotFound => text.contains(&format!("{kind}.{id}")),
+        Code::InvalidArgument => text.contains(holders::QUESTION_URL),
+        _ => false,
+    };
+    if is_unknown {
+        Error::not_implemented("this daemon does not tell what keeps an object")
+    } else {
+        error
     }
 }
 
@@ -184,5 +198,36 @@ fn asking(options: &Any) -> wire::PluginInfoRequest {
         id: id.to_owned(),
         options: MessageField::some(options.to_wire()),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_does_not_know_the_question_does_not_tell() {
+        let (kind, id) = fsck::PLUGIN;
+        let asked = holders::question_to_any(
+            &"n".parse().unwrap(),
+            &Resource::Image("plugin of a team".into()),
+        );
+        let earlier = fsck::options_from_any(&asked).unwrap_err();
+        for error in [
+            Error::not_found(format_args!("plugin {kind}.{id}")),
+            earlier,
+        ] {
+            let text = error.to_string();
+            assert!(untold(error).is(Code::NotImplemented), "{text}");
+        }
+        for error in [
+            Error::not_found("plugin of a team"),
+            Error::invalid_argument("plugin name"),
+            Error::unavailable(format_args!("plugin {kind}.{id}")),
+        ] {
+            let (code, text) = (error.code(), error.to_string());
+            let told = untold(error);
+            assert_eq!((told.code(), told.to_string()), (code, text));
+        }
     }
 }
