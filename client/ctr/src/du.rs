@@ -1,11 +1,16 @@
 //! `du`: what a namespace takes on the disk, and what keeps a part of it there.
 
 use client::Client;
+use futures::future::join_all;
+use snapshotters::Snapshotter;
 use types::{Context as _, Digest, Error, Filter, Holders, Resource, Result, SnapshotKey};
 
 use crate::context::Context;
 use crate::out::{self, Pad, Table, plain};
 use crate::text;
+
+/// Snapshots that a snapshotter is asked for at once.
+const AT_ONCE: usize = 8;
 
 /// Type of the plugins that are snapshotters.
 const SNAPSHOTTERS: &str = "type==io.containerd.snapshotter.v1";
@@ -16,9 +21,10 @@ pub(crate) struct Args {
     /// Say what keeps this blob (by its digest) or this snapshot (by its name).
     #[arg(long, value_name = "DIGEST|SNAPSHOT")]
     why: Option<String>,
-    /// The snapshot is in this snapshotter. Empty: the namespace's, else the default.
-    #[arg(long, env = "CONTAINERD_SNAPSHOTTER", default_value = "")]
-    snapshotter: String,
+    /// It is a snapshot, also where a blob has that digest, and in this snapshotter. Without it, a snapshot is
+    /// looked for in that of `$CONTAINERD_SNAPSHOTTER`, else the namespace's, else the default.
+    #[arg(long)]
+    snapshotter: Option<String>,
     /// Display sizes in bytes.
     #[arg(short = 'b')]
     bytes: bool,
@@ -28,25 +34,36 @@ pub(crate) struct Args {
 pub(crate) async fn run(ctx: &Context, args: Args) -> Result<u8> {
     let client = ctx.client().await?;
     match args.why {
-        Some(what) => out::text(&told(&why(&client, &args.snapshotter, &what).await?))?,
+        Some(what) => {
+            let snapshotter = args.snapshotter.as_deref();
+            out::text(&told(&why(&client, snapshotter, &what).await?))?;
+        }
         None => sums(&client, args.bytes).await?.print()?,
     }
     Ok(0)
 }
 
-/// A digest may be that of a blob, or the name of a layer's snapshot.
-async fn why(client: &Client, snapshotter: &str, what: &str) -> Result<Holders> {
+/// The blob that is meant, if it may be one: a digest may be the name of a layer's snapshot as well.
+fn blob(snapshotter: Option<&str>, what: &str) -> Option<Resource> {
+    let digest = what.parse::<Digest>().ok()?;
+    snapshotter.is_none().then_some(Resource::Content(digest))
+}
+
+async fn why(client: &Client, snapshotter: Option<&str>, what: &str) -> Result<Holders> {
     let namespace = client.namespace().clone();
     let introspection = client.introspection();
-    if let Ok(digest) = what.parse::<Digest>() {
-        let of = Resource::Content(digest);
+    if let Some(of) = blob(snapshotter, what) {
         match introspection.holders(&namespace, &of).await {
             Err(error) if error.is_not_found() => {}
             answer => return answer,
         }
     }
+    let snapshotter = match snapshotter {
+        Some(name) => name.to_owned(),
+        None => std::env::var("CONTAINERD_SNAPSHOTTER").unwrap_or_default(),
+    };
     let of = Resource::Snapshot {
-        snapshotter: client.snapshotter_name(snapshotter).await?,
+        snapshotter: client.snapshotter_name(&snapshotter).await?,
         key: what.parse::<SnapshotKey>()?,
     };
     let answer = introspection.holders(&namespace, &of).await;
@@ -77,25 +94,59 @@ async fn sums(client: &Client, exact: bool) -> Result<Table> {
         if plugin.fault.is_some() {
             continue;
         }
-        let snapshotter = client.snapshotter(&plugin.id);
-        let all = snapshotter.list(&Filter::default()).await?;
-        let mut sum = 0;
-        for info in &all {
-            // One may be removed meanwhile.
-            let usage = snapshotter.usage(&info.name).await.absent_ok()?;
-            sum += usage.map_or(0, |usage| usage.size);
-        }
-        if !all.is_empty() {
-            let kind = format!("snapshots {}", plugin.id);
-            table.row([kind, all.len().to_string(), size(sum)]);
+        let sums = snapshots(&*client.snapshotter(&plugin.id)).await;
+        if let Some([count, size]) = cells(sums, size) {
+            table.row([format!("snapshots {}", plugin.id), count, size]);
         }
     }
     Ok(table)
 }
 
+/// How many snapshots there are, and their bytes.
+async fn snapshots(snapshotter: &dyn Snapshotter) -> Result<(usize, u64)> {
+    let all = snapshotter.list(&Filter::default()).await?;
+    let mut sum = 0;
+    for some in all.chunks(AT_ONCE) {
+        let asked = some.iter().map(|info| snapshotter.usage(&info.name));
+        for usage in join_all(asked).await {
+            // One may be removed meanwhile.
+            sum += usage.absent_ok()?.map_or(0, |usage| usage.size);
+        }
+    }
+    Ok((all.len(), sum))
+}
+
+/// What a row says; none when there is nothing. One that does not answer hides nothing of the others.
+fn cells(sums: Result<(usize, u64)>, size: impl Fn(u64) -> String) -> Option<[String; 2]> {
+    match sums {
+        Ok((0, _)) => None,
+        Ok((count, sum)) => Some([count.to_string(), size(sum)]),
+        Err(error) => Some(["?".to_owned(), plain(&format!("not known: {error}"))]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_names_a_snapshotter_means_a_snapshot() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        assert!(blob(None, &digest).is_some());
+        assert!(blob(Some("native"), &digest).is_none());
+        assert!(blob(Some(""), &digest).is_none());
+        assert!(blob(None, "web").is_none());
+    }
+
+    #[test]
+    fn who_does_not_answer_has_a_row_that_says_so() {
+        let size = |size: u64| size.to_string();
+        assert_eq!(cells(Ok((0, 0)), size), None);
+        assert_eq!(cells(Ok((2, 3)), size), Some(["2".into(), "3".into()]));
+        let [count, text] = cells(Err(Error::unavailable("away\x1b[2J")), size).unwrap();
+        assert_eq!(count, "?");
+        assert!(text.contains("away") && !text.contains('\x1b'), "{text:?}");
+    }
 
     #[test]
     fn names_do_nothing_to_a_terminal() {
