@@ -4,8 +4,13 @@
 //! service manager asks for a reload. SIGUSR2 asks for a hand-over. SIGUSR1 asks for a sign of life. SIGPIPE is
 //! ignored by the standard library from the start.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::signal::unix::{self, SignalKind, signal};
 use types::{Error, Result};
+
+/// Signals that end the process were taken over once: nobody gives them back to the kernel.
+static FOR_GOOD: AtomicBool = AtomicBool::new(false);
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +25,9 @@ pub(crate) enum Wish {
 
 /// The signals that are handled, from the moment of [`Signals::take`] on; those that end the daemon from that
 /// of [`Signals::end_in_order`] on. Before, they do so at once: while the stores are opened nobody would hear
-/// them, and a disk that hangs would keep a daemon that was told to go.
+/// them, and a disk that hangs would keep a daemon that was told to go. A daemon that serves again after a
+/// hand-over that failed has taken them for good, and to the first process of a pid namespace they would not come
+/// (pid_namespaces(7)): there they are heard behind the opening.
 #[derive(Debug)]
 pub(crate) struct Signals {
     ends: Option<[(unix::Signal, &'static str); 2]>,
@@ -35,12 +42,16 @@ impl Signals {
     /// # Errors
     /// The errno of `sigaction`.
     pub(crate) fn take() -> Result<Self> {
-        Ok(Self {
+        let mut taken = Self {
             ends: None,
             hangup: take(SignalKind::hangup())?,
             user: take(SignalKind::user_defined1())?,
             upgrade: take(SignalKind::user_defined2())?,
-        })
+        };
+        if FOR_GOOD.load(Ordering::Relaxed) || std::process::id() == 1 {
+            taken.end_in_order()?;
+        }
+        Ok(taken)
     }
 
     /// Takes over those that end it as well.
@@ -48,6 +59,10 @@ impl Signals {
     /// # Errors
     /// The errno of `sigaction`.
     pub(crate) fn end_in_order(&mut self) -> Result<()> {
+        if self.ends.is_some() {
+            return Ok(());
+        }
+        FOR_GOOD.store(true, Ordering::Relaxed);
         self.ends = Some([
             (take(SignalKind::terminate())?, "SIGTERM"),
             (take(SignalKind::interrupt())?, "SIGINT"),
