@@ -115,8 +115,16 @@ impl Drivers {
     pub(crate) async fn setup(&self, driver: &str, request: &NetRequest) -> Result<NetResult> {
         let found = self.get(driver)?;
         let tenant = &request.id.namespace;
-        let _held = self.networks.hold(tenant, &request.netns).await?;
-        found.setup(request).await
+        let held = self.networks.hold(tenant, &request.netns).await?;
+        let Some(path) = held.path() else {
+            return found.setup(request).await;
+        };
+        // A link may lead elsewhere by now.
+        let request = NetRequest {
+            netns: path.to_owned(),
+            ..request.clone()
+        };
+        found.setup(&request).await
     }
 
     /// The attachments of a tenant that pass the filter; with `look` each with what is not as it was made.

@@ -58,18 +58,30 @@ type Uses = Arc<Mutex<HashMap<NsKey, usize>>>;
 /// A network namespace that stays while this lives. Any number may have it at once.
 #[derive(Debug)]
 pub struct Hold {
-    held: Option<(Uses, NsKey)>,
+    held: Option<(Uses, Vec<NsKey>)>,
+    path: Option<PathBuf>,
+}
+
+impl Hold {
+    /// Where it is as long as it is held, whatever becomes of the way by which it was found; `None` for one
+    /// that has no name here.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let Some((uses, key)) = self.held.take() else {
+        let Some((uses, keys)) = self.held.take() else {
             return;
         };
         let mut uses = uses.lock().unwrap_or_else(PoisonError::into_inner);
-        match uses.get_mut(&key) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(uses.remove(&key)),
+        for key in keys {
+            match uses.get_mut(&key) {
+                Some(count) if *count > 1 => *count -= 1,
+                _ => drop(uses.remove(&key)),
+            }
         }
     }
 }
@@ -191,27 +203,46 @@ impl Networks {
     /// `NotFound` for one that went meanwhile; `FailedPrecondition` for one that only others have a name for.
     pub async fn hold(&self, tenant: &Namespace, path: &Path) -> Result<Hold> {
         let from = path.to_owned();
-        let keys = self.beside(move |store| Ok(store.named_at(&from))).await?;
-        let own = keys.iter().find(|key| key.0 == *tenant).cloned();
-        let Some(key) = own else {
+        let keys = self.beside(move |store| store.named_at(&from)).await?;
+        // It may have several names.
+        let own: Vec<NsKey> = { keys.iter() }
+            .filter(|key| key.0 == *tenant)
+            .cloned()
+            .collect();
+        if own.is_empty() {
             if keys.is_empty() {
-                return Ok(Hold { held: None });
+                return Ok(Hold {
+                    held: None,
+                    path: None,
+                });
             }
             return Err(Error::failed_precondition(format_args!(
                 "network namespace {} is another tenant's",
                 path.display()
             )));
-        };
-        let locks = [Some(key.clone())];
-        // Whoever takes it away now has it alone, and is done before this is answered.
+        }
+        let locks: Vec<Lock> = own.iter().cloned().map(Some).collect();
+        // Whoever takes one away now has it alone, and is done before this is answered.
         let alone = self.lock(&locks).await;
-        let held = self.store.get_namespace(&key).map(|_| {
-            *self.uses().entry(key.clone()).or_default() += 1;
-            let held = Some((Arc::clone(&self.uses), key));
-            Hold { held }
-        });
+        let (mut held, mut there, mut failure) = (Vec::new(), None, None);
+        for key in own {
+            match self.store.get_namespace(&key) {
+                Ok(found) => {
+                    *self.uses().entry(key.clone()).or_default() += 1;
+                    held.push(key);
+                    there = Some(found.path);
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
         drop(alone);
-        held
+        match (there, failure) {
+            (None, Some(error)) => Err(error),
+            (path, _) => Ok(Hold {
+                held: Some((Arc::clone(&self.uses), held)),
+                path,
+            }),
+        }
     }
 
     fn uses(&self) -> MutexGuard<'_, HashMap<NsKey, usize>> {

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use sys::netns::NetNs;
 use types::network::{LinkName, NetNamespace, Place};
-use types::{Error, Event, Fields, Filter, Identifier, Labels, Namespace, Result, Scope};
+use types::{Code, Error, Event, Fields, Filter, Identifier, Labels, Namespace, Result, Scope};
 
 use super::{Store, relabelled};
 use crate::Undo;
@@ -115,11 +115,16 @@ impl Store {
         Ok(self.described(key, &self.namespace(key)?))
     }
 
-    /// Whose namespaces are what `path` stands for, by whatever way it leads there; nobody's what cannot be
-    /// opened.
-    pub(crate) fn named_at(&self, path: &Path) -> Vec<NsKey> {
-        let Ok(found) = NetNs::open(path) else {
-            return Vec::new();
+    /// Whose namespaces are what `path` stands for, by whatever way it leads there; nobody's what is none.
+    ///
+    /// # Errors
+    /// The errno, when it cannot be told.
+    pub(crate) fn named_at(&self, path: &Path) -> Result<Vec<NsKey>> {
+        let found = match NetNs::open(path) {
+            Err(error) if error.is(Code::NotFound) || error.is(Code::InvalidArgument) => {
+                return Ok(Vec::new());
+            }
+            found => found?,
         };
         let known = self.known();
         // A number may be given again to one that has nothing to do with a record that is old.
@@ -127,7 +132,7 @@ impl Store {
             entry.what.inode == found.inode() && self.is_whole(key, entry).unwrap_or(true)
         };
         let keys = known.namespaces.iter().filter(is_it);
-        keys.map(|(key, _)| key.clone()).collect()
+        Ok(keys.map(|(key, _)| key.clone()).collect())
     }
 
     /// Whose namespaces there are, whatever becomes of them.

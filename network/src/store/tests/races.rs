@@ -112,6 +112,7 @@ fn a_namespace_that_is_held_is_refused_at_once_and_holds_up_nobody() {
             let error = networks.hold(&ns("b"), path).await.unwrap_err();
             assert!(error.is(Code::FailedPrecondition), "{error}");
         }
+        assert_eq!(again.path(), Some(&*made.path));
         let refused = async || {
             let error = networks.delete_namespace(&ns("a"), "n").await.unwrap_err();
             let is_told = error.to_string().contains("in use by a setup");
