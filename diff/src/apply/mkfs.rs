@@ -274,7 +274,8 @@ impl Watch<'_> {
             drop(sys::process::kill_tree(self.child.pid()));
         }
         let status = self.child.wait();
-        let done = done.and_then(|()| self.check());
+        // The process is gone, and its number may be another's.
+        let done = done.and_then(|()| self.check_image());
         let is_fine = done.is_ok() && status.as_ref().is_ok_and(|status| status.is_success());
         self.is_over.store(!is_fine, Ordering::Relaxed);
         collect(&mut said, &mut text);
@@ -286,19 +287,24 @@ impl Watch<'_> {
     /// `NotImplemented` when the program takes more than it may, of the disk or of memory: what it keeps is not
     /// the layer's fault.
     fn check(&self) -> Result<()> {
-        let blocks = std::fs::metadata(self.image).map_or(0, |facts| facts.blocks());
-        if blocks.saturating_mul(512) > self.longest {
-            return Err(Error::not_implemented(format_args!(
-                "image of layer takes more than {} bytes while it is made",
-                self.longest
-            )));
-        }
+        self.check_image()?;
         if self.memory() <= self.bounds.memory {
             return Ok(());
         }
         Err(Error::not_implemented(format_args!(
             "image of layer takes more than {} bytes of memory to make",
             self.bounds.memory
+        )))
+    }
+
+    fn check_image(&self) -> Result<()> {
+        let blocks = std::fs::metadata(self.image).map_or(0, |facts| facts.blocks());
+        if blocks.saturating_mul(512) <= self.longest {
+            return Ok(());
+        }
+        Err(Error::not_implemented(format_args!(
+            "image of layer takes more than {} bytes while it is made",
+            self.longest
         )))
     }
 

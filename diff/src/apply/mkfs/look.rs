@@ -154,6 +154,9 @@ pub(super) fn taken(entry: &Entry) -> Result<()> {
         "its name is no plain path"
     } else if base.strip_prefix(WHITEOUT).is_some_and(odd) {
         "it deletes what has no name"
+    } else if entry.kind == Kind::Char && (entry.major, entry.minor) == (0, 0) {
+        // And what the layer has under that name, and links to it.
+        "it deletes as overlayfs does"
     } else if entry.sparse.is_some() {
         "it is sparse"
     } else if entry.kind == Kind::Link && trimmed(&entry.link).split(|b| *b == b'/').any(odd) {
@@ -186,6 +189,18 @@ mod tests {
 
     fn look() -> Look {
         Look::new(Limits::default(), u64::MAX)
+    }
+
+    #[test]
+    fn whiteouts_of_overlayfs_are_declined() {
+        let mut look = look();
+        let device = |minor| Entry {
+            minor,
+            ..Entry::bare(Kind::Char, b"null".to_vec())
+        };
+        look.take(&device(3)).unwrap();
+        let error = look.take(&device(0)).expect_err("declined");
+        assert!(error.is(Code::NotImplemented), "{error}");
     }
 
     #[test]
