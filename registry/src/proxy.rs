@@ -232,11 +232,12 @@ fn parse(text: &str) -> Result<Proxy> {
         let shown = bad("only http, https and socks5 proxies are supported");
         return Err(shown.reclass(types::Code::NotImplemented));
     };
-    if url
-        .path_and_query()
-        .is_some_and(|rest| rest.as_str().contains('@'))
-    {
-        return Err(bad("a / in user or password is to be escaped"));
+    let rest = full.split_once("://").map_or("", |(_, rest)| rest);
+    let behind = rest.find(['/', '?', '#']).map_or("", |at| &rest[at..]);
+    if behind.contains('@') {
+        return Err(bad(
+            "a / in user or password is to be escaped, as are ? and #",
+        ));
     }
     let authority = url.authority().ok_or_else(|| bad("no host"))?.as_str();
     let (user, host) = match authority.rsplit_once('@') {
@@ -370,11 +371,13 @@ mod tests {
             assert!(!proxy.name().contains(['[', ']']) && authority.contains(proxy.name()));
         }
         // It would be asked for the user's name, and told with half of the password.
-        let error = parse("http://me:12/34@p.test").unwrap_err().to_string();
-        assert!(
-            error.contains("escaped") && !error.contains("12"),
-            "{error}"
-        );
+        for text in ["http://me:12/34@p.test", "me:12#34@p.test", "me:12?@p.test"] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(
+                error.contains("escaped") && !error.contains("12"),
+                "{error}"
+            );
+        }
         let user = parse("socks5://u:p%3A@p.test").unwrap().user.unwrap();
         assert_eq!(user, ("u".to_owned(), "p:".to_owned()));
         let http = Proxies {
