@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use transfer::OnProgress;
@@ -20,6 +21,8 @@ enum State {
     Bars {
         all: MultiProgress,
         bars: HashMap<String, (ProgressBar, String)>,
+        /// When the pause that was told last is over.
+        delay: Option<Instant>,
     },
     Lines(HashSet<(String, String)>),
     Silent,
@@ -35,6 +38,7 @@ impl Display {
             State::Bars {
                 all: MultiProgress::new(),
                 bars: HashMap::new(),
+                delay: None,
             }
         } else {
             State::Lines(HashSet::new())
@@ -65,17 +69,18 @@ impl Display {
     fn show(&self, reference: &str, word: &str, offset: u64, total: u64) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *state {
-            State::Bars { all, bars } => {
+            State::Bars { all, bars, delay } => {
                 if bars.len() >= MAX_NAMES && !bars.contains_key(reference) {
                     return;
                 }
-                if !reference.is_empty()
-                    && let Some((bar, shown)) = bars.get_mut("")
-                    && is_delay("", shown)
-                {
-                    // Something moves again.
-                    shown.clear();
-                    bar.set_message("");
+                if let Some(pause) = pause_of(reference, word) {
+                    *delay = Some(Instant::now() + pause);
+                } else if delay.is_some_and(|over| over <= Instant::now()) {
+                    *delay = None;
+                    if let Some((bar, shown)) = bars.get_mut("") {
+                        shown.clear();
+                        bar.set_message("");
+                    }
                 }
                 let name = out::plain(&short(reference));
                 let (bar, shown) = bars.entry(reference.to_owned()).or_insert_with(|| {
@@ -97,7 +102,9 @@ impl Display {
                 // Bytes are for bars: a line tells each step once.
                 let step = (reference.to_owned(), word.to_owned());
                 // Each delay is another one, and none is kept.
-                if is_delay(reference, word) || (told.len() < 8 * MAX_NAMES && told.insert(step)) {
+                if pause_of(reference, word).is_some()
+                    || (told.len() < 8 * MAX_NAMES && told.insert(step))
+                {
                     let line = match short(reference) {
                         name if name.is_empty() => out::plain(word),
                         name => format!("{name}: {word}"),
@@ -121,9 +128,11 @@ impl Display {
     }
 }
 
-/// True for the line of a pause before a registry is tried again.
-fn is_delay(reference: &str, word: &str) -> bool {
-    reference.is_empty() && word.starts_with("waiting ")
+/// How long a registry is not asked, when this line tells of that.
+fn pause_of(reference: &str, word: &str) -> Option<Duration> {
+    let seconds = word.strip_prefix("waiting ")?.split(' ').next()?;
+    let pause = Duration::try_from_secs_f64(seconds.parse().ok()?).ok();
+    pause.filter(|_| reference.is_empty())
 }
 
 /// Bytes count while something moves, and the bar takes the width that is left: a line that does not
@@ -224,6 +233,40 @@ mod tests {
             assert!(shown.chars().count() <= usize::from(width), "{shown}");
             assert!(shown.contains('[') && shown.ends_with("MiB"), "{shown}");
         }
+    }
+
+    #[test]
+    fn a_pause_is_shown_until_it_is_over() {
+        let target = indicatif::ProgressDrawTarget::hidden();
+        let display = Display(Arc::new(Mutex::new(State::Bars {
+            all: MultiProgress::with_draw_target(target),
+            bars: HashMap::new(),
+            delay: None,
+        })));
+        let shown = || {
+            let State::Bars { bars, .. } = &*display.0.lock().unwrap() else {
+                panic!("bars")
+            };
+            bars[""].1.clone()
+        };
+        for (pause, is_kept) in [
+            ("waiting 600.0 s, try 1", true),
+            ("waiting 0.0 s, try 2", false),
+        ] {
+            display.show("", pause, 0, 0);
+            assert_eq!(shown(), pause);
+            display.show("layer", "downloading", 1, 2);
+            assert_eq!(!shown().is_empty(), is_kept);
+        }
+        // One line for each, and none is kept.
+        let lines = Display(Arc::new(Mutex::new(State::Lines(HashSet::new()))));
+        for word in ["waiting 1.0 s, try 1", "waiting 2.0 s, try 2", "pulled"] {
+            lines.show("", word, 0, 0);
+        }
+        let State::Lines(told) = &*lines.0.lock().unwrap() else {
+            panic!("lines")
+        };
+        assert_eq!(told.len(), 1);
     }
 
     #[test]
