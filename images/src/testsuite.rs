@@ -164,26 +164,26 @@ impl ContentStore for Store {
     }
 
     async fn ingest(&self, spec: IngestSpec) -> Result<Box<dyn Ingest>> {
-        let mut tables = self.0.lock().unwrap();
-        if spec
-            .expected
-            .as_ref()
-            .is_some_and(|d| tables.blobs.contains_key(d))
-        {
-            return Err(Error::already_exists("content"));
-        }
-        if !tables.writers.insert(spec.reference.to_string()) {
-            let locked = format_args!("ref {} locked", spec.reference);
-            return Err(Error::unavailable(locked));
-        }
-        tables
-            .ingests
-            .entry(spec.reference.to_string())
-            .or_default();
-        Ok(Box::new(Writer {
-            store: self.clone(),
-            spec,
-        }))
+        let writer = {
+            let mut tables = self.0.lock().unwrap();
+            let there = |d| tables.blobs.contains_key(d);
+            if spec.expected.as_ref().is_some_and(there) {
+                return Err(Error::already_exists("content"));
+            }
+            if !tables.writers.insert(spec.reference.to_string()) {
+                let locked = format_args!("ref {} locked", spec.reference);
+                return Err(Error::unavailable(locked));
+            }
+            let name = spec.reference.to_string();
+            tables.ingests.entry(name).or_default();
+            Box::new(Writer {
+                store: self.clone(),
+                spec,
+            })
+        };
+        // As with a store on a disk, who asked may be gone when it is said.
+        tokio::task::yield_now().await;
+        Ok(writer)
     }
 
     async fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {

@@ -149,8 +149,8 @@ impl Fetcher {
         let (mut wait, mut place) = (Wait::new(), None);
         let (store, on, budget) = (self.content.as_ref(), &self.on, &self.budget);
         loop {
-            let ingest = match store.ingest(spec(reference, descriptor)).await {
-                Ok(ingest) => Begun::new(ingest),
+            let ingest = match Begun::open(&self.content, spec(reference, descriptor)).await {
+                Ok(ingest) => ingest,
                 Err(error) if error.is_already_exists() => return Ok(None),
                 Err(error) if error.is(Code::Unavailable) => {
                     drop(place.take());
@@ -170,7 +170,7 @@ impl Fetcher {
             }
             // Whoever has a place may write it meanwhile; nothing stays that holds nothing.
             match there {
-                0 => ingest.take()?.abandon().await?,
+                0 => ingest.abandon().await?,
                 _ => drop(ingest),
             }
             let key = reference.as_str();
@@ -222,7 +222,7 @@ impl Fetcher {
             // What came in is good for the next try, unless it is this itself that is wrong: time that
             // ran out, a token or a full disk do not make it so.
             if (is_wrong(&failed.error) || ingest.offset() == 0)
-                && let Err(error) = ingest.take()?.abandon().await
+                && let Err(error) = ingest.abandon().await
             {
                 tracing::debug!(%error, key, "what came in is still there");
             }

@@ -67,8 +67,9 @@ fn exec(host: &Host, line: &str) -> String {
     host.ctr(args).ok()
 }
 
-/// Lets go of what a client that is gone had in hand.
+/// Lets go of what a client that is gone had in hand, and of what it left for the collector.
 fn let_go(host: &Host) {
+    drop(host.ctr(["leases", "create", "--id", "none"]).ok());
     let leases = host.ctr(["leases", "ls", "-q"]).ok();
     for lease in leases.lines() {
         drop(host.ctr(["leases", "rm", "--sync", lease]).ok());
