@@ -4,6 +4,8 @@
 use serde_json::{Value, json};
 use types::{Any, CheckOpts, Error, Fault, Finding, Repair, Report, Result};
 
+use crate::opaque::{any, malformed, value};
+
 /// Kind and id of the plugin that checks.
 pub const PLUGIN: (&str, &str) = ("io.containerd.internal.v1", "fsck");
 
@@ -130,27 +132,6 @@ fn finding(value: &Value) -> Result<Finding> {
 fn named<T: Copy + ToString>(all: &[T], name: &str) -> Result<T> {
     let found = all.iter().find(|value| value.to_string() == name);
     found.copied().ok_or_else(malformed)
-}
-
-fn any(url: &str, value: &Value) -> Any {
-    Any {
-        type_url: url.to_owned(),
-        value: value.to_string().into_bytes(),
-    }
-}
-
-fn value(any: &Any, url: &str) -> Result<Value> {
-    if any.type_url != url {
-        return Err(Error::invalid_argument(format_args!(
-            "type {:?} is not {url:?}",
-            any.type_url
-        )));
-    }
-    serde_json::from_slice(&any.value).map_err(|e| malformed().with_source(e))
-}
-
-fn malformed() -> Error {
-    Error::invalid_argument("malformed message of a check")
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! same plugin.
 
 use serde_json::{Value, json};
-use types::{Any, Error, Holders, Namespace, Resource, Result};
+use types::{Any, Holders, Namespace, Resource, Result};
+
+use crate::opaque::{any, malformed, value};
 
 /// Type of the question, by which it is told from a check.
 pub const QUESTION_URL: &str = "containerd.fsck.v1.Held";
@@ -62,27 +64,6 @@ fn texts(value: &Value) -> Result<Vec<String>> {
     let all = value.as_array().ok_or_else(malformed)?.iter();
     all.map(|text| text.as_str().map(ToOwned::to_owned).ok_or_else(malformed))
         .collect()
-}
-
-fn any(url: &str, value: &Value) -> Any {
-    Any {
-        type_url: url.to_owned(),
-        value: value.to_string().into_bytes(),
-    }
-}
-
-fn value(any: &Any, url: &str) -> Result<Value> {
-    if any.type_url != url {
-        return Err(Error::invalid_argument(format_args!(
-            "type {:?} is not {url:?}",
-            any.type_url
-        )));
-    }
-    serde_json::from_slice(&any.value).map_err(|e| malformed().with_source(e))
-}
-
-fn malformed() -> Error {
-    Error::invalid_argument("malformed message about what keeps an object")
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod connect;
 pub mod fsck;
 pub mod holders;
 mod json;
+mod opaque;
 mod proxy;
 pub mod remote;
 pub mod serve;
