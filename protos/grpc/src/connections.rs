@@ -7,11 +7,13 @@
 //!
 //! ```text
 //! accept ─ task per connection:  read frames ─> start calls ─> poll those that were woken ─┐
-//!                                    ^──────────────── until nothing was woken ────────────┘
+//!                                    ^──────────────── until nothing was woken ────────────┤
+//!                                                      send what was written together <─────┘
 //! ```
 //! A general executor would put each call on a task of its own. Its threads then wake each other for
 //! work of a few microseconds: the waking costs more than the work.
 
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +30,7 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -37,6 +39,7 @@ use tokio::task::coop::has_budget_remaining;
 use tokio_stream::Stream;
 
 use crate::call::{Connection, PATIENCE};
+use crate::corked::Corked;
 use crate::halves::Halves;
 use crate::routes::Routes;
 
@@ -132,7 +135,8 @@ async fn connection(stream: UnixStream, routes: Arc<Routes>, mut told: watch::Re
         // all at once is no attack.
         .max_concurrent_streams(u32::MAX)
         .max_pending_accept_reset_streams(Some(MANY_RESETS));
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let socket = Corked::new(stream);
+    let mut connection = pin!(builder.serve_connection(socket.clone(), service));
     let mut stopping = pin!(told.changed().fuse());
     // One that was just made gets its first answer: a client takes its end for a refusal.
     let (mut is_used, mut begun) = (false, None);
@@ -156,7 +160,9 @@ async fn connection(stream: UnixStream, routes: Arc<Routes>, mut told: watch::Re
                 connection.as_mut().graceful_shutdown();
             }
             if let Poll::Ready(ended) = connection.as_mut().poll(inner) {
-                return Poll::Ready(ended);
+                // Its last word, if it had one.
+                let _gone = socket.poll_send(inner);
+                return Poll::Ready(ended.map_err(Failure::from));
             }
             started.board(&mut calls);
             if !is_used && !calls.is_empty() {
@@ -171,17 +177,25 @@ async fn connection(stream: UnixStream, routes: Arc<Routes>, mut told: watch::Re
                 }
             }
             if bell.is_silent() {
-                return Poll::Pending;
+                return sent(&socket, inner);
             }
         }
         outer.waker().wake_by_ref();
-        Poll::Pending
+        sent(&socket, inner)
     });
     if let Err(error) = ended.await {
-        tracing::debug!(
-            error = &error as &dyn std::error::Error,
-            "connection failed"
-        );
+        tracing::debug!(error = &*error, "connection failed");
+    }
+}
+
+/// Why a connection ended too early.
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// The end of a poll: what was written in it goes. A connection goes on until that fails.
+fn sent(socket: &Corked, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    match socket.poll_send(cx) {
+        Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+        Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
     }
 }
 

@@ -8,6 +8,7 @@
 mod call;
 mod codec;
 pub mod connections;
+mod corked;
 mod detached;
 mod halves;
 pub mod meter;
