@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use content::{ContentStore, Ingest, IngestSpec};
 use tokio::runtime::Handle;
+use tracing::Instrument as _;
 use types::{Error, Result};
 
 /// The writer of a blob; abandoned when it is dropped before anything was written.
@@ -19,6 +20,7 @@ impl Begun {
     pub(crate) async fn open(store: &Arc<dyn ContentStore>, spec: IngestSpec) -> Result<Self> {
         let store = Arc::clone(store);
         let open = async move { store.ingest(spec).await.map(|ingest| Self(Some(ingest))) };
+        let open = recorder::carry(open.in_current_span());
         tokio::spawn(open).await.map_err(Error::internal)?
     }
 
@@ -26,6 +28,7 @@ impl Begun {
     pub(crate) async fn abandon(self) -> Result<()> {
         let ingest = self.take()?;
         let abandon = async move { ingest.abandon().await };
+        let abandon = recorder::carry(abandon.in_current_span());
         tokio::spawn(abandon).await.map_err(Error::internal)?
     }
 
@@ -75,9 +78,9 @@ mod tests {
     use super::*;
 
     /// Of another name each time: that of one which goes is taken until it has gone.
-    fn spec(name: impl ToString) -> IngestSpec {
+    fn spec(name: &str) -> IngestSpec {
         IngestSpec {
-            reference: name.to_string().parse().unwrap(),
+            reference: name.parse().unwrap(),
             total: Some(1),
             expected: None,
         }
@@ -99,7 +102,7 @@ mod tests {
         let shared: Arc<dyn ContentStore> = Arc::new(store.clone());
         // As far as it is made and not yet said.
         for turns in 0..20 {
-            let mut open = Box::pin(Begun::open(&shared, spec(turns)));
+            let mut open = Box::pin(Begun::open(&shared, spec(&turns.to_string())));
             for _ in 0..turns {
                 tokio::task::yield_now().await;
                 if let Some(begun) = futures::FutureExt::now_or_never(&mut open) {

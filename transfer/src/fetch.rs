@@ -250,14 +250,14 @@ impl Fetcher {
     /// Drops what a commit has refused, under a claim of its own: by its name alone it could be what
     /// another writer has begun meanwhile.
     async fn drop_refused(&self, reference: &IngestRef, descriptor: &Descriptor) -> Result<()> {
-        let ingest = match self.content.ingest(spec(reference, descriptor)).await {
+        let ingest = match Begun::open(&self.content, spec(reference, descriptor)).await {
             Ok(ingest) => ingest,
             // Who has it now sees for itself, and what is complete is right.
             Err(error) if error.is(Code::Unavailable) || error.is_already_exists() => return Ok(()),
             Err(error) => return Err(error),
         };
         // Less of it is another beginning.
-        match ingest.status().offset < descriptor.size {
+        match ingest.offset() < descriptor.size {
             true => Ok(()),
             false => ingest.abandon().await,
         }

@@ -17,7 +17,7 @@ use crate::Blob;
 /// What is read at once on the caller's own thread, if it is in memory: a copy of so much takes less than the
 /// way to another thread and back.
 const AT_ONCE: usize = 256 << 10;
-/// `statfs(2)`: files of such a file system are memory.
+/// `statfs(2)`: files of such a file system are memory, but for swap.
 const TMPFS: i64 = 0x0102_1994;
 
 /// An open file under `blobs/`; stays readable when the blob is deleted.
@@ -27,7 +27,7 @@ pub(super) struct LocalBlob {
     digest: Digest,
     size: u64,
     pool: Arc<Pool>,
-    /// It lies on tmpfs, which does not know `RWF_NOWAIT` and does not wait.
+    /// It lies on tmpfs, which does not know `RWF_NOWAIT`, and waits no more than any memory of a process.
     is_memory: bool,
 }
 

@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 
 use crate::bars::Table;
 use crate::lean::Lean;
-use crate::peer::Peer;
+use crate::peer::{Kind, Peer};
 use crate::records::alternate;
 use crate::{Bench, calls};
 
@@ -36,6 +36,15 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) {
     let [ours, debian] = alternate(bench, peers, &read);
     let line = table.add("Content.Read, MB per s", ours);
     line.debian(debian).of_debian_at_least(1.5);
+    let disk = tempfile::Builder::new().prefix("ctd-bench-").tempdir();
+    let disk = disk.expect("a directory on disk");
+    let start = |kind, name: &str| Peer::start_bare(&bench.runtime, kind, &disk.path().join(name));
+    let (ours, debian) = (start(Kind::Ours, "ours"), start(Kind::Debian, "debian"));
+    let [a, b] = alternate(bench, [&ours, &debian], &read);
+    let line = table.add("Content.Read from disk, in memory, MB per s", a);
+    line.debian(b).of_debian_at_least(1.5);
+    ours.stop();
+    debian.stop();
 }
 
 /// One write with each message answered before the next one, as clients do it; deleted afterwards.

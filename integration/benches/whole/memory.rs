@@ -49,13 +49,16 @@ fn at_rest(bench: &Bench) -> [f64; 2] {
             .iter()
             .zip(now)
             .all(|(last, now)| (last - now).abs() <= SAME);
-        still = if is_same { still + 1 } else { 0 };
-        if still >= STILL {
+        if !is_same {
+            (last, still) = (now, 0);
+        } else if still < STILL {
+            still += 1;
+        } else {
             return now;
         }
-        last = now;
         std::thread::sleep(Duration::from_secs(1));
     }
+    println!("a daemon is not at rest after {LONGEST} s");
     last
 }
 

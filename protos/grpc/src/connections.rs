@@ -35,7 +35,7 @@ use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::task::coop::has_budget_remaining;
+use tokio::task::coop::{has_budget_remaining, unconstrained};
 use tokio_stream::Stream;
 
 use crate::call::{Connection, PATIENCE};
@@ -50,6 +50,8 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const MANY_RESETS: usize = 16 << 10;
 /// What one poll may take before it ends; a call that is being polled then comes to its own end.
 const SLICE: Duration = Duration::from_micros(500);
+/// Answers of a poll that lasts are sent so often: they do not wait for its end.
+const SOON: Duration = Duration::from_micros(100);
 
 type Call = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -146,7 +148,7 @@ async fn connection(stream: UnixStream, routes: Arc<Routes>, mut told: watch::Re
     let ended = poll_fn(|outer| {
         bell.outer.register(outer.waker());
         let inner = &mut Context::from_waker(&waker);
-        let begin = Instant::now();
+        let (begin, mut last) = (Instant::now(), Instant::now());
         // Without budget everything pretends to wait.
         while begin.elapsed() < SLICE && has_budget_remaining() {
             bell.begin();
@@ -161,8 +163,13 @@ async fn connection(stream: UnixStream, routes: Arc<Routes>, mut told: watch::Re
             }
             if let Poll::Ready(ended) = connection.as_mut().poll(inner) {
                 // Its last word, if it had one.
-                let _gone = socket.poll_send(inner);
+                let _gone = send(&socket, inner);
                 return Poll::Ready(ended.map_err(Failure::from));
+            }
+            if last.elapsed() >= SOON {
+                // What goes wrong with it shows at the end.
+                let _later = send(&socket, inner);
+                last = Instant::now();
             }
             started.board(&mut calls);
             if !is_used && !calls.is_empty() {
@@ -191,9 +198,15 @@ async fn connection(stream: UnixStream, routes: Arc<Routes>, mut told: watch::Re
 /// Why a connection ended too early.
 type Failure = Box<dyn Error + Send + Sync>;
 
+/// Sends what was written, also in a poll that has used up its budget: nobody else waits for that.
+fn send(socket: &Corked, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let send = poll_fn(|cx| socket.poll_send(cx));
+    pin!(unconstrained(send)).poll(cx)
+}
+
 /// The end of a poll: what was written in it goes. A connection goes on until that fails.
 fn sent(socket: &Corked, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-    match socket.poll_send(cx) {
+    match send(socket, cx) {
         Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
         Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
     }
