@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use http::StatusCode;
+use tokio::net::UnixStream;
 use types::Result;
 
 use crate::config::Config;
@@ -26,18 +27,21 @@ pub(crate) fn is_wanted(config: &Config) -> bool {
     !config.debug.address.is_empty() && config.enabled(SERVER)
 }
 
-/// Serves it where the configuration says.
+/// Serves it: the one that was passed, or where the configuration says.
 ///
 /// # Errors
 /// `Unavailable` when another daemon serves there; the errno of the bind.
-pub(crate) fn start(engine: &Engine, config: &Config) -> Result<()> {
-    if !is_wanted(config) {
+pub(crate) fn start(engine: &Engine, config: &Config, passed: Option<&Socket>) -> Result<()> {
+    let (incoming, socket) = if let Some(passed) = passed {
+        (passed.incoming(anybody)?, None)
+    } else if is_wanted(config) {
+        let debug = &config.debug;
+        let socket = Socket::bind(Path::new(&debug.address), debug.uid, debug.gid)?;
+        (socket.incoming(anybody)?, Some(socket))
+    } else {
         return Ok(());
-    }
-    let debug = &config.debug;
-    let socket = Socket::bind(Path::new(&debug.address), debug.uid, debug.gid)?;
+    };
     let counters = Counters::new(engine, true);
-    let incoming = socket.incoming(|_| true)?;
     tokio::spawn(async move {
         let answer = move |path: String| {
             let counters = counters.clone();
@@ -48,6 +52,11 @@ pub(crate) fn start(engine: &Engine, config: &Config) -> Result<()> {
         drop(socket);
     });
     Ok(())
+}
+
+/// Whoever may connect may look.
+fn anybody(_: &UnixStream) -> bool {
+    true
 }
 
 async fn answer(counters: &Counters, path: &str) -> Answer {

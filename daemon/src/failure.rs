@@ -16,7 +16,7 @@ const CONFIG: u8 = 78;
 
 /// What `--help` says of it.
 pub(crate) const HELP: &str = "Exit codes: 0 it was done; 1 it failed; 2 wrong arguments; 73 a file cannot be \
-    made or written; 75 another daemon has the root, the state or the socket; 78 the configuration is wrong";
+    made or written; 75 another daemon has the root, the state or a socket; 78 the configuration is wrong";
 
 /// Errors of the kernel that say that a file cannot be written.
 const UNWRITABLE: [i32; 5] = [

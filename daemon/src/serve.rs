@@ -195,7 +195,7 @@ impl Place {
     /// Makes what was given the daemon's own. Not before it serves: the files of one that fails are the old
     /// daemon's still.
     fn take_over(&self, heir: &Heir) {
-        let named = self.sockets.named().into_iter();
+        let named = self.sockets.named();
         let owned = named.filter(|(name, _)| heir.owns(name));
         owned.for_each(|(_, socket)| socket.own());
         self.locks.own();
@@ -262,10 +262,11 @@ async fn serve(
     source: &mut Source,
     past: Option<History>,
     heir: &mut Option<Heir>,
-) -> Result<Ended> {
+) -> Result<Ended, Failure> {
     let config = &place.config;
     let mut signals = Signals::take()?;
     let running = Running::begin(&config.root)?;
+    let is_handed = past.is_some() || heir.is_some();
     let mut ground = Ground::open(config)?;
     if let Some(past) = past {
         ground = ground.after(past);
@@ -278,8 +279,10 @@ async fn serve(
     let routes = face::routes(&engine, &checker, config)?;
     // Whatever can fail comes before the first event of a shim is taken: a successor that fails leaves all of
     // them to the daemon that goes on.
-    metrics::start(&engine, config)?;
-    debug::start(&engine, config)?;
+    metrics::start(&engine, config, is_handed)
+        .await
+        .map_err(Failure::place)?;
+    debug::start(&engine, config, place.sockets.debug.as_ref()).map_err(Failure::place)?;
     let incoming = place.sockets.grpc.incoming(|_| true)?;
     let schedule = store::collector(config)?;
     let monitor = restart::monitor(&engine, config)?;
@@ -311,7 +314,7 @@ async fn serve(
     let ready = announce(heir);
     let successor = tokio::select! {
         () = notify::keep_alive() => None,
-        () = &mut server => return Err(Error::internal("the socket is gone")),
+        () = &mut server => return Err(Error::internal("the socket is gone").into()),
         successor = heed(place, &mut signals, &mut live, ready) => successor,
     };
     if successor.is_some() {

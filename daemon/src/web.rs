@@ -75,8 +75,23 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr> {
     })
 }
 
+/// Listens at `address`, unless somebody else does; `None` where that cannot be yet for another reason: a
+/// network that is still to come.
+///
+/// # Errors
+/// `Unavailable` when it is taken.
+pub(crate) async fn bind(address: SocketAddr) -> Result<Option<TcpListener>> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(Error::unavailable(
+            format_args!("another process is serving at {address}, where metrics shall be"),
+        )),
+        Err(_) => Ok(None),
+    }
+}
+
 /// Listens at `address` as soon as it is free: the daemon before this one may still have it.
-pub(crate) async fn bind(address: SocketAddr) -> TcpListener {
+pub(crate) async fn bind_late(address: SocketAddr) -> TcpListener {
     let mut told = false;
     loop {
         match TcpListener::bind(address).await {
@@ -203,7 +218,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_is_answered_and_the_connection_closed() {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await;
+        let listener = bind_late("127.0.0.1:0".parse().unwrap()).await;
         let at = listener.local_addr().unwrap();
         let answer = |path: String| async move {
             match path.as_str() {

@@ -300,27 +300,10 @@ impl Config {
             let text = format!("root and state must be different paths: {:?}", self.root);
             return bad(&["state"], text);
         }
-        let (grpc, ttrpc) = (&self.grpc.address, self.ttrpc_address());
-        if grpc.is_empty() {
-            return bad(
-                &["grpc", "address"],
-                "grpc address must not be empty".into(),
-            );
-        }
-        if *grpc == ttrpc {
-            let text = format!("grpc and ttrpc address must differ: {grpc:?}");
-            return bad(&["ttrpc", "address"], text);
-        }
-        for (key, address) in [("grpc", grpc), ("ttrpc", &ttrpc)] {
-            if address.len() > sys::socket::PATH_MAX {
-                let most = sys::socket::PATH_MAX;
-                let text = format!("{key} address {address:?} is longer than {most} bytes");
-                return bad(&[key, "address"], text);
-            }
-        }
+        self.validate_sockets()?;
         for (id, plugin) in &self.proxy_plugins {
-            let path = || vec!["proxy_plugins".to_owned(), id.clone()];
-            plugin.check(id).map_err(|e| Bad(path(), e))?;
+            let path = |key: &str| vec!["proxy_plugins".to_owned(), id.clone(), key.to_owned()];
+            plugin.check(id).map_err(|(key, e)| Bad(path(key), e))?;
         }
         for (key, size) in [
             ("max_recv_message_size", self.grpc.max_recv_message_size),
@@ -338,6 +321,41 @@ impl Config {
         if !(-1000..=1000).contains(&self.oom_score) {
             let text = format!("oom_score {} is not between -1000 and 1000", self.oom_score);
             return bad(&["oom_score"], text);
+        }
+        Ok(())
+    }
+
+    /// Each socket has a path of its own, which the kernel can take.
+    fn validate_sockets(&self) -> Result<(), Bad> {
+        let bad = |key: &str, text: String| {
+            let path = vec![key.to_owned(), "address".to_owned()];
+            Err(Bad(path, Error::invalid_argument(text)))
+        };
+        let (grpc, ttrpc) = (&self.grpc.address, self.ttrpc_address());
+        if grpc.is_empty() {
+            return bad("grpc", "grpc address must not be empty".into());
+        }
+        // It follows from the other one unless it was said.
+        let of_ttrpc = match self.ttrpc.address.is_empty() {
+            true => "grpc",
+            false => "ttrpc",
+        };
+        let all = [
+            ("grpc", "grpc", grpc),
+            ("ttrpc", of_ttrpc, &ttrpc),
+            ("debug", "debug", &self.debug.address),
+        ];
+        for (at, (name, key, address)) in all.into_iter().enumerate() {
+            if address.len() > sys::socket::PATH_MAX {
+                let most = sys::socket::PATH_MAX;
+                let text = format!("{name} address {address:?} is longer than {most} bytes");
+                return bad(key, text);
+            }
+            let mut before = all[..at].iter();
+            if let Some((other, ..)) = before.find(|(_, _, taken)| *taken == address) {
+                let text = format!("{other} and {name} address must differ: {address:?}");
+                return bad(key, text);
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use types::{Error, Platform, Result};
+use types::{Error, Platform};
 
 /// What a program is to this daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,16 +46,22 @@ impl ProxyPlugin {
     /// Refuses an address or a platform that cannot be one.
     ///
     /// # Errors
-    /// `InvalidArgument` with the plugin's id.
-    pub(super) fn check(&self, id: &str) -> Result<()> {
+    /// The key, and `InvalidArgument` with the plugin's id.
+    pub(super) fn check(&self, id: &str) -> Result<(), (&'static str, Error)> {
         if self.kind == ProxyKind::Sandbox {
             // It is not used.
             return Ok(());
         }
-        let of = |e: Error| e.ctx(format!("proxy plugin {id:?}"));
-        client::socket_path(&self.address).map_err(of)?;
+        let of = |key| move |e: Error| (key, e.ctx(format!("proxy plugin {id:?}")));
+        let path = client::socket_path(&self.address).map_err(of("address"))?;
+        if path.as_os_str().len() > sys::socket::PATH_MAX {
+            let (address, most) = (&self.address, sys::socket::PATH_MAX);
+            let text = format!("address {address:?} is longer than {most} bytes");
+            return Err(of("address")(Error::invalid_argument(text)));
+        }
         if !self.platform.is_empty() {
-            self.platform.parse::<Platform>().map_err(of)?;
+            let platform = self.platform.parse::<Platform>();
+            platform.map_err(of("platform"))?;
         }
         Ok(())
     }

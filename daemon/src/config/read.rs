@@ -74,6 +74,7 @@ pub(crate) fn load(path: Option<&Path>, flags: Overrides) -> Result<Loaded> {
     config.state = absolute(&config.state)?;
     config.grpc.address = socket(&config.grpc.address)?;
     config.ttrpc.address = socket(&config.ttrpc.address)?;
+    config.debug.address = socket(&config.debug.address)?;
     let refuse = |Bad(path, error): Bad| given.refuse(&path, error).ctx("config");
     config.validate().map_err(refuse)?;
     Ok(loaded)

@@ -201,12 +201,33 @@ fn what_only_the_whole_shows_is_refused_with_the_place_that_had_the_last_word() 
         (
             "[proxy_plugins.p]\ntype = 'diff'\naddress = 'tcp://x'",
             "",
-            "config.toml: line 3: proxy plugin",
+            "config.toml: line 5: proxy plugin",
         ),
         (
             &format!("[ttrpc]\naddress = '/{long}'"),
             "",
             "line 4: ttrpc address",
+        ),
+        (
+            &format!("[debug]\nlevel = 'info'\naddress = '/{long}'"),
+            "",
+            "config.toml: line 5: debug address",
+        ),
+        (
+            // The path of the other one is longer, and nobody has written it.
+            &format!("[grpc]\nuid = 0\naddress = '/{}'", &long[..100]),
+            "",
+            "config.toml: line 5: ttrpc address",
+        ),
+        (
+            &format!("[proxy_plugins.p]\ntype = 'diff'\naddress = '/{long}'"),
+            "",
+            "config.toml: line 5: proxy plugin \"p\": address",
+        ),
+        (
+            "[grpc]\naddress = '/run/c.sock'",
+            "[debug]\naddress = 'unix:///run/c.sock.ttrpc'",
+            "more.toml: line 2: ttrpc and debug address must differ",
         ),
     ] {
         write(

@@ -144,11 +144,12 @@ impl Counters {
     }
 }
 
-/// Serves them where the configuration says.
+/// Serves them where the configuration says. `is_handed`: another daemon of this place may still be there
+/// for a moment, and is waited for.
 ///
 /// # Errors
-/// `InvalidArgument` for what is no address.
-pub(crate) fn start(engine: &Engine, config: &Config) -> Result<()> {
+/// `InvalidArgument` for what is no address; `Unavailable` when another process serves there.
+pub(crate) async fn start(engine: &Engine, config: &Config, is_handed: bool) -> Result<()> {
     let Metrics {
         address,
         grpc_histogram,
@@ -158,8 +159,15 @@ pub(crate) fn start(engine: &Engine, config: &Config) -> Result<()> {
     }
     let address = web::address(address)?;
     let counters = Counters::new(engine, *grpc_histogram);
+    let listener = match is_handed {
+        true => None,
+        false => web::bind(address).await?,
+    };
     tokio::spawn(async move {
-        let listener = web::bind(address).await;
+        let listener = match listener {
+            Some(listener) => listener,
+            None => web::bind_late(address).await,
+        };
         tracing::info!(%address, "metrics are served");
         let answer = move |path: String| {
             let counters = counters.clone();

@@ -16,7 +16,7 @@ const SIGHUP: i32 = 1;
 const SIGUSR2: i32 = 12;
 
 /// A daemon that another one has started. Killed with the value.
-struct Heir {
+pub(super) struct Heir {
     pid: u32,
     process: OwnedFd,
 }
@@ -29,7 +29,7 @@ impl Drop for Heir {
 
 impl Heir {
     /// The one that systemd is told of, when it serves.
-    fn of(daemon: &Daemon) -> Self {
+    pub(super) fn of(daemon: &Daemon) -> Self {
         let told = daemon.notice();
         assert!(told.starts_with("RELOADING=1"), "{told}");
         let told = daemon.notice();
@@ -44,11 +44,11 @@ impl Heir {
         Self { pid, process }
     }
 
-    fn kill(&self, signal: i32) {
+    pub(super) fn kill(&self, signal: i32) {
         sys::pidfd::send_signal(&self.process, signal).unwrap();
     }
 
-    fn wait(&self) {
+    pub(super) fn wait(&self) {
         let begun = Instant::now();
         while sys::pidfd::is_alive(&self.process).unwrap() {
             assert!(begun.elapsed() < SOON, "it does not end");

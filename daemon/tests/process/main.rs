@@ -38,11 +38,24 @@ impl Daemon {
     }
 
     fn with(change: impl FnOnce(Spawn) -> Spawn) -> Self {
+        Self::made(|_| String::new(), change)
+    }
+
+    /// One whose configuration says more, by where its files are.
+    fn configured(sections: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> String) -> Self {
+        Self::made(sections, |spawn| spawn)
+    }
+
+    fn made(
+        sections: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> String,
+        change: impl FnOnce(Spawn) -> Spawn,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let notified = UnixDatagram::bind(path("notify")).unwrap();
         notified.set_read_timeout(Some(SOON)).unwrap();
-        std::fs::write(path("config.toml"), "version = 2\n").unwrap();
+        let config = format!("version = 2\n{}", sections(&path));
+        std::fs::write(path("config.toml"), config).unwrap();
         let log = std::fs::File::create(path("log")).unwrap();
         let spawn = Spawn::new(BINARY)
             .args(["--config".into(), path("config.toml")])
@@ -180,6 +193,17 @@ fn is_served(path: &Path) -> bool {
     stream.read_exact(&mut head).is_ok() && head[3] == 4
 }
 
+/// What the debug socket answers.
+fn looked(path: &Path, at: &str) -> String {
+    let mut stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let request = format!("GET {at} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 #[test]
 fn sockets_that_were_passed_are_served_and_stay() {
     let directory = tempfile::tempdir().unwrap();
@@ -190,6 +214,7 @@ fn sockets_that_were_passed_are_served_and_stay() {
     // One goes by its name, one by its path, one is of no use here.
     let bind = |name: &str| UnixListener::bind(path(name)).unwrap();
     let (named, at_path, other) = (bind("named.sock"), bind("named.sock.ttrpc"), bind("other"));
+    let debug = bind("debug.sock");
     // Made before the daemon is: it waits.
     let mut early = UnixStream::connect(path("named.sock")).unwrap();
     let log = std::fs::File::create(path("log")).unwrap();
@@ -200,11 +225,12 @@ fn sockets_that_were_passed_are_served_and_stay() {
         .args(["--state".into(), path("state")])
         .args(["--address".into(), path("configured.sock")])
         .env("NOTIFY_SOCKET", path("notify"))
-        .env("LISTEN_FDS", "3")
-        .env("LISTEN_FDNAMES", "grpc:ttrpc:other")
+        .env("LISTEN_FDS", "4")
+        .env("LISTEN_FDNAMES", "grpc:ttrpc:other:debug")
         .fd(named.into(), 3)
         .fd(at_path.into(), 4)
         .fd(other.into(), 5)
+        .fd(debug.into(), 6)
         .stderr(log.into())
         .death_signal(9)
         .spawn()
@@ -223,6 +249,12 @@ fn sockets_that_were_passed_are_served_and_stay() {
     assert!(is_served(&daemon.path("named.sock")));
     assert!(!daemon.path("configured.sock").exists());
     UnixStream::connect(daemon.path("named.sock.ttrpc")).unwrap();
+    // Without a word of it in the configuration.
+    let index = looked(&daemon.path("debug.sock"), "/");
+    assert!(
+        index.contains("/flights") && index.contains(" 200 OK"),
+        "{index}"
+    );
     daemon.logs("nothing here serves a socket that was passed: closed\" name=\"other\"");
     // It says so first, and then closes it.
     let begun = Instant::now();
@@ -230,11 +262,21 @@ fn sockets_that_were_passed_are_served_and_stay() {
         assert!(begun.elapsed() < SOON, "it stays open");
     }
 
-    daemon.child.kill(15).unwrap();
-    assert_eq!(daemon.notice(), "STOPPING=1");
+    // All of them go over to a new daemon.
+    daemon.child.kill(12).unwrap();
+    let heir = handover::Heir::of(&daemon);
     assert_eq!(daemon.child.wait().unwrap(), Status::Exited(0));
+    assert!(is_served(&daemon.path("named.sock")));
+    let index = looked(&daemon.path("debug.sock"), "/");
+    assert!(index.contains("/flights"), "{index}");
+
+    heir.kill(15);
+    assert_eq!(daemon.notice(), "STOPPING=1");
+    heir.wait();
     // Who made them removes them.
-    assert!(daemon.path("named.sock").exists() && daemon.path("named.sock.ttrpc").exists());
+    for name in ["named.sock", "named.sock.ttrpc", "debug.sock"] {
+        assert!(daemon.path(name).exists(), "{name}");
+    }
 }
 
 #[test]

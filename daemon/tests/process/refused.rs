@@ -54,6 +54,50 @@ fn what_another_daemon_has_is_named_at_once() {
         assert!(!at("c.sock").exists(), "{part}");
     }
     UnixStream::connect(living.path("c.sock")).unwrap();
+    assert_eq!(living.child.try_wait().unwrap(), None);
+}
+
+/// The other sockets of a daemon are as good as the main one, and so is the code.
+#[test]
+fn what_another_daemon_has_of_its_other_sockets_is_named_as_well() {
+    let living = Daemon::configured(|path| {
+        format!("[debug]\naddress = '{}'\n", path("debug.sock").display())
+    });
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap();
+    let (theirs, served) = (
+        |name: &str| living.path(name).display().to_string(),
+        "another daemon is serving at",
+    );
+    for (section, part) in [
+        (
+            format!("[debug]\naddress = '{}'", theirs("debug.sock")),
+            served,
+        ),
+        (
+            format!("[ttrpc]\naddress = '{}'", theirs("c.sock.ttrpc")),
+            served,
+        ),
+        (
+            format!("[debug]\naddress = 'unix://{}'", theirs("c.sock")),
+            served,
+        ),
+        (
+            format!("[metrics]\naddress = '{port}'"),
+            "another process is serving at 127.0.0.1:",
+        ),
+    ] {
+        let free = tempfile::tempdir().unwrap();
+        let at = |name: &str| free.path().join(name);
+        std::fs::write(at("c.toml"), format!("version = 2\n{section}\n")).unwrap();
+        let (status, text) = refused(&at("c.toml"), &at("root"), &at("state"), &at("c.sock"));
+        assert_eq!(status, Status::Exited(75), "{section}: {text}");
+        assert!(text.contains(part), "{part}: {text}");
+        assert!(!at("c.sock").exists(), "{section}");
+    }
+    for name in ["debug.sock", "c.sock", "c.sock.ttrpc"] {
+        UnixStream::connect(living.path(name)).unwrap();
+    }
 }
 
 #[test]
@@ -66,11 +110,15 @@ fn what_cannot_start_says_why_in_one_line() {
     write("bad.toml", "version = 2\nroot = 5\n");
     write("syntax.toml", "version = 2\nroot = '/x\n");
     write("new.toml", "version = 9\n");
+    let long = "x".repeat(110);
+    write(
+        "long.toml",
+        &format!("version = 2\n[debug]\nlevel = 'info'\naddress = '/{long}'\n"),
+    );
     write(
         "cri.toml",
         "version = 2\nrequired_plugins = [\"io.containerd.grpc.v1.cri\"]\n",
     );
-    let long = "x".repeat(110);
     for (code, config, root, sock, part) in [
         (1, "good.toml", "file/root", "c.sock", "not a directory"),
         (1, "good.toml", "/proc/root", "c.sock", "mkdir /proc/root"),
@@ -105,6 +153,13 @@ fn what_cannot_start_says_why_in_one_line() {
             "new.toml: line 1: unsupported config version 9",
         ),
         (78, "good.toml", "root", &long, "is longer than 106 bytes"),
+        (
+            78,
+            "long.toml",
+            "root",
+            "c.sock",
+            "long.toml: line 4: debug address",
+        ),
     ] {
         let (status, text) = refused(&at(config), &at(root), &at("state"), &at(sock));
         assert_eq!(status, Status::Exited(code), "{text}");
