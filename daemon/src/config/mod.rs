@@ -4,6 +4,7 @@
 //! [`load`] before anything was opened. Read by `main` and by the assembly (`ground` … `face`),
 //! each section by its own builder and by nobody else.
 
+mod checks;
 mod duration;
 mod imports;
 mod migrate;
@@ -376,3 +377,5 @@ fn names(list: &[String], uri: &str) -> bool {
 mod golden;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod warned;

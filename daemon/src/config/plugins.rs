@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use types::{Error, Platform, Result};
 
+use super::checks::Checked;
 use super::duration;
 use super::seen::Restart;
 use super::snapshotters::{Blockfile, Erofs, Overlay, RootPath};
@@ -120,10 +121,10 @@ impl ErofsDiffer {
     /// # Errors
     /// `InvalidArgument` for a protection that there is not: a layer without it is worse than none.
     pub(crate) fn opts(self) -> Result<diff::ErofsOpts> {
-        if self.enable_dmverity {
-            return Err(Error::invalid_argument(
-                "the erofs differ does not support enable_dmverity",
-            ));
+        if let Some(key) = self.unsupported() {
+            return Err(Error::invalid_argument(format_args!(
+                "the erofs differ does not support {key}"
+            )));
         }
         if self.enable_tar_index {
             tracing::info!("enable_tar_index: images of archives are made in full");
@@ -283,10 +284,22 @@ impl Default for BinDir {
 type Complete = fn(toml::Table) -> Result<toml::Table>;
 
 fn complete_as<T: DeserializeOwned + Serialize>(table: toml::Table) -> Result<toml::Table> {
-    let value: T = table
+    toml::Table::try_from(read::<T>(table)?).map_err(Error::internal)
+}
+
+/// The same of a section with values that no type can tell wrong.
+fn complete_checked<T: DeserializeOwned + Serialize + Checked>(
+    table: toml::Table,
+) -> Result<toml::Table> {
+    let section = read::<T>(table)?;
+    section.check()?;
+    toml::Table::try_from(section).map_err(Error::internal)
+}
+
+fn read<T: DeserializeOwned>(table: toml::Table) -> Result<T> {
+    table
         .try_into()
-        .map_err(|e: toml::de::Error| Error::invalid_argument(e.message()))?;
-    toml::Table::try_from(value).map_err(Error::internal)
+        .map_err(|e: toml::de::Error| Error::invalid_argument(e.message()))
 }
 
 /// Every section that exists.
@@ -304,7 +317,7 @@ const SECTIONS: [(&str, Complete); 15] = [
         complete_as::<Restart>,
     ),
     ("io.containerd.network.v1.cni", complete_as::<Cni>),
-    ("io.containerd.runtime.v2.task", complete_as::<Tasks>),
+    ("io.containerd.runtime.v2.task", complete_checked::<Tasks>),
     ("io.containerd.service.v1.diff-service", complete_as::<Diff>),
     (
         "io.containerd.snapshotter.v1.blockfile",
@@ -314,7 +327,10 @@ const SECTIONS: [(&str, Complete); 15] = [
         "io.containerd.snapshotter.v1.btrfs",
         complete_as::<RootPath>,
     ),
-    ("io.containerd.snapshotter.v1.erofs", complete_as::<Erofs>),
+    (
+        "io.containerd.snapshotter.v1.erofs",
+        complete_checked::<Erofs>,
+    ),
     (
         "io.containerd.snapshotter.v1.native",
         complete_as::<RootPath>,
@@ -323,7 +339,10 @@ const SECTIONS: [(&str, Complete); 15] = [
         "io.containerd.snapshotter.v1.overlayfs",
         complete_as::<Overlay>,
     ),
-    ("io.containerd.transfer.v1.local", complete_as::<Transfer>),
+    (
+        "io.containerd.transfer.v1.local",
+        complete_checked::<Transfer>,
+    ),
 ];
 
 /// All sections in full. Those of unknown plugins are left out.

@@ -13,7 +13,8 @@ use types::{Context as _, Error, Result};
 use super::migrate::migrate;
 use super::places::{Given, culprit};
 use super::{
-    Bad, Config, DEFAULT_PATH, DROP_INS, PRINTED_VERSION, VERSION, imports, plugins, unknown,
+    Bad, Config, DEFAULT_PATH, DROP_INS, PRINTED_VERSION, VERSION, checks, imports, plugins,
+    unknown,
 };
 
 /// A configuration and what the operator should hear about it.
@@ -77,6 +78,8 @@ pub(crate) fn load(path: Option<&Path>, flags: Overrides) -> Result<Loaded> {
     config.debug.address = socket(&config.debug.address)?;
     let refuse = |Bad(path, error): Bad| given.refuse(&path, error).ctx("config");
     config.validate().map_err(refuse)?;
+    let unsupported = checks::unsupported(config, &given).ctx("config")?;
+    loaded.warnings.extend(unsupported);
     Ok(loaded)
 }
 

@@ -82,18 +82,12 @@ impl Erofs {
     ///
     /// # Errors
     /// `InvalidArgument` with the key.
-    pub(crate) fn check(&self) -> Result<()> {
-        let refused = if self.enable_fsverity {
-            "enable_fsverity"
-        } else if !self.default_size.is_empty() {
-            "default_size"
-        } else if !matches!(self.dmverity_mode.as_str(), "" | "auto" | "off") {
-            "dmverity_mode"
-        } else {
-            return Ok(());
-        };
-        Err(Error::invalid_argument(format_args!(
-            "the erofs snapshotter does not support {refused} as it is set"
-        )))
+    pub(crate) fn check_supported(&self) -> Result<()> {
+        match self.unsupported() {
+            None => Ok(()),
+            Some(key) => Err(Error::invalid_argument(format_args!(
+                "the erofs snapshotter does not support {key} as it is set"
+            ))),
+        }
     }
 }

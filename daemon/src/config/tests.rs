@@ -111,31 +111,6 @@ fn a_file_of_dockerd_reads() {
 }
 
 #[test]
-fn unknown_keys_warn_by_name() {
-    let text = r#"
-        version = 2
-        tempo = "x"
-        [grpc]
-          tcp_address = "127.0.0.1:1"
-        [plugins."io.containerd.grpc.v1.cri"]
-          sandbox_image = "pause"
-        [plugins."io.containerd.snapshotter.v1.overlayfs"]
-          rootpath = "/x"
-    "#;
-    let mut warnings = parse(text).unwrap().warnings;
-    warnings.sort();
-    assert_eq!(
-        warnings,
-        [
-            "line 3: unknown key \"tempo\" ignored",
-            "line 5: key \"grpc.tcp_address\" is not supported here: ignored",
-            "line 6: this daemon has no CRI yet: its settings are not used",
-            "line 9: unknown key \"rootpath\" of plugin \"io.containerd.snapshotter.v1.overlayfs\" ignored",
-        ]
-    );
-}
-
-#[test]
 fn wrong_values_are_refused_with_their_place() {
     for (text, part) in [
         ("version = 2\nroot = 5", "line 2: root: invalid type"),
@@ -161,6 +136,32 @@ fn wrong_values_are_refused_with_their_place() {
         (
             "[plugins.\"io.containerd.server.v1.grpc\"]\nuid = \"me\"",
             "line 2: uid: invalid type",
+        ),
+        (
+            "[plugins.\"io.containerd.runtime.v2.task\"]\nsched_core = true\n\
+             platforms = [\"linux/amd64\", \"a/b/c/d/e\"]",
+            "line 3: plugin \"io.containerd.runtime.v2.task\": platforms: ",
+        ),
+        (
+            "[plugins.\"io.containerd.transfer.v1.local\"]\nconfig_path = \"\"\n\
+             [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+             platform = \"a/b/c/d/e\"\nsnapshotter = \"native\"",
+            "line 3: plugin \"io.containerd.transfer.v1.local\": unpack_config[0]: ",
+        ),
+        (
+            "[plugins.\"io.containerd.transfer.v1.local\"]\n\
+             unpack_config = [{platform = \"linux/amd64\"}]",
+            "line 2: plugin \"io.containerd.transfer.v1.local\": unpack_config[0]: no snapshotter",
+        ),
+        (
+            "[plugins.\"io.containerd.snapshotter.v1.erofs\"]\nset_immutable = true\n\
+             dmverity_mode = \"maybe\"",
+            "line 3: plugin \"io.containerd.snapshotter.v1.erofs\": dmverity_mode: \"maybe\"",
+        ),
+        (
+            "[plugins.\"io.containerd.differ.v1.erofs\"]\ntake_images = true\n\
+             mkfs_options = 5",
+            "line 3: plugin \"io.containerd.differ.v1.erofs\": invalid type",
         ),
     ] {
         let error = parse(text).unwrap_err();
@@ -387,31 +388,6 @@ fn stream_processors_are_read() {
 }
 
 #[test]
-fn a_key_without_a_value_is_no_news() {
-    let text = r#"
-        version = 2
-        plugin_dir = ""
-        [cgroup]
-          path = ""
-        [debug]
-          address = ""
-          gid = 0
-        [proxy_plugins]
-        [plugins."io.containerd.snapshotter.v1.zfs"]
-          root_path = ""
-        [timeouts]
-          "io.containerd.timeout.task.state" = "2s"
-          "io.containerd.timeout.shim.load" = "50s"
-    "#;
-    assert_eq!(
-        parse(text).unwrap().warnings,
-        [
-            "line 14: key \"timeouts.io.containerd.timeout.shim.load\" is not supported here: ignored"
-        ]
-    );
-}
-
-#[test]
 fn proxy_plugins_are_read_and_what_cannot_be_one_is_refused() {
     let text = |lines: &str| format!("version = 2\n[proxy_plugins.far]\n{lines}");
     let good = text(
@@ -453,33 +429,6 @@ fn proxy_plugins_are_read_and_what_cannot_be_one_is_refused() {
         let error = refused.unwrap_err();
         assert!(error.is(Code::InvalidArgument), "{lines}: {error}");
         assert!(error.to_string().contains(want), "{lines}: {error}");
-    }
-}
-
-#[test]
-fn what_the_erofs_snapshotter_cannot_do_is_refused_and_not_ignored() {
-    let erofs = |lines: &str| -> Result<()> {
-        let text =
-            format!("version = 2\n[plugins.\"io.containerd.snapshotter.v1.erofs\"]\n{lines}");
-        let loaded = parse(&text)?;
-        assert_eq!(loaded.warnings, Vec::<String>::new(), "{lines}");
-        let section: Erofs = loaded
-            .config
-            .section("io.containerd.snapshotter.v1.erofs")?;
-        section.check()
-    };
-    for good in ["", "dmverity_mode = \"off\"", "set_immutable = false"] {
-        erofs(good).unwrap();
-    }
-    for bad in [
-        "enable_fsverity = true",
-        "default_size = \"10GiB\"",
-        "dmverity_mode = \"on\"",
-    ] {
-        let error = erofs(bad).unwrap_err();
-        assert!(error.is(Code::InvalidArgument), "{error}");
-        let key = bad.split(' ').next().unwrap();
-        assert!(error.to_string().contains(key), "{error}");
     }
 }
 

@@ -98,7 +98,7 @@ fn btrfs(_: &Config, root: &Path, scratch: Option<&Path>) -> Result<(Local, Fact
 
 fn erofs(config: &Config, root: &Path, scratch: Option<&Path>) -> Result<(Local, Facts)> {
     let section: config::Erofs = config.section(&uri("erofs"))?;
-    section.check()?;
+    section.check_supported()?;
     let made = match scratch {
         Some(scratch) => Erofs::examine(root, scratch)?,
         None => {
