@@ -169,7 +169,7 @@ fn check(text: &str, file: Option<&Path>, warnings: &mut Vec<String>) -> Result<
     let mut given = Given::read(text, file)?;
     let version = version(&given)?;
     migrate(&mut given, version, warnings);
-    silent(&mut given.table);
+    silent(&mut given.table)?;
     let config = assemble(&given)?;
     let full = plugins::complete(&config.plugins).map_err(|(uri, error)| {
         let fits = |t: Table| plugins::fits(&uri, t);
@@ -199,14 +199,21 @@ fn check(text: &str, file: Option<&Path>, warnings: &mut Vec<String>) -> Result<
     Ok(given)
 }
 
-/// Complete files write an empty text where they want the default.
-fn silent(table: &mut Table) {
-    table.retain(|_, value| value.as_str() != Some(""));
+/// Complete files write an empty text where they want the default. What is not known here stays to be told.
+fn silent(table: &mut Table) -> Result<()> {
+    let known = Table::try_from(Config::default()).map_err(Error::internal)?;
+    let says = |known: &Table, key: &str, value: &Value| {
+        value.as_str() != Some("") || !known.contains_key(key)
+    };
+    table.retain(|key, value| says(&known, key, value));
     for section in ["grpc", "ttrpc", "debug"] {
-        if let Some(section) = table.get_mut(section).and_then(Value::as_table_mut) {
-            section.retain(|_, value| value.as_str() != Some(""));
+        let known = known.get(section).and_then(Value::as_table);
+        let given = table.get_mut(section).and_then(Value::as_table_mut);
+        if let (Some(known), Some(given)) = (known, given) {
+            given.retain(|key, value| says(known, key, value));
         }
     }
+    Ok(())
 }
 
 /// The version of a file; one that does not say is of the first, and so is what dockerd writes, which says

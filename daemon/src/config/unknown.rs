@@ -1,5 +1,5 @@
 //! Keys that nothing here reads: told by name, and told apart. One that no daemon knows is most likely
-//! a slip; one of Go's daemon is told only when it asks for something.
+//! a slip, whatever its value; one of Go's daemon is told only when it asks for something.
 
 use std::collections::BTreeMap;
 
@@ -38,10 +38,15 @@ impl Foreign {
         match (known, value) {
             (Value::Table(_), Value::Table(inner)) => inner.iter().all(|(key, value)| {
                 let path: Vec<&str> = path.iter().map(AsRef::as_ref).chain([&**key]).collect();
-                is_empty(value) || self.is_default(&path, value)
+                self.is_default(&path, value) || self.is_off(&path, value)
             }),
             (known, value) => known == value,
         }
+    }
+
+    /// True when Go's daemon knows the key and `value` asks it for nothing.
+    fn is_off(&self, path: &[impl AsRef<str>], value: &Value) -> bool {
+        !value.is_table() && is_empty(value) && self.find(path).is_some()
     }
 
     fn find(&self, path: &[impl AsRef<str>]) -> Option<&Value> {
@@ -127,9 +132,7 @@ impl Search<'_> {
 
     fn table(&mut self, path: &mut KeyPath, given: &Table, known: &Table) {
         for (key, value) in given {
-            // A value that asks for nothing is as good as absent, and ignoring it loses nothing:
-            // complete files are full of them.
-            if is_empty(value) || (path == &["plugins"] && CRI.contains(&key.as_str())) {
+            if path == &["plugins"] && CRI.contains(&key.as_str()) {
                 continue;
             }
             path.push(key.clone());
@@ -138,6 +141,9 @@ impl Search<'_> {
                 (Some(Value::Table(known)), _) if known.is_empty() => {}
                 (Some(Value::Table(known)), Value::Table(given)) => self.table(path, given, known),
                 (Some(_), _) => {}
+                // A value that asks for nothing is as good as absent where Go's daemon knows it: complete
+                // files are full of them. Of one that nobody knows, somebody may expect that it is off.
+                (None, _) if self.foreign.is_off(path, value) => {}
                 (None, _) if self.foreign.is_default(path, value) => {}
                 (None, Value::Table(given)) if self.foreign.find(path).is_some() => {
                     self.table(path, given, &Table::new());
@@ -186,5 +192,7 @@ mod tests {
         assert!(foreign.is_default(&path, &"/opt/containerd".into()));
         assert!(!foreign.is_default(&path, &"/opt/other".into()));
         assert!(!foreign.is_default(&["nonsense"], &"/opt/other".into()));
+        assert!(foreign.is_off(&path, &"".into()) && !foreign.is_off(&path, &"x".into()));
+        assert!(!foreign.is_off(&["nonsense"], &"".into()));
     }
 }

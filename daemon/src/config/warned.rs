@@ -30,6 +30,41 @@ fn unknown_keys_warn_by_name() {
     );
 }
 
+/// A slip is one whatever is behind it.
+#[test]
+fn unknown_keys_that_ask_for_nothing_warn_as_well() {
+    let text = r#"
+        version = 3
+        tempo = ""
+        [grpc]
+          uidd = 0
+          tcp_address = ""
+        [plugins."io.containerd.snapshotter.v1.overlayfs"]
+          sync_remov = false
+        [plugins."io.containerd.snapshotter.v1.zfs"]
+          root_path = ""
+          rootpath = ""
+        [plugins."io.containerd.snapshoter.v1.native"]
+        [stream_processors.one]
+          arg = []
+        [plugins."io.containerd.cri.v1.images"]
+          nonsense = false
+    "#;
+    let mut warnings = parse(text).unwrap().warnings;
+    warnings.sort();
+    assert_eq!(
+        warnings,
+        [
+            "line 11: unknown key \"rootpath\" of plugin \"io.containerd.snapshotter.v1.zfs\" ignored",
+            "line 12: section of unknown plugin \"io.containerd.snapshoter.v1.native\" ignored",
+            "line 14: unknown key \"stream_processors.one.arg\" ignored",
+            "line 3: unknown key \"tempo\" ignored",
+            "line 5: unknown key \"grpc.uidd\" ignored",
+            "line 8: unknown key \"sync_remov\" of plugin \"io.containerd.snapshotter.v1.overlayfs\" ignored",
+        ]
+    );
+}
+
 #[test]
 fn what_a_plugin_cannot_do_is_told_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
