@@ -10,7 +10,7 @@ mod facts;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Deserialize;
@@ -295,10 +295,26 @@ impl Bundle {
             }
             _ => {}
         }
+        let theirs = self.work_elsewhere();
         let mut errors = Errors::default();
         errors.note(remove_renamed(&self.path));
         errors.note(remove_renamed(&self.work));
+        if let Some(theirs) = theirs {
+            errors.note(remove_renamed(&theirs));
+        }
         errors.into_result()
+    }
+
+    /// The work directory below the root of another daemon, which has made the bundle: nobody but who removes
+    /// the bundle knows of it. Whatever else the link names is not ours to remove.
+    fn work_elsewhere(&self) -> Option<PathBuf> {
+        let theirs = fs::read_link(self.file(bundle_file::WORK)).ok()?;
+        let id = self.work.file_name()?;
+        let namespace = self.work.parent()?.file_name()?;
+        let tail = Path::new(BUNDLES_DIR).join(namespace).join(id);
+        let is_one = theirs.is_absolute() && theirs.ends_with(&tail) && theirs != self.work;
+        let is_straight = !theirs.components().any(|part| part == Component::ParentDir);
+        (is_one && is_straight && theirs != self.path).then_some(theirs)
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::{Daemon, Host, NOTIFY, SIGKILL};
 use crate::daemon::Parts;
-use crate::{Oci, Trap, until};
+use crate::{Oci, Trap, Whose, until};
 
 /// Stops before it becomes what it is told to run.
 const STOPPED: [&str; 3] = ["-c", "kill -STOP $$; exec \"$@\"", "sh"];
@@ -105,6 +105,19 @@ impl Host {
         self.daemon = Some(Daemon::Child(child));
         self.descriptors = self.descriptors();
         None
+    }
+
+    /// Starts a daemon of this origin in the place of one that was stopped: over its state, with a root of its
+    /// own.
+    ///
+    /// # Panics
+    /// When it does not serve within the limit.
+    pub fn replace(&mut self, whose: Whose) {
+        self.parts.daemon = whose;
+        self.root = self.path("other-root");
+        let config = self.parts.config(self.dir());
+        fs::write(self.path("config.toml"), config).expect("write the config");
+        self.start();
     }
 
     fn command(&self) -> Command {

@@ -7,6 +7,7 @@
     reason = "a story fails by panicking, and is not under the shim's reaper"
 )]
 
+mod adopt_debian_shims;
 mod attach_by_descriptor;
 mod bad_frames;
 mod bad_input;

@@ -230,3 +230,26 @@ fn the_begin_of_a_process_is_that_of_its_pid() {
     assert_eq!(bundle.started(7).unwrap(), Some(123));
     assert_eq!(bundle.started(8).unwrap(), None);
 }
+
+#[test]
+fn the_work_directory_of_another_daemon_goes_with_its_bundle_and_nothing_else_does() {
+    let (dir, bundles, ns, id) = setup();
+    let tail = |root: &str| dir.path().join(root).join(BUNDLES_DIR).join(ns.as_str());
+    let theirs = tail("theirs").join(id.as_str());
+    let (other, around) = (
+        tail("theirs").join("other"),
+        tail("theirs").join("other/..").join(id.as_str()),
+    );
+    for (work, goes) in [(&theirs, true), (&other, false), (&around, false)] {
+        for made in [&theirs, &other] {
+            fs::create_dir_all(made).unwrap();
+        }
+        let bundle = bundles.create(&ns, &id, b"{}", "").unwrap();
+        fs::remove_file(bundle.file("work")).unwrap();
+        symlink(work, bundle.file("work")).unwrap();
+        bundle.remove().unwrap();
+        assert!(!bundle.path().exists() && !bundle.work.exists());
+        assert_eq!(theirs.exists(), !goes, "{}", work.display());
+        assert!(other.exists());
+    }
+}
