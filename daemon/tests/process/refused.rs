@@ -170,13 +170,16 @@ fn what_cannot_start_says_why_in_one_line() {
 
 #[test]
 fn a_disk_that_cannot_be_written_is_named_with_a_code_of_its_own() {
-    for (options, fill, said) in [
-        ("ro", "true", "mkdir"),
-        // Room for directories and for nothing in them.
+    let full = "cat /dev/zero >fill 2>/dev/null";
+    for (options, fill, said, (root, state)) in [
+        ("ro", "true", "mkdir", ("disk/root", "state")),
+        ("ro", "true", "mkdir", ("root", "disk/state")),
+        // Room for directories and for nothing in them: all that the state needs before there is a container.
         (
             "size=4k",
-            "cat /dev/zero >fill 2>/dev/null",
+            full,
             "no space left on device",
+            ("disk/root", "state"),
         ),
     ] {
         let free = tempfile::tempdir().unwrap();
@@ -185,7 +188,7 @@ fn a_disk_that_cannot_be_written_is_named_with_a_code_of_its_own() {
         std::fs::write(free.path().join("c.toml"), "version = 2\n").unwrap();
         let script = format!(
             "cd {0} && mount -t tmpfs -o {options} none disk && (cd disk; {fill}; true) && \
-             exec {BINARY} -l error -c c.toml --root disk/root --state state -a c.sock",
+             exec {BINARY} -l error -c c.toml --root {root} --state {state} -a c.sock",
             free.path().display()
         );
         let output = Spawn::new("unshare")
@@ -194,7 +197,7 @@ fn a_disk_that_cannot_be_written_is_named_with_a_code_of_its_own() {
             .unwrap();
         let text = String::from_utf8(output.text).unwrap();
         assert_eq!(output.status, Status::Exited(73), "{text}");
-        assert!(text.contains(said) && text.contains("disk/root"), "{text}");
+        assert!(text.contains(said) && text.contains("disk/"), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(!free.path().join("c.sock").exists());
     }

@@ -17,6 +17,7 @@ mod budget;
 mod cancelled_pull;
 mod checkpoint;
 mod checkpoint_trust;
+mod config;
 mod container_networks;
 mod crash_start;
 mod crash_sweep;
