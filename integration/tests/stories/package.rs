@@ -2,6 +2,7 @@
 //! installs, runs and goes without a trace.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use integration::{Output, Program, bin_dir, need, script, until};
@@ -30,14 +31,85 @@ fn the_unit_file_is_one() {
     // It would say so.
     let told = verify(&text.replace("Type=notify", "Type=notifies\nNonsense=yes"));
     assert!(told.stderr.contains("Nonsense"), "{told:?}");
-    for line in [
-        "KillMode=process",
-        "Delegate=yes",
-        "Type=notify",
-        "ExecReload=",
-    ] {
-        assert!(text.contains(line), "{line}");
+    assert_eq!(settings(&text), SETTINGS);
+}
+
+/// What the unit asks systemd for, each with somebody who stands on it: the watchdog and the notices that the
+/// daemon sends, shims and containers that outlive it, cgroups that are theirs, limits that are none, and an
+/// end that comes late when memory runs out.
+const SETTINGS: [&str; 17] = [
+    "Delegate=yes",
+    "ExecReload=/bin/kill -HUP $MAINPID",
+    "ExecStartPre=-/sbin/modprobe overlay",
+    "KeyringMode=private",
+    "KillMode=process",
+    "LimitCORE=infinity",
+    "LimitNOFILE=infinity",
+    "LimitNPROC=infinity",
+    "NotifyAccess=main",
+    "OOMPolicy=continue",
+    "OOMScoreAdjust=-999",
+    "Restart=always",
+    "RestartPreventExitStatus=2 78",
+    "RestartSec=2",
+    "TasksMax=infinity",
+    "Type=notify",
+    "WatchdogSec=60",
+];
+
+/// The lines of the service's section but for its program, in order. What binds containers as well as the
+/// daemon must not come in without a thought.
+fn settings(unit: &str) -> Vec<&str> {
+    let (_, section) = unit.split_once("[Service]\n").expect("a service");
+    let (section, _) = section.split_once("\n[").expect("another section");
+    let lines = section.lines().filter(|line| {
+        !line.is_empty() && !line.starts_with('#') && !line.starts_with("ExecStart=")
+    });
+    let mut lines: Vec<_> = lines.collect();
+    lines.sort_unstable();
+    lines
+}
+
+/// `make install` with binaries that are there already.
+fn make(target: &str, destination: &Path) {
+    let made = Program::new(need("make"))
+        .args(["-C"])
+        .args([ours("")])
+        .args(["-o", "deps-build", "-o", "binaries-release", target])
+        .args([format!("DESTDIR={}", destination.display())])
+        .args([format!("RELEASE={}", bin_dir().display())])
+        // Nothing is built here.
+        .args(["PREFIX=/opt/containerd", "CARGO=true"]);
+    drop(made.run().ok());
+}
+
+#[test]
+fn make_install_puts_what_is_used_below_destdir_and_uninstall_takes_it_away() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let root = dir.path().join("machine");
+    make("install", &root);
+    let prefix = root.join("opt/containerd");
+    assert_eq!(
+        files(&root),
+        [
+            "opt/containerd/bin/containerd",
+            "opt/containerd/bin/containerd-shim-runc-v2",
+            "opt/containerd/bin/ctr",
+            "opt/containerd/lib/systemd/system/containerd.service",
+        ]
+    );
+    for name in ["containerd", "containerd-shim-runc-v2", "ctr"] {
+        let mode = fs::metadata(prefix.join("bin").join(name)).expect("stat");
+        assert_eq!(mode.permissions().mode() & 0o7777, 0o755, "{name}");
     }
+    let unit = prefix.join("lib/systemd/system/containerd.service");
+    let unit = fs::read_to_string(unit).expect("a unit");
+    let line = "ExecStart=/opt/containerd/bin/containerd\n";
+    assert!(unit.contains(line) && !unit.contains('@'), "{unit}");
+    assert_eq!(settings(&unit), SETTINGS);
+    it_runs(&prefix.join("bin"), dir.path());
+    make("uninstall", &root);
+    assert_eq!(files(&root), Vec::<String>::new());
 }
 
 /// dpkg on a directory instead of the machine.
@@ -111,7 +183,7 @@ fn the_package_installs_starts_and_goes_without_a_trace() {
     let unit = root.join("lib/systemd/system/containerd.service");
     let unit = fs::read_to_string(unit).expect("a unit");
     assert!(unit.contains("ExecStart=/usr/bin/containerd\n"), "{unit}");
-    it_runs(&root, dir.path());
+    it_runs(&root.join("usr/bin"), dir.path());
     an_upgrade_that_fails_is_no_success(package, dir.path());
     // Twice is an upgrade.
     drop(dpkg(&root, &["-i", package]).ok());
@@ -200,8 +272,7 @@ fn an_upgrade_that_fails_is_no_success(package: &str, dir: &Path) {
 }
 
 /// The daemon that was installed answers the client that was installed.
-fn it_runs(root: &Path, dir: &Path) {
-    let bin = root.join("usr/bin");
+fn it_runs(bin: &Path, dir: &Path) {
     let address = dir.join("c.sock");
     fs::write(dir.join("c.toml"), "version = 3\n").expect("write");
     let mut daemon = std::process::Command::new(bin.join("containerd"))
