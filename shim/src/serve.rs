@@ -46,7 +46,13 @@ pub(crate) struct Setup {
 /// When the process cannot be set up; nothing afterwards ends it.
 pub(crate) fn serve(listener: UnixListener, setup: Setup) -> Result<()> {
     sys::reaper::become_subreaper()?;
-    let handled = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGUSR1];
+    let handled = [
+        libc::SIGCHLD,
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGUSR1,
+        libc::SIGHUP,
+    ];
     let signals = SignalFd::new(&handled)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -158,6 +164,9 @@ async fn follow_signals(shim: &Shim, signals: &AsyncFd<SignalFd>) {
                     survives(|| shim.reap.round());
                 }
                 libc::SIGUSR1 => log::info(format_args!("{shim:?}")),
+                // The kernel sends it to a shim that somebody has stopped when the daemon that started it ends:
+                // its process group has nobody left who could continue it.
+                libc::SIGHUP => log::info(format_args!("the daemon has ended: the shim goes on")),
                 _ => {
                     log::info(format_args!("signal {signal}: the shim ends"));
                     return;
