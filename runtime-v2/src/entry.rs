@@ -9,12 +9,12 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use recorder::On;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use types::{Code, ContainerId, Error, ExecId, Exit, Namespace, Result};
 
 use crate::bootstrap::Address;
@@ -85,6 +85,10 @@ pub(crate) struct Entry {
     trouble: Mutex<Option<String>>,
     seen: Mutex<Seen>,
     tap: Mutex<Option<Tap>>,
+    /// The shim does not answer, and that is told.
+    pub(crate) silent: AtomicBool,
+    /// It did not answer somebody in time.
+    pub(crate) unanswered: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -109,6 +113,8 @@ impl Entry {
             link: watch::Sender::new(Link::Connecting),
             trouble: Mutex::new(None),
             tap: Mutex::new(None),
+            silent: AtomicBool::new(false),
+            unanswered: Notify::new(),
         }
     }
 
@@ -322,7 +328,7 @@ impl Entry {
     }
 
     /// The shim, for who waits for it.
-    fn named(&self) -> On {
+    pub(crate) fn named(&self) -> On {
         match self.shim.load(Ordering::Relaxed) {
             0 => On::named(self.address.get().map_or("", |known| &known.address)),
             shim => On::Process(shim),
@@ -331,7 +337,15 @@ impl Entry {
 
     /// The error of a failed call.
     pub(crate) fn failed(&self, failure: Failure) -> Error {
+        self.note(&failure);
         failure.into_error(&self.id)
+    }
+
+    /// A call failed: whoever follows the task looks after a shim that did not answer it.
+    pub(crate) fn note(&self, failure: &Failure) {
+        if matches!(failure, Failure::Silent) {
+            self.unanswered.notify_one();
+        }
     }
 
     /// Waits until the task is gone.

@@ -26,6 +26,7 @@ mod reach;
 mod recover;
 mod seen;
 mod shims;
+mod silent;
 mod sockets;
 mod task;
 mod tasks;
@@ -209,6 +210,9 @@ pub trait Task: Send + Sync + fmt::Debug {
     /// # Errors
     /// `Unavailable` as long as it is not known, `NotFound` when the shim is gone.
     fn endpoint(&self) -> Result<String>;
+    /// The shim does not answer at the moment, as far as that is known without asking it: it has yet to
+    /// answer this daemon, or did not in time when it was asked last.
+    fn is_silent(&self) -> bool;
     /// Starts a created process and returns its pid.
     ///
     /// # Errors

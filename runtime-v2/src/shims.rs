@@ -19,6 +19,7 @@ use crate::ending::{mark, note_ending};
 use crate::entry::{Entry, Init, Link, Shim};
 use crate::exec;
 use crate::reach::{Reached, load_binary, reach};
+use crate::silent;
 use crate::tasks::Shared;
 
 /// First and longest pause between two attempts.
@@ -42,7 +43,7 @@ pub(crate) async fn supervise(
     loop {
         let ready = match client.take() {
             Some(ready) => ready,
-            None => match reach(&shared, &entry).await {
+            None => match silent::told_late(&entry, reach(&shared, &entry)).await {
                 Reached::Up(ready) => ready,
                 Reached::Gone => return bury(&shared, &entry).await,
                 Reached::Empty => return discard(&shared, &entry).await,
@@ -57,6 +58,8 @@ pub(crate) async fn supervise(
             () = ready.over() => {}
             // A shim of several stays when this task is deleted, and so would the connection.
             () = entry.over() => return,
+            // It never ends.
+            () = listen(&entry, &ready) => {}
         }
         // A delete that is under way ends the shim: wait for its result.
         let ending = entry.ending.lock().await;
@@ -66,6 +69,17 @@ pub(crate) async fn supervise(
         drop(ending);
         tracing::debug!(namespace = %entry.namespace, id = %entry.id, "connection to shim ended");
         entry.relink(Link::Connecting);
+    }
+}
+
+/// Tells of a shim that does not answer somebody in time, until it does.
+async fn listen(entry: &Entry, client: &Client) {
+    loop {
+        entry.unanswered.notified().await;
+        // A connection that ends is its supervisor's business, who ends this.
+        if silent::told(entry, client.answers()).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use types::{Any, Code, ContainerId, Error, ExecId, Exit, Namespace, Result};
@@ -41,6 +42,10 @@ impl Task for Entry {
         known.ok_or_else(|| Error::unavailable(format_args!("shim of task {id} is not known yet")))
     }
 
+    fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
     async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
         let client = self.client().await?;
         // A created task without a process is one that its start restores.
@@ -73,7 +78,10 @@ impl Task for Entry {
                 self.seen().told(exec, &state);
                 Ok(state)
             }
-            Err(Failure::Silent | Failure::Lost) => self.last_known(exec),
+            Err(failure @ (Failure::Silent | Failure::Lost)) => {
+                self.note(&failure);
+                self.last_known(exec)
+            }
             Err(Failure::Answer(error)) => Err(error),
         }
     }

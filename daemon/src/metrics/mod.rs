@@ -26,6 +26,9 @@ use crate::web::{self, Answer};
 /// What the configuration calls the server of them.
 const SERVER: &str = "io.containerd.server.v1.metrics";
 
+/// Names in one scrape, of what should be nothing.
+const NAMED: usize = 100;
+
 /// What is counted.
 #[derive(Clone, Debug)]
 pub(crate) struct Counters {
@@ -90,13 +93,16 @@ impl Counters {
         // From memory: it cannot fail, and waits for nobody.
         let all = self.tasks.list(None).await.unwrap_or_default();
         let mut by_state = BTreeMap::new();
-        let mut shims = BTreeSet::new();
+        let (mut shims, mut silent) = (BTreeSet::new(), Vec::new());
         for task in &all {
             let known = task
                 .known(None)
                 .map_or(Status::Unknown, |known| known.status);
             *by_state.entry(word(known)).or_insert(0_u64) += 1;
             shims.extend(task.endpoint().ok());
+            if task.is_silent() {
+                silent.push(task);
+            }
         }
         let mut family = text.family("containerd_tasks", Kind::Gauge, "Tasks by state.");
         for state in STATES.map(word) {
@@ -109,6 +115,18 @@ impl Counters {
             "Shims in use.",
             shims.len(),
         );
+        let name = "containerd_tasks_silent";
+        let help = "Tasks whose shim does not answer.";
+        text.one(name, Kind::Gauge, help, silent.len());
+        let help = "Names of tasks whose shim does not answer, not of more than a hundred.";
+        let mut family = text.family("containerd_task_silent", Kind::Gauge, help);
+        for task in silent.iter().take(NAMED) {
+            let labels = [
+                ("namespace", task.namespace().as_str()),
+                ("container", task.id().as_str()),
+            ];
+            family.add(&labels, 1);
+        }
     }
 
     fn events(&self, text: &mut Text) {

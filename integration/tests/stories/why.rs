@@ -1,10 +1,14 @@
 //! Something takes long: `ctr why` and `ctr inflight` name what is waited for, and say afterwards what
 //! took the time.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use integration::{Host, IMAGE, bin_dir, need, script, until};
+use integration::{Host, IMAGE, Whose, bin_dir, need, script, until};
 use registry::testsuite::{Reply, Server};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A `ctr` that is not waited for.
 fn background(host: &Host, args: &[&str]) -> Child {
@@ -89,12 +93,10 @@ fn a_shim_that_is_stopped_is_named() {
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
     let shim: u32 = parent.expect("a parent").trim().parse().expect("a pid");
     let signal = |signal| {
-        let pid = i32::try_from(shim)
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
-        rustix::process::kill_process(pid.expect("a pid"), signal).expect("signal");
+        let pid = i32::try_from(shim).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("a pid"), signal).expect("signal");
     };
-    signal(rustix::process::Signal::STOP);
+    signal(Signal::STOP);
     let mut kill = background(&host, &["tasks", "kill", "-s", "KILL", "c"]);
     let mut told = String::new();
     until("the shim is named as stopped", || {
@@ -102,7 +104,7 @@ fn a_shim_that_is_stopped_is_named() {
         told.contains(&format!("(pid {shim}) is stopped"))
     });
     assert!(told.contains("Tasks.Kill in flight for "), "{told}");
-    signal(rustix::process::Signal::CONT);
+    signal(Signal::CONT);
     assert!(kill.wait().expect("wait").success());
     host.remove("c");
     host.finish();
@@ -141,6 +143,90 @@ fn a_registry_that_does_not_answer_is_named() {
     // A client that is killed leaves its lease, to end by itself.
     for lease in host.ctr(["leases", "ls", "-q"]).ok().lines() {
         drop(host.ctr(["leases", "rm", lease]).ok());
+    }
+    host.finish();
+}
+
+/// What the debug socket counts.
+fn metrics(socket: &Path) -> String {
+    let mut stream = UnixStream::connect(socket).expect("connect");
+    stream
+        .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
+        .expect("ask");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+fn shim_of(host: &Host, id: &str) -> Pid {
+    let init = host.task(id, "RUNNING").expect("it runs");
+    let status = std::fs::read_to_string(format!("/proc/{init}/status")).expect("read /proc");
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    let shim = parent.expect("a parent").trim().parse().expect("a pid");
+    Pid::from_raw(shim).expect("a pid")
+}
+
+#[test]
+fn a_silent_shim_is_named_and_counted_until_it_answers() {
+    let dir = tempfile::tempdir().expect("directory");
+    let socket = dir.path().join("debug.sock");
+    let section = format!("[debug]\naddress = \"{}\"\n", socket.display());
+    let mut host = Host::configured("why-silent", Whose::Ours, &section);
+    host.image();
+    host.sleeper("mute");
+    host.sleeper("other");
+    let shim = shim_of(&host, "mute");
+    let signal = |signal| kill_process(shim, signal).expect("signal");
+    let named = format!(
+        "containerd_task_silent{{namespace=\"{}\",container=\"mute\"}} 1\n",
+        host.namespace()
+    );
+    let silent = |host: &Host, want: usize| {
+        let counted = metrics(&socket);
+        let all = host.ctr(["inflight"]).ok();
+        let mut lines = all.lines().filter(|line| line.contains("silent shim"));
+        let is_told = lines.all(|line| line.contains(" mute "))
+            && (all.contains("silent shim") == (want > 0));
+        is_told
+            && counted.contains(&format!("\ncontainerd_tasks_silent {want}\n"))
+            && counted.contains(&named) == (want > 0)
+            && !counted.contains("container=\"other\"")
+    };
+    assert!(silent(&host, 0));
+    // The kernel hangs up on a stopped process whose parent ends, and continues it: it goes on all the same.
+    let init = host.task("mute", "RUNNING");
+    signal(Signal::STOP);
+    host.kill();
+    host.start();
+    until("it is adopted", || {
+        let is_asked = host.ctr(["tasks", "ps", "mute"]).code == 0;
+        is_asked && host.task("mute", "RUNNING") == init
+    });
+    // Over a restart: it has yet to answer the new daemon.
+    signal(Signal::STOP);
+    host.kill();
+    host.start();
+    until("it is named and counted", || silent(&host, 1));
+    let told = host.ctr(["why", "mute"]).ok();
+    assert!(told.contains("silent shim in flight for "), "{told}");
+    assert!(
+        told.contains("answer of shim: ") && told.contains("WAITS, for"),
+        "{told}"
+    );
+    assert!(!host.ctr(["why", "other"]).stdout.contains("silent shim"));
+    signal(Signal::CONT);
+    until("it is so no more", || silent(&host, 0));
+    assert!(host.ctr(["why", "mute"]).ok().contains("silent shim took "));
+    // In the middle of its life, as soon as it does not answer somebody.
+    signal(Signal::STOP);
+    drop(host.ctr(["tasks", "metrics", "mute"]).err());
+    until("it is named again", || silent(&host, 1));
+    let stopped = format!("(pid {}) is stopped", shim.as_raw_nonzero());
+    assert!(host.ctr(["why", "mute"]).ok().contains(&stopped));
+    signal(Signal::CONT);
+    until("it answers", || silent(&host, 0));
+    for id in ["mute", "other"] {
+        host.remove(id);
     }
     host.finish();
 }

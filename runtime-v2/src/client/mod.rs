@@ -8,6 +8,7 @@ mod connection;
 mod dial;
 pub(crate) mod event;
 pub(crate) mod options;
+mod ping;
 mod waits;
 
 use std::time::{Duration, SystemTime};
