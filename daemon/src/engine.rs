@@ -121,7 +121,7 @@ impl Engine {
         let differs = Arc::new(Differs::select(&differs, &order));
         let directory = config.root.join(CHECKPOINTS);
         let checkpoints = Checkpoints::open(directory, Arc::clone(&differs))?;
-        let tasks = Tasks::open(tasks_config(&store, config, section.sched_core)?)?;
+        let tasks = Tasks::open(tasks_config(&store, config, &section)?)?;
         Ok(Self {
             store,
             differs,
@@ -217,7 +217,11 @@ fn own_binary() -> Result<PathBuf> {
     Ok(OWN.get_or_init(|| own).clone())
 }
 
-fn tasks_config(store: &Store, config: &Config, sched_core: bool) -> Result<runtime_v2::Config> {
+fn tasks_config(
+    store: &Store,
+    config: &Config,
+    section: &config::Tasks,
+) -> Result<runtime_v2::Config> {
     let binary = own_binary()?;
     let events = Arc::clone(&store.ground.events);
     let metadata = store.metadata.clone();
@@ -229,7 +233,8 @@ fn tasks_config(store: &Store, config: &Config, sched_core: bool) -> Result<runt
         containerd_binary: binary,
         default_runtime: DEFAULT_RUNTIME.into(),
         debug: matches!(config.debug.level, Level::Debug | Level::Trace),
-        sched_core,
+        sched_core: section.sched_core,
+        most_at_once: section.max_concurrent_starts,
         publisher: Arc::new(move |namespace, event| events.publish(&namespace, &event)),
         runtime_of: Arc::new(move |namespace, id| runtime_of(&metadata, namespace, id)),
     })

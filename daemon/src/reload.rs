@@ -4,13 +4,16 @@
 //! restart is one line of the log, by key; the latter is told again each time, until the restart.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use metadata::gc::SchedulerOpts;
+use runtime_v2::Tasks;
 use tokio::sync::watch;
 use toml::{Table, Value};
 use types::{Error, Result};
 
 use crate::config::{self, Config, Loaded, Overrides};
+use crate::engine::Engine;
 use crate::transfers::Transfers;
 use crate::{log, store};
 
@@ -51,14 +54,16 @@ impl Source {
 }
 
 /// Sections and keys that change while the daemon runs.
-const LIVE: [&[&str]; 6] = [
+const LIVE: [&[&str]; 7] = [
     &["debug", "level"],
     &["oom_score"],
     &["plugins", "io.containerd.gc.v1.scheduler"],
+    &["plugins", TASKS, "max_concurrent_starts"],
     &["plugins", TRANSFER, "config_path"],
     &["plugins", TRANSFER, "max_concurrent_downloads"],
     &["plugins", TRANSFER, "max_concurrent_uploaded_layers"],
 ];
+const TASKS: &str = "io.containerd.runtime.v2.task";
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
 /// Keys that say where the rest is and not what it is.
 const FORM: [&str; 2] = ["version", "imports"];
@@ -69,6 +74,7 @@ pub(crate) struct Live<'a> {
     source: &'a mut Source,
     collector: watch::Sender<SchedulerOpts>,
     transfers: Option<Transfers>,
+    tasks: Arc<Tasks>,
 }
 
 impl<'a> Live<'a> {
@@ -76,12 +82,13 @@ impl<'a> Live<'a> {
     pub(crate) fn new(
         source: &'a mut Source,
         collector: watch::Sender<SchedulerOpts>,
-        transfers: Option<Transfers>,
+        engine: &Engine,
     ) -> Self {
         Self {
             source,
             collector,
-            transfers,
+            transfers: engine.transfers.clone(),
+            tasks: Arc::clone(&engine.tasks),
         }
     }
 
@@ -110,6 +117,7 @@ impl<'a> Live<'a> {
         // All that can fail comes before anything is changed.
         let collector = store::collector(&loaded.config)?;
         let transfer: config::Transfer = loaded.config.section(TRANSFER)?;
+        let tasks: config::Tasks = loaded.config.section(TASKS)?;
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
@@ -128,6 +136,9 @@ impl<'a> Live<'a> {
             .filter(|_| news.has("plugins.io.containerd.transfer"))
         {
             transfers.adapt(&transfer);
+        }
+        if news.has("plugins.io.containerd.runtime") {
+            self.tasks.bound(tasks.max_concurrent_starts);
         }
         self.source.said = merged(&self.source.said, &loaded.config)?;
         let (changed, waiting) = (list(&news.changed), list(&news.waiting));

@@ -288,7 +288,7 @@ async fn serve(
     let monitor = restart::monitor(&engine, config)?;
     let mut shims = ttrpc_server::serve(&place.sockets.ttrpc, face::events(&engine)).await?;
     let collector = engine.start(schedule);
-    let mut live = Live::new(source, collector, engine.transfers.clone());
+    let mut live = Live::new(source, collector, &engine);
     if let Some(monitor) = monitor {
         monitor.begin();
     }

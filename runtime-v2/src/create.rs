@@ -20,6 +20,7 @@ use crate::client::{self, Client, NewTask};
 use crate::entry::Entry;
 use crate::log::Tap;
 use crate::tasks::{Config, Place, Shared, is_default_state};
+use crate::turns::Turn;
 use crate::undo::Undo;
 use crate::{Checkpoint, CreateOpts, Status, Stdio, shims};
 
@@ -40,18 +41,24 @@ pub(crate) struct Job {
 ///
 /// # Errors
 /// What failed first.
-pub(crate) async fn run(job: Job, place: Place) -> Result<Arc<Entry>> {
+pub(crate) async fn run(job: Job, place: Place, turn: Turn) -> Result<Arc<Entry>> {
     // Dropped with this future: the signal for the worker.
     let (_caller, gone) = oneshot::channel();
-    let worker = tokio::spawn(recorder::carry(work(job, place, gone)));
+    let worker = tokio::spawn(recorder::carry(work(job, place, turn, gone)));
     worker
         .await
         .map_err(|e| Error::internal("create task").with_source(e))?
 }
 
-async fn work(job: Job, place: Place, gone: oneshot::Receiver<()>) -> Result<Arc<Entry>> {
+async fn work(
+    job: Job,
+    place: Place,
+    turn: Turn,
+    gone: oneshot::Receiver<()>,
+) -> Result<Arc<Entry>> {
     let mut undo = Undo::default();
-    match build(&job, &place, &mut undo, gone).await {
+    let built = turn.during(build(&job, &place, &mut undo, gone)).await;
+    match built {
         Ok((entry, client)) => {
             undo.keep();
             place.fill(&entry);
@@ -88,6 +95,7 @@ async fn build(
         bundle,
         opts.stdio.clone(),
     ));
+    let _first = entry.turns.set(Arc::clone(&job.shared.turns));
     place.attach(&entry);
     if opts.stdio != Stdio::default() {
         entry.bundle.write_stdio(&opts.stdio)?;

@@ -22,6 +22,7 @@ use crate::bundle::{Bundle, is_alive};
 use crate::client::{Client, Failure};
 use crate::log::Tap;
 use crate::seen::Seen;
+use crate::turns::Turns;
 use crate::{ProcessState, Status, Stdio};
 
 /// How long a call waits for a shim that is being connected to.
@@ -89,6 +90,8 @@ pub(crate) struct Entry {
     pub(crate) silent: AtomicBool,
     /// It did not answer somebody in time.
     pub(crate) unanswered: Notify,
+    /// Where starts of execs wait for their turn, as soon as the task is one of the daemon's.
+    pub(crate) turns: OnceLock<Arc<Turns>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -115,6 +118,7 @@ impl Entry {
             tap: Mutex::new(None),
             silent: AtomicBool::new(false),
             unanswered: Notify::new(),
+            turns: OnceLock::new(),
         }
     }
 

@@ -32,6 +32,7 @@ mod task;
 mod tasks;
 #[cfg(test)]
 mod testing;
+mod turns;
 mod undo;
 
 use std::fmt;

@@ -47,17 +47,10 @@ impl Task for Entry {
     }
 
     async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
-        let client = self.client().await?;
-        // A created task without a process is one that its start restores.
-        let restores = exec.is_none() && self.pid() == 0;
-        let started = client.start(exec, restores).await;
-        let pid = started.map_err(|e| self.failed(e))?;
-        self.seen().alive(exec, Status::Running, Some(pid));
-        if exec.is_none() {
-            self.mark();
-            self.drop_checkpoint();
+        match (exec, self.turns.get()) {
+            (Some(_), Some(turns)) => turns.take().await.during(self.start_now(exec)).await,
+            _ => self.start_now(exec).await,
         }
-        Ok(pid)
     }
 
     async fn state(&self, exec: Option<&ExecId>) -> Result<ProcessState> {
@@ -190,6 +183,20 @@ fn remove(checkpoint: &Path) {
 }
 
 impl Entry {
+    async fn start_now(&self, exec: Option<&ExecId>) -> Result<u32> {
+        let client = self.client().await?;
+        // A created task without a process is one that its start restores.
+        let restores = exec.is_none() && self.pid() == 0;
+        let started = client.start(exec, restores).await;
+        let pid = started.map_err(|e| self.failed(e))?;
+        self.seen().alive(exec, Status::Running, Some(pid));
+        if exec.is_none() {
+            self.mark();
+            self.drop_checkpoint();
+        }
+        Ok(pid)
+    }
+
     /// The task was restored: what it was restored from has served. What a crash leaves is removed
     /// after the next start of the daemon.
     pub(crate) fn drop_checkpoint(&self) {

@@ -17,6 +17,7 @@ use crate::bundle::Bundles;
 use crate::client::event;
 use crate::entry::{Entry, Link};
 use crate::infos::Infos;
+use crate::turns::Turns;
 use crate::{CreateOpts, Task, TaskManager, create, recover, shims};
 
 /// Tasks without a shim that are remembered for their exit; beyond it, those that nobody deletes go.
@@ -47,6 +48,8 @@ pub struct Config {
     pub debug: bool,
     /// Shims put their processes into core scheduling domains.
     pub sched_core: bool,
+    /// Creates of tasks and starts of execs at a time, of all together; 0: any number.
+    pub most_at_once: usize,
     /// Where events go.
     pub publisher: Publisher,
     /// Asked for tasks whose bundle does not name a binary.
@@ -76,6 +79,7 @@ impl Config {
             default_runtime: String::new(),
             debug: false,
             sched_core: false,
+            most_at_once: 0,
             publisher: Arc::new(|_, _| {}),
             runtime_of: Arc::new(|_, _| None),
         }
@@ -107,6 +111,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) bundles: Bundles,
     pub(crate) shims: Shims,
+    pub(crate) turns: Arc<Turns>,
     slots: Mutex<HashMap<Key, Slot>>,
     infos: Infos,
 }
@@ -281,10 +286,12 @@ impl Tasks {
     pub fn open(config: Config) -> Result<Arc<Self>> {
         let bundles = Bundles::new(&config.state, &config.root);
         let found = bundles.list()?;
+        let turns = Arc::new(Turns::new(config.most_at_once));
         let slots = found.into_iter().map(|(namespace, id)| {
             let bundle = bundles.of(&namespace, &id);
             let stdio = crate::Stdio::default();
             let entry = Entry::new(namespace.clone(), id.clone(), bundle, stdio);
+            let _first = entry.turns.set(Arc::clone(&turns));
             ((namespace, id), Slot::Made(Arc::new(entry)))
         });
         let slots = Mutex::new(slots.collect());
@@ -293,6 +300,7 @@ impl Tasks {
                 bundles,
                 config,
                 shims: Shims::default(),
+                turns,
                 slots,
                 infos: Infos::default(),
             }),
@@ -304,6 +312,11 @@ impl Tasks {
     /// a silent one is waited for in the background, however long it takes.
     pub async fn recover(&self) {
         recover::run(&self.shared).await;
+    }
+
+    /// Lets from now on so many creates of tasks and starts of execs be at work at a time; 0: any number.
+    pub fn bound(&self, most: usize) {
+        self.shared.turns.set(most);
     }
 
     /// Takes over what a shim published.
@@ -359,7 +372,8 @@ impl TaskManager for Tasks {
             binary,
             opts,
         };
-        Ok(create::run(job, place).await?)
+        let turn = self.shared.turns.take().await;
+        Ok(create::run(job, place, turn).await?)
     }
 
     fn check_free(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {

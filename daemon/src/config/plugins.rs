@@ -188,6 +188,8 @@ pub(crate) struct Tasks {
     pub(crate) platforms: Vec<String>,
     /// Give each container a core scheduling domain of its own.
     pub(crate) sched_core: bool,
+    /// Creates of tasks and starts of execs at a time, of all containers together; 0: any number.
+    pub(crate) max_concurrent_starts: usize,
 }
 
 impl Default for Tasks {
@@ -195,6 +197,8 @@ impl Default for Tasks {
         Self {
             platforms: vec![Platform::host().to_string()],
             sched_core: false,
+            // Far more than a machine does at once, and few enough that a storm leaves it memory.
+            max_concurrent_starts: 64,
         }
     }
 }

@@ -10,6 +10,8 @@ use integration::{Host, IMAGE, Whose, bin_dir, need, script, until};
 use registry::testsuite::{Reply, Server};
 use rustix::process::{Pid, Signal, kill_process};
 
+const SIGHUP: i32 = 1;
+
 /// A `ctr` that is not waited for.
 fn background(host: &Host, args: &[&str]) -> Child {
     Command::new(bin_dir().join("ctr"))
@@ -226,6 +228,52 @@ fn a_silent_shim_is_named_and_counted_until_it_answers() {
     signal(Signal::CONT);
     until("it answers", || silent(&host, 0));
     for id in ["mute", "other"] {
+        host.remove(id);
+    }
+    host.finish();
+}
+
+#[test]
+fn who_waits_for_a_turn_is_told_so() {
+    let section = |most: usize| {
+        format!("[plugins.\"io.containerd.runtime.v2.task\"]\nmax_concurrent_starts = {most}\n")
+    };
+    let host = Host::configured("why-turns", Whose::Ours, &section(1));
+    host.image();
+    host.sleeper("there");
+    let runtime = waiting_runtime(&host);
+    let flags = ["run", "-d", "--null-io", "--runc-binary", &runtime];
+    let run = |id| background(&host, &[&flags[..], &[IMAGE, id, "sleep", "1000"]].concat());
+    let mut first = run("first");
+    until("the first has its turn", || {
+        host.ctr(["why", "first"]).stdout.contains("Create: pid ")
+    });
+    let mut second = run("second");
+    let exec = ["tasks", "exec", "--exec-id", "e", "there", "true"];
+    let mut third = background(&host, &exec);
+    let turns = "turn among creates and starts of execs: 1 are at work";
+    until("the others wait", || {
+        let all = host.ctr(["inflight"]).ok();
+        let waits = |id: &str, what: &str| {
+            let mut lines = all.lines();
+            lines.any(|line| line.contains(id) && line.contains(what) && line.contains(turns))
+        };
+        waits(" second ", "Tasks.Create") && waits(" there ", "Tasks.Start")
+    });
+    assert!(third.try_wait().expect("wait").is_none());
+    // More of them: without a restart.
+    let config = format!("version = 2\n{}", section(3));
+    std::fs::write(host.path("config.toml"), config).expect("write");
+    host.signal(SIGHUP);
+    assert!(third.wait().expect("wait").success());
+    until("the second has a turn", || {
+        host.ctr(["why", "second"]).stdout.contains("Create: pid ")
+    });
+    std::fs::write(host.path("go"), "").expect("let them go");
+    for run in [&mut first, &mut second] {
+        assert!(run.wait().expect("wait").success());
+    }
+    for id in ["first", "second", "there"] {
         host.remove(id);
     }
     host.finish();

@@ -104,6 +104,7 @@ impl Home {
             default_runtime: std::env::var(SHIM.0).unwrap_or_else(|_| SHIM.1.to_owned()),
             debug: false,
             sched_core: false,
+            most_at_once: 0,
             publisher: Arc::new(move |_, event| drop(events.send(event))),
             runtime_of: Arc::new(|_, _| None),
         })

@@ -181,6 +181,7 @@ impl Home {
             default_runtime: "x.none.v0".into(),
             debug: false,
             sched_core: false,
+            most_at_once: 0,
             publisher: Arc::new(move |namespace, event| drop(sender.send((namespace, event)))),
             runtime_of: Arc::new(|_, _| None),
         };
