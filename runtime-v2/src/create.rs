@@ -8,6 +8,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 
 use recorder::On;
@@ -57,7 +58,10 @@ async fn work(
     gone: oneshot::Receiver<()>,
 ) -> Result<Arc<Entry>> {
     let mut undo = Undo::default();
-    let built = turn.during(build(&job, &place, &mut undo, gone)).await;
+    let built = {
+        let building = pin!(build(&job, &place, &mut undo, gone));
+        turn.during(building).await
+    };
     match built {
         Ok((entry, client)) => {
             undo.keep();

@@ -4,6 +4,7 @@
 //! an exit can always be told in the end.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,7 +49,10 @@ impl Task for Entry {
 
     async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
         match (exec, self.turns.get()) {
-            (Some(_), Some(turns)) => turns.take().await.during(self.start_now(exec)).await,
+            (Some(_), Some(turns)) => {
+                let turn = turns.take().await;
+                turn.during(pin!(self.start_now(exec))).await
+            }
             _ => self.start_now(exec).await,
         }
     }

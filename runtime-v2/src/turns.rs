@@ -3,7 +3,7 @@
 //! Invariant: who waits comes in the order of asking, and is told of by name; who hangs gives its turn to
 //! the next, so that a runtime that never answers holds up nobody for ever. Called by `tasks` and `task`.
 
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -94,8 +94,7 @@ fn places(most: usize) -> usize {
 
 impl Turn {
     /// Does `work` in this turn, and to its end when that takes longer than a turn.
-    pub(crate) async fn during<F: Future>(self, work: F) -> F::Output {
-        let mut work = pin!(work);
+    pub(crate) async fn during<F: Future>(self, mut work: Pin<&mut F>) -> F::Output {
         match timeout(HELD, &mut work).await {
             Ok(done) => done,
             Err(_) => {
@@ -121,6 +120,9 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+    use std::pin::pin;
+
     use futures::FutureExt as _;
 
     use super::*;
@@ -157,12 +159,12 @@ mod tests {
     async fn who_hangs_gives_the_turn_to_the_next() {
         let turns = Arc::new(Turns::new(1));
         let turn = turns.take().await;
-        let hangs = tokio::spawn(turn.during(std::future::pending::<()>()));
+        let hangs = tokio::spawn(async { turn.during(pin!(pending::<()>())).await });
         let begun = tokio::time::Instant::now();
         let next = turns.take().await;
         assert!(begun.elapsed() >= HELD);
         assert!(!hangs.is_finished());
         hangs.abort();
-        assert_eq!(next.during(async { 7 }).await, 7);
+        assert_eq!(next.during(pin!(async { 7 })).await, 7);
     }
 }

@@ -25,10 +25,8 @@ pub(super) trait Checked {
 
 impl Checked for Tasks {
     fn check(&self) -> Result<()> {
-        let wrong = self.platforms.iter().map(|text| text.parse::<Platform>());
-        wrong
-            .map(|parsed| parsed.map(drop))
-            .collect::<Result<()>>()
+        let mut all = self.platforms.iter();
+        all.try_for_each(|text| text.parse::<Platform>().map(drop))
             .ctx("platforms")
     }
 }
