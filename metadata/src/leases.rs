@@ -242,6 +242,10 @@ pub(crate) fn remove(tx: &mut WriteTx<'_, '_>, namespace: &Namespace, id: &str) 
 
 /// See [`Metadata::admit`].
 pub(crate) async fn admit(metadata: &Metadata, scope: Scope) -> Result<()> {
+    // Nearly always both are there already, and nothing is to be written.
+    if is_admitted(&metadata.0.db.kv.read()?, &scope)? {
+        return Ok(());
+    }
     let change = move |tx: &mut WriteTx<'_, '_>| {
         if let Some(lease) = &scope.lease {
             require(&**tx, &scope.namespace, lease)?;
@@ -249,6 +253,13 @@ pub(crate) async fn admit(metadata: &Metadata, scope: Scope) -> Result<()> {
         tx.touch(&scope.namespace)
     };
     metadata.0.db.write(change).await
+}
+
+fn is_admitted(tx: &dyn Read, scope: &Scope) -> Result<bool> {
+    if let Some(lease) = &scope.lease {
+        require(tx, &scope.namespace, lease)?;
+    }
+    tx.has(&key::key(Bucket::Namespace, &[scope.namespace.as_str()]))
 }
 
 fn require(tx: &dyn Read, namespace: &Namespace, id: &LeaseId) -> Result<()> {
