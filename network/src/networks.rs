@@ -13,6 +13,7 @@ use types::network::{Link, LinkChange, LinkMove, LinkName, NetNamespace, NewLink
 use types::{Error, Event, Fields, Filter, Finding, Held, Labels, Namespace, Result, Scope};
 
 use crate::grave::Grave;
+use crate::link::Seen;
 use crate::record::{LinkKey, NsKey};
 use crate::store::{Store, Transfer};
 use crate::turns::Turns;
@@ -293,12 +294,12 @@ impl Networks {
     }
 
     /// Whether a tenant's containers may be attached to an interface of the host: to what nobody made here,
-    /// or itself did. One that is not there may. Blocks.
+    /// or itself did.
     ///
     /// # Errors
     /// `PermissionDenied`.
-    pub(crate) fn check_usable(&self, tenant: &Namespace, name: &LinkName) -> Result<()> {
-        self.store.check_usable(tenant, name)
+    pub(crate) fn check_usable(&self, tenant: &Namespace, seen: &Seen) -> Result<()> {
+        self.store.check_usable(tenant, seen)
     }
 
     /// The interfaces in a place, by name: of the host the tenant's and those that were not made here.

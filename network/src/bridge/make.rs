@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::time::SystemTime;
 
-use sys::netlink::{Family, Socket};
+use sys::netlink::Socket;
 use types::network::{
-    Attachment, IpNet, Link, LinkKind, LinkName, LinkSpec, NetAddress, NetInterface, NetRequest,
-    NetResult, Other,
+    Attachment, IpNet, Link, LinkKind, LinkName, LinkSpec, MacAddr, NetAddress, NetInterface,
+    NetRequest, NetResult,
 };
 use types::{Error, Result};
 
@@ -18,7 +18,7 @@ use super::record::{Phase, Record};
 use super::{Core, host, tag};
 use crate::Undo;
 use crate::conntrack::{self, Led};
-use crate::link::{Inside, New, Seen};
+use crate::link::{Inside, New, Outer, Seen, Wire};
 use crate::netns::Identity;
 use crate::nft::{as_mapped, dropping};
 
@@ -49,7 +49,7 @@ impl Core {
             place: Identity::of(inside.ns())?,
             made_at: SystemTime::now(),
         };
-        if let Some(found) = self.find(&plan.outer)? {
+        if let Some(found) = self.find(host.socket(), &plan.outer)? {
             match found.tag {
                 Some(tag) if tag != plan.tag => {
                     return Err(Error::already_exists(format_args!(
@@ -60,7 +60,8 @@ impl Core {
                 Some(_) if self.is_kept(plan, netns) => {
                     self.settle(plan, &mut record)?;
                     let inner = inside.get(&plan.interface)?;
-                    return result(plan, netns, &mut host, inner.link);
+                    let outer = host.brief(&plan.outer)?;
+                    return result(plan, netns, &mut host, (inner.link, outer));
                 }
                 // Half of it, or something that somebody has taken parts from.
                 _ => host.delete(&plan.outer)?,
@@ -76,9 +77,10 @@ impl Core {
             }
             error
         };
-        let inner = made.map_err(swept)?;
+        let (inner, outer) = made.map_err(swept)?;
         self.tell_obstacles(plan);
-        result(plan, netns, &mut host, inner.link)
+        let outer = (outer.mac, outer.mtu);
+        result(plan, netns, &mut host, (inner.link, outer))
     }
 
     /// True for what is there as it was made, if need be after what somebody has taken from it outside of
@@ -105,8 +107,8 @@ impl Core {
         record: &mut Record,
         (host, inside): (&mut Inside, &mut Inside),
         era: u64,
-    ) -> Result<Seen> {
-        if inside.find(&plan.interface)?.is_some() {
+    ) -> Result<(Seen, Outer)> {
+        if inside.find_mark(&plan.interface)?.is_some() {
             return Err(Error::already_exists(format_args!(
                 "interface {} in the network namespace",
                 plan.interface
@@ -121,21 +123,34 @@ impl Core {
         self.nat
             .attach_in(Some(era), &owner, &plan.ips(), &plan.ports)?;
         undo.after("addresses and ports", || self.nat.detach(&owner).map(drop));
-        let before = self.serve(plan, host)?;
+        let (before, bridge) = self.serve(plan, host)?;
         undo.after("bridge", move || self.unserve(plan, &before));
-        let made = self.wire(plan, host, inside)?;
+        let wire = Wire {
+            outer: &plan.outer,
+            inner: &plan.interface,
+            bridge,
+            mtu: plan.inner.mtu,
+            mac: plan.inner.mac,
+            group: self.group,
+        };
+        let outer = host.wire(&wire, inside)?;
         undo.after("interface", || Inside::host()?.delete(&plan.outer));
-        let inner = inside.change(&plan.interface, &plan.inner)?;
+        let inner = inside.furnish(&plan.interface, &plan.inner)?;
         // Of the host itself nothing is changed before all else has worked.
-        self.finish(plan, made.link.index, record)?;
+        self.finish(plan, (host, outer.index), record)?;
         undo.keep();
         self.redirect(plan);
-        Ok(inner)
+        Ok((inner, outer))
     }
 
     /// Has packets of an attachment passed on, and says that it is whole. Who fails here takes settings of the host
     /// back that others may need: nobody comes to do so meanwhile.
-    pub(super) fn finish(&self, plan: &Plan, wire: u32, record: &mut Record) -> Result<()> {
+    pub(super) fn finish(
+        &self,
+        plan: &Plan,
+        (host, wire): (&mut Inside, u32),
+        record: &mut Record,
+    ) -> Result<()> {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         // After the lock: it is taken back under it.
         let mut undo = Undo::default();
@@ -147,15 +162,15 @@ impl Core {
         };
         let changed = host::forward(&plan.addresses, &is_outside)?;
         undo.after("settings of the host", || changed.take_back());
-        tag::write(&mut Socket::open(Family::Route)?, wire, &plan.tag)?;
+        tag::write(host.socket(), wire, &plan.tag)?;
         record.phase = Phase::Active;
         self.records.write(&plan.outer, record)?;
         undo.keep();
         Ok(())
     }
 
-    /// Has a bridge that is as the plan needs it, masqueraded; what it was before.
-    pub(super) fn serve(&self, plan: &Plan, host: &mut Inside) -> Result<Before> {
+    /// Has a bridge that is as the plan needs it, masqueraded; what it was before, and its number.
+    pub(super) fn serve(&self, plan: &Plan, host: &mut Inside) -> Result<(Before, u32)> {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         // Again: only from here on nobody comes to have such an address who does not see that it is a gateway's.
         self.refuse_gateways(plan)?;
@@ -174,7 +189,7 @@ impl Core {
         self.nat
             .serve(&plan.bridge, &subnets(plan, &bridge, &before.known))?;
         undo.keep();
-        Ok(before)
+        Ok((before, bridge.link.index))
     }
 
     /// Takes from a bridge what [`Core::serve`] gave it, but for what somebody has come to need meanwhile.
@@ -215,23 +230,6 @@ impl Core {
         let others = others.filter_map(|(_, record)| Plan::of(&record.ok()?.request).ok());
         let others = others.filter(|other| other.bridge == plan.bridge);
         Ok(others.flat_map(|other| other.gateways).collect())
-    }
-
-    /// The wire between the container and the bridge.
-    fn wire(&self, plan: &Plan, host: &mut Inside, inside: &mut Inside) -> Result<Seen> {
-        let outer = LinkSpec {
-            mtu: plan.inner.mtu,
-            up: Some(true),
-            attachment: Some(Some(attachment(plan))),
-            ..LinkSpec::default()
-        };
-        let new = New {
-            name: &plan.outer,
-            kind: &LinkKind::Veth(Some(Other::beside(plan.interface.clone()))),
-            spec: &outer,
-            group: self.group,
-        };
-        host.create(&new, Some(inside))
     }
 
     /// Datagrams that came before their port led anywhere are not sent past the container for ever.
@@ -338,14 +336,14 @@ impl Core {
     /// The bridge, with the gateway's addresses if it is ours; what it was before, if that is changed.
     fn bridge(&self, plan: &Plan, host: &mut Inside) -> Result<(Seen, Option<Link>)> {
         let name = &plan.bridge;
-        let mut found = host.find(name)?;
+        let mut found = host.find_addresses(name)?;
         if found
             .as_ref()
             .is_some_and(|one| one.group == self.grave.mark())
         {
             // It is to go, and could not yet: whoever came to it would lose it.
             self.grave.empty()?;
-            found = host.find(name)?;
+            found = host.find_addresses(name)?;
         }
         let Some(found) = found else {
             let spec = LinkSpec {
@@ -370,7 +368,7 @@ impl Core {
         };
         // Asked each time: by now it may be another's than the one that the container was attached to.
         if let Some(networks) = &self.networks {
-            networks.check_usable(&plan.tag.id.namespace, name)?;
+            networks.check_usable(&plan.tag.id.namespace, &found)?;
         }
         if found.link.kind != LinkKind::Bridge {
             return Err(Error::failed_precondition(format_args!(
@@ -414,15 +412,18 @@ fn subnets(plan: &Plan, bridge: &Seen, known: &[IpNet]) -> Vec<IpNet> {
     all
 }
 
-fn result(plan: &Plan, netns: &Path, host: &mut Inside, inner: Link) -> Result<NetResult> {
-    let mut of_host = |name: &LinkName| -> Result<NetInterface> {
-        let (mac, mtu) = host.brief(name)?;
-        Ok(NetInterface {
-            name: name.to_string(),
-            mac,
-            mtu: Some(mtu),
-            netns: None,
-        })
+/// What was made: the end inside, and hardware address and largest packet of the one outside.
+fn result(
+    plan: &Plan,
+    netns: &Path,
+    host: &mut Inside,
+    (inner, outer): (Link, (Option<MacAddr>, u32)),
+) -> Result<NetResult> {
+    let of_host = |name: &LinkName, (mac, mtu): (Option<MacAddr>, u32)| NetInterface {
+        name: name.to_string(),
+        mac,
+        mtu: Some(mtu),
+        netns: None,
     };
     let addresses = plan.addresses.iter().map(|address| NetAddress {
         address: *address,
@@ -438,8 +439,8 @@ fn result(plan: &Plan, netns: &Path, host: &mut Inside, inner: Link) -> Result<N
                 mtu: Some(inner.mtu),
                 netns: Some(netns.to_owned()),
             },
-            of_host(&plan.outer)?,
-            of_host(&plan.bridge)?,
+            of_host(&plan.outer, outer),
+            of_host(&plan.bridge, host.brief(&plan.bridge)?),
         ],
         routes: inner.routes,
         ..NetResult::default()

@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sys::netlink::{Family, Socket};
+use sys::netlink::Socket;
 use tokio::sync::{RwLock as Gate, Semaphore};
 use types::network::{Joined, LinkName, NetRequest, NetResult, TenantId};
 use types::{Code, Context as _, Error, Errors, Finding, Namespace, Result};
@@ -324,8 +324,8 @@ impl Core {
         Ok(all)
     }
 
-    fn find(&self, outer: &LinkName) -> Result<Option<Marked>> {
-        match tag::find(&mut Socket::open(Family::Route)?, outer)? {
+    fn find(&self, host: &mut Socket, outer: &LinkName) -> Result<Option<Marked>> {
+        match tag::find(host, outer)? {
             Some(other) if other.group != self.group => Err(Error::already_exists(format_args!(
                 "interface {outer}, which is not ours"
             ))),

@@ -42,13 +42,13 @@ impl Core {
                 return vec![error];
             }
         }
-        let gone = match self.find(outer) {
-            Ok(Some(found)) => self.cut(&found, record.as_ref()),
+        let gone = Inside::host().and_then(|mut host| match self.find(host.socket(), outer) {
+            Ok(Some(found)) => self.cut(&found, record.as_ref(), &mut host),
             Ok(None) => Ok(()),
             // One of that name that is another's was never made here.
             Err(error) if error.is_already_exists() => Ok(()),
             Err(error) => Err(error),
-        };
+        });
         let mut failed: Vec<_> = gone.err().into_iter().collect();
         failed.extend(self.detach(owner).err());
         if failed.is_empty() {
@@ -63,9 +63,8 @@ impl Core {
     }
 
     /// Cuts a wire. It is buried when both of its ends can be found, else who calls waits for the kernel.
-    fn cut(&self, found: &Marked, record: Option<&Record>) -> Result<()> {
-        let mut host = Inside::host()?;
-        let buried = record.map_or(Ok(false), |record| self.bury(found, record, &mut host));
+    fn cut(&self, found: &Marked, record: Option<&Record>, host: &mut Inside) -> Result<()> {
+        let buried = record.map_or(Ok(false), |record| self.bury(found, record, host));
         match buried {
             Ok(true) => return Ok(()),
             Ok(false) => {}
@@ -85,8 +84,7 @@ impl Core {
         let mut inside = Inside::open(&record.request.netns)?;
         let ns = inside.ns();
         // Somebody may have moved it: in another namespace its number is some other interface's.
-        let is_its = Identity::of(ns)? == record.place
-            && id_of(&mut Socket::open(Family::Route)?, ns)? == Some(place);
+        let is_its = Identity::of(ns)? == record.place && id_of(host.socket(), ns)? == Some(place);
         if !is_its {
             return Ok(false);
         }

@@ -94,7 +94,7 @@ fn validate_routes(name: &LinkName, routes: &[Route]) -> Result<()> {
 }
 
 /// What is to be done to `seen`; `bridge` is the number of the bridge that is wanted.
-fn plan(seen: &Seen, spec: &LinkSpec, bridge: u32) -> Vec<Message> {
+pub(super) fn plan(seen: &Seen, spec: &LinkSpec, bridge: u32) -> Vec<Message> {
     let (link, name) = (&seen.link, seen.link.name.as_str());
     let index = link.index;
     let mut steps = Vec::new();
@@ -253,12 +253,7 @@ impl Inside {
     pub(super) fn converge(&mut self, name: &LinkName, spec: &LinkSpec) -> Result<Seen> {
         // Some of them, as whether there is IPv6, decide about the rest.
         if !spec.sysctls.is_empty() {
-            let write = || {
-                spec.sysctls
-                    .iter()
-                    .try_for_each(|(key, value)| sysctl::write(name, key, value))
-            };
-            self.within(write)?;
+            self.within(|| sysctl::write_all(name, &spec.sysctls))?;
         }
         let bridge = self.bridge(name, spec)?;
         let mut seen = self.get(name)?;

@@ -14,7 +14,7 @@ use types::network::{
 use super::abi::*;
 
 /// What of a new interface is not in its kind.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct New<'a> {
     /// Its name.
     pub(super) name: &'a str,
@@ -26,6 +26,14 @@ pub(super) struct New<'a> {
     pub(super) parent: Option<u32>,
     /// The same descriptor for the other end.
     pub(super) peer_target: Option<i32>,
+    /// Index of its bridge.
+    pub(super) master: Option<u32>,
+    /// Largest packet, also of the other end.
+    pub(super) mtu: Option<u32>,
+    /// Hardware address of the other end.
+    pub(super) peer_mac: Option<MacAddr>,
+    /// It is up from the beginning.
+    pub(super) is_up: bool,
 }
 
 /// `struct ifinfomsg`.
@@ -63,10 +71,18 @@ pub(super) fn get(index: u32) -> Message {
 
 /// Makes an interface. `None` for kinds that are not made by message.
 pub(super) fn create(kind: &LinkKind, new: New<'_>) -> Option<Message> {
-    let what = format!("create {} {}", kind.as_str(), new.name);
+    let mtu = new.mtu.map(|mtu| format!(" with mtu {mtu}"));
+    let mtu = mtu.unwrap_or_default();
+    let what = format!("create {} {}{mtu}", kind.as_str(), new.name);
     let flags = NLM_F_CREATE | NLM_F_EXCL;
-    let mut made = Message::new(what, RTM_NEWLINK, flags, &body(0, 0, 0));
+    let up = if new.is_up { IFF_UP } else { 0 };
+    let mut made = Message::new(what, RTM_NEWLINK, flags, &body(0, up, up));
     made.text(IFLA_IFNAME, new.name).u32(IFLA_GROUP, new.group);
+    for (kind, value) in [(IFLA_MASTER, new.master), (IFLA_MTU, new.mtu)] {
+        if let Some(value) = value {
+            made.u32(kind, value);
+        }
+    }
     if let Some(fd) = new.target {
         made.bytes(IFLA_NET_NS_FD, &fd.to_ne_bytes());
     }
@@ -84,6 +100,12 @@ pub(super) fn create(kind: &LinkKind, new: New<'_>) -> Option<Message> {
                     m.raw(&body(0, 0, 0));
                     m.text(IFLA_IFNAME, peer.name.as_str());
                     m.u32(IFLA_GROUP, new.group);
+                    if let Some(mtu) = new.mtu {
+                        m.u32(IFLA_MTU, mtu);
+                    }
+                    if let Some(mac) = new.peer_mac {
+                        m.bytes(IFLA_ADDRESS, &mac.bytes());
+                    }
                     if let Some(fd) = new.peer_target {
                         m.bytes(IFLA_NET_NS_FD, &fd.to_ne_bytes());
                     }

@@ -103,7 +103,7 @@ impl Inside {
         Ok(Some(raw.index))
     }
 
-    fn add(&mut self, kind: &LinkKind, parts: &encode::New<'_>) -> Result<()> {
+    pub(super) fn add(&mut self, kind: &LinkKind, parts: &encode::New<'_>) -> Result<()> {
         let Some(message) = encode::create(kind, *parts) else {
             return Err(Error::not_implemented(format_args!(
                 "kind {:?}",
@@ -264,9 +264,8 @@ fn encoded<'a>(new: &New<'_>, name: &'a str, peer_target: Option<i32>) -> encode
     encode::New {
         name,
         group: new.group,
-        target: None,
-        parent: None,
         peer_target,
+        ..encode::New::default()
     }
 }
 

@@ -15,6 +15,7 @@ mod decode;
 mod encode;
 mod make;
 mod sysctl;
+mod wire;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -32,6 +33,7 @@ pub(crate) use bury::buried_name;
 pub(crate) use class::classed;
 use decode::{Raw, RawAddress};
 pub(crate) use make::{New, is_on_its_way, validate as validate_kind};
+pub(crate) use wire::{Outer, Wire};
 
 /// An interface as it is, and what of it is for us alone.
 #[derive(Clone, Debug)]
@@ -125,6 +127,11 @@ impl Inside {
         })
     }
 
+    /// The connection to the kernel, in this namespace.
+    pub(crate) const fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
     /// The namespace.
     pub(crate) const fn ns(&self) -> &NetNs {
         &self.ns
@@ -149,7 +156,20 @@ impl Inside {
     /// `NotFound`.
     pub(crate) fn get(&mut self, name: &LinkName) -> Result<Seen> {
         let raw = self.raw(name)?;
-        self.complete(raw)
+        self.complete(raw, Depth::All)
+    }
+
+    /// As [`Inside::find`], without routes and neighbours.
+    pub(crate) fn find_addresses(&mut self, name: &LinkName) -> Result<Option<Seen>> {
+        match self.raw(name).absent_ok()? {
+            Some(raw) => self.complete(raw, Depth::Addresses).absent_ok(),
+            None => Ok(None),
+        }
+    }
+
+    /// The mark of the interface of that name, if there is one.
+    pub(crate) fn find_mark(&mut self, name: &LinkName) -> Result<Option<Mark>> {
+        Ok(self.raw(name).absent_ok()?.map(Mark::of))
     }
 
     /// The interface of that name, if there is one.
@@ -176,7 +196,7 @@ impl Inside {
             .iter()
             .map(|raw| (raw.index, raw.name.clone()))
             .collect();
-        let mut parts = self.parts(None)?;
+        let mut parts = self.parts(None, Depth::All)?;
         let mut all: Vec<Seen> = raws
             .into_iter()
             .map(|raw| seen(raw, &names, &mut parts))
@@ -215,7 +235,7 @@ impl Inside {
     }
 
     /// The rest of what is to be known of an interface.
-    fn complete(&mut self, raw: Raw) -> Result<Seen> {
+    fn complete(&mut self, raw: Raw, depth: Depth) -> Result<Seen> {
         let mut names = HashMap::new();
         for index in [raw.master, raw.other].into_iter().flatten() {
             // Gone meanwhile, or in another namespace: it has no name here.
@@ -227,13 +247,13 @@ impl Inside {
             let other = told.as_deref().and_then(decode::link);
             names.extend(other.map(|other| (index, other.name)));
         }
-        let parts = self.parts(Some(raw.index));
+        let parts = self.parts(Some(raw.index), depth);
         let mut parts = parts.ctx_with(|| format!("interface {}", raw.name))?;
         Ok(seen(raw, &names, &mut parts))
     }
 
     /// Addresses, routes and neighbours by the numbers of their interfaces, of one interface or of all.
-    fn parts(&mut self, only: Option<u32>) -> Result<Parts> {
+    fn parts(&mut self, only: Option<u32>, depth: Depth) -> Result<Parts> {
         let wanted = |index: u32| only.is_none_or(|only| only == index);
         let mut parts = Parts::default();
         let read = |entry: &[u8]| Ok(decode::address(entry).filter(|one| wanted(one.index)));
@@ -248,6 +268,9 @@ impl Inside {
                 .or_default()
                 .push(address);
         }
+        if depth == Depth::Addresses {
+            return Ok(parts);
+        }
         let read = |entry: &[u8]| Ok(decode::route(entry).filter(|one| wanted(one.0)));
         for family in encode::FAMILIES {
             for (index, route) in self
@@ -261,6 +284,9 @@ impl Inside {
                     routes.push(route);
                 }
             }
+        }
+        if depth == Depth::Routes {
+            return Ok(parts);
         }
         let read = |entry: &[u8]| Ok(decode::neighbour(entry).filter(|one| wanted(one.0)));
         for (index, neighbour) in self
@@ -284,6 +310,15 @@ pub(crate) fn set_loopback_up(socket: &mut Socket) -> Result<()> {
     socket
         .change(encode::set_up(LOOPBACK, "lo", true))
         .map_err(classed)
+}
+
+/// How much of an interface is looked at: each with what comes before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Depth {
+    Addresses,
+    Routes,
+    /// Neighbours, too.
+    All,
 }
 
 #[derive(Default)]

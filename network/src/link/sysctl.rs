@@ -1,5 +1,6 @@
 //! Settings of single interfaces under `/proc/sys/net`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use types::network::LinkName;
@@ -61,8 +62,17 @@ pub(super) fn read(name: &LinkName, key: &str) -> Result<String> {
 ///
 /// # Errors
 /// `NotFound` when the kernel does not have it, `InvalidArgument` when it does not take the value.
-pub(super) fn write(name: &LinkName, key: &str, value: &str) -> Result<()> {
+fn write(name: &LinkName, key: &str, value: &str) -> Result<()> {
     std::fs::write(path(name, key)?, value).map_err(|e| failed("write", name, key, e))
+}
+
+/// Sets several.
+///
+/// # Errors
+/// As [`write`]; those before it are set then.
+pub(super) fn write_all(name: &LinkName, all: &BTreeMap<String, String>) -> Result<()> {
+    all.iter()
+        .try_for_each(|(key, value)| write(name, key, value))
 }
 
 fn failed(word: &str, name: &LinkName, key: &str, error: std::io::Error) -> Error {

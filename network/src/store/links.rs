@@ -67,15 +67,15 @@ impl Store {
     }
 
     /// Refuses an interface of the host that another tenant has made.
-    pub(crate) fn check_usable(&self, tenant: &Namespace, name: &LinkName) -> Result<()> {
-        let place = Place::Host;
-        let found = self.inside(tenant, &place)?.find(name)?;
-        match found.filter(|seen| seen.group == self.group) {
-            Some(seen) if self.standing(tenant, &place, &seen) == Standing::Hidden => Err(
-                Error::permission_denied(format_args!("interface {name} of the host")),
-            ),
-            _ => Ok(()),
+    pub(crate) fn check_usable(&self, tenant: &Namespace, seen: &Seen) -> Result<()> {
+        let is_hidden = || self.standing(tenant, &Place::Host, seen) == Standing::Hidden;
+        if seen.group == self.group && is_hidden() {
+            return Err(Error::permission_denied(format_args!(
+                "interface {} of the host",
+                seen.link.name
+            )));
         }
+        Ok(())
     }
 
     /// The interface with what its record says of it.

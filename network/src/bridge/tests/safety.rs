@@ -207,7 +207,8 @@ fn who_fails_takes_no_setting_of_the_host_from_who_does_not() {
             place: crate::netns::Identity::of(&one.netns).unwrap(),
             made_at: std::time::SystemTime::now(),
         };
-        core.finish(&Plan::of(request).unwrap(), wire, &mut record)
+        let mut host = crate::link::Inside::host()?;
+        core.finish(&Plan::of(request).unwrap(), (&mut host, wire), &mut record)
     };
     let (good, bad) = (request("c1", &one, 2), request("c2", &two, 3));
     place.host.run("ip link add w type bridge");

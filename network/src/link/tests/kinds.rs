@@ -102,9 +102,8 @@ fn read(kind: &LinkKind, parent: Option<u32>) -> Vec<LinkInfo> {
     let new = encode::New {
         name: "n",
         group: 7,
-        target: None,
         parent,
-        peer_target: None,
+        ..encode::New::default()
     };
     let message = encode::create(kind, new).unwrap();
     let body = message.body();
