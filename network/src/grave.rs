@@ -3,8 +3,9 @@
 //! To take an interface away makes the kernel wait, 10 to 40 ms, for everybody who may still look at it, and nobody
 //! else can change any meanwhile. Many that are taken away together wait once. So who takes a wire away only
 //! buries it: both ends are set down, lose their names, their bridge and their alias, and are marked. From then on
-//! no packet goes by it, it is in no list of ours, and its name and addresses can be given again. A worker takes all
-//! that are marked away within [`SOON`], in one call of the kernel. A network namespace is likewise kept until then:
+//! no packet goes by it, it is in no list of ours, and its name and addresses can be given again. The end of a driver's
+//! wire has a name of its own making, and keeps that and its bridge: to take each makes the kernel wait, too, if only
+//! for 0.1 ms. Who wants the name before has it taken away. A worker takes all that are marked away within [`SOON`], in one call of the kernel. A network namespace is likewise kept until then:
 //! the kernel's own cleaning up begins with the last that has one, and is as slow.
 //!
 //! Invariant: what is buried has the grave's mark, so that whoever comes after a crash takes it away, and nothing
@@ -14,8 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sys::netns::NetNs;
-use types::Result;
 use types::network::LinkName;
+use types::{Context as _, Result};
 
 use crate::link::{Inside, buried_name};
 
@@ -85,7 +86,8 @@ impl Grave {
         waiting.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Buries a wire between the host and a namespace.
+    /// Buries a wire between the host and a namespace. Its end on the host keeps its name until it is gone, or
+    /// [`Grave::free`] takes it.
     ///
     /// # Errors
     /// Those of the kernel. Then who wants it away has to take it away by its number: it may have another name.
@@ -96,7 +98,18 @@ impl Grave {
     ) -> Result<()> {
         let name = buried_name(self.mark)?;
         inside.bury(inner, &name, self.mark)?;
-        self.half_of_wire(host, outer, &name)
+        host.retire(outer, self.mark)?;
+        self.count_wire();
+        Ok(())
+    }
+
+    /// Takes the name from an end that is buried and has it still.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub(crate) fn free(&self, host: &mut Inside, outer: End<'_>) -> Result<()> {
+        let name = buried_name(self.mark)?;
+        host.bury(outer, &name, self.mark).absent_ok().map(drop)
     }
 
     /// Buries the host's end of a wire whose other end goes with its namespace, which is handed to
@@ -106,15 +119,15 @@ impl Grave {
     /// As [`Grave::wire`].
     pub(crate) fn end_of_wire(&self, host: &mut Inside, outer: End<'_>) -> Result<()> {
         let name = buried_name(self.mark)?;
-        self.half_of_wire(host, outer, &name)
+        host.bury(outer, &name, self.mark)?;
+        self.count_wire();
+        Ok(())
     }
 
-    fn half_of_wire(&self, host: &mut Inside, outer: End<'_>, name: &LinkName) -> Result<()> {
-        host.bury(outer, name, self.mark)?;
+    fn count_wire(&self) {
         let mut waiting = self.waiting();
         waiting.wires += 1;
         self.call_worker(waiting);
-        Ok(())
     }
 
     /// Keeps a namespace that nobody uses until it goes with others.
@@ -221,8 +234,9 @@ mod tests {
         net.run("ip -o link show | sed 's/^[0-9]*: //; s/[@:].*//' | sort | tr '\n' ' '")
     }
 
-    /// Makes a wire between two namespaces, up, with an address inside, and buries it.
-    fn wire(grave: &Grave, host: &Net, inside: &Net) {
+    /// Makes a wire between two namespaces, up, with an address inside, and buries it; the number of its end on the
+    /// host.
+    fn wire(grave: &Grave, host: &Net, inside: &Net) -> u32 {
         let path = inside.path.display();
         host.run(&format!(
             "ip link add out up alias x type veth peer name eth0 netns {path}"
@@ -236,6 +250,7 @@ mod tests {
             grave.wire((&mut Inside::host()?, end(outer, "out")), to)
         })
         .unwrap();
+        outer
     }
 
     #[test]
@@ -244,7 +259,12 @@ mod tests {
         let before = (links(&host), links(&inside));
         // The same again at once, more often than the kernel could take them away.
         for _ in 0..20 {
-            wire(&grave, &host, &inside);
+            let index = wire(&grave, &host, &inside);
+            let shown = host.try_run("ip -o link show up | grep ' out[:@]'");
+            assert!(!shown.0, "{shown:?}");
+            let outer = End { index, name: "out" };
+            host.within(|| grave.free(&mut Inside::host()?, outer))
+                .unwrap();
             let seen = inside.within(|| Inside::host()?.list()).unwrap();
             assert_eq!(seen.len(), 1, "{seen:?}");
             assert_eq!(inside.run("ip route"), "");

@@ -49,7 +49,7 @@ impl Core {
             place: Identity::of(inside.ns())?,
             made_at: SystemTime::now(),
         };
-        if let Some(found) = self.find(host.socket(), &plan.outer)? {
+        if let Some(found) = self.find_or_free(&mut host, &plan.outer)? {
             match found.tag {
                 Some(tag) if tag != plan.tag => {
                     return Err(Error::already_exists(format_args!(

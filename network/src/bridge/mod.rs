@@ -35,7 +35,8 @@ use tokio::sync::{RwLock as Gate, Semaphore};
 use types::network::{Joined, LinkName, NetRequest, NetResult, TenantId};
 use types::{Code, Context as _, Error, Errors, Finding, Namespace, Result};
 
-use crate::grave::Grave;
+use crate::grave::{End, Grave};
+use crate::link::Inside;
 use crate::nft::Nat;
 use crate::turns::Turns;
 use crate::{NetworkDriver, Networks};
@@ -324,10 +325,33 @@ impl Core {
         Ok(all)
     }
 
+    /// The interface of that name, if it is there and not buried.
     fn find(&self, host: &mut Socket, outer: &LinkName) -> Result<Option<Marked>> {
-        match tag::find(host, outer)? {
+        let found = tag::find(host, outer)?;
+        self.checked(found.filter(|one| one.group != self.grave.mark()))
+    }
+
+    /// The same; one that is buried gives its name to who comes.
+    fn find_or_free(&self, host: &mut Inside, outer: &LinkName) -> Result<Option<Marked>> {
+        let found = tag::find(host.socket(), outer)?;
+        match found {
+            Some(buried) if buried.group == self.grave.mark() => {
+                let end = End {
+                    index: buried.index,
+                    name: outer.as_str(),
+                };
+                self.grave.free(host, end)?;
+                Ok(None)
+            }
+            found => self.checked(found),
+        }
+    }
+
+    fn checked(&self, found: Option<Marked>) -> Result<Option<Marked>> {
+        match found {
             Some(other) if other.group != self.group => Err(Error::already_exists(format_args!(
-                "interface {outer}, which is not ours"
+                "interface {}, which is not ours",
+                other.name
             ))),
             found => Ok(found),
         }

@@ -36,10 +36,12 @@ impl Core {
     /// Takes bridges of ours away that nothing is attached to, and filters of bridges that are not there.
     pub(super) fn sweep(&self) -> Vec<Error> {
         let _alone = self.bridges.write();
-        let all = match tag::list() {
+        let mut all = match tag::list() {
             Ok(all) => all,
             Err(error) => return vec![error],
         };
+        // Ends of wires that are gone keep no bridge.
+        all.retain(|one| one.group != self.grave.mark());
         let is_used = |bridge: &Marked| all.iter().any(|one| one.master == Some(bridge.index));
         let is_ours = |bridge: &Marked| {
             all.iter()

@@ -11,6 +11,8 @@ use crate::grave::{End, is_grave};
 
 /// How names begin of interfaces that are buried.
 const BURIED: &str = "ctg";
+/// How those of the ends begin that keep theirs: see the driver's tags.
+const KEPT: &str = "ctd";
 
 /// A name that no other buried interface of this mark has, as long as fewer than 65,536 are.
 pub(crate) fn buried_name(mark: u32) -> Result<LinkName> {
@@ -22,7 +24,8 @@ pub(crate) fn buried_name(mark: u32) -> Result<LinkName> {
 
 /// True for what was taken away, as far as anybody but the kernel is concerned.
 pub(super) fn is_buried(raw: &Raw) -> bool {
-    is_grave(raw.group) && raw.name.as_str().starts_with(BURIED)
+    let name = raw.name.as_str();
+    is_grave(raw.group) && (name.starts_with(BURIED) || name.starts_with(KEPT))
 }
 
 impl Inside {
@@ -47,6 +50,17 @@ impl Inside {
             encode::bury(one.index, one.name, name, mark),
         ];
         self.socket.change_all(steps).map_err(classed)
+    }
+
+    /// Has an interface count as gone whose name nobody else has a use for.
+    ///
+    /// # Errors
+    /// As [`Inside::bury`].
+    pub(crate) fn retire(&mut self, one: End<'_>, mark: u32) -> Result<()> {
+        let retired = self
+            .socket
+            .change(encode::retire(one.index, one.name, mark));
+        retired.map_err(classed)
     }
 
     /// Takes away all interfaces with this mark, at once. None is no error.

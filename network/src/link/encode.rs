@@ -219,6 +219,14 @@ pub(super) fn bury(index: u32, name: &str, to: &LinkName, mark: u32) -> Message 
     made
 }
 
+/// Gives an interface that is taken away a mark, takes its alias, and sets it down.
+pub(super) fn retire(index: u32, name: &str, mark: u32) -> Message {
+    let what = format!("retire interface {name}");
+    let mut made = Message::new(what, RTM_SETLINK, 0, &body(index, 0, IFF_UP));
+    made.u32(IFLA_GROUP, mark).bytes(IFLA_IFALIAS, &[]);
+    made
+}
+
 /// Takes away all interfaces with a mark.
 pub(super) fn delete_group(mark: u32) -> Message {
     let what = format!("delete interfaces of group {mark}");

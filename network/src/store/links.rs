@@ -62,6 +62,7 @@ impl Store {
             true => Standing::Own,
             false if seen.group == self.group => Standing::Hidden,
             false if self.hidden.contains(&seen.group) => Standing::Hidden,
+            false if seen.group == self.grave.mark() => Standing::Hidden,
             false => Standing::Free,
         }
     }

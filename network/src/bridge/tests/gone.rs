@@ -389,7 +389,7 @@ fn the_same_is_joined_again_at_once_while_the_kernel_still_has_what_it_had() {
         place.teardown(&wanted);
         assert!(place.check(&wanted).unwrap_err().is_not_found());
         // Nothing of ours is at the bridge, and nobody inside has an address or a way out.
-        let at_bridge = place.host.run("ip -o link show master br0 | wc -l");
+        let at_bridge = place.host.run("ip -o link show up master br0 | wc -l");
         assert_eq!(at_bridge.trim(), "1");
         assert_eq!(
             one.run("ip route; ip -o link show up | grep -v LOOPBACK; true"),

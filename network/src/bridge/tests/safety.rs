@@ -174,7 +174,7 @@ fn an_address_that_somebody_has_taken_just_now_becomes_no_gateway() {
         // After it was found to be free, and before there is the bridge.
         let gateway = ["10.7.0.1".parse().unwrap()];
         core.nat.attach("default/c2 eth0", &gateway, &[]).unwrap();
-        let refused = core.serve(&plan, &mut crate::link::Inside::host().unwrap());
+        let refused = core.serve(&plan, &mut Inside::host().unwrap());
         let refused = refused.map(drop).unwrap_err();
         assert!(refused.is(Code::AlreadyExists), "{refused}");
         assert!(
@@ -207,7 +207,7 @@ fn who_fails_takes_no_setting_of_the_host_from_who_does_not() {
             place: crate::netns::Identity::of(&one.netns).unwrap(),
             made_at: std::time::SystemTime::now(),
         };
-        let mut host = crate::link::Inside::host()?;
+        let mut host = Inside::host()?;
         core.finish(&Plan::of(request).unwrap(), (&mut host, wire), &mut record)
     };
     let (good, bad) = (request("c1", &one, 2), request("c2", &two, 3));
