@@ -295,13 +295,13 @@ impl Bundle {
             }
             _ => {}
         }
-        let theirs = self.work_elsewhere();
         let mut errors = Errors::default();
+        if let Some(theirs) = self.work_elsewhere() {
+            // Before its only name. Where there is something in it, somebody else may have made it.
+            let _kept = fs::remove_dir(&theirs);
+        }
         errors.note(remove_renamed(&self.path));
         errors.note(remove_renamed(&self.work));
-        if let Some(theirs) = theirs {
-            errors.note(remove_renamed(&theirs));
-        }
         errors.into_result()
     }
 

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use recorder::On;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
@@ -80,6 +81,8 @@ async fn listen(entry: &Entry, client: &Client) {
         if silent::told(entry, client.answers()).await.is_err() {
             std::future::pending::<()>().await;
         }
+        // Others who were not answered meanwhile are told of by that.
+        let _told = entry.unanswered.notified().now_or_never();
     }
 }
 

@@ -49,7 +49,9 @@ impl Task for Entry {
 
     async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
         match (exec, self.turns.get()) {
-            (Some(_), Some(turns)) => {
+            // What a silent shim is asked for costs the machine nothing.
+            (Some(_), Some(turns)) if !self.is_silent() => {
+                drop(self.client().await?);
                 let turn = turns.take().await;
                 turn.during(pin!(self.start_now(exec))).await
             }

@@ -11,8 +11,9 @@ use recorder::On;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// How long one keeps its turn: what takes longer waits for something, and is no work for the machine.
-const HELD: Duration = Duration::from_secs(30);
+/// How long one keeps its turn: what takes longer waits for something, and is no work for the machine. Hooks of
+/// a create that start something themselves wait no longer for the turn of their own create.
+const HELD: Duration = Duration::from_secs(10);
 
 /// Who may go on.
 #[derive(Debug)]

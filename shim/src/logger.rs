@@ -67,6 +67,8 @@ impl Logger {
             .env_clear()
             .env("CONTAINER_ID", id)
             .env("CONTAINER_NAMESPACE", namespace)
+            // The kernel hangs up on the group of a shim that is stopped when its parent ends.
+            .new_group()
             .fd(out, 3)
             .fd(err, 4)
             .fd(theirs, 5);

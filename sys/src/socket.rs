@@ -20,6 +20,8 @@ use crate::error::{at, last, op};
 
 /// Longest path of a socket.
 pub const PATH_MAX: usize = 106;
+/// Longest path of a socket that somebody else has made: `unix(7)`, 108 bytes with the zero at the end.
+pub const DIALLED_MAX: usize = 107;
 
 /// The process at the other end of a connection, as it was when it connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

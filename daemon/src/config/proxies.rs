@@ -54,8 +54,8 @@ impl ProxyPlugin {
         }
         let of = |key| move |e: Error| (key, e.ctx(format!("proxy plugin {id:?}")));
         let path = client::socket_path(&self.address).map_err(of("address"))?;
-        if path.as_os_str().len() > sys::socket::PATH_MAX {
-            let (address, most) = (&self.address, sys::socket::PATH_MAX);
+        if path.as_os_str().len() > sys::socket::DIALLED_MAX {
+            let (address, most) = (&self.address, sys::socket::DIALLED_MAX);
             let text = format!("address {address:?} is longer than {most} bytes");
             return Err(of("address")(Error::invalid_argument(text)));
         }
