@@ -1,14 +1,12 @@
 //! Joining a container: everything that is made for it, or nothing.
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use sys::netlink::Socket;
-use sys::netns::NetNs;
 use types::network::{
     Attachment, IpNet, Link, LinkKind, LinkName, LinkSpec, MacAddr, NetAddress, NetInterface,
     NetRequest, NetResult,
@@ -37,9 +35,9 @@ impl Core {
     /// `Aborted`, with nothing left, when packet filters are of another `era` than the one they were compared in.
     pub(super) fn setup(&self, plan: &Plan, request: &NetRequest, era: u64) -> Result<NetResult> {
         let netns = &request.netns;
-        let place = NetNs::open(netns)?;
+        let mut inside = Inside::open(netns)?;
         let mut host = Inside::host()?;
-        if place.inode() == host.ns().inode() {
+        if inside.ns().inode() == host.ns().inode() {
             return Err(Error::invalid_argument(format_args!(
                 "{} is the network namespace of the host",
                 netns.display()
@@ -48,7 +46,7 @@ impl Core {
         let mut record = Record {
             request: request.clone(),
             phase: Phase::Coming,
-            place: Identity::of(&place)?,
+            place: Identity::of(inside.ns())?,
             made_at: SystemTime::now(),
         };
         if let Some(found) = self.find_or_free(&mut host, &plan.outer)? {
@@ -61,7 +59,7 @@ impl Core {
                 }
                 Some(_) if self.is_kept(plan, netns) => {
                     self.settle(plan, &mut record)?;
-                    let inner = Inside::of(place)?.get(&plan.interface)?;
+                    let inner = inside.get(&plan.interface)?;
                     let outer = host.brief(&plan.outer)?;
                     return result(plan, netns, &mut host, (inner.link, outer));
                 }
@@ -70,7 +68,7 @@ impl Core {
             }
         }
         let attaching = self.bridges.read();
-        let made = self.make(plan, &mut record, (&mut host, &place), era);
+        let made = self.make(plan, &mut record, (&mut host, &mut inside), era);
         drop(attaching);
         let swept = |error: Error| {
             // Of several leftovers the caller hears of the failure alone.
@@ -107,11 +105,17 @@ impl Core {
         &self,
         plan: &Plan,
         record: &mut Record,
-        (host, place): (&mut Inside, &NetNs),
+        (host, inside): (&mut Inside, &mut Inside),
         era: u64,
     ) -> Result<(Seen, Outer)> {
+        if inside.find_mark(&plan.interface)?.is_some() {
+            return Err(Error::already_exists(format_args!(
+                "interface {} in the network namespace",
+                plan.interface
+            )));
+        }
         let owner = plan.tag.owner();
-        self.refuse_gateways(plan, &self.nat.addresses()?)?;
+        self.refuse_gateways(plan)?;
         self.refuse_foreign(plan)?;
         let mut undo = Undo::default();
         self.records.write(&plan.outer, record)?;
@@ -129,13 +133,9 @@ impl Core {
             mac: plan.inner.mac,
             group: self.group,
         };
-        let (inner, outer) = Inside::visit(place, |inside| {
-            refuse_taken(inside, &plan.interface)?;
-            let outer = host.wire(&wire, inside)?;
-            // Not on this thread, which is not the host's.
-            undo.after("interface", || Inside::host()?.delete(&plan.outer));
-            Ok((inside.furnish(&plan.interface, &plan.inner)?, outer))
-        })?;
+        let outer = host.wire(&wire, inside)?;
+        undo.after("interface", || Inside::host()?.delete(&plan.outer));
+        let inner = inside.furnish(&plan.interface, &plan.inner)?;
         // Of the host itself nothing is changed before all else has worked.
         self.finish(plan, (host, outer.index), record)?;
         undo.keep();
@@ -173,9 +173,8 @@ impl Core {
     pub(super) fn serve(&self, plan: &Plan, host: &mut Inside) -> Result<(Before, u32)> {
         let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         // Again: only from here on nobody comes to have such an address who does not see that it is a gateway's.
-        let filters = self.nat.look()?;
-        self.refuse_gateways(plan, &filters.addresses)?;
-        let known = filters.subnets_of(&plan.bridge);
+        self.refuse_gateways(plan)?;
+        let known = self.nat.subnets(&plan.bridge)?;
         let (bridge, link) = self.bridge(plan, host)?;
         let before = Before { known, link };
         let mut undo = Undo::default();
@@ -275,8 +274,8 @@ impl Core {
 
     /// What may keep packets of these addresses from where they should go, and is not ours to change.
     pub(super) fn obstacles(&self, addresses: &[IpAddr]) -> Result<Vec<String>> {
-        let dropping = self.dropping()?;
-        let mut all: Vec<_> = { dropping.iter() }
+        let dropping = self.nat.ask(dropping)?.into_iter();
+        let mut all: Vec<_> = dropping
             .map(|chain| {
                 format!(
                     "chain {chain} drops packets that are passed on, unless a rule there lets those \
@@ -286,22 +285,6 @@ impl Core {
             .collect();
         all.extend(host::not_forwarding(addresses));
         Ok(all)
-    }
-
-    /// Chains of others that drop what is passed on. There may be thousands that do not: they are looked at when
-    /// somebody else has changed some.
-    fn dropping(&self) -> Result<Arc<BTreeSet<String>>> {
-        // Before they are looked at.
-        let era = self.nat.era()?;
-        let mut known = self.dropping.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, found)) = &*known
-            && *of == era
-        {
-            return Ok(Arc::clone(found));
-        }
-        let found = Arc::new(self.nat.ask(dropping)?);
-        *known = Some((era, Arc::clone(&found)));
-        Ok(found)
     }
 
     /// Says once what is in the way.
@@ -321,8 +304,9 @@ impl Core {
     }
 
     /// Refuses gateways at addresses that containers have.
-    fn refuse_gateways(&self, plan: &Plan, taken: &[(IpAddr, String)]) -> Result<()> {
+    fn refuse_gateways(&self, plan: &Plan) -> Result<()> {
         let owner = plan.tag.owner();
+        let taken = self.nat.addresses()?;
         for gateway in plan.gateways.iter().map(IpNet::address) {
             if taken
                 .iter()
@@ -406,15 +390,6 @@ impl Core {
             ..LinkSpec::default()
         };
         Ok((host.change(name, &spec)?, Some(found.link)))
-    }
-}
-
-fn refuse_taken(inside: &mut Inside, interface: &LinkName) -> Result<()> {
-    match inside.find_mark(interface)? {
-        None => Ok(()),
-        Some(_) => Err(Error::already_exists(format_args!(
-            "interface {interface} in the network namespace"
-        ))),
     }
 }
 

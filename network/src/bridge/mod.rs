@@ -105,8 +105,6 @@ struct Core {
     has_begun: AtomicBool,
     /// What was told last about what is in the way of packets.
     told: Mutex<Vec<String>>,
-    /// Chains that drop what is passed on, and of which era.
-    dropping: Mutex<Option<(u64, Arc<BTreeSet<String>>)>>,
     /// Shared while something is attached to a bridge, alone while bridges are taken away.
     bridges: RwLock<()>,
     /// Held while a bridge is made or gets other networks.
@@ -128,7 +126,6 @@ impl Bridge {
                 grave: grave.unwrap_or_else(|| Grave::new(group)),
                 has_begun: AtomicBool::new(false),
                 told: Mutex::default(),
-                dropping: Mutex::default(),
                 bridges: RwLock::default(),
                 making: Mutex::default(),
             }),

@@ -21,8 +21,7 @@ impl Core {
     /// its networks.
     pub(super) fn sweep_for(&self, bridge: &LinkName) -> Vec<Error> {
         let is_needed = || -> Result<bool> {
-            let filters = self.nat.look()?;
-            let (known, taken) = (filters.subnets_of(bridge), &filters.addresses);
+            let (known, taken) = (self.nat.subnets(bridge)?, self.nat.addresses()?);
             // No two bridges have networks in common.
             let is_used = |net: &IpNet| taken.iter().any(|(address, _)| net.contains(address));
             Ok(!known.is_empty() && known.iter().all(is_used))

@@ -76,8 +76,7 @@ impl Mark {
 pub(crate) struct Inside {
     ns: NetNs,
     socket: Socket,
-    /// The threads that use this are in it.
-    is_here: bool,
+    is_host: bool,
 }
 
 impl Inside {
@@ -89,7 +88,7 @@ impl Inside {
         Ok(Self {
             ns: NetNs::own()?,
             socket: Socket::open(Family::Route)?,
-            is_here: true,
+            is_host: true,
         })
     }
 
@@ -99,24 +98,6 @@ impl Inside {
     /// `NotFound`, `InvalidArgument` when it stands for none, else the errno.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         Self::of(NetNs::open(path)?)
-    }
-
-    /// Runs `work` on one thread in `ns`, for as long as it takes. There [`Inside::host`] is this one, too.
-    ///
-    /// # Errors
-    /// The errno of entering it; those of `work`.
-    pub(crate) fn visit<T: Send>(
-        ns: &NetNs,
-        work: impl FnOnce(&mut Self) -> Result<T> + Send,
-    ) -> Result<T> {
-        let kept = ns.again()?;
-        ns.within(|| {
-            work(&mut Self {
-                ns: kept,
-                socket: Socket::open(Family::Route)?,
-                is_here: true,
-            })
-        })
     }
 
     /// As [`Inside::open`], without anything that came by `path`: nobody is in the way of its mount.
@@ -129,7 +110,7 @@ impl Inside {
         Ok(Self {
             ns,
             socket,
-            is_here: false,
+            is_host: false,
         })
     }
 
@@ -142,7 +123,7 @@ impl Inside {
         Ok(Self {
             ns,
             socket,
-            is_here: false,
+            is_host: false,
         })
     }
 
@@ -162,7 +143,7 @@ impl Inside {
 
     /// Runs `work` on a thread in this namespace.
     fn within<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        if self.is_here {
+        if self.is_host {
             work()
         } else {
             self.ns.within(work)

@@ -72,15 +72,6 @@ pub struct Filters {
     pub ports: Vec<Mapped>,
 }
 
-impl Filters {
-    /// The subnets of a bridge.
-    pub(crate) fn subnets_of(&self, bridge: &LinkName) -> Vec<IpNet> {
-        let own = self.subnets.iter();
-        let own = own.filter(|(name, _)| name == bridge.as_str());
-        own.map(|(_, net)| *net).collect()
-    }
-}
-
 /// What to make of it.
 #[derive(Default)]
 struct Change {
