@@ -3,15 +3,12 @@
 //! ```text
 //! records/<number>      written whole, renamed into place
 //! ```
-//! Invariant: a record outlives this process when it is written. What it is about lasts no longer than the machine
-//! runs, and neither need it: of one that a power cut has emptied there is nothing left.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use sys::fs::{Flush, write_atomic_with};
 use types::network::{LinkName, MacAddr, Place};
 use types::{Error, Labels, LeaseId, Namespace, Result};
 
@@ -135,11 +132,10 @@ fn write<T>(
     };
     let text = serde_json::to_vec(&record)
         .map_err(|e| Error::internal("encode record of a network").with_source(e))?;
-    // Nothing is flushed: a power cut takes with it all that the record is about.
-    write_atomic_with(path, &text, 0o600, Flush::Volatile)
+    sys::fs::write_atomic(path, &text, 0o600)
 }
 
-/// Writes the record of a network namespace.
+/// Writes the record of a network namespace. On disk when this returns.
 pub(crate) fn write_ns(path: &Path, key: &NsKey, entry: &Entry<NsFacts>) -> Result<()> {
     let what = What::Netns {
         inode: entry.what.inode,
@@ -148,7 +144,7 @@ pub(crate) fn write_ns(path: &Path, key: &NsKey, entry: &Entry<NsFacts>) -> Resu
     write(path, &key.0, &key.1, entry, what)
 }
 
-/// Writes the record of an interface.
+/// Writes the record of an interface. On disk when this returns.
 pub(crate) fn write_link(path: &Path, key: &LinkKey, entry: &Entry<LinkFacts>) -> Result<()> {
     let from = entry.what.moved_from.as_ref();
     let what = What::Link {
@@ -159,11 +155,6 @@ pub(crate) fn write_link(path: &Path, key: &LinkKey, entry: &Entry<LinkFacts>) -
         pair: entry.what.pair,
     };
     write(path, &key.0, key.2.as_str(), entry, what)
-}
-
-/// True for a record that a power cut has left nothing of.
-pub(crate) fn is_blank(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|text| text.iter().all(|byte| *byte == 0))
 }
 
 /// Reads the record `number`.

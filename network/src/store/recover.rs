@@ -34,7 +34,6 @@ impl Store {
             match read {
                 Some(Read::Ns(key, entry)) => namespaces.push((key, entry)),
                 Some(Read::Link(key, entry)) => links.push((key, entry)),
-                None if record::is_blank(&self.record(number)) => self.remove_record(number)?,
                 None => {}
             }
         }

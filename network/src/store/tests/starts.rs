@@ -197,21 +197,6 @@ fn a_record_that_cannot_be_read_is_no_start() {
 }
 
 #[test]
-fn a_record_of_which_a_power_cut_left_nothing_goes_and_a_damaged_one_stays() {
-    apart(async {
-        let mut house = House::new();
-        let records = house.dir.path().join("records");
-        for (name, text) in [("7", ""), ("8", "\0\0\0"), ("9", "{")] {
-            std::fs::write(records.join(name), text).unwrap();
-        }
-        house.restart();
-        assert_eq!(house.records(), 1);
-        std::fs::remove_file(records.join("9")).unwrap();
-        house.end().await;
-    });
-}
-
-#[test]
 fn an_interface_that_has_another_record_is_not_taken_for_one_that_was_not_finished() {
     apart(async {
         let mut house = House::new();
