@@ -213,13 +213,8 @@ fn who_comes_by_the_path_after_it_was_looked_for_users_is_seen() {
             inode: made.inode,
             adopted: PathBuf::new(),
         };
-        // A process that another test starts has our files for a moment.
-        let mut found = None;
-        crate::testing::until("the way to it is marked", || {
-            found = store.approach(&key, &facts).unwrap();
-            found.as_ref().is_some_and(|one| one.is_marked)
-        });
-        let leaving = found.unwrap();
+        let leaving = store.approach(&key, &facts).unwrap().unwrap();
+        assert!(leaving.is_marked);
         #[expect(clippy::disallowed_methods, reason = "a test has no reaper")]
         let mut child = std::process::Command::new("nsenter")
             .arg(format!("--net={}", made.path.display()))
