@@ -9,11 +9,10 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use sys::netlink::{Family, Message, Socket, attributes, u32_of};
-use sys::netns::{Expiry, NetNs, expire};
+use sys::netns::NetNs;
 use types::{Context as _, Error, Identifier, Namespace, Result};
 
 use crate::link;
@@ -46,8 +45,10 @@ impl Identity {
     pub(crate) fn of(ns: &NetNs) -> Result<Self> {
         let found = rustix::fs::fstat(ns);
         let found = found.map_err(|e| Error::os("stat network namespace", e.into()))?;
+        let boot = std::fs::read_to_string(BOOT_ID);
+        let boot = boot.map_err(|e| Error::os(format_args!("read {BOOT_ID}"), e))?;
         Ok(Self {
-            boot: boot()?,
+            boot: boot.trim().to_owned(),
             device: found.st_dev,
             inode: found.st_ino,
         })
@@ -88,43 +89,19 @@ impl Identity {
     }
 }
 
-/// The machine's run, which is that of this process, too.
-fn boot() -> Result<String> {
-    static BOOT: OnceLock<String> = OnceLock::new();
-    if let Some(known) = BOOT.get() {
-        return Ok(known.clone());
-    }
-    let read = std::fs::read_to_string(BOOT_ID);
-    let read = read.map_err(|e| Error::os(format_args!("read {BOOT_ID}"), e))?;
-    Ok(BOOT.get_or_init(|| read.trim().to_owned()).clone())
-}
-
 /// The files that stand for namespaces.
 #[derive(Debug)]
-pub(crate) struct Pins {
-    directory: PathBuf,
-    is_shared: OnceLock<bool>,
-}
+pub(crate) struct Pins(PathBuf);
 
 impl Pins {
     /// Those in `directory`.
     pub(crate) const fn new(directory: PathBuf) -> Self {
-        let is_shared = OnceLock::new();
-        Self {
-            directory,
-            is_shared,
-        }
-    }
-
-    /// Whether there are ways to the same namespaces in other mount namespaces, which go with ours.
-    fn is_shared(&self) -> bool {
-        let look = || sys::mount::info::is_shared(&self.directory);
-        *self.is_shared.get_or_init(|| look().unwrap_or(true))
+        Self(directory)
     }
 
     /// The file of one.
     pub(crate) fn path(&self, tenant: &Namespace, name: &str) -> PathBuf {
-        self.directory.join(tenant.as_str()).join(name)
+        self.0.join(tenant.as_str()).join(name)
     }
 
     /// Makes one.
@@ -149,7 +126,7 @@ impl Pins {
     }
 
     fn make_way(&self, tenant: &Namespace, name: &str) -> Result<PathBuf> {
-        let directory = self.directory.join(tenant.as_str());
+        let directory = self.0.join(tenant.as_str());
         let made = std::fs::DirBuilder::new()
             .mode(0o711)
             .recursive(true)
@@ -166,38 +143,6 @@ impl Pins {
         sys::netns::unpin(&self.path(tenant, name))
     }
 
-    /// Marks the way to one of these, which nobody here has a file of: whether [`Pins::withdraw`] can tell by that
-    /// who has come by it.
-    ///
-    /// # Errors
-    /// The errno; then its name may be gone.
-    pub(crate) fn mark(&self, tenant: &Namespace, name: &str, ns: &NetNs) -> Result<bool> {
-        let path = self.path(tenant, name);
-        match expire(&path) {
-            Ok(Expiry::Marked) => Ok(true),
-            Ok(Expiry::Gone) => {
-                // Somebody else had marked it.
-                self.remove(tenant, name)?;
-                ns.pin(&path)?;
-                Ok(false)
-            }
-            // It is taken away without, which tells why when it cannot be.
-            Ok(Expiry::Busy) | Err(_) => Ok(false),
-        }
-    }
-
-    /// Takes the name from one. True when nobody has come by it since it was marked, wherever from.
-    ///
-    /// # Errors
-    /// The errno.
-    pub(crate) fn withdraw(&self, tenant: &Namespace, name: &str, is_marked: bool) -> Result<bool> {
-        let path = self.path(tenant, name);
-        let is_untouched = is_marked && matches!(expire(&path), Ok(Expiry::Gone));
-        self.remove(tenant, name)?;
-        // In another mount namespace somebody may have come by it and gone.
-        Ok(is_untouched && !self.is_shared())
-    }
-
     /// All files, by tenant and name; what cannot be either was not made here.
     ///
     /// # Errors
@@ -208,10 +153,10 @@ impl Pins {
             entries.map_err(|e| Error::os(format_args!("read {}", directory.display()), e))
         };
         let mut all = Vec::new();
-        if !self.directory.exists() {
+        if !self.0.exists() {
             return Ok(all);
         }
-        for tenant in read(&self.directory)?.flatten() {
+        for tenant in read(&self.0)?.flatten() {
             let Some(name) = tenant
                 .file_name()
                 .to_str()

@@ -6,11 +6,9 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
-use std::sync::LazyLock;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 use types::{Error, Result};
 
@@ -18,18 +16,12 @@ use crate::error::{at, op};
 use crate::fs::fd_path;
 use crate::process::command_line;
 
-mod census;
-
-use census::Census;
-
 /// The file system of namespaces.
 const NSFS: i64 = 0x6e73_6673;
 /// Asks which kind of namespace a file stands for.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 /// Namespaces of a thread.
 const OWN: &str = "/proc/thread-self/ns/net";
-/// Who looks at all processes.
-static CENSUS: LazyLock<Census> = LazyLock::new(Census::default);
 
 /// A network namespace that is kept while this lives.
 #[derive(Debug)]
@@ -104,18 +96,6 @@ impl NetNs {
         })
     }
 
-    /// Another descriptor for it.
-    ///
-    /// # Errors
-    /// The errno.
-    pub fn again(&self) -> Result<Self> {
-        let file = self.file.try_clone();
-        Ok(Self {
-            file: file.map_err(|e| op("duplicate descriptor of a network namespace", e))?,
-            inode: self.inode,
-        })
-    }
-
     /// Keeps it beyond this process: a mount on `path`, a new file.
     ///
     /// # Errors
@@ -180,47 +160,35 @@ pub fn unpin(path: &Path) -> Result<()> {
     }
 }
 
-/// What became of a mount whose turn to go it may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expiry {
-    /// It is there, and marked: it goes with the next call, if nobody comes by it before.
-    Marked,
-    /// It is there: somebody has a file that he came to by it, here or wherever else it is mounted with it.
-    Busy,
-    /// It is gone: nobody had come by it since it was marked.
-    Gone,
-}
-
-/// Takes away the mount on `path` when nobody has come by it since the last call, and else marks it.
-///
-/// # Errors
-/// The errno, with the path.
-pub fn expire(path: &Path) -> Result<Expiry> {
-    let flags = UnmountFlags::EXPIRE | UnmountFlags::NOFOLLOW;
-    match rustix::mount::unmount(path, flags) {
-        Ok(()) => Ok(Expiry::Gone),
-        Err(rustix::io::Errno::AGAIN) => Ok(Expiry::Marked),
-        Err(rustix::io::Errno::BUSY) => Ok(Expiry::Busy),
-        Err(e) => Err(at("unmount", path, e)),
-    }
-}
-
 /// The processes in the namespace with this number, as far as this pid namespace has them.
 ///
 /// # Errors
 /// The errno of reading `/proc`.
 pub fn users(inode: u64) -> Result<Vec<User>> {
-    let found = CENSUS.taken(census::look)?;
-    let pids = found.get(&inode).map(Vec::as_slice).unwrap_or_default();
-    let user = |pid: &u32| {
-        let line = command_line(*pid);
-        let program = line.split(|byte| *byte == 0).next().unwrap_or_default();
-        User {
-            pid: *pid,
-            command: String::from_utf8_lossy(program).into_owned(),
+    let proc = Path::new("/proc");
+    let entries = std::fs::read_dir(proc).map_err(|e| at("read", proc, e))?;
+    let wanted = PathBuf::from(format!("net:[{inode}]"));
+    let mut all = Vec::new();
+    for entry in entries.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // What has ended meanwhile uses nothing.
+        let found = std::fs::read_link(entry.path().join("ns/net"));
+        if found.is_ok_and(|found| found == wanted) {
+            let line = command_line(pid);
+            let program = line.split(|byte| *byte == 0).next().unwrap_or_default();
+            all.push(User {
+                pid,
+                command: String::from_utf8_lossy(program).into_owned(),
+            });
         }
-    };
-    Ok(pids.iter().map(user).collect())
+    }
+    Ok(all)
 }
 
 /// Runs `work` on a thread of its own.
@@ -266,29 +234,6 @@ mod tests {
             unpin(path).unwrap();
             assert!(NetNs::open(path).unwrap_err().is_not_found());
         }
-    }
-
-    #[test]
-    fn a_mount_goes_when_nobody_has_come_by_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("n");
-        drop(create(&path, || Ok(())).unwrap());
-        let found = NetNs::open(&path).unwrap();
-        assert_eq!(expire(&path).unwrap(), Expiry::Busy);
-        // Of one that was entered that way the mount knows nothing.
-        let inside = found.within(NetNs::own).unwrap();
-        drop(found);
-        assert_eq!(expire(&path).unwrap(), Expiry::Marked);
-        drop(NetNs::open(&path).unwrap());
-        assert_eq!(expire(&path).unwrap(), Expiry::Marked);
-        assert_eq!(expire(&path).unwrap(), Expiry::Gone);
-        assert!(path.exists());
-        expire(&path).unwrap_err();
-        std::fs::remove_file(&path).unwrap();
-        // And what is kept can be given its name again.
-        inside.again().unwrap().pin(&path).unwrap();
-        assert_eq!(NetNs::open(&path).unwrap().inode(), inside.inode());
-        unpin(&path).unwrap();
     }
 
     #[test]

@@ -100,20 +100,6 @@ impl Inside {
         Self::of(NetNs::open(path)?)
     }
 
-    /// As [`Inside::open`], without anything that came by `path`: nobody is in the way of its mount.
-    ///
-    /// # Errors
-    /// As [`Inside::open`].
-    pub(crate) fn apart(path: &Path) -> Result<Self> {
-        let found = NetNs::open(path)?;
-        let (ns, socket) = found.within(|| Ok((NetNs::own()?, Socket::open(Family::Route)?)))?;
-        Ok(Self {
-            ns,
-            socket,
-            is_host: false,
-        })
-    }
-
     /// `ns`, whichever it is.
     ///
     /// # Errors

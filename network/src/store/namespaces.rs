@@ -17,14 +17,6 @@ use crate::record::{self, Entry, NsFacts, NsKey, Phase};
 /// What clients call the place that has no name.
 const HOST: &str = "host";
 
-/// A namespace that was made here and is to go. It lives as long as this.
-pub(super) struct Leaving {
-    pub(super) inside: Inside,
-    kept: NetNs,
-    /// Whoever comes by its path from before it is looked who uses it is noticed.
-    pub(super) is_marked: bool,
-}
-
 impl Store {
     /// The caller has the place alone.
     pub(crate) fn create_namespace(
@@ -194,10 +186,7 @@ impl Store {
             };
         };
         // Of what was adopted only the name goes.
-        let is_made = entry.what.inode != 0 && entry.what.adopted.as_os_str().is_empty();
-        let mut leaving = None;
-        if is_made {
-            leaving = self.approach(key, &entry.what)?;
+        if entry.what.inode != 0 && entry.what.adopted.as_os_str().is_empty() {
             check_unused(&key.1, entry.what.inode)?;
         }
         let was = entry.clone();
@@ -211,12 +200,11 @@ impl Store {
         // A crash from here on is finished by the next start.
         record::write_ns(&self.record(entry.number), key, &entry)?;
         self.known().namespaces.insert(key.clone(), entry.clone());
-        match leaving {
-            Some(mut leaving) => {
-                self.withdraw(key, &entry.what, &leaving)?;
-                let ns = kept.get_or_init(|| leaving.kept);
+        match self.withdraw(key, &entry.what)? {
+            Some((ns, mut inside)) => {
+                let ns = kept.get_or_init(|| ns);
                 undo.after("name", || ns.pin(&self.pins.path(&key.0, &key.1)));
-                self.part(key, &mut leaving.inside)?;
+                self.part(key, &mut inside)?;
             }
             None => {
                 let inside = self.made_in(&key.0, &Place::Named(key.1.clone()));
@@ -233,34 +221,21 @@ impl Store {
         Ok(())
     }
 
-    /// Enters a namespace that was made here and is to go, and marks the way to it, before anybody looks who uses
-    /// it; nothing when another one is there.
-    pub(super) fn approach(&self, key: &NsKey, facts: &NsFacts) -> Result<Option<Leaving>> {
-        if self.pins.inode(&key.0, &key.1)? != Some(facts.inode) {
+    /// Takes its name from a namespace that was made here, unless somebody uses it: who came by its path just
+    /// now is seen, and who comes from here on comes too late. It lives as long as what this answers.
+    fn withdraw(&self, key: &NsKey, facts: &NsFacts) -> Result<Option<(NetNs, Inside)>> {
+        let is_made = facts.inode != 0 && facts.adopted.as_os_str().is_empty();
+        if !is_made || self.pins.inode(&key.0, &key.1)? != Some(facts.inode) {
             return Ok(None);
         }
-        let inside = Inside::apart(&self.pins.path(&key.0, &key.1))?;
-        let kept = inside.ns().again()?;
-        let is_marked = self.pins.mark(&key.0, &key.1, &kept)?;
-        Ok(Some(Leaving {
-            inside,
-            kept,
-            is_marked,
-        }))
-    }
-
-    /// Takes its name from a namespace that nobody used when it was looked at, unless somebody uses it now: who has
-    /// come by its path since is seen, and who comes from here on comes too late.
-    pub(super) fn withdraw(&self, key: &NsKey, facts: &NsFacts, leaving: &Leaving) -> Result<()> {
-        if self.pins.withdraw(&key.0, &key.1, leaving.is_marked)? {
-            return Ok(());
+        let path = self.pins.path(&key.0, &key.1);
+        let (kept, inside) = (NetNs::open(&path)?, Inside::open(&path)?);
+        self.pins.remove(&key.0, &key.1)?;
+        if let Err(error) = check_unused(&key.1, facts.inode) {
+            kept.pin(&path)?;
+            return Err(error);
         }
-        check_unused(&key.1, facts.inode).inspect_err(|_| {
-            let path = self.pins.path(&key.0, &key.1);
-            if let Err(error) = leaving.kept.pin(&path) {
-                tracing::warn!(path = %path.display(), %error, "network namespace in use has lost its name");
-            }
-        })
+        Ok(Some((kept, inside)))
     }
 
     /// Takes away the interfaces of a namespace that goes, of one that was adopted those that were made under

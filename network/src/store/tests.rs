@@ -33,22 +33,19 @@ fn open(dir: &Path, events: &Arc<Mutex<Vec<String>>>) -> Networks {
 }
 
 fn open_as(identity: &str, dir: &Path, events: &Arc<Mutex<Vec<String>>>) -> Networks {
-    Networks::open(opts(identity, dir, events)).unwrap()
-}
-
-fn opts(identity: &str, dir: &Path, events: &Arc<Mutex<Vec<String>>>) -> OpenOpts {
     let told = Arc::clone(events);
     let publisher = move |tenant: Namespace, event: Event| {
         told.lock()
             .unwrap()
             .push(format!("{tenant} {}", event.topic()));
     };
-    OpenOpts {
+    let opts = OpenOpts {
         directory: dir.to_owned(),
         identity: identity.to_owned(),
         hidden: vec![HIDDEN],
         publisher: Arc::new(publisher),
-    }
+    };
+    Networks::open(opts).unwrap()
 }
 
 impl House {

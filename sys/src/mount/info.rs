@@ -74,20 +74,6 @@ pub(super) fn of(id: u64) -> Result<Option<MountInfo>> {
     Ok(parse(&String::from_utf8_lossy(line))?.pop())
 }
 
-/// Whether what is mounted and unmounted below `path` is so in other mount namespaces, too.
-///
-/// # Errors
-/// As [`load`]; the errno of `statx`; `Internal` when the mount is not to be seen.
-pub fn is_shared(path: &Path) -> Result<bool> {
-    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
-    let facts = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID);
-    let facts = facts.map_err(|e| at("statx", path, e))?;
-    let mount = of(facts.stx_mnt_id)?.ok_or_else(|| {
-        Error::internal(format_args!("mount of {} is not listed", path.display()))
-    })?;
-    Ok(mount.optional.iter().any(|one| one.starts_with("shared:")))
-}
-
 /// Parses the whole text.
 ///
 /// # Errors

@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::link::Inside;
-use crate::record::NsFacts;
-use crate::store::Store;
 
 /// How often two changes meet.
 const ROUNDS: usize = 40;
@@ -198,52 +196,6 @@ fn a_namespace_that_somebody_is_in_keeps_its_name_and_its_interfaces() {
         assert_eq!(house.links("a", &at("n")).await, ["lo", "v", "w"]);
         drop(theirs);
         child.wait().unwrap();
-        house.end().await;
-    });
-}
-
-#[test]
-fn who_comes_by_the_path_after_it_was_looked_for_users_is_seen() {
-    apart(async {
-        let house = House::new();
-        let made = house.namespace("a", "n").await.unwrap();
-        let store = Store::examine(opts(IDENTITY, house.dir.path(), &house.events)).unwrap();
-        let key = (ns("a"), "n".to_owned());
-        let facts = NsFacts {
-            inode: made.inode,
-            adopted: PathBuf::new(),
-        };
-        let leaving = store.approach(&key, &facts).unwrap().unwrap();
-        assert!(leaving.is_marked);
-        #[expect(clippy::disallowed_methods, reason = "a test has no reaper")]
-        let mut child = std::process::Command::new("nsenter")
-            .arg(format!("--net={}", made.path.display()))
-            .args(["sleep", "1000"])
-            .spawn()
-            .unwrap();
-        crate::testing::until("it is in there", || {
-            !sys::netns::users(made.inode).unwrap().is_empty()
-        });
-        let error = store.withdraw(&key, &facts, &leaving).unwrap_err();
-        assert!(error.is(Code::FailedPrecondition), "{error}");
-        let there = sys::netns::NetNs::open(&made.path).unwrap();
-        assert_eq!(there.inode(), made.inode);
-        drop(there);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        // One who holds a file of it may be about to.
-        let leaving = {
-            let _held = sys::netns::NetNs::open(&made.path).unwrap();
-            store.approach(&key, &facts).unwrap().unwrap()
-        };
-        assert!(!leaving.is_marked);
-        store.withdraw(&key, &facts, &leaving).unwrap();
-        assert!(!made.path.exists());
-        house
-            .networks
-            .delete_namespace(&ns("a"), "n")
-            .await
-            .unwrap();
         house.end().await;
     });
 }
