@@ -52,7 +52,15 @@ impl Inside {
             is_up: true,
         };
         self.add(&kind, &parts)?;
-        let raw = self.raw(wire.outer)?;
+        let raw = match self.raw(wire.outer) {
+            Ok(raw) => raw,
+            Err(error) => {
+                if let Err(error) = self.delete(wire.outer) {
+                    tracing::warn!(name = %wire.outer, %error, "interface of a failed creation stays");
+                }
+                return Err(error);
+            }
+        };
         // By its number: under its name there might be another one by now.
         let port = encode::set_port(raw.index, wire.outer.as_str(), true, false);
         let set = self.socket.change(port).map_err(classed);
