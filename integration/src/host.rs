@@ -14,7 +14,7 @@ pub use clients::{archive, layers};
 
 use crate::daemon::{Parts, pinned_namespaces};
 use crate::inventory::{Places, traces};
-use crate::{Oci, PATIENCE, Whose, until};
+use crate::{Oci, PATIENCE, Program, Whose, until};
 
 /// The service manager's socket, in a host's directory.
 const NOTIFY: &str = "notify.sock";
@@ -241,6 +241,20 @@ impl Host {
     #[must_use]
     pub fn daemon_pid(&self) -> u32 {
         self.daemon.as_ref().expect("the daemon runs").pid()
+    }
+
+    /// Has a daemon start over this host's files, with the configuration in the file of this name.
+    #[must_use]
+    pub fn over(&self, daemon: Program, config: &str) -> Program {
+        daemon
+            .args(["--root"])
+            .args([self.root()])
+            .args(["--state"])
+            .args([self.state()])
+            .args(["--address"])
+            .args([self.address()])
+            .args(["--config"])
+            .args([self.path(config)])
     }
 
     /// What the daemon has logged.

@@ -293,8 +293,7 @@ impl Networks {
         self.beside(|store| store.grave().empty()).await
     }
 
-    /// Whether a tenant's containers may be attached to an interface of the host: to what nobody made here,
-    /// or itself did.
+    /// Whether a tenant's containers may be attached to an interface of the host that another has made.
     ///
     /// # Errors
     /// `PermissionDenied`.

@@ -6,7 +6,9 @@
 use std::fs;
 use std::path::Path;
 
-use integration::{Host, IMAGE, Oci, Program, Watch, Whose, bin_dir, need, until};
+use integration::{
+    Host, IMAGE, Oci, Program, Watch, Whose, bin_dir, is_there, need, parent, until,
+};
 
 const TASKS: &str = "io.containerd.runtime.v2.task";
 
@@ -21,16 +23,6 @@ fn waits(host: &Host, id: &str, file: &Path, code: i32) -> u32 {
     host.task(id, "RUNNING").expect("running")
 }
 
-fn is_alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
-}
-
-fn parent(pid: u32) -> u32 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    line.expect("a parent").trim().parse().expect("a pid")
-}
-
 /// The task is known as stopped with this code, and goes.
 fn ended_with(host: &Host, id: &str, code: i32) {
     until("it is known as stopped", || {
@@ -43,17 +35,8 @@ fn ended_with(host: &Host, id: &str, code: i32) {
 
 /// Our daemon over the root of Debian's: it says so, and touches nothing.
 fn is_refused_over_their_root(host: &Host) {
-    let refused = Program::new(bin_dir().join("containerd"))
-        .args(["--root"])
-        .args([host.root()])
-        .args(["--state"])
-        .args([host.state()])
-        .args(["--address"])
-        .args([host.address()])
-        .args(["--config"])
-        .args([host.path("config.toml")])
-        .run();
-    let told = refused.err();
+    let daemon = Program::new(bin_dir().join("containerd"));
+    let told = host.over(daemon, "config.toml").run().err();
     assert!(told.contains("belongs to another containerd"), "{told}");
     assert!(!host.address().exists(), "nobody serves");
 }
@@ -76,10 +59,10 @@ fn containers_of_debians_daemon_go_on_under_ours() {
     host.stop();
     is_refused_over_their_root(&host);
     for pid in [live, during, after].iter().chain(&shims) {
-        assert!(is_alive(*pid), "{pid} is alive");
+        assert!(is_there(*pid), "{pid} is alive");
     }
     fs::write(gate.join("during"), "").expect("open the gate");
-    until("it ends with nobody there", || !is_alive(during));
+    until("it ends with nobody there", || !is_there(during));
 
     host.replace(Whose::Ours);
     for (id, pid) in [("live", live), ("after", after)] {
@@ -127,7 +110,7 @@ fn containers_of_debians_daemon_go_on_under_ours() {
         drop(host.ctr(["containers", "rm", id]).ok());
     }
     for pid in [live, during, after].into_iter().chain(shims) {
-        until("nothing of it is left", || !is_alive(pid));
+        until("nothing of it is left", || !is_there(pid));
     }
     // Nor in the root that is not ours.
     let work = theirs.join(TASKS).join(host.namespace());

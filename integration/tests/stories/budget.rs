@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use integration::{Host, until};
+use integration::{Host, parent, until};
 
 /// Written pages of a process that are its own, in KiB: all of it, and its stack's.
 fn dirty(pid: u32) -> (u64, u64) {
@@ -21,13 +21,6 @@ fn dirty(pid: u32) -> (u64, u64) {
         }
     }
     (all, stack)
-}
-
-/// Parent of a process.
-fn parent(pid: u32) -> u32 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = text.lines().find_map(|line| line.strip_prefix("PPid:"));
-    line.expect("a parent").trim().parse().expect("a pid")
 }
 
 #[test]

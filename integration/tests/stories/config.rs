@@ -3,38 +3,21 @@
 use std::fs;
 use std::path::Path;
 
-use integration::{Host, Output, Program, bin_dir, until};
+use integration::{Host, Output, Program, bin_dir, is_there, parent, until};
 
 /// Exit codes, as `containerd --help` tells them.
 const CANNOT_CREATE: i32 = 73;
 const CONFIG: i32 = 78;
 
-fn is_alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
-}
-
-fn parent(pid: u32) -> u32 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    line.expect("a parent").trim().parse().expect("a pid")
-}
-
 /// The daemon over the host's files with this configuration, after `prepare` in a mount namespace of its own.
 fn daemon(host: &Host, config: &str, prepare: &str) -> Output {
     fs::write(host.path("other.toml"), config).expect("write");
-    Program::new("unshare")
+    let daemon = Program::new("unshare")
         .args(["-m", "sh", "-c"])
         .args([format!("{prepare}; exec \"$0\" \"$@\"")])
         .args([bin_dir().join("containerd")])
-        .args(["-l", "error", "--root"])
-        .args([host.root()])
-        .args(["--state"])
-        .args([host.state()])
-        .args(["--address"])
-        .args([host.address()])
-        .args(["--config"])
-        .args([host.path("other.toml")])
-        .run()
+        .args(["-l", "error"]);
+    host.over(daemon, "other.toml").run()
 }
 
 /// Makes the directory read-only, for the daemon that is about to start.
@@ -110,7 +93,7 @@ fn a_refused_start_touches_no_container_and_a_good_one_adopts_them() {
         assert!(told.contains(part), "{part}: {told}");
         assert_eq!(told.lines().count(), 1, "{told}");
         assert!(!host.address().exists(), "nobody serves");
-        assert!(is_alive(pid) && is_alive(shim), "{config}");
+        assert!(is_there(pid) && is_there(shim), "{config}");
         assert_eq!(parent(pid), shim);
     }
     host.start();

@@ -9,16 +9,8 @@ const RECORDS: &str = "io.containerd.metadata.v1.bolt/metadata.redb";
 /// The daemon over the host's files, with this configuration.
 fn daemon(host: &Host, config: &str) -> integration::Output {
     std::fs::write(host.path("other.toml"), config).expect("write");
-    Program::new(bin_dir().join("containerd"))
-        .args(["--root"])
-        .args([host.root()])
-        .args(["--state"])
-        .args([host.state()])
-        .args(["--address"])
-        .args([host.address()])
-        .args(["--config"])
-        .args([host.path("other.toml")])
-        .run()
+    let daemon = Program::new(bin_dir().join("containerd"));
+    host.over(daemon, "other.toml").run()
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use integration::{Host, IMAGE, Oci, Program, Watch, Whose, bin_dir, need, until};
+use integration::{Host, IMAGE, Oci, Watch, Whose, bin_dir, need, parent, until};
 
 #[test]
 fn the_whole_list_with_runc() {
@@ -193,12 +193,4 @@ fn restart(host: &mut Host) {
     );
     let tty = host.ctr_in_terminal("", "tasks exec -t --exec-id t tty sh -c 'tty; exit 8'");
     assert_eq!(tty.code, 8, "{}", tty.stdout);
-}
-
-fn parent(pid: u32) -> u32 {
-    let line = format!("/proc/{pid}/status");
-    let found = Program::new("awk")
-        .args(["/^PPid:/{print $2}", &line])
-        .run();
-    found.ok().trim().parse().expect("a pid")
 }

@@ -1,6 +1,6 @@
 //! The daemon dies and comes back; containers do not notice, and no exit is lost.
 
-use integration::{Host, Oci, until};
+use integration::{Host, Oci, parent, until};
 
 fn twenty(mut host: Host) {
     host.image();
@@ -127,16 +127,6 @@ fn forget(host: Host) {
     drop(host.ctr(["tasks", "rm", "s"]));
     drop(host.ctr(["containers", "rm", "s"]).ok());
     host.finish();
-}
-
-fn parent(pid: u32) -> u32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-    let rest = stat.rsplit(')').next().expect("fields");
-    rest.split_whitespace()
-        .nth(1)
-        .expect("ppid")
-        .parse()
-        .expect("number")
 }
 
 fn kill(pid: u32) {

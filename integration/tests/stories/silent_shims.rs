@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use integration::{Host, figure, until};
+use integration::{Host, figure, parent, until};
 
 /// Shims of the story; by hand more, `SHIMS=206`.
 const VARIABLE: &str = "SHIMS";
@@ -15,13 +15,6 @@ const SIGCONT: i32 = 18;
 fn signal(pid: u32, signal: i32) {
     let process = sys::pidfd::open(pid).expect("a process");
     sys::pidfd::send_signal(process, signal).expect("a signal");
-}
-
-fn parent(pid: u32) -> u32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
-    let rest = stat.rsplit(')').next().expect("fields");
-    let parent = rest.split_whitespace().nth(1).expect("a parent");
-    parent.parse().expect("a number")
 }
 
 /// Pids of all tasks that are listed, by id.
